@@ -1,0 +1,17 @@
+"""Stable Audio 3 kernels: torch only, no ComfyUI. `load`, `build` and the modules below are the public surface."""
+
+import importlib
+
+from .errors import SA3Error
+
+__all__ = ["Model", "Result", "SA3Error", "build", "load", "samplers", "schedule", "timeline"]
+_LAZY = {"Model": "pipeline", "Result": "pipeline", "build": "network", "load": "pipeline"}
+
+
+def __getattr__(name: str):
+    """Import on first use, so that importing the package costs nothing."""
+    if name in _LAZY:
+        return getattr(importlib.import_module(f".{_LAZY[name]}", __name__), name)
+    if name in __all__:
+        return importlib.import_module(f".{name}", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

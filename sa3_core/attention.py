@@ -1,0 +1,57 @@
+"""The one attention of the project: ``attend(q, k, v, *, window=None, key_mask=None)``, exact on every device."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+WINDOW_BLOCK = 128  # queries per block; with a halo of 17 a block reads 1.27 keys for every query
+WINDOW_BLOCKS_AT_ONCE = 64  # keeps the gathered keys of a long sequence to some tens of MB
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, *, window: int | None = None, key_mask: Tensor | None = None) -> Tensor:
+    """softmax(q k^T / sqrt(D)) v.
+
+    q (B, H, N, D); k, v (B, H, M, D). `window`: a query sees only keys at distance <= window (N = M).
+    `key_mask` (B, M), True = visible: hidden keys leave the softmax altogether. Returns (B, H, N, D).
+    """
+    if window is not None and q.shape[2] > window + 1:
+        return _attend_window(q, k, v, window)
+    mask = None if key_mask is None else key_mask[:, None, None, :]
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+
+def _attend_window(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
+    """Blocks of queries against their own keys plus a halo of `window` on each side: N (block + 2 window), never N x N."""
+    n, size = q.shape[2], WINDOW_BLOCK
+    if n <= size + 2 * window:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=_band(torch.arange(n), torch.arange(n), n, window).to(q.device))
+    out = torch.empty_like(q)
+    span = size * WINDOW_BLOCKS_AT_ONCE
+    for start in range(0, n, span):
+        stop = min(start + span, n)
+        blocks = -(-(stop - start) // size)
+        lo, hi = start - window, start + blocks * size + window
+        k_blocks = _blocks(k, lo, hi, size + 2 * window, size)
+        v_blocks = _blocks(v, lo, hi, size + 2 * window, size)
+        q_blocks = _blocks(q, start, start + blocks * size, size, size)
+        rows = start + torch.arange(blocks)[:, None] * size
+        mask = _band(rows + torch.arange(size), rows - window + torch.arange(size + 2 * window), n, window).to(q.device)
+        mask = mask[None, :, None].expand(q.shape[0], -1, -1, -1, -1).flatten(0, 1)
+        o = F.scaled_dot_product_attention(q_blocks, k_blocks, v_blocks, attn_mask=mask)
+        o = o.unflatten(0, (q.shape[0], blocks)).transpose(1, 2).flatten(2, 3)  # (B, H, blocks * size, D)
+        out[:, :, start:stop] = o[:, :, : stop - start]
+    return out
+
+
+def _blocks(x: Tensor, lo: int, hi: int, size: int, step: int) -> Tensor:
+    """Rows lo..hi of x (B, H, N, D), zeros outside, as overlapping blocks (B * blocks, H, size, D)."""
+    n = x.shape[2]
+    piece = F.pad(x[:, :, max(lo, 0) : min(hi, n)], (0, 0, max(-lo, 0), max(hi - n, 0)))
+    return piece.unfold(2, size, step).permute(0, 2, 1, 4, 3).flatten(0, 1)
+
+
+def _band(rows: Tensor, columns: Tensor, n: int, window: int) -> Tensor:
+    """True where key `column` exists and lies within `window` of query `row`. A row past the end keeps its own diagonal."""
+    near = (rows[..., :, None] - columns[..., None, :]).abs() <= window
+    inside = ((columns >= 0) & (columns < n))[..., None, :]
+    return near & (inside | (rows >= n)[..., :, None])

@@ -1,0 +1,215 @@
+"""The diffusion transformer: latents, time and conditioning -> velocity.
+
+Everything that stays constant over a sampling run is computed once by `DiT.prepare` and handed to `DiT.forward`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .attention import attend
+from .config import DiTConfig
+from .layers import FOURIER_DIM, FeedForward, RMSNorm, at, expo_features, merge_heads, rotary_table, rotate, split_heads
+
+
+@dataclass(frozen=True)
+class DiTInputs:
+    """The constants of a run for B items; B may be a multiple of the local rows (guidance runs two contexts over one input).
+
+    cross_kv: per layer (k, v) or (k, k2, v), heads (B, H, n, 64). local: per layer (b, 1 or frames, width), or None.
+    global_embed (B, width). key_mask (B, memory + frames), True = valid, or None. frames: those the network computes.
+    """
+
+    cross_kv: list[tuple[Tensor, ...]]
+    local: list[Tensor] | None
+    global_embed: Tensor
+    rotary: tuple[Tensor, Tensor]
+    key_mask: Tensor | None
+    frames: int
+    modulations: dict = field(default_factory=dict)
+
+    @staticmethod
+    def join(inputs: Sequence["DiTInputs"]) -> "DiTInputs":
+        """Several runs over the same lengths as one batch. Local rows are kept once where all runs share them."""
+        first = inputs[0]
+        if len(inputs) == 1:
+            return first
+        local = first.local
+        if local is not None and any(other.local is not local for other in inputs[1:]):
+            frames = max(part.shape[1] for one in inputs for part in one.local)
+            local = [torch.cat([one.local[i].expand(one.batch, frames, -1) for one in inputs]) for i in range(len(local))]
+        return replace(
+            first,
+            cross_kv=[tuple(map(torch.cat, zip(*layer, strict=True))) for layer in zip(*(one.cross_kv for one in inputs), strict=True)],
+            local=local,
+            global_embed=torch.cat([one.global_embed for one in inputs]),
+            key_mask=None if first.key_mask is None else torch.cat([one.key_mask for one in inputs]),
+            modulations={},
+        )
+
+    @property
+    def batch(self) -> int:
+        return self.global_embed.shape[0]
+
+
+class SelfAttention(nn.Module):
+    def __init__(self, config: DiTConfig, operations, **kw):
+        super().__init__()
+        self.head_dim, self.differential = config.head_dim, config.differential
+        parts = 5 if config.differential else 3
+        self.to_qkv = operations.Linear(config.width, parts * config.width, bias=False, **kw)
+        self.to_out = operations.Linear(config.width, config.width, bias=False, **kw)
+        self.q_norm = RMSNorm(config.head_dim, 1e-6, **kw)
+        self.k_norm = RMSNorm(config.head_dim, 1e-6, **kw)
+
+    def forward(self, x: Tensor, rotary, key_mask: Tensor | None) -> Tensor:
+        q, k, v, *second = (split_heads(part, self.head_dim) for part in self.to_qkv(x).chunk(5 if self.differential else 3, dim=-1))
+        out = attend(rotate(self.q_norm(q), rotary), rotate(self.k_norm(k), rotary), v, key_mask=key_mask)
+        if second:
+            q, k = second
+            out = out - attend(rotate(self.q_norm(q), rotary), rotate(self.k_norm(k), rotary), v, key_mask=key_mask)
+        return self.to_out(merge_heads(out))
+
+
+class CrossAttention(nn.Module):
+    def __init__(self, config: DiTConfig, operations, **kw):
+        super().__init__()
+        self.head_dim, self.differential = config.head_dim, config.differential
+        self.to_q = operations.Linear(config.width, (2 if config.differential else 1) * config.width, bias=False, **kw)
+        self.to_kv = operations.Linear(config.width, (3 if config.differential else 2) * config.width, bias=False, **kw)
+        self.to_out = operations.Linear(config.width, config.width, bias=False, **kw)
+        self.q_norm = RMSNorm(config.head_dim, 1e-6, **kw)
+        self.k_norm = RMSNorm(config.head_dim, 1e-6, **kw)
+
+    def keys(self, context: Tensor) -> tuple[Tensor, ...]:
+        """Normed keys and the values of a context (B, n, width): (k, v), or (k, k2, v) when differential."""
+        *keys, v = (split_heads(part, self.head_dim) for part in self.to_kv(context).chunk(3 if self.differential else 2, dim=-1))
+        return *map(self.k_norm, keys), v
+
+    def forward(self, x: Tensor, kv: tuple[Tensor, ...]) -> Tensor:
+        *keys, v = kv
+        outs = [
+            attend(self.q_norm(split_heads(q, self.head_dim)), k, v)
+            for q, k in zip(self.to_q(x).chunk(len(keys), dim=-1), keys, strict=True)
+        ]
+        return self.to_out(merge_heads(outs[0] - outs[1] if self.differential else outs[0]))
+
+
+class Layer(nn.Module):
+    def __init__(self, config: DiTConfig, operations, **kw):
+        super().__init__()
+        width = config.width
+        self.pre_norm = RMSNorm(width, **kw)
+        self.self_attn = SelfAttention(config, operations, **kw)
+        self.cross_attend_norm = RMSNorm(width, **kw)
+        self.cross_attn = CrossAttention(config, operations, **kw)
+        self.to_local_embed = nn.Sequential(
+            operations.Linear(config.local_dim, width, **kw), nn.SiLU(), operations.Linear(width, width, **kw)
+        )
+        self.ff_norm = RMSNorm(width, **kw)
+        self.ff = FeedForward(width, int(width * config.ff_mult), operations=operations, **kw)
+        self.to_scale_shift_gate = nn.Parameter(torch.zeros(6 * width, device=kw["device"], dtype=kw["dtype"]))
+
+    def forward(self, h: Tensor, modulation: Tensor, kv, local: Tensor | None, rotary, key_mask, memory: int) -> Tensor:
+        parts = (at(self.to_scale_shift_gate, h) + modulation)[:, None].chunk(6, dim=-1)
+        scale1, shift1, gate1, scale2, shift2, gate2 = parts
+        a = torch.addcmul(shift1, self.pre_norm(h), 1 + scale1)
+        h = torch.addcmul(h, self.self_attn(a, rotary, key_mask), torch.sigmoid(1 - gate1))
+        h = h + self.cross_attn(self.cross_attend_norm(h), kv)
+        if local is not None:
+            h.unflatten(0, (-1, local.shape[0]))[:, :, memory:].add_(local)  # h is fresh here; memory tokens get nothing
+        b = torch.addcmul(shift2, self.ff_norm(h), 1 + scale2)
+        return torch.addcmul(h, self.ff(b), torch.sigmoid(1 - gate2))
+
+
+class Transformer(nn.Module):
+    def __init__(self, config: DiTConfig, operations, **kw):
+        super().__init__()
+        width = config.width
+        self.memory_tokens = nn.Parameter(torch.zeros(config.memory_tokens, width, device=kw["device"], dtype=kw["dtype"]))
+        self.project_in = operations.Linear(config.io_channels, width, bias=False, **kw)
+        self.project_out = operations.Linear(width, config.io_channels, bias=False, **kw)
+        self.global_cond_embedder = nn.Sequential(
+            operations.Linear(width, width, **kw), nn.SiLU(), operations.Linear(width, 6 * width, **kw)
+        )
+        self.layers = nn.ModuleList(Layer(config, operations, **kw) for _ in range(config.depth))
+
+
+class DiT(nn.Module):
+    """The transformer of `config`, parameter names as in the release (below ``model.model.``)."""
+
+    def __init__(self, config: DiTConfig, operations=nn, device=None, dtype=None):
+        super().__init__()
+        kw = {"device": device, "dtype": dtype}
+        self.config = config
+        width, io = config.width, config.io_channels
+
+        def mlp(inner: int, bias: bool) -> nn.Sequential:
+            return nn.Sequential(
+                operations.Linear(inner, width, bias=bias, **kw), nn.SiLU(), operations.Linear(width, width, bias=bias, **kw)
+            )
+
+        self.to_cond_embed = mlp(config.cond_dim, False)
+        self.to_global_embed = mlp(config.global_dim, False)
+        self.to_timestep_embed = mlp(FOURIER_DIM, True)
+        self.preprocess_conv = operations.Conv1d(io, io, 1, bias=False, **kw)
+        self.postprocess_conv = operations.Conv1d(io, io, 1, bias=False, **kw)
+        self.transformer = Transformer(config, operations, **kw)
+
+    def prepare(
+        self, cross_attn: Tensor, global_cond: Tensor, local: list[Tensor] | Tensor | None, frames: int, lengths: Sequence[int] | None = None
+    ) -> DiTInputs:
+        """Compute once what every step of a run needs.
+
+        cross_attn (B, n, cond_dim), global_cond (B, cond_dim); their type is the one the network computes in.
+        local: (B, local_dim, T) mask and masked latents, None = absent, or what `local_embeddings` made of one.
+        frames: T. lengths: valid frames per item; those beyond are hidden from attention and come out as zero velocity.
+        """
+        lengths = [frames] * len(cross_attn) if lengths is None else list(lengths)
+        frames = max(lengths)
+        context = self.to_cond_embed(cross_attn)
+        memory, device = self.config.memory_tokens, cross_attn.device
+        mask = None
+        if min(lengths) < frames:
+            valid = torch.arange(-memory, frames)[None] < torch.tensor(lengths)[:, None]
+            mask = valid.to(device)
+        return DiTInputs(
+            [layer.cross_attn.keys(context) for layer in self.transformer.layers],
+            self.local_embeddings(local, frames) if isinstance(local, Tensor) else local,
+            self.to_global_embed(global_cond),
+            rotary_table(memory + frames, self.config.rotary_dim, device),
+            mask,
+            frames,
+        )
+
+    def local_embeddings(self, local: Tensor, frames: int) -> list[Tensor]:
+        """Per layer (B, frames, width). A local input of zeros is the same row everywhere: (1, 1, width)."""
+        rows = local[:, :, :frames].transpose(1, 2) if local.any() else local[:1, :, :1].transpose(1, 2)
+        return [layer.to_local_embed(rows) for layer in self.transformer.layers]
+
+    def modulation(self, t: Tensor, inputs: DiTInputs) -> Tensor:
+        """adaLN rows (B, 6 width) of times t (B,); each distinct t of a run is computed once."""
+        key = tuple(t.tolist())
+        if key not in inputs.modulations:
+            embed = inputs.global_embed + self.to_timestep_embed(expo_features(t).to(inputs.global_embed.device, inputs.global_embed.dtype))
+            inputs.modulations[key] = self.transformer.global_cond_embedder(embed)
+        return inputs.modulations[key]
+
+    def forward(self, x: Tensor, t: Tensor, inputs: DiTInputs) -> Tensor:
+        """Velocity (B, C, T) of latents x (B, C, T) at times t (B,), t in float32 or better."""
+        core, frames = self.transformer, inputs.frames
+        padding = x.shape[-1] - frames
+        modulation = self.modulation(t, inputs)
+        x = x[..., :frames].to(modulation.dtype)
+        x = self.preprocess_conv(x) + x
+        h = core.project_in(x.transpose(1, 2))
+        h = torch.cat((at(core.memory_tokens, h).expand(h.shape[0], -1, -1), h), dim=1)
+        for i, layer in enumerate(core.layers):
+            local = None if inputs.local is None else inputs.local[i]
+            h = layer(h, modulation, inputs.cross_kv[i], local, inputs.rotary, inputs.key_mask, self.config.memory_tokens)
+        y = core.project_out(h[:, self.config.memory_tokens :]).transpose(1, 2)
+        y = self.postprocess_conv(y) + y
+        return F.pad(y, (0, padding)) if padding else y

@@ -1,0 +1,123 @@
+"""The small parts that both networks are made of. Shapes: h (B, N, width); heads as (B, H, N, D)."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+FOURIER_DIM = 256
+FOURIER_MIN, FOURIER_MAX = 0.5, 10000.0
+
+
+def expo_features(u: Tensor) -> Tensor:
+    """Exponential Fourier features of scalars u (...,) -> (..., 256) in float32.
+
+    Phases reach 63,000 rad: another order of the product, or frequencies in float64, changes the result by up to 5e-3.
+    """
+    ramp = torch.linspace(0, 1, FOURIER_DIM // 2, dtype=torch.float32)
+    freqs = torch.exp(ramp * (math.log(FOURIER_MAX) - math.log(FOURIER_MIN)) + math.log(FOURIER_MIN)).to(u.device)
+    args = u.float()[..., None] * freqs * 2 * math.pi
+    return torch.cat((args.cos(), args.sin()), dim=-1)
+
+
+def rotary_table(n: int, dim: int, device=None, theta: float = 10000.0) -> tuple[Tensor, Tensor]:
+    """cos, sin (n, dim / 2) in float32, positions 0..n-1. Always recomputed: 16-bit checkpoints carry rounded frequencies."""
+    inv_freq = 1.0 / theta ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim)
+    angles = torch.arange(n, dtype=torch.float32)[:, None] * inv_freq
+    return angles.cos().to(device), angles.sin().to(device)
+
+
+def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotary embedding on the first 2 x table-width channels of x (B, H, N, D), channel i paired with i + width."""
+    cos, sin = table
+    half = cos.shape[-1]
+    a, b = x[..., :half].float(), x[..., half : 2 * half].float()
+    turned = torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x.dtype)
+    return torch.cat((turned, x[..., 2 * half :]), dim=-1)
+
+
+def split_heads(x: Tensor, head_dim: int) -> Tensor:
+    """(B, N, H * D) -> (B, H, N, D)."""
+    return x.unflatten(-1, (-1, head_dim)).transpose(1, 2)
+
+
+def merge_heads(x: Tensor) -> Tensor:
+    return x.transpose(1, 2).flatten(2)
+
+
+def at(parameter: Tensor, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """A raw parameter where it is used: offloading hosts may have left it elsewhere, or in its storage type."""
+    return parameter.to(device=x.device, dtype=dtype or x.dtype)
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * gamma, in float32 whatever the input."""
+
+    def __init__(self, dim: int, eps: float = 1e-5, device=None, dtype=None):
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(dim, device=device, dtype=dtype))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x.float(), x.shape[-1:], at(self.gamma, x, torch.float32), self.eps).to(x.dtype)
+
+
+class DyT(nn.Module):
+    """Dynamic tanh, gamma * tanh(alpha x) + beta, in place of a norm (arXiv 2503.10622)."""
+
+    def __init__(self, dim: int, device=None, dtype=None):
+        super().__init__()
+        self.alpha = nn.Parameter(torch.ones(1, device=device, dtype=dtype))
+        self.gamma = nn.Parameter(torch.ones(dim, device=device, dtype=dtype))
+        self.beta = nn.Parameter(torch.zeros(dim, device=device, dtype=dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.addcmul(at(self.beta, x), at(self.gamma, x), torch.tanh(x * at(self.alpha, x)))
+
+
+class GatedLinear(nn.Module):
+    """value * gate(g) with (value, g) from one Linear."""
+
+    def __init__(self, dim: int, inner: int, gate, operations=nn, device=None, dtype=None):
+        super().__init__()
+        self.proj = operations.Linear(dim, 2 * inner, device=device, dtype=dtype)
+        self.gate = gate
+
+    def forward(self, x: Tensor) -> Tensor:
+        value, g = self.proj(x).chunk(2, dim=-1)
+        return value * self.gate(g)
+
+
+def sine_gate(g: Tensor) -> Tensor:
+    return torch.sin(math.pi * g)
+
+
+class FeedForward(nn.Module):
+    def __init__(self, dim: int, inner: int, gate=F.silu, operations=nn, device=None, dtype=None):
+        super().__init__()
+        self.ff = nn.Sequential(
+            GatedLinear(dim, inner, gate, operations, device, dtype),
+            nn.Identity(),
+            operations.Linear(inner, dim, device=device, dtype=dtype),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.ff(x)
+
+
+class WeightNormConv1d(nn.Module):
+    """Conv1d, "same" padding, with the weight stored as g * v / ||v|| (norm over all but dim 0)."""
+
+    def __init__(self, channels: int, out_channels: int, kernel: int, device=None, dtype=None):
+        super().__init__()
+        self.weight_g = nn.Parameter(torch.ones(out_channels, 1, 1, device=device, dtype=dtype))
+        self.weight_v = nn.Parameter(torch.empty(out_channels, channels, kernel, device=device, dtype=dtype))
+        self.bias = nn.Parameter(torch.zeros(out_channels, device=device, dtype=dtype))
+        if self.weight_v.device.type != "meta":
+            nn.init.kaiming_uniform_(self.weight_v, a=math.sqrt(5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        v = at(self.weight_v, x, torch.float32)
+        weight = at(self.weight_g, x, torch.float32) * v / v.flatten(1).norm(dim=1)[:, None, None]
+        return F.conv1d(x, weight.to(x.dtype), at(self.bias, x), padding=(v.shape[-1] - 1) // 2)

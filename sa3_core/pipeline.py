@@ -1,0 +1,222 @@
+"""The whole job without ComfyUI: load a release, make audio."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from . import checkpoint, sampling, timeline
+from .conditioning import Condition
+from .config import ModelConfig
+from .dit import DiTInputs
+from .errors import SA3Error
+from .guidance import Guidance
+from .network import Predictor, Release, build
+from .same import SAME, Noise
+from .text_encoder import Text, Tokens
+
+DEMO = Path(__file__).resolve().parent.parent / "assets" / "demo"
+
+
+@dataclass(frozen=True)
+class Result:
+    """audio: per item (channels, N_i) at `sample_rate`, or latents (B, D, T) when they were asked for."""
+
+    audio: list[Tensor] | None
+    latents: Tensor | None
+    seconds: tuple[float, ...]
+    sample_rate: int
+    info: dict = field(default_factory=dict)
+
+
+class Model:
+    """A loaded release (or a standalone autoencoder: then only `encode` and `decode` work)."""
+
+    def __init__(self, config: ModelConfig, module, text_encoder, name: str):
+        self.config, self.module, self.text_encoder, self.name = config, module, text_encoder, name
+
+    @property
+    def dit(self):
+        return self._generative().dit
+
+    @property
+    def autoencoder(self) -> SAME:
+        return self.module if isinstance(self.module, SAME) else self.module.autoencoder
+
+    @property
+    def device(self) -> torch.device:
+        return self.autoencoder.bottleneck.running_std.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.autoencoder.bottleneck.running_std.dtype
+
+    def _generative(self) -> Release:
+        if not isinstance(self.module, Release):
+            raise SA3Error(f"{self.name} is a standalone autoencoder: it encodes and decodes, but cannot generate.")
+        return self.module
+
+    def encode_text(self, prompts: str | Sequence[str]) -> Text:
+        """Token embeddings of the prompts, padded as the model sees them (learned padding)."""
+        module = self._generative()
+        if self.text_encoder is None:
+            raise SA3Error(f"{self.name} has no text encoder beside it; give load() the folder t5gemma-b-b-ul2 as text_encoder.")
+        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        tokens: Tokens = self.text_encoder.tokenize(prompts, self.config.conditioning.max_tokens)
+        with torch.no_grad():
+            rows = self.text_encoder(tokens).to(self.device, self.dtype)
+            return Text(module.conditioner.prompt(rows, tokens.mask), tokens.mask, tokens.ids)
+
+    @torch.no_grad()
+    def condition(self, text: Text, seconds: Sequence[float], negative: bool = False) -> Condition:
+        """Inputs of the transformer. A negative prompt's padded rows are zero instead of learned."""
+        return self._generative().conditioner(text.embeddings, text.mask, seconds, negative)
+
+    @torch.no_grad()
+    def velocity(
+        self, x: Tensor, t: Tensor, cross_attn: Tensor, global_cond: Tensor, local_add: Tensor | None = None,
+        padding_mask: Tensor | None = None, cfg: float = 1.0, apg: float = 1.0, rescale: float = 0.0, norm_threshold: float = 0.0,
+        cfg_interval: tuple[float, float] = (0, 1), negative_cross_attn: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """One evaluation: latents x (B, D, T) at t (B,) -> velocity (B, D, T). padding_mask (B, T), True = valid."""
+        dit = self.dit
+        lengths = None if padding_mask is None else _lengths_of(padding_mask)
+        inputs = dit.prepare(cross_attn, global_cond, local_add, x.shape[-1], lengths)
+        guidance = Guidance(cfg, apg, rescale, norm_threshold, *cfg_interval)
+        uncond = None
+        if guidance.cfg != 1:
+            other = torch.zeros_like(cross_attn) if negative_cross_attn is None else negative_cross_attn
+            uncond = dit.prepare(other, global_cond, inputs.local, x.shape[-1], lengths)
+        return Predictor(dit, inputs, uncond, guidance, lengths)(x, t.float().cpu())
+
+    @torch.no_grad()
+    def encode(self, audio: Tensor, chunk_size: int | None = None, overlap: int = 32, noise: int | None = None) -> Tensor:
+        """Audio (B, channels, N) at the model's rate -> latents (B, D, frames). noise: a seed, None = off."""
+        return self.autoencoder.encode(audio.to(self.device, self.dtype), chunk_size, overlap, _noise(noise))
+
+    @torch.no_grad()
+    def decode(self, z: Tensor, chunk_size: int | None = None, overlap: int = 32, noise: int | None = None) -> Tensor:
+        """Latents (B, D, T) -> audio (B, channels, N), not clipped. noise: a seed, None = off."""
+        return self.autoencoder.decode(z.to(self.device, self.dtype), chunk_size, overlap, _noise(noise))
+
+    @torch.no_grad()
+    def generate(
+        self, prompt: str | Sequence[str], duration: float | Sequence[float], negative_prompt: str | Sequence[str] | None = None,
+        steps: int | None = None, cfg: float | None = None, sampler: str | None = None, schedule: dict | None = None, seed: int = 0,
+        init_audio: tuple[int, Tensor] | None = None, init_noise_level: float = 1.0, regions: Sequence[tuple[float, float]] | None = None,
+        source_audio: tuple[int, Tensor] | None = None, padding: float = timeline.PADDING_SECONDS, apg: float = 1.0, rescale: float = 0.0,
+        norm_threshold: float = 0.0, cfg_interval: tuple[float, float] = (0, 1), eta: float | None = None, chunk_size: int | None = 128,
+        overlap: int = 32, decode_noise: int | None = None, initial_noise: Tensor | None = None, step_noise=None,
+        return_latents: bool = False, callback=None,
+    ) -> Result:  # fmt: skip
+        """Make audio from text, optionally from a sound (init_audio with init_noise_level) or inside regions of one (source_audio).
+
+        prompt, negative_prompt and duration (seconds) may be lists, one entry per item. steps, cfg, sampler, schedule: None = the
+        checkpoint's. init_audio, source_audio: (rate, waveform (C, N)). regions: (start, end) in seconds to regenerate.
+        decode_noise: a seed for the decoder's regularisation noise, None = off. callback(step, total, denoised).
+        """
+        module = self._generative()
+        prompts, negatives, seconds = _broadcast(prompt, negative_prompt, duration)
+        lengths = timeline.lengths(self.config, seconds, padding)
+        guidance = Guidance(self.config.default_cfg if cfg is None else cfg, apg, rescale, norm_threshold, *cfg_interval)
+        plan = sampling.plan(
+            self.config, lengths, steps=steps, sampler=sampler, seed=seed, schedule_options=schedule, eta=eta,
+            noise_level=init_noise_level if init_audio is not None else 1.0,
+        )  # fmt: skip
+        init = None if init_audio is None else self._source_latents("init_audio", init_audio, lengths, chunk_size, overlap)
+        local = self._local(regions, source_audio, lengths, chunk_size, overlap)
+
+        cond = self.condition(self.encode_text(prompts), lengths.seconds)
+        inputs = module.dit.prepare(cond.cross_attn, cond.global_cond, local, lengths.frames, lengths.valid)
+        uncond = None
+        if guidance.cfg != 1:
+            uncond = self._unconditional(negatives, cond, inputs, lengths)
+        latents = sampling.run(
+            Predictor(module.dit, inputs, uncond, guidance, lengths.valid), plan, channels=self.config.same.latent_dim, device=self.device,
+            init=init, initial_noise=initial_noise, step_noise=step_noise, callback=callback,
+        )  # fmt: skip
+        info = {
+            "model": self.name, "seed": seed, "steps": plan.steps, "sampler": plan.sampler, "cfg": guidance.cfg,
+            "sigmas": [round(s, 6) for s in plan.sigmas[0].tolist()],
+        }  # fmt: skip
+        if return_latents:
+            return Result(None, latents, lengths.seconds, self.config.sample_rate, info)
+        audio = [
+            self.decode(latents[i : i + 1, :, : lengths.own[i]], chunk_size, overlap, decode_noise)[0, :, :n].float().clamp(-1, 1)
+            for i, n in enumerate(lengths.samples)
+        ]
+        return Result(audio, None, lengths.seconds, self.config.sample_rate, info)
+
+    def _unconditional(self, negatives, cond: Condition, inputs: DiTInputs, lengths: timeline.Lengths) -> DiTInputs:
+        module = self._generative()
+        if negatives is None:
+            context = module.conditioner.unconditional(len(lengths), cond.cross_attn)
+        else:
+            context = self.condition(self.encode_text(negatives), lengths.seconds, negative=True).cross_attn
+        return module.dit.prepare(context, cond.global_cond, inputs.local, lengths.frames, lengths.valid)
+
+    def _local(self, regions, source_audio, lengths: timeline.Lengths, chunk_size, overlap) -> Tensor:
+        """Mask and masked latents (B, D + 1, T); zeros for plain text to audio."""
+        if (regions is None) != (source_audio is None):
+            raise SA3Error("Inpainting needs both regions and source_audio; one of them is missing.")
+        if regions is None:
+            return torch.zeros(len(lengths), self.config.same.latent_dim + 1, lengths.frames, device=self.device, dtype=self.dtype)
+        merged = timeline.merge_regions(regions, max(lengths.seconds))
+        mask = timeline.keep_mask(self.config, merged, lengths).to(self.device, self.dtype)
+        return torch.cat((mask, mask * self._source_latents("source_audio", source_audio, lengths, chunk_size, overlap)), dim=1)
+
+    def _source_latents(self, name: str, source: tuple[int, Tensor], lengths: timeline.Lengths, chunk_size, overlap) -> Tensor:
+        """A clip, cut or zero-padded to each item's own length, as latents (B, D, T)."""
+        from .audio import to_model
+
+        waveform = to_model(name, *source, self.config.sample_rate, self.config.same.audio_channels)
+        spf = self.config.same.samples_per_frame
+        out = torch.zeros(len(lengths), self.config.same.latent_dim, lengths.frames, device=self.device, dtype=self.dtype)
+        for own in set(lengths.own):
+            n = own * spf
+            clip = torch.nn.functional.pad(waveform[:, :n], (0, max(0, n - waveform.shape[1])))
+            z = self.encode(clip[None], chunk_size, overlap)
+            out[[i for i, other in enumerate(lengths.own) if other == own], :, :own] = z
+        return out
+
+
+def load(path: str | Path, device="cpu", dtype: torch.dtype = torch.float32, text_encoder: str | Path | None = None) -> Model:
+    """Load a release: its folder, its weights file, or "demo" for the embedded model.
+
+    text_encoder: the folder t5gemma-b-b-ul2, when it does not lie beside the weights. Raises SA3Error for anything that is
+    not exactly a Stable Audio 3 release.
+    """
+    opened = checkpoint.open_checkpoint(DEMO if str(path) == "demo" else path)
+    module = checkpoint.load_into(build(opened.config), opened.tensors, dtype=dtype, device=device)
+    encoder = None
+    folder = Path(text_encoder) if text_encoder is not None else opened.text_encoder
+    if opened.config.conditioning is not None and folder is not None:
+        encoder = checkpoint.load_text_encoder(folder, dtype, device)
+    return Model(opened.config, module, encoder, opened.name)
+
+
+def _noise(seed: int | None) -> Noise | None:
+    return None if seed is None else Noise(int(seed))
+
+
+def _lengths_of(padding_mask: Tensor) -> list[int]:
+    lengths = padding_mask.bool().sum(1).tolist()
+    expected = torch.arange(padding_mask.shape[1])[None] < torch.tensor(lengths)[:, None]
+    if not torch.equal(padding_mask.bool().cpu(), expected) or min(lengths) < 1:
+        raise SA3Error("The padding mask must be True for the first frames of each item (at least one) and False behind them.")
+    return lengths
+
+
+def _broadcast(prompt, negative, duration) -> tuple[list[str], list[str] | None, list[float]]:
+    """Lists of one common length from single values and lists."""
+    rows = {"prompt": prompt, "negative_prompt": negative, "duration": duration}
+    rows = {name: list(value) if isinstance(value, (list, tuple)) else value for name, value in rows.items()}
+    sizes = {name: len(value) for name, value in rows.items() if isinstance(value, list)}
+    batch = max(sizes.values(), default=1)
+    for name, size in sizes.items():
+        if size not in (1, batch) or size == 0:
+            raise SA3Error(f"{name} has {size} entries and the batch {batch}; give one for all, or one per item.")
+    full = {name: (value if len(value) == batch else value * batch) if isinstance(value, list) else [value] * batch for name, value in rows.items()}
+    return full["prompt"], None if negative is None else full["negative_prompt"], full["duration"]

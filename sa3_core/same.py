@@ -1,0 +1,243 @@
+"""SAME, the autoencoder: stereo audio <-> latents, 4096 samples a frame in the released models."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .attention import attend
+from .config import ResamplerConfig, SAMEConfig
+from .errors import SA3Error
+from .layers import DyT, FeedForward, WeightNormConv1d, at, merge_heads, rotary_table, rotate, sine_gate, split_heads
+
+REGULARIZE = 1e-3  # latent noise on decode, in units of running_std
+NOISE_BLOCK = 32  # frames per draw: any stretch of a clip can be drawn alone, so chunks agree with the whole
+
+
+@dataclass(frozen=True)
+class Noise:
+    """The autoencoder's inference noise, a pure function of (seed, item, frame, purpose)."""
+
+    seed: int
+    items: Sequence[int] = ()  # which draw each batch row has; 0, 1, ... when empty
+    start: int = 0  # frame of the clip at which the latents begin
+
+    def draw(self, purpose: str, batch: int, frames: int, per_frame: int) -> Tensor:
+        """(batch, frames, per_frame) standard normal numbers."""
+        items = list(self.items) or list(range(batch))
+        first, last = self.start // NOISE_BLOCK, (self.start + frames - 1) // NOISE_BLOCK
+        rows = []
+        for item in items[:batch]:
+            blocks = [self._block(purpose, item, block, per_frame) for block in range(first, last + 1)]
+            offset = self.start - first * NOISE_BLOCK
+            rows.append(torch.cat(blocks)[offset : offset + frames])
+        return torch.stack(rows)
+
+    def _block(self, purpose: str, item: int, block: int, per_frame: int) -> Tensor:
+        digest = hashlib.sha256(f"{self.seed}/{item}/{purpose}/{block}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+        return torch.randn(NOISE_BLOCK, per_frame, generator=generator)
+
+    def at(self, start: int) -> "Noise":
+        return Noise(self.seed, self.items, self.start + start)
+
+
+class DifferentialAttention(nn.Module):
+    """softmax(q k) v - softmax(q2 k2) v, with DyT on queries and keys."""
+
+    def __init__(self, width: int, head_dim: int, operations, **kw):
+        super().__init__()
+        self.head_dim = head_dim
+        self.to_qkv = operations.Linear(width, 5 * width, bias=False, **kw)
+        self.to_out = operations.Linear(width, width, bias=False, **kw)
+        self.q_norm = DyT(head_dim, **kw)
+        self.k_norm = DyT(head_dim, **kw)
+
+    def forward(self, x: Tensor, rotary, window: int | None) -> Tensor:
+        q, k, v, q2, k2 = (split_heads(part, self.head_dim) for part in self.to_qkv(x).chunk(5, dim=-1))
+        q, k, q2, k2 = (rotate(norm(part), rotary) for norm, part in zip((self.q_norm, self.k_norm) * 2, (q, k, q2, k2), strict=True))
+        return self.to_out(merge_heads(attend(q, k, v, window=window) - attend(q2, k2, v, window=window)))
+
+
+class Block(nn.Module):
+    def __init__(self, config: ResamplerConfig, index: int, operations, **kw):
+        super().__init__()
+        self.pre_norm = DyT(config.width, **kw)
+        self.self_attn = DifferentialAttention(config.width, config.head_dim, operations, **kw)
+        self.ff_norm = DyT(config.width, **kw)
+        gate = sine_gate if config.depth - index < config.sinusoidal else F.silu
+        self.ff = FeedForward(config.width, 3 * config.width, gate, operations, **kw)
+
+    def forward(self, h: Tensor, rotary, window: int | None) -> Tensor:
+        h = h + self.self_attn(self.pre_norm(h), rotary, window)
+        return h + self.ff(self.ff_norm(h))
+
+
+class Resampler(nn.Module):
+    """Groups of one latent and `stride` patches go through the blocks; one side of the group is given, the other new."""
+
+    def __init__(self, config: ResamplerConfig, operations, **kw):
+        super().__init__()
+        self.config = config
+        channels = (config.patch_channels, config.width) if config.side == "encoder" else (config.width, config.patch_channels)
+        self.mapping = WeightNormConv1d(*channels, 3 if config.conv_mapping else 1, **kw)
+        self.new_tokens = nn.Parameter(torch.zeros(1, 1, config.width, device=kw["device"], dtype=kw["dtype"]))
+        self.transformers = nn.ModuleList(Block(config, i, operations, **kw) for i in range(config.depth))
+
+    def forward(self, x: Tensor, noise: Noise | None = None) -> Tensor:
+        """Encoder: patches (B, P, 16 T) -> (B, width, T). Decoder: (B, width, T) -> patches (B, P, 16 T)."""
+        c, encoding = self.config, self.config.side == "encoder"
+        given, new = (c.stride, 1) if encoding else (1, c.stride)
+        frames = x.shape[-1] // given
+        padded = -(-frames // c.align) * c.align
+        x = F.pad(x, (0, (padded - frames) * given))
+        h = (self.mapping(x) if encoding else x).transpose(1, 2).unflatten(1, (padded, given))
+        fresh = at(self.new_tokens, h).expand(*h.shape[:2], new, -1)
+        if noise is not None and c.mask_noise:
+            drawn = noise.draw(c.side, h.shape[0], frames, new * c.width).to(h).unflatten(-1, (new, c.width))
+            fresh = fresh + c.mask_noise * F.pad(drawn, (0, 0, 0, 0, 0, padded - frames))
+        h = self._blocks(torch.cat((h, fresh), dim=2).flatten(1, 2))
+        h = h.unflatten(1, (padded, c.stride + 1))[:, :, -new:].flatten(1, 2).transpose(1, 2)
+        return (h if encoding else self.mapping(h))[..., : frames * new]
+
+    def _blocks(self, h: Tensor) -> Tensor:
+        c = self.config
+        rotary_dim = c.head_dim // 2
+        if c.window is not None:
+            rotary = rotary_table(h.shape[1], rotary_dim, h.device)
+            for block in self.transformers:
+                h = block(h, rotary, c.window)
+            return h
+        chunk = c.align * (c.stride + 1)
+        rotary = rotary_table(chunk, rotary_dim, h.device)
+        half = c.depth // 2 if c.midpoint_shift else c.depth
+        h = self._chunked(h, self.transformers[:half], chunk, rotary)
+        if half == c.depth:
+            return h
+        # The second half is cut in the middle of the first half's chunks; the ends repeat themselves as context.
+        shift = chunk // 2
+        h = torch.cat((h[:, :shift], h, h[:, -shift:]), dim=1)
+        return self._chunked(h, self.transformers[half:], chunk, rotary)[:, shift:-shift]
+
+    @staticmethod
+    def _chunked(h: Tensor, blocks, chunk: int, rotary) -> Tensor:
+        batch = h.shape[0]
+        h = h.unflatten(1, (-1, chunk)).flatten(0, 1)
+        for block in blocks:
+            h = block(h, rotary, None)
+        return h.unflatten(0, (batch, -1)).flatten(1, 2)
+
+
+class Bottleneck(nn.Module):
+    def __init__(self, dim: int, device=None, dtype=None):
+        super().__init__()
+        kw = {"device": device, "dtype": dtype}
+        self.scaling_factor = nn.Parameter(torch.ones(1, dim, 1, **kw))
+        self.bias = nn.Parameter(torch.zeros(1, dim, 1, **kw))
+        self.noise_scaling_factor = nn.Parameter(torch.zeros(1, 0, 1, **kw))
+        self.register_buffer("running_std", torch.ones(1, **kw))
+
+    def encode(self, z: Tensor) -> Tensor:
+        return (z * at(self.scaling_factor, z) + at(self.bias, z)) / at(self.running_std, z)
+
+    def decode(self, z: Tensor, noise: Noise | None = None) -> Tensor:
+        std = at(self.running_std, z)
+        z = z * std
+        if noise is not None:
+            z = z + REGULARIZE * std * noise.draw("latents", z.shape[0], z.shape[2], z.shape[1]).transpose(1, 2).to(z)
+        return z
+
+
+class _Encoder(nn.Module):
+    def __init__(self, config: ResamplerConfig, operations, **kw):
+        super().__init__()
+        linear = operations.Linear(config.width, config.latent_dim, **kw)
+        self.layers = nn.ModuleList([Resampler(config, operations, **kw), nn.Identity(), linear])  # indices as in the release
+
+    def forward(self, patches: Tensor, noise: Noise | None) -> Tensor:
+        return self.layers[2](self.layers[0](patches, noise).transpose(1, 2)).transpose(1, 2)
+
+
+class _Decoder(nn.Module):
+    def __init__(self, config: ResamplerConfig, operations, **kw):
+        super().__init__()
+        linear = operations.Linear(config.latent_dim, config.width, **kw)
+        self.layers = nn.ModuleList([nn.Identity(), linear, nn.Identity(), Resampler(config, operations, **kw)])
+
+    def forward(self, z: Tensor, noise: Noise | None) -> Tensor:
+        return self.layers[3](self.layers[1](z.transpose(1, 2)).transpose(1, 2), noise)
+
+
+class SAME(nn.Module):
+    """Autoencoder of `config`; parameter names as in the standalone releases, below ``pretransform.model.`` in generative ones."""
+
+    def __init__(self, config: SAMEConfig, operations=nn, device=None, dtype=None):
+        super().__init__()
+        kw = {"device": device, "dtype": dtype}
+        self.config = config
+        self.encoder = _Encoder(config.encoder, operations, **kw)
+        self.bottleneck = Bottleneck(config.latent_dim, **kw)
+        self.decoder = _Decoder(config.decoder, operations, **kw)
+
+    def encode(self, audio: Tensor, chunk_size: int | None = None, overlap: int = 32, noise: Noise | None = None, progress=None) -> Tensor:
+        """Audio (B, C, N) -> latents (B, D, ceil(N / samples_per_frame)); a last frame that is not full is zero-padded.
+
+        chunk_size, overlap: frames per pass and shared by neighbours (None = a single pass). noise: None = off.
+        """
+        spf = self.config.samples_per_frame
+        if audio.dim() != 3 or audio.shape[1] != self.config.audio_channels or audio.shape[2] == 0:
+            raise SA3Error(f"Audio to encode has shape {tuple(audio.shape)}; expected (batch, {self.config.audio_channels}, samples).")
+        frames = -(-audio.shape[-1] // spf)
+
+        def run(start: int, stop: int) -> Tensor:
+            piece = audio[..., start * spf : stop * spf]
+            piece = F.pad(piece, (0, (stop - start) * spf - piece.shape[-1]))
+            patches = piece.unflatten(2, (-1, self.config.patch_size)).transpose(2, 3).flatten(1, 2)  # (B, C * patch, patches)
+            return self.bottleneck.encode(self.encoder(patches, noise and noise.at(start)))
+
+        return self._in_chunks(run, frames, 1, chunk_size, overlap, self.config.encoder.align, progress)
+
+    def decode(self, z: Tensor, chunk_size: int | None = None, overlap: int = 32, noise: Noise | None = None, progress=None) -> Tensor:
+        """Latents (B, D, T) -> audio (B, C, T * samples_per_frame), not clipped. Arguments as in `encode`."""
+        if z.dim() != 3 or z.shape[1] != self.config.latent_dim or z.shape[2] == 0:
+            raise SA3Error(f"Latents to decode have shape {tuple(z.shape)}; expected (batch, {self.config.latent_dim}, frames).")
+
+        def run(start: int, stop: int) -> Tensor:
+            here = noise and noise.at(start)
+            quiet = here if self.config.noise_regularize else None
+            patches = self.decoder(self.bottleneck.decode(z[..., start:stop], quiet), here)
+            return patches.unflatten(1, (self.config.audio_channels, -1)).transpose(2, 3).flatten(2)
+
+        return self._in_chunks(run, z.shape[-1], self.config.samples_per_frame, chunk_size, overlap, self.config.decoder.align, progress)
+
+    @staticmethod
+    def _in_chunks(run: Callable, frames: int, scale: int, chunk: int | None, overlap: int, align: int, progress) -> Tensor:
+        """Overlapping passes over `frames`, half the overlap trimmed at inner edges, the last pass anchored to the end.
+
+        Starts lie on multiples of `align`, so that SAME-S's chunks are cut as in a single pass.
+        """
+        if chunk is None or frames <= chunk:
+            return run(0, frames)
+        chunk, overlap = _check_chunk(chunk, overlap, align)
+        starts = list(range(0, frames - chunk, chunk - overlap))
+        starts.append(-(-(frames - chunk) // align) * align)
+        out = None
+        for i, start in enumerate(starts):
+            piece = run(start, min(start + chunk, frames))
+            out = piece.new_empty(*piece.shape[:2], frames * scale) if out is None else out
+            left = overlap // 2 if i else 0
+            out[..., (start + left) * scale : (start + chunk) * scale] = piece[..., left * scale :]
+            if progress is not None:
+                progress(i + 1, len(starts))
+        return out
+
+
+def _check_chunk(chunk: int, overlap: int, align: int) -> tuple[int, int]:
+    if chunk < 1 or not 0 <= overlap < chunk:
+        raise SA3Error(f"Chunk size {chunk} with overlap {overlap}: expected 0 <= overlap < chunk size, in latent frames.")
+    if chunk % align or (chunk - overlap) % align:
+        raise SA3Error(f"Chunk size {chunk} with overlap {overlap}: this autoencoder needs both to be multiples of {align} frames.")
+    return chunk, overlap

@@ -1,0 +1,111 @@
+"""Seconds <-> samples <-> latent frames, and regions on that line."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .config import ModelConfig
+from .errors import SA3Error
+
+PADDING_SECONDS = 6.0  # headroom behind the clip, as the public tools have it
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """The time line of a batch.
+
+    seconds, samples: what was asked per item. frames: T of the batch. own: T that each item would have alone. valid: frames
+    each item is generated in (the rest is hidden padding). effective: frames of the asked duration, for the schedule.
+    """
+
+    seconds: tuple[float, ...]
+    samples: tuple[int, ...]
+    frames: int
+    own: tuple[int, ...]
+    valid: tuple[int, ...]
+    effective: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.seconds)
+
+    def pick(self, items: Sequence[int]) -> "Lengths":
+        """Some of the items, over the same T."""
+        chosen = ([row[i] for i in items] for row in (self.seconds, self.samples, self.own, self.valid, self.effective))
+        seconds, samples, own, valid, effective = map(tuple, chosen)
+        return Lengths(seconds, samples, self.frames, own, valid, effective)
+
+
+def check_seconds(seconds: Sequence[float], config: ModelConfig) -> None:
+    for value in seconds:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value <= 0:
+            raise SA3Error(f"The duration is {value}; expected a positive number of seconds.")
+        if config.sample_size is not None and int(value * config.sample_rate) < 1:
+            raise SA3Error(f"The duration is {value} s, shorter than one sample; expected at least {1 / config.sample_rate:.6f} s.")
+        if config.sample_size is not None and value > config.max_seconds:
+            raise SA3Error(f"The duration is {value} s; this model makes at most {config.max_seconds:.1f} s in one run.")
+
+
+def lengths(config: ModelConfig, seconds: Sequence[float], padding: float = PADDING_SECONDS, frames: int | None = None) -> Lengths:
+    """The time line of items of `seconds`, each with `padding` seconds of headroom. frames: T when it is already decided."""
+    check_seconds(seconds, config)
+    if not math.isfinite(padding) or padding < 0:
+        raise SA3Error(f"The padding is {padding} s; expected 0 or more.")
+    spf, rate = config.same.samples_per_frame, config.sample_rate
+    own = [batch_frames(config, value, padding) for value in seconds]
+    frames = max(own) if frames is None else frames
+    samples = [int(value * rate) for value in seconds]
+    effective = [-(-n // spf) for n in samples]
+    headroom = int(padding * rate / spf)
+    for value, n in zip(seconds, effective, strict=True):
+        if n > frames:
+            raise SA3Error(f"The latents have {frames} frames ({frames * spf / rate:.2f} s), too few for {value} s.")
+    return Lengths(
+        tuple(seconds),
+        tuple(samples),
+        frames,
+        tuple(min(n, frames) for n in own),
+        tuple(min(frames, alone, n + headroom) for n, alone in zip(effective, own, strict=True)),
+        tuple(effective),
+    )
+
+
+def batch_frames(config: ModelConfig, seconds: float, padding: float) -> int:
+    """Latent frames for `seconds` plus headroom, rounded up to whole attention chunks, at most the model's size."""
+    spf = config.same.samples_per_frame
+    frames = -(-int((seconds + padding) * config.sample_rate) // spf)
+    frames = -(-frames // config.align) * config.align
+    return frames if config.sample_size is None else min(frames, config.sample_size // spf)
+
+
+def merge_regions(regions: Sequence[tuple[float, float]], duration: float | None = None) -> list[tuple[float, float]]:
+    """Sorted regions in seconds with overlaps merged. Refuses what lies outside [0, duration] or ends before it starts."""
+    for start, end in regions:
+        if not (math.isfinite(start) and math.isfinite(end)):
+            raise SA3Error(f"The region {start}-{end} is not a pair of finite numbers of seconds.")
+        if end <= start:
+            raise SA3Error(f"The region {start:g}-{end:g} ends before it starts; expected start-end in seconds.")
+        if start < 0 or (duration is not None and end > duration + 1e-9):
+            limit = "" if duration is None else f" to {duration:g} s"
+            raise SA3Error(f"The region {start:g}-{end:g} lies outside the clip; expected regions within 0{limit}.")
+    merged: list[tuple[float, float]] = []
+    for start, end in sorted(regions):
+        if merged and start <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
+        else:
+            merged.append((start, end))
+    return merged
+
+
+def keep_mask(config: ModelConfig, regions: Sequence[tuple[float, float]], lengths: Lengths) -> Tensor:
+    """(B, 1, T): 1 = given, 0 = generate; 0 beyond each item's duration. Nearest neighbour from sample resolution."""
+    spf, rate = config.same.samples_per_frame, config.sample_rate
+    at = torch.arange(lengths.frames) * spf  # nearest-neighbour reads the first sample of a frame
+    mask = torch.ones(len(lengths), 1, lengths.frames)
+    for start, end in regions:
+        mask[:, :, (at >= int(start * rate)) & (at < int(end * rate))] = 0
+    for i, samples in enumerate(lengths.samples):
+        mask[i, :, at >= samples] = 0
+    return mask
