@@ -1,0 +1,113 @@
+"""Finds, or has made, the ComfyUI and the Python that a command runs in. Standard library only.
+
+ComfyUI is the one around the pack, the one that was named, or a private one under `.run/` (see private.py).
+Only the private one is ever changed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+
+class SetupError(Exception):
+    """The environment cannot be used; the message is a sentence for the user."""
+
+
+@dataclass(frozen=True)
+class Environment:
+    """A ComfyUI tree with the interpreter that runs it."""
+
+    python: Path
+    comfyui: Path
+    private: bool
+    accelerator: bool = False
+
+
+def is_comfyui(folder: Path) -> bool:
+    """Whether `folder` is the root of a ComfyUI tree."""
+    return (folder / "main.py").is_file() and (folder / "comfy").is_dir()
+
+
+def find_comfyui(root: Path, named: Path | None = None) -> Path | None:
+    """The tree that was named, else the one whose `custom_nodes` holds the pack at `root`, else None."""
+    if named is not None:
+        named = named.expanduser().absolute()
+        if not is_comfyui(named):
+            raise SetupError(f"--comfyui {named} is not a ComfyUI folder: it should hold main.py and comfy/.")
+        return named
+    around = root.parent.parent
+    return around if root.parent.name == "custom_nodes" and is_comfyui(around) else None
+
+
+def venv_python(venv: Path) -> Path:
+    """Where a virtual environment keeps its interpreter on this system."""
+    return venv / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+
+
+def find_python(comfyui: Path, named: Path | None = None) -> Path:
+    """The interpreter of a user's ComfyUI: the named one, a virtual environment beside it, or the running one."""
+    if named is not None:
+        named = named.expanduser().absolute()
+        if not named.is_file():
+            raise SetupError(f"--python {named} does not exist.")
+        return named
+    beside = [venv_python(comfyui / ".venv"), venv_python(comfyui / "venv"), comfyui.parent / "python_embeded" / "python.exe"]
+    return next((python for python in beside if python.is_file()), Path(sys.executable))
+
+
+def probe(python: Path, requirements: Path | None = None) -> dict:
+    """What `python` offers: version, torch, torch_home, accelerator, unmet requirements (probe.py runs in it)."""
+    script = Path(__file__).with_name("probe.py")
+    command = [str(python), str(script)] + ([str(requirements)] if requirements and requirements.is_file() else [])
+    answer = subprocess.run(command, capture_output=True, text=True)
+    if answer.returncode:
+        raise SetupError(f"{python} could not be asked for its packages: {answer.stderr.strip() or answer.returncode}")
+    return json.loads(answer.stdout.splitlines()[-1])
+
+
+def users_environment(root: Path, comfyui: Path, python: Path | None) -> Environment:
+    """The environment of a user's own ComfyUI, looked at and never changed."""
+    python = find_python(comfyui, python)
+    found = probe(python, root / "requirements.txt")
+    if found["torch"] is None:
+        raise SetupError(
+            f"{python} cannot import torch ({found['torch_error']}), so it is not the Python that runs {comfyui}. "
+            "Name that one with --python."
+        )
+    if found["unmet"]:
+        command = " ".join([str(python), "-m pip install", *(f'"{line}"' for line in found["unmet"])])
+        raise SetupError(f"The pack needs packages that ComfyUI's Python lacks. Install them with: {command}")
+    return Environment(python, comfyui, private=False, accelerator=found["accelerator"])
+
+
+def child_environ(root: Path, private: bool) -> dict[str, str]:
+    """Environment variables that keep every cache and temporary file of a child process under `.run/`."""
+    run = root / ".run"
+    environ = dict(os.environ)
+    # where a user has put the shared model cache is his choice; the rest is this command's own litter
+    environ.setdefault("HF_HOME", str(run / "cache" / "huggingface"))
+    for name, folder in {
+        "XDG_CACHE_HOME": "cache",
+        "PIP_CACHE_DIR": "cache/pip",
+        "TORCH_HOME": "cache/torch",
+        "TORCHINDUCTOR_CACHE_DIR": "cache/inductor",
+        "TRITON_CACHE_DIR": "cache/triton",
+        "CUDA_CACHE_PATH": "cache/cuda",
+        "TMPDIR": "tmp",
+        "TEMP": "tmp",
+        "TMP": "tmp",
+    }.items():
+        environ[name] = str(run / folder)
+    (run / "tmp").mkdir(parents=True, exist_ok=True)
+    environ["PYTHONUNBUFFERED"] = "1"
+    if private:
+        # nothing of the user's other Pythons may leak in, nor pip's answers out of the environment
+        for name in ("PYTHONPATH", "PYTHONHOME", "PIP_TARGET", "PIP_PREFIX"):
+            environ.pop(name, None)
+        environ |= {"PYTHONNOUSERSITE": "1", "PIP_USER": "0", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+    return environ
