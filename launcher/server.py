@@ -1,0 +1,328 @@
+"""A headless ComfyUI in a process of its own, and the little of its HTTP and websocket interface that is needed here.
+
+with Server(comfyui, base_directory, packs=[root]) as server:
+    entry = server.wait(server.queue(graph))
+    files = server.output_files(entry)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import aiohttp
+import psutil
+
+Graph = dict[str, dict[str, Any]]
+LOCAL = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # never through the user's proxy
+TERMINAL = ("execution_success", "execution_error", "execution_interrupted")
+
+
+class ServerFailed(Exception):
+    """ComfyUI did not start, or died; the message ends with the last lines of its log."""
+
+
+class PromptRejected(Exception):
+    """ComfyUI refused a graph before running it; the message is its own words, node by node."""
+
+
+class ExecutionFailed(Exception):
+    """A node raised an error."""
+
+    def __init__(self, node_type: str, message: str) -> None:
+        super().__init__(f"{node_type}: {message}")
+        self.node_type = node_type
+        self.message = message
+
+
+class Interrupted(Exception):
+    """The run was interrupted."""
+
+
+class Event(NamedTuple):
+    """One websocket message about a prompt: `progress`, `executing`, `execution_cached`, ..."""
+
+    kind: str
+    data: dict[str, Any]
+
+
+class Server:
+    """A running ComfyUI; a context manager that always stops it.
+
+    comfyui: the tree. base_directory: where models, input, output and user settings lie (made when absent).
+    packs: node packs to load, and no others. models: folders laid out like ComfyUI's `models`, searched too.
+    frontend: False serves the API alone, which starts faster. log: where ComfyUI's words go.
+    """
+
+    def __init__(
+        self,
+        comfyui: Path,
+        base_directory: Path,
+        *,
+        packs: Sequence[Path] = (),
+        models: Sequence[Path] = (),
+        python: Path | str = sys.executable,
+        cpu: bool = True,
+        frontend: bool = False,
+        arguments: Sequence[str] = (),
+        environ: Mapping[str, str] | None = None,
+        log: Path | None = None,
+        start_timeout: float = 180.0,
+    ) -> None:
+        self.base_directory = base_directory
+        self.log = log or base_directory / "comfyui.log"
+        self.events: dict[str, list[Event]] = collections.defaultdict(list)
+        self.url = ""
+        self._tree = comfyui
+        self._packs = packs
+        self._models = models
+        self._python = python
+        self._arguments = list(arguments)
+        if cpu:
+            self._arguments.append("--cpu")
+        if not frontend:
+            self._arguments += ["--front-end-root", str(base_directory / "no_frontend")]
+        self._environ = dict(os.environ if environ is None else environ)
+        self._start_timeout = start_timeout
+        self._client = uuid.uuid4().hex
+        self._process: subprocess.Popen[bytes] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._session: aiohttp.ClientSession | None = None
+        self._socket: aiohttp.ClientWebSocketResponse | None = None
+
+    def __enter__(self) -> Server:
+        self._loop = asyncio.new_event_loop()
+        try:
+            self._start()
+            self._loop.run_until_complete(self._connect())
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._loop.run_until_complete(self._disconnect())
+        self._loop.close()
+        if self._process is not None:
+            stop(self._process)
+
+    # -- what it is asked ---------------------------------------------------------------------------------------------
+
+    def object_info(self, node: str = "") -> dict[str, Any]:
+        """The schemas of all node classes, or of one."""
+        return self._get(f"/object_info/{node}" if node else "/object_info")
+
+    def queue(self, graph: Graph) -> str:
+        """Queues a graph in API form and returns its prompt id. Raises PromptRejected."""
+        try:
+            return self._post("/prompt", {"prompt": graph, "client_id": self._client})["prompt_id"]
+        except urllib.error.HTTPError as error:
+            if error.code != 400:
+                raise
+            raise PromptRejected(rejection(json.load(error))) from None
+
+    def wait(self, prompt_id: str, on_event: Callable[[Event], None] | None = None, timeout: float = 3600.0) -> dict[str, Any]:
+        """Follows a prompt to its end and returns its history entry; its events stay in `events[prompt_id]`.
+
+        Raises ExecutionFailed, Interrupted, ServerFailed, or TimeoutError after `timeout` seconds.
+        """
+        end = self._loop.run_until_complete(asyncio.wait_for(self._follow(prompt_id, on_event), timeout))
+        if end.kind == "execution_error":
+            raise ExecutionFailed(end.data["node_type"], end.data["exception_message"].strip())
+        if end.kind == "execution_interrupted":
+            raise Interrupted(f"interrupted in {end.data['node_type']}")
+        return self._until(lambda: self._get(f"/history/{prompt_id}").get(prompt_id), 30.0, "an entry in the history")
+
+    def interrupt(self) -> None:
+        """Asks ComfyUI to interrupt what is running; may be called from `on_event`."""
+        self._post("/interrupt", {})
+
+    def free(self) -> None:
+        """Asks ComfyUI to unload all models and to drop its cache."""
+        self._post("/free", {"unload_models": True, "free_memory": True})
+
+    def upload(self, file: Path) -> str:
+        """Puts a file into ComfyUI's input folder and returns the name that a loader node takes."""
+        return self._loop.run_until_complete(self._upload(file))["name"]
+
+    def cached(self, prompt_id: str) -> set[str]:
+        """The node ids of a prompt that were not run because nothing had changed."""
+        return {node for event in self.events[prompt_id] if event.kind == "execution_cached" for node in event.data["nodes"]}
+
+    def progress(self, prompt_id: str, node: str) -> list[tuple[int, int]]:
+        """The (step, of steps) that a node of a prompt has reported."""
+        reports = (event.data for event in self.events[prompt_id] if event.kind == "progress")
+        return [(data["value"], data["max"]) for data in reports if data["node"] == node]
+
+    def output_files(self, entry: dict[str, Any]) -> list[Path]:
+        """The files a history entry tells of, in the graph's order; previews lie in the temporary folder."""
+        folders = {"output": self._folder("--output-directory", "output"), "temp": self._folder("--temp-directory", "temp")}
+        return [
+            folders[file["type"]] / file["subfolder"] / file["filename"]
+            for shown in entry["outputs"].values()
+            for kind in shown.values()
+            for file in kind
+            if isinstance(file, dict) and file.get("type") in folders and "filename" in file
+        ]
+
+    @property
+    def memory(self) -> int:
+        """Bytes of memory that the process holds now."""
+        return psutil.Process(self._process.pid).memory_info().rss
+
+    def log_tail(self, lines: int = 15) -> str:
+        """The last lines of ComfyUI's log."""
+        return "\n".join(self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
+
+    # -- how ----------------------------------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        for folder in ("custom_nodes", "models", "input", "output", "no_frontend"):
+            (self.base_directory / folder).mkdir(parents=True, exist_ok=True)
+        paths = self.base_directory / "extra_model_paths.yaml"
+        paths.write_text(json.dumps(search_paths(self._packs, self._models), indent=1), encoding="utf-8")  # JSON is YAML
+        port = free_port()
+        self.url = f"http://127.0.0.1:{port}"
+        command = [
+            str(self._python), str(self._tree / "main.py"), "--listen", "127.0.0.1", "--port", str(port),
+            "--base-directory", str(self.base_directory), "--database-url", "sqlite:///:memory:",
+            "--extra-model-paths-config", str(paths), "--disable-auto-launch", "--disable-api-nodes",
+            "--disable-all-custom-nodes", *self._arguments,
+        ]  # fmt: skip
+        if self._packs:
+            command += ["--whitelist-custom-nodes", *(pack.name for pack in self._packs)]
+        with self.log.open("wb") as log:
+            # a session of its own: Ctrl-C reaches us alone, and the whole group can be ended
+            self._process = subprocess.Popen(
+                command, cwd=self._tree, env=self._environ, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                start_new_session=True,
+            )  # fmt: skip
+        self._until(self._answers, self._start_timeout, "an answer")
+
+    def _answers(self) -> bool:
+        try:
+            return bool(self._get("/system_stats"))
+        except OSError:  # refused or reset while it starts
+            return False
+
+    def _until(self, condition: Callable[[], Any], timeout: float, what: str) -> Any:
+        """Asks again and again; the first true answer. Gives up when the process dies or time is over."""
+        deadline = time.monotonic() + timeout
+        while not (answer := condition()):
+            if self._process.poll() is not None:
+                raise ServerFailed(f"ComfyUI ended with status {self._process.returncode}. Its last words:\n{self.log_tail()}")
+            if time.monotonic() > deadline:
+                raise ServerFailed(f"ComfyUI gave no sign of {what} within {timeout:.0f} s. Its last words:\n{self.log_tail()}")
+            time.sleep(0.1)
+        return answer
+
+    async def _connect(self) -> None:
+        self._session = aiohttp.ClientSession()
+        self._socket = await self._session.ws_connect(f"{self.url}/ws?clientId={self._client}", max_msg_size=0)
+
+    async def _disconnect(self) -> None:
+        for task in asyncio.all_tasks() - {asyncio.current_task()}:  # Ctrl-C leaves one behind
+            task.cancel()
+        if self._session is not None:
+            await self._session.close()
+
+    async def _follow(self, prompt_id: str, on_event: Callable[[Event], None] | None) -> Event:
+        """Hands on the events of a prompt, those of earlier waits first, up to the one that ends it."""
+        seen = 0
+        while True:
+            for event in self.events[prompt_id][seen:]:
+                seen += 1
+                if on_event:
+                    on_event(event)
+                if event.kind in TERMINAL:
+                    return event
+            message = await self._socket.receive()
+            if message.type is aiohttp.WSMsgType.TEXT:
+                self._note(json.loads(message.data))
+            elif message.type is not aiohttp.WSMsgType.BINARY:  # previews are binary
+                raise ServerFailed(f"ComfyUI closed the connection. Its last words:\n{self.log_tail()}")
+
+    def _note(self, message: dict[str, Any]) -> None:
+        data = message.get("data") or {}
+        if prompt_id := data.get("prompt_id"):
+            self.events[prompt_id].append(Event(message["type"], data))
+
+    async def _upload(self, file: Path) -> dict[str, Any]:
+        with file.open("rb") as content:
+            async with self._session.post(f"{self.url}/upload/image", data={"image": content}) as answer:
+                answer.raise_for_status()
+                return await answer.json()
+
+    def _folder(self, option: str, name: str) -> Path:
+        if option not in self._arguments:
+            return self.base_directory / name
+        given = Path(self._arguments[self._arguments.index(option) + 1])
+        return given / "temp" if name == "temp" else given
+
+    def _get(self, path: str) -> Any:
+        with LOCAL.open(self.url + path, timeout=60) as answer:
+            return json.load(answer)
+
+    def _post(self, path: str, body: dict[str, Any]) -> Any:
+        request = urllib.request.Request(self.url + path, json.dumps(body).encode(), {"Content-Type": "application/json"})
+        with LOCAL.open(request, timeout=60) as answer:
+            return json.loads(answer.read() or b"null")
+
+
+def rejection(answer: dict[str, Any]) -> str:
+    """ComfyUI's refusal of a graph as a sentence: the errors of each node, else the error of the whole."""
+    lines = [
+        f"{node['class_type']} (node {node_id}): {words(error)}"
+        for node_id, node in (answer.get("node_errors") or {}).items()
+        for error in node["errors"]
+    ]
+    return "\n".join(lines) or words(answer["error"])
+
+
+def words(error: dict[str, Any]) -> str:
+    """Message and details of one error of ComfyUI's, as a sentence."""
+    message, details = error["message"].strip(), error["details"].strip()
+    return f"{message}{' ' if message.endswith('.') else ': '}{details}" if details else message
+
+
+def search_paths(packs: Sequence[Path], models: Sequence[Path]) -> dict[str, dict[str, str]]:
+    """ComfyUI's extra model paths: the folders that hold the packs, and every folder inside the models folders."""
+    paths = {f"pack{i}": {"custom_nodes": str(parent)} for i, parent in enumerate(dict.fromkeys(pack.parent for pack in packs))}
+    for i, folder in enumerate(models):
+        paths[f"models{i}"] = {kind.name: str(kind) for kind in sorted(folder.iterdir()) if kind.is_dir()}
+    return paths
+
+
+def free_port() -> int:
+    """A TCP port of this machine that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def stop(process: subprocess.Popen[bytes], patience: float = 10.0) -> None:
+    """Ends a process and its descendants: politely, then not."""
+    if process.poll() is not None:
+        return
+    leader = psutil.Process(process.pid)
+    family = [leader, *leader.children(recursive=True)]
+    for act in (psutil.Process.terminate, psutil.Process.kill):
+        for member in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                act(member)
+        _, family = psutil.wait_procs(family, patience)
+    process.wait()
