@@ -1,0 +1,95 @@
+"""The main job: one shared workflow through a headless ComfyUI, one audio file. Runs under the environment's Python."""
+
+from __future__ import annotations
+
+import json
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+from .environment import SetupError, child_environ
+from .server import Event, Graph, Server
+
+# option of run.py -> (class of node, its input)
+INPUTS = {
+    "prompt": ("SA3_TextEncode", "text"),
+    "duration": ("SA3_EmptyLatent", "seconds"),
+    "seed": ("SA3_Sampler", "seed"),
+    "steps": ("SA3_Sampler", "steps"),
+    "model": ("SA3_ModelLoader", "model"),
+}
+AUDIO = {".flac", ".wav", ".mp3", ".opus", ".ogg"}
+
+
+def read_graph(file: Path) -> Graph:
+    """A workflow in API form."""
+    try:
+        graph = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise SetupError(f"The workflow {file} cannot be read: {error}") from None
+    nodes = graph.values() if isinstance(graph, dict) else []
+    if not nodes or not all(isinstance(node, dict) and "class_type" in node for node in nodes):
+        raise SetupError(f"{file} is not a workflow in API form; export it from ComfyUI with Workflow > Export (API).")
+    return graph
+
+
+def fill(graph: Graph, options: dict[str, object]) -> Graph:
+    """The graph with the given options (None: not given) put into the nodes they belong to, found by class."""
+    filled = {node_id: {**node, "inputs": dict(node.get("inputs", {}))} for node_id, node in graph.items()}
+    for option, value in options.items():
+        if value is None:
+            continue
+        node_class, name = INPUTS[option]
+        nodes = [node for node in filled.values() if node["class_type"] == node_class]
+        if not nodes:
+            raise SetupError(f"The workflow has no {node_class} node, so {option} cannot be set.")
+        for node in nodes:
+            node["inputs"][name] = value
+    return filled
+
+
+class Progress:
+    """Tells on a stream, a line each, which stage runs and how far it is."""
+
+    def __init__(self, graph: Graph, stream=None) -> None:
+        self._titles = {node_id: node.get("_meta", {}).get("title") or node["class_type"] for node_id, node in graph.items()}
+        self._stream = stream or sys.stderr
+
+    def __call__(self, event: Event) -> None:
+        if event.kind == "executing" and event.data["node"] in self._titles:
+            self.say(self._titles[event.data["node"]])
+        elif event.kind == "progress":
+            self.say(f"{self._titles.get(event.data['node'], '')}: step {event.data['value']}/{event.data['max']}")
+
+    def say(self, text: str) -> None:
+        """One line."""
+        print(f"[run] {text}", file=self._stream, flush=True)
+
+
+def run(root: Path, options: Namespace) -> Path:
+    """Runs the workflow and returns the audio file. Raises SetupError or one of server.py's errors."""
+    graph = fill(read_graph(options.workflow), {name: getattr(options, name) for name in INPUTS})
+    progress = Progress(graph)
+    tree, home = Path(options.inside), root / ".run" / "home"
+    private = tree == root / ".run" / "comfyui"
+    output = options.output or root / "output"
+    output.mkdir(parents=True, exist_ok=True)
+    for kind in ("checkpoints", "diffusion_models", "text_encoders", "vae", "loras"):
+        (home / "models" / kind).mkdir(parents=True, exist_ok=True)
+
+    progress.say(f"starting ComfyUI ({tree})")
+    server = Server(
+        tree,
+        home,
+        packs=[root],
+        models=[] if private else [tree / "models"],
+        cpu=options.cpu,
+        arguments=["--output-directory", str(output)],
+        environ=child_environ(root, private),
+    )
+    with server:
+        entry = server.wait(server.queue(graph), progress)
+        files = [file for file in server.output_files(entry) if file.suffix in AUDIO and file.is_file()]
+    if not files:
+        raise SetupError("The workflow ran but saved no audio file.")
+    return files[-1]

@@ -1,0 +1,127 @@
+"""Set everything up and make one audio file, or run the tests.
+
+    python run.py "a prompt" --duration 3 --seed 7
+    python run.py --test [pytest arguments ...]
+
+Needs only Python 3.10 to 3.13: it finds the ComfyUI around this folder, takes the one named with --comfyui, or makes
+a private one under .run/ from the package index. The path of the audio file is the last line of stdout.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(os.path.abspath(__file__)).parent  # not resolved: the pack may be a link inside custom_nodes
+sys.path.insert(0, str(ROOT))  # the interpreter of a portable ComfyUI does not look beside the script
+
+OLDEST_PYTHON = (3, 10)
+DEFAULT_WORKFLOW = ROOT / "workflows" / "api" / "text_to_audio.json"
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="run.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("prompt", nargs="?", help="what the audio should be")
+    parser.add_argument("--duration", type=float, metavar="SECONDS", help="length of the audio (else the workflow's)")
+    parser.add_argument("--seed", type=int, help="same seed, same audio (else the workflow's)")
+    parser.add_argument("--steps", type=int, metavar="N", help="sampling steps (else the workflow's)")
+    parser.add_argument("--model", metavar="NAME", help="model to load (else the workflow's)")
+    parser.add_argument("--workflow", type=Path, default=DEFAULT_WORKFLOW, metavar="FILE", help="workflow in API form")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="folder for the audio (else output/ beside run.py)")
+    parser.add_argument("--comfyui", type=Path, metavar="PATH", help="a ComfyUI to use; it is not changed")
+    parser.add_argument("--python", type=Path, metavar="PATH", help="the Python of that ComfyUI, or the one to build on")
+    parser.add_argument("--cpu", action="store_true", help="do not use a GPU")
+    parser.add_argument("--test", nargs=argparse.REMAINDER, metavar="ARG", help="run the linter and the tests instead")
+    parser.add_argument("--inside", help=argparse.SUPPRESS)  # second stage: the ComfyUI tree that the first one found
+    options = parser.parse_args(arguments)
+    if options.prompt is None and options.test is None:
+        parser.error("a prompt is needed (or --test)")
+    for name in ("workflow", "output"):
+        if getattr(options, name) is not None:
+            setattr(options, name, getattr(options, name).expanduser().absolute())
+    return options
+
+
+def set_up(options: argparse.Namespace):
+    """The environment the options ask for, made if it is the private one. The tests use a user's ComfyUI only when told to."""
+    from launcher import environment, private
+
+    if options.test is not None and options.comfyui is None:
+        return private.prepare(ROOT, options.python)
+    comfyui = environment.find_comfyui(ROOT, options.comfyui)
+    if comfyui is None:
+        return private.prepare(ROOT, options.python)
+    return environment.users_environment(ROOT, comfyui, options.python)
+
+
+def main(arguments: list[str]) -> int:
+    """Runs the command and returns its exit status."""
+    options = parse(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # whoever ends this process ends pip or ComfyUI too
+    if options.inside:
+        return make_audio(options)
+
+    if sys.version_info < OLDEST_PYTHON:
+        return fail(f"this is Python {sys.version.split()[0]}; 3.10 to 3.13 is needed")
+    from launcher.environment import SetupError, child_environ
+
+    try:
+        found = set_up(options)
+    except SetupError as error:
+        return fail(str(error))
+    environ = child_environ(ROOT, found.private)
+    if options.test is not None:
+        environ["SA3_COMFYUI"] = str(found.comfyui)
+        return run_tests(found.python, options.test, environ)
+    second = [str(found.python), str(ROOT / "run.py"), "--inside", str(found.comfyui), *([] if found.accelerator else ["--cpu"])]
+    return become([*second, *arguments], environ)
+
+
+def become(command: list[str], environ: dict[str, str]) -> int:
+    """Goes on as another command; where a process cannot be replaced, waits for it and leaves Ctrl-C to it."""
+    if os.name != "nt":
+        sys.stdout.flush()
+        os.execve(command[0], command, environ)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return subprocess.call(command, env=environ)
+
+
+def run_tests(python: Path, arguments: list[str], environ: dict[str, str]) -> int:
+    """The linter, then the tests; 0 only when both pass and there were tests."""
+    lint = subprocess.call([str(python), "-m", "ruff", "check", "."], cwd=ROOT, env=environ, stdout=sys.stderr)
+    tests = subprocess.call([str(python), "-m", "pytest", *(arguments or ["tests"])], cwd=ROOT, env=environ)
+    return lint or tests
+
+
+def make_audio(options: argparse.Namespace) -> int:
+    """The second stage, under the environment's Python."""
+    from launcher import job, server
+    from launcher.environment import SetupError
+
+    try:
+        file = job.run(ROOT, options)
+    except (SetupError, server.ServerFailed, server.Interrupted) as error:
+        return fail(str(error))
+    except (server.PromptRejected, server.ExecutionFailed) as error:
+        return fail(f"{error}\n(ComfyUI's log is {ROOT / '.run' / 'home' / 'comfyui.log'})")
+    print(file, flush=True)
+    return 0
+
+
+def fail(sentence: str) -> int:
+    """Says why there is no result."""
+    print(f"run.py: {sentence}", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:
+        print("run.py: stopped", file=sys.stderr)
+        sys.exit(130)
