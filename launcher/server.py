@@ -140,7 +140,10 @@ class Server:
 
         Raises ExecutionFailed, Interrupted, ServerFailed, or TimeoutError after `timeout` seconds.
         """
-        end = self._loop.run_until_complete(asyncio.wait_for(self._follow(prompt_id, on_event), timeout))
+        try:
+            end = self._loop.run_until_complete(self._follow(prompt_id, on_event, time.monotonic() + timeout))
+        except asyncio.TimeoutError:  # another class than TimeoutError in Python 3.10
+            raise TimeoutError(f"the prompt did not end within {timeout:g} s") from None
         if end.kind == "execution_error":
             raise ExecutionFailed(end.data["node_type"], end.data["exception_message"].strip())
         if end.kind == "execution_interrupted":
@@ -235,12 +238,14 @@ class Server:
         self._socket = await self._session.ws_connect(f"{self.url}/ws?clientId={self._client}", max_msg_size=0)
 
     async def _disconnect(self) -> None:
-        for task in asyncio.all_tasks() - {asyncio.current_task()}:  # Ctrl-C leaves one behind
+        left = asyncio.all_tasks() - {asyncio.current_task()}  # Ctrl-C leaves one behind
+        for task in left:
             task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
         if self._session is not None:
             await self._session.close()
 
-    async def _follow(self, prompt_id: str, on_event: Callable[[Event], None] | None) -> Event:
+    async def _follow(self, prompt_id: str, on_event: Callable[[Event], None] | None, deadline: float) -> Event:
         """Hands on the events of a prompt, those of earlier waits first, up to the one that ends it."""
         seen = 0
         while True:
@@ -250,7 +255,7 @@ class Server:
                     on_event(event)
                 if event.kind in TERMINAL:
                     return event
-            message = await self._socket.receive()
+            message = await self._socket.receive(timeout=max(0.001, deadline - time.monotonic()))
             if message.type is aiohttp.WSMsgType.TEXT:
                 self._note(json.loads(message.data))
             elif message.type is not aiohttp.WSMsgType.BINARY:  # previews are binary
