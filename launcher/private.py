@@ -94,7 +94,8 @@ def make(root: Path, base_python: Path) -> None:
         raise SetupError(f"{base_python} is Python {version}; the set-up needs 3.10 to 3.13. Name another one with --python.")
     reused = stamp["reused_torch"] if update else reusable_torch(found)
 
-    say("setting up a private ComfyUI in .run/ (once; 0.5 GB to download with a CPU torch, up to 4 GB with a CUDA one)")
+    say("setting up a private ComfyUI in .run/, once: to download 0.5 GB with a CPU torch and about 4 GB with a CUDA one,")
+    say("on disk 1.7 GB and about 8 GB; checkpoints go into .run/home/models/checkpoints")
     if not update:
         say(f"1/4 virtual environment of {base_python}" + (f", reusing torch {found['torch']} of {reused}" if reused else ""))
         make_venv(base_python, run / "venv", environ)
