@@ -47,7 +47,7 @@ def test_missing_python_is_refused(tree: Path):
 
 def test_python_without_torch_is_refused(tree: Path, tmp_path: Path):
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "bare")], check=True)
-    with pytest.raises(SetupError, match="cannot import torch .*--python"):
+    with pytest.raises(SetupError, match=r"cannot import torch .*--python"):
         environment.users_environment(tmp_path, tree, environment.venv_python(tmp_path / "bare"))
 
 

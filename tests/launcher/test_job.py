@@ -36,7 +36,7 @@ def test_option_without_its_node_is_refused():
 def test_file_that_is_no_workflow_is_refused(tmp_path: Path, content: str):
     file = tmp_path / "w.json"
     file.write_text(content)
-    with pytest.raises(SetupError, match="w.json"):
+    with pytest.raises(SetupError, match=r"w\.json"):
         job.read_graph(file)
 
 

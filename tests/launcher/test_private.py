@@ -11,7 +11,7 @@ import pytest
 from launcher import private
 from launcher.environment import SetupError, venv_python
 
-from .conftest import ROOT
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_installed_torch_is_linked_and_not_installed(tmp_path: Path, steps: list
 @pytest.mark.parametrize("version", [[3, 9], [3, 14]])
 def test_unfit_python_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: list[int]):
     monkeypatch.setattr(private, "probe", lambda *_: {"version": version, "torch": None})
-    with pytest.raises(SetupError, match="needs 3.10 to 3.13"):
+    with pytest.raises(SetupError, match=r"needs 3\.10 to 3\.13"):
         private.prepare(tmp_path)
 
 

@@ -81,16 +81,15 @@ def test_upload(server: Server, tmp_path: Path):
 
 
 def test_death_at_start_is_told_with_the_log(tree: Path, tmp_path: Path):
-    with pytest.raises(ServerFailed, match="(?s)status 1.*the fake has no torch"):
-        with Server(tree, tmp_path / "base", arguments=["--die-at-start"]):
-            pass
+    server = Server(tree, tmp_path / "base", arguments=["--die-at-start"])
+    with pytest.raises(ServerFailed, match=r"(?s)status 1.*the fake has no torch"):
+        server.__enter__()
 
 
 def test_process_ends_with_the_context_also_after_an_error(tree: Path, tmp_path: Path):
-    with pytest.raises(KeyError):
-        with Server(tree, tmp_path / "base") as server:
-            process = psutil.Process(server._process.pid)
-            raise KeyError
+    with pytest.raises(KeyError), Server(tree, tmp_path / "base") as server:
+        process = psutil.Process(server._process.pid)
+        raise KeyError
     assert not process.is_running()
 
 

@@ -28,7 +28,7 @@ def import_comfyui() -> None:
 
     comfy.options.enable_args_parsing()
     arguments, sys.argv = sys.argv, ["main.py", "--cpu", "--base-directory", BASE.name]
-    import comfy.cli_args  # noqa: F401
+    import comfy.cli_args
 
     sys.argv = arguments
 

@@ -68,5 +68,5 @@ def test_only_the_named_packs_and_all_named_models_are_loaded(comfyui_tree: Path
         nodes = server.object_info()
         assert "Refuse_wanted" in nodes and "Refuse_unwanted" not in nodes
         assert "mine.safetensors" in nodes["CheckpointLoaderSimple"]["input"]["required"]["ckpt_name"][0]
-        with pytest.raises(ExecutionFailed, match="^Refuse_wanted: this clip is too short$"):
+        with pytest.raises(ExecutionFailed, match=r"^Refuse_wanted: this clip is too short$"):
             server.wait(server.queue(graph(0.1, "Refuse_wanted")))
