@@ -144,7 +144,7 @@ class Model:
         if return_latents:
             return Result(None, latents, lengths.seconds, self.config.sample_rate, info)
         audio = [
-            self.decode(latents[i : i + 1, :, : lengths.own[i]], chunk_size, overlap, decode_noise)[0, :, :n].float().clamp(-1, 1)
+            self.decode(latents[i : i + 1, :, : timeline.decode_frames(self.config, lengths, i)], chunk_size, overlap, decode_noise)[0, :, :n].float().clamp(-1, 1)
             for i, n in enumerate(lengths.samples)
         ]
         return Result(audio, None, lengths.seconds, self.config.sample_rate, info)

@@ -1,0 +1,14 @@
+"""The pack's nodes, one class each; every file ends in NODES."""
+
+from .host.schema import ComfyExtension, io
+from .latents import NODES as LATENTS
+from .models import NODES as MODELS
+from .sampling import NODES as SAMPLING
+from .text import NODES as TEXT
+
+NODES: list[type[io.ComfyNode]] = [*MODELS, *TEXT, *LATENTS, *SAMPLING]
+
+
+class Extension(ComfyExtension):
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return NODES

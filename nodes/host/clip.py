@@ -1,0 +1,97 @@
+"""The CLIP socket: T5Gemma behind ComfyUI's CLIP class."""
+
+from pathlib import Path
+
+import comfy.hooks
+import comfy.model_management
+import comfy.model_patcher
+import comfy.sd
+import torch
+from torch import Tensor, nn
+
+from ...sa3_core import checkpoint
+from ...sa3_core.errors import SA3Error
+from ...sa3_core.text_encoder import TextEncoder, Tokens
+
+KEY = "t5gemma"
+
+
+class PromptTokenizer:
+    """Prompts as they are: Stable Audio 3 has no weighting syntax, so brackets and numbers reach the model as text."""
+
+    def __init__(self, encoder: TextEncoder, max_tokens: int):
+        self.encoder, self.max_tokens = encoder, max_tokens
+
+    def tokenize_with_weights(self, text: str | list[str], return_word_ids: bool = False, **kwargs) -> dict:
+        tokens = self.encoder.tokenize([text] if isinstance(text, str) else text, self.max_tokens)
+        rows = [[(int(i), 1.0) for i in ids[mask]] for ids, mask in zip(tokens.ids, tokens.mask, strict=True)]
+        return {KEY: rows}
+
+    def state_dict(self) -> dict:
+        return {}
+
+
+class PromptEncoder(nn.Module):
+    """`TextEncoder` with the methods that comfy.sd.CLIP calls on its model."""
+
+    def __init__(self, encoder: TextEncoder):
+        super().__init__()
+        self.encoder = encoder
+
+    def set_clip_options(self, options) -> None:
+        pass
+
+    def reset_clip_options(self) -> None:
+        pass
+
+    def encode_token_weights(self, tokens: dict) -> tuple[Tensor, None, dict]:
+        """(B, n, dim) embeddings of the real tokens, right-padded to the longest prompt, and their mask."""
+        if KEY not in tokens:
+            raise SA3Error(f"These tokens come from another CLIP ({', '.join(tokens)}); use the CLIP of SA3_ModelLoader for both steps.")
+        rows = [[int(pair[0]) for pair in row] for row in tokens[KEY]]
+        n = max(1, *map(len, rows))  # an empty prompt still has one row, masked out
+        ids, mask = torch.zeros(len(rows), n, dtype=torch.long), torch.zeros(len(rows), n, dtype=torch.bool)
+        for i, row in enumerate(rows):
+            ids[i, : len(row)] = torch.tensor(row, dtype=torch.long)
+            mask[i, : len(row)] = True
+        embeddings = self.encoder(Tokens(ids, mask))
+        output = comfy.model_management.intermediate_device()
+        return embeddings.float().to(output), None, {"attention_mask": mask.to(output)}
+
+
+class SA3CLIP(comfy.sd.CLIP):
+    """A CLIP made of loaded parts instead of a state dict."""
+
+    def __init__(self, encoder: TextEncoder, max_tokens: int):
+        super().__init__(no_init=True)
+        self.cond_stage_model = PromptEncoder(encoder)
+        self.tokenizer = PromptTokenizer(encoder, max_tokens)
+        self.patcher = comfy.model_patcher.ModelPatcher(
+            self.cond_stage_model,
+            load_device=comfy.model_management.text_encoder_device(),
+            offload_device=comfy.model_management.text_encoder_offload_device(),
+        )
+        self.patcher.hook_mode = comfy.hooks.EnumHookMode.MinVram
+        self.patcher.is_clip = True
+        self.apply_hooks_to_conds = None
+        self.layer_idx = None
+        self.use_clip_schedule = False
+        self.tokenizer_options = {}
+
+
+def load_clip(folder: Path, max_tokens: int, dtype: torch.dtype | None) -> SA3CLIP:
+    """dtype None = auto."""
+    device = comfy.model_management.text_encoder_device()
+    dtype = dtype or (torch.float32 if comfy.model_management.is_device_cpu(device) else comfy.model_management.text_encoder_dtype(device))
+    return SA3CLIP(checkpoint.load_text_encoder(folder, dtype, comfy.model_management.text_encoder_offload_device()), max_tokens)
+
+
+def encode_prompts(clip, prompts: list[str]) -> list:
+    """CONDITIONING with one row per prompt. A foreign CLIP is refused by name."""
+    if not isinstance(getattr(clip, "tokenizer", None), PromptTokenizer):
+        raise SA3Error(f"The CLIP is {_name(clip)}, not Stable Audio 3's text encoder; connect the CLIP of SA3_ModelLoader.")
+    return clip.encode_from_tokens_scheduled(clip.tokenize(prompts))
+
+
+def _name(clip) -> str:
+    return type(getattr(clip, "cond_stage_model", clip)).__name__

@@ -1,0 +1,170 @@
+"""The MODEL socket: a ModelPatcher over Stable Audio 3's transformer and conditioner."""
+
+import comfy.conds
+import comfy.latent_formats
+import comfy.model_base
+import comfy.model_management
+import comfy.model_patcher
+import comfy.ops
+import comfy.supported_models_base
+import torch
+from torch import Tensor
+
+from ...sa3_core import checkpoint
+from ...sa3_core.checkpoint import Checkpoint
+from ...sa3_core.config import ModelConfig
+from ...sa3_core.dit import DiTInputs
+from ...sa3_core.errors import SA3Error
+from ...sa3_core.network import Generator
+from ...sa3_core.timeline import Lengths, lengths
+
+RUN = "sa3_run"  # key of a conditioning entry: what our Sampler tells the model of its run
+# Live activations of a layer in rows of `width` per token (the gated feed-forward holds 12, attention and residuals the rest).
+ROWS_PER_TOKEN = 24
+
+
+class Run:
+    """One run's inputs beside the prompt: time line, and the local input that all conditions share."""
+
+    def __init__(self, lengths: Lengths, local: Tensor | None = None):
+        self.lengths, self.local = lengths, local
+        self.embeddings: list[Tensor] | None = None  # per layer, made by the first condition that is prepared
+
+    def local_embeddings(self, module: Generator, frames: int, device, dtype) -> list[Tensor]:
+        if self.embeddings is None:
+            dim = module.config.dit.local_dim
+            local = torch.zeros(1, dim, 1, device=device, dtype=dtype) if self.local is None else self.local.to(device, dtype)
+            self.embeddings = module.dit.local_embeddings(local, frames)
+        return self.embeddings
+
+
+class CondInputs(comfy.conds.CONDRegular):
+    """Prepared inputs of one condition; ComfyUI runs several as one batch by concatenating them, which is done once a run."""
+
+    def __init__(self, inputs: DiTInputs):
+        super().__init__(inputs)
+        self.joined: dict[tuple[int, ...], DiTInputs] = {}
+
+    def process_cond(self, batch_size, **kwargs):
+        return self
+
+    def can_concat(self, other) -> bool:
+        return isinstance(other, CondInputs) and other.cond.frames == self.cond.frames
+
+    def concat(self, others) -> DiTInputs:
+        key = tuple(map(id, others))
+        if key not in self.joined:
+            self.joined[key] = DiTInputs.join([self.cond, *(other.cond for other in others)])
+        return self.joined[key]
+
+    def size(self) -> list[int]:
+        return [self.cond.batch, self.cond.frames]
+
+
+class Denoiser(Generator):
+    """`Generator` behind the call signature that ComfyUI's BaseModel uses."""
+
+    def __init__(self, config: ModelConfig, operations, dtype: torch.dtype):
+        super().__init__(config, operations, device="meta", dtype=dtype)
+        self.dtype = dtype
+
+    def forward(self, x, t, context=None, control=None, transformer_options=None, sa3_inputs: DiTInputs | None = None, **kwargs):
+        return self.dit(x, t, sa3_inputs)
+
+
+class SA3Latents(comfy.latent_formats.LatentFormat):
+    latent_channels = 256
+    latent_dimensions = 1
+
+
+class SA3ModelConfig(comfy.supported_models_base.BASE):
+    unet_config = {"disable_unet_model_creation": True}
+    latent_format = SA3Latents
+    sampling_settings = {"shift": 1.0, "multiplier": 1.0}
+
+
+class SA3Model(comfy.model_base.BaseModel):
+    """Flow model whose timestep is the noise level itself."""
+
+    def __init__(self, config: ModelConfig, denoiser: Denoiser, compute_dtype: torch.dtype, name: str):
+        host = SA3ModelConfig(SA3ModelConfig.unet_config)
+        host.latent_format.latent_channels = config.same.latent_dim
+        host.set_inference_dtype(denoiser.dtype, compute_dtype if compute_dtype != denoiser.dtype else None)
+        super().__init__(host, comfy.model_base.ModelType.FLOW)
+        self.diffusion_model = denoiser
+        self.sa3_config, self.sa3_name = config, name
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        return self.manual_cast_dtype or self.get_dtype()
+
+    def extra_conds(self, **kwargs) -> dict:
+        """Called once a run and condition, weights loaded: everything the steps share is computed here."""
+        noise, device, dtype = kwargs["noise"], kwargs["device"], self.compute_dtype
+        run = kwargs.get(RUN) or Run(whole_latents(self.sa3_config, noise))
+        module, line = self.diffusion_model, run.lengths
+        rows, mask = prompt_rows(kwargs.get("cross_attn"), kwargs.get("attention_mask"), len(line))
+        rows = rows.to(device, dtype)
+        cond = module.conditioner(rows, mask, line.seconds, negative=kwargs.get("prompt_type") == "negative")
+        cross_attn = cond.cross_attn
+        if rows.shape[1] and not bool(rows.any()):  # ConditioningZeroOut, or no negative at all: the reference's empty context
+            cross_attn = module.conditioner.unconditional(len(line), cross_attn)
+        local = run.local_embeddings(module, max(line.valid), device, dtype)
+        return {"sa3_inputs": CondInputs(module.dit.prepare(cross_attn, cond.global_cond, local, line.frames, line.valid))}
+
+    def memory_required(self, input_shape, cond_shapes=None) -> float:
+        """Bytes of activations for a batch of input_shape, and of the constants that extra_conds keeps."""
+        dit, batch = self.sa3_config.dit, input_shape[0]
+        frames = input_shape[-1]
+        tokens = frames + dit.memory_tokens
+        context = self.sa3_config.conditioning.max_tokens + 1
+        constants = dit.depth * (context * (3 if dit.differential else 2) + frames)
+        size = comfy.model_management.dtype_size(self.compute_dtype)
+        return batch * dit.width * size * (tokens * ROWS_PER_TOKEN + constants)
+
+
+def whole_latents(config: ModelConfig, noise: Tensor) -> Lengths:
+    """The time line when only latents are known (core's samplers): all frames count, nothing is padding."""
+    seconds = noise.shape[-1] * config.same.samples_per_frame / config.sample_rate
+    return lengths(config, [seconds] * noise.shape[0], 0.0, noise.shape[-1])
+
+
+def prompt_rows(embeddings: Tensor | None, mask: Tensor | None, batch: int) -> tuple[Tensor, Tensor]:
+    """CONDITIONING's rows (1 or B, n, dim) and mask for a batch of B."""
+    if embeddings is None or embeddings.dim() != 3:
+        raise SA3Error("The CONDITIONING holds no prompt embeddings; connect SA3_TextEncode or CLIPTextEncode with this pack's CLIP.")
+    mask = torch.ones(embeddings.shape[:2], dtype=torch.bool) if mask is None else mask.bool()
+    if embeddings.shape[0] not in (1, batch):
+        raise SA3Error(f"The CONDITIONING has {embeddings.shape[0]} prompts and the LATENT {batch} items; give one prompt, or one per item.")
+    return embeddings.expand(batch, -1, -1), mask.expand(batch, -1)
+
+
+def load_model(opened: Checkpoint, weight_dtype: torch.dtype | None) -> comfy.model_patcher.ModelPatcher:
+    """Weights of the generator in the type the device computes best in, behind a ModelPatcher. None = auto."""
+    device, offload = comfy.model_management.get_torch_device(), comfy.model_management.unet_offload_device()
+    parameters = _parameters(opened)
+    dtype = weight_dtype or comfy.model_management.unet_dtype(
+        device, parameters, supported_dtypes=[torch.float16, torch.bfloat16, torch.float32]
+    )
+    cast = comfy.model_management.unet_manual_cast(dtype, device, [torch.float16, torch.bfloat16, torch.float32])
+    operations = comfy.ops.disable_weight_init if cast is None else comfy.ops.manual_cast
+    denoiser = Denoiser(opened.config, operations, dtype)
+    initial = comfy.model_management.unet_inital_load_device(parameters, dtype)
+    checkpoint.load_into(denoiser, opened.tensors, dtype=dtype, device=initial)
+    model = SA3Model(opened.config, denoiser, cast or dtype, opened.name)
+    patcher = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
+    return patcher(model, load_device=device, offload_device=offload)
+
+
+def _parameters(opened: Checkpoint) -> int:
+    with torch.device("meta"):
+        return sum(p.numel() for p in Generator(opened.config).parameters())
+
+
+def require(model) -> SA3Model:
+    """The SA3Model inside a MODEL, or a sentence about what was connected instead."""
+    inner = getattr(model, "model", None)
+    if not isinstance(inner, SA3Model):
+        found = type(inner).__name__ if inner is not None else type(model).__name__
+        raise SA3Error(f"The MODEL is a {found}, not Stable Audio 3; connect the MODEL of SA3_ModelLoader.")
+    return inner

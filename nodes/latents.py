@@ -1,0 +1,112 @@
+"""Nodes that make LATENT, or AUDIO of it."""
+
+import torch
+
+from ..sa3_core.errors import SA3Error
+from ..sa3_core.same import Noise
+from ..sa3_core.timeline import PADDING_SECONDS, decode_frames
+from .host import vae as host_vae
+from .host.sampling import PADDING, SECONDS, read_latent
+from .host.schema import SEED, io, schema
+
+RATE, FRAME, CHANNELS, ALIGN = 44100, 4096, 256, 2  # of the released models; the Sampler fits an empty LATENT to its model
+LONGEST = 384.0  # seconds, the range of the seconds embedder
+
+
+class EmptyLatent(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return schema(
+            "SA3_EmptyLatent",
+            display_name="SA3 Empty Latent",
+            description="An empty LATENT of the asked duration: the start of text to audio.",
+            inputs=[
+                io.Float.Input(
+                    "seconds", default=30.0, min=0.1, max=LONGEST, step=0.1,
+                    tooltip="Duration of the result in seconds, exact to the sample. small models: up to 120, medium: up to 380.",
+                ),  # fmt: skip
+                io.Int.Input("batch_size", default=1, min=1, max=64, tooltip="How many variations to make at once."),
+                io.Float.Input(
+                    "padding", default=PADDING_SECONDS, min=0.0, max=30.0, step=0.5,
+                    tooltip="Seconds of headroom generated behind the clip and cut away, so that endings can ring out. 6 as the public tools.",
+                ),  # fmt: skip
+                io.String.Input(
+                    "seconds_per_item", default="",
+                    tooltip="Durations of the batch's items, separated by commas, for example: 3, 4.5, 8. Empty: all as above.",
+                ),  # fmt: skip
+            ],
+            outputs=[io.Latent.Output("LATENT")],
+        )
+
+    @classmethod
+    def execute(cls, seconds, batch_size, padding, seconds_per_item="") -> io.NodeOutput:
+        durations = parse_durations(seconds_per_item, seconds, batch_size)
+        frames = -(-int((max(durations) + padding) * RATE) // FRAME)
+        samples = torch.zeros(len(durations), CHANNELS, -(-frames // ALIGN) * ALIGN)
+        return io.NodeOutput({"samples": samples, "type": "audio", SECONDS: durations, PADDING: padding, "downscale_ratio_temporal": FRAME})
+
+
+def parse_durations(text: str, seconds: float, batch: int) -> list[float]:
+    """Numbers separated by commas, semicolons or white space; none = `seconds` for every item."""
+    words = text.replace(",", " ").replace(";", " ").split()
+    if not words:
+        return [float(seconds)] * batch
+    try:
+        durations = [float(word) for word in words]
+    except ValueError as error:
+        raise SA3Error(f"seconds_per_item is '{text}'; expected numbers separated by commas, for example: 3, 4.5, 8.") from error
+    if batch not in (1, len(durations)):
+        raise SA3Error(f"seconds_per_item has {len(durations)} numbers and batch_size is {batch}; make them agree.")
+    for value in durations:
+        if not 0 < value <= LONGEST:
+            raise SA3Error(f"seconds_per_item has {value:g}; expected durations above 0 and up to {LONGEST:g} seconds.")
+    return durations
+
+
+class SAMEDecode(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return schema(
+            "SA3_SAMEDecode",
+            display_name="SA3 SAME Decode",
+            description="Decodes latents to stereo audio, cut to each item's duration to the sample. Levels are left as they are.",
+            inputs=[
+                io.Latent.Input("latent", tooltip="Latents of SA3 Sampler or SA3 SAME Encode."),
+                io.Vae.Input("vae", tooltip="The VAE of SA3 Model Loader."),
+                io.Int.Input(
+                    "chunk_size", default=host_vae.CHUNK, min=16, max=4096, step=2,
+                    tooltip="Latent frames (93 ms each) decoded at once. Smaller needs less memory; the sound stays the same.",
+                ),  # fmt: skip
+                io.Int.Input(
+                    "overlap", default=host_vae.OVERLAP, min=0, max=512, step=2,
+                    tooltip="Latent frames shared by neighbouring chunks. 32 makes the joins exact.",
+                ),  # fmt: skip
+                io.Combo.Input(
+                    "noise", options=["off", "seeded"], default="off",
+                    tooltip="The decoder's regularisation noise: off repeats exactly; seeded adds what the public tools add, from the seed below.",
+                ),  # fmt: skip
+                io.Int.Input("seed", default=0, **SEED, tooltip="Seed of the decoder noise; without effect while noise is off."),
+            ],
+            outputs=[io.Audio.Output("AUDIO", is_output_list=True)],
+        )
+
+    @classmethod
+    def execute(cls, latent, vae, chunk_size, overlap, noise="off", seed=0) -> io.NodeOutput:
+        vae = host_vae.require(vae)
+        read = read_latent(latent, vae.sa3_config)
+        samples = latent["samples"] if read.samples is None else read.samples
+        if samples.shape[1] != vae.latent_channels:
+            raise SA3Error("The LATENT is empty; connect it to SA3 Sampler first.")
+        clips = []
+        for i, index in enumerate(read.indices):
+            frames = decode_frames(vae.sa3_config, read.lengths, i)
+            drawn = Noise(seed, [index]) if noise == "seeded" else None
+            audio = vae.decode_latents(samples[i : i + 1, :, :frames], chunk_size, overlap, drawn)
+            clips.append(audio[:, :, : read.lengths.samples[i]])
+        rate = vae.sa3_config.sample_rate
+        if len({clip.shape[-1] for clip in clips}) == 1:
+            clips = [torch.cat(clips)]
+        return io.NodeOutput([{"waveform": clip, "sample_rate": rate} for clip in clips])
+
+
+NODES = [EmptyLatent, SAMEDecode]
