@@ -133,12 +133,18 @@ def make(root: Path, base_python: Path) -> None:
 
 def make_venv(base_python: Path, venv: Path, environ: dict[str, str]) -> None:
     """A fresh virtual environment; a half-made one in its place is thrown away."""
-    made = subprocess.run([str(base_python), "-m", "venv", "--clear", str(venv)], env=environ, capture_output=True, text=True)
-    if made.returncode:
-        raise SetupError(
-            f"{base_python} could not make a virtual environment: {(made.stdout + made.stderr).strip()} "
-            "(on Debian and Ubuntu: apt install python3-venv)"
-        )
+    command = [str(base_python), "-m", "venv", "--clear", str(venv)]
+    if subprocess.run(command, env=environ, capture_output=True).returncode == 0:
+        return
+    # Debian's Python comes without ensurepip; its pip, when there is one, can serve the new environment
+    for command in (
+        [str(base_python), "-m", "venv", "--clear", "--without-pip", str(venv)],
+        [str(base_python), "-m", "pip", "--python", str(venv_python(venv)), "install", "pip"],
+    ):
+        made = subprocess.run(command, env=environ, capture_output=True, text=True)
+        if made.returncode:
+            words = (made.stdout + made.stderr).strip()
+            raise SetupError(f"{base_python} could not make a virtual environment (on Debian: apt install python3-venv): {words}")
 
 
 def pip(python: Path, arguments: list[str], environ: dict[str, str]) -> None:

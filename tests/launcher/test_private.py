@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import zipfile
@@ -166,3 +167,12 @@ def test_a_second_process_waits(tmp_path: Path):
         assert "waiting" in other.stderr.readline()
         assert other.poll() is None
     assert other.communicate(timeout=60)[0] == "in\n"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a shell script stands in for the interpreter")
+def test_python_that_cannot_make_an_environment_is_answered_with_the_remedy(tmp_path: Path):
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\necho no ensurepip\nexit 1\n")
+    python.chmod(0o755)
+    with pytest.raises(SetupError, match=r"apt install python3-venv\): no ensurepip"):
+        private.make_venv(python, tmp_path / "venv", dict(os.environ))
