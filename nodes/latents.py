@@ -22,18 +22,27 @@ class EmptyLatent(io.ComfyNode):
             description="An empty LATENT of the asked duration: the start of text to audio.",
             inputs=[
                 io.Float.Input(
-                    "seconds", default=30.0, min=0.1, max=LONGEST, step=0.1,
+                    "seconds",
+                    default=30.0,
+                    min=0.1,
+                    max=LONGEST,
+                    step=0.1,
                     tooltip="Duration of the result in seconds, exact to the sample. small models: up to 120, medium: up to 380.",
-                ),  # fmt: skip
+                ),
                 io.Int.Input("batch_size", default=1, min=1, max=64, tooltip="How many variations to make at once."),
                 io.Float.Input(
-                    "padding", default=PADDING_SECONDS, min=0.0, max=30.0, step=0.5,
-                    tooltip="Seconds of headroom generated behind the clip and cut away, so that endings can ring out. 6 as the public tools.",
-                ),  # fmt: skip
+                    "padding",
+                    default=PADDING_SECONDS,
+                    min=0.0,
+                    max=30.0,
+                    step=0.5,
+                    tooltip="Seconds of headroom made behind the clip and cut away, so that endings can ring out. 6 as the public tools.",
+                ),
                 io.String.Input(
-                    "seconds_per_item", default="",
+                    "seconds_per_item",
+                    default="",
                     tooltip="Durations of the batch's items, separated by commas, for example: 3, 4.5, 8. Empty: all as above.",
-                ),  # fmt: skip
+                ),
             ],
             outputs=[io.Latent.Output("LATENT")],
         )
@@ -74,17 +83,27 @@ class SAMEDecode(io.ComfyNode):
                 io.Latent.Input("latent", tooltip="Latents of SA3 Sampler or SA3 SAME Encode."),
                 io.Vae.Input("vae", tooltip="The VAE of SA3 Model Loader."),
                 io.Int.Input(
-                    "chunk_size", default=host_vae.CHUNK, min=16, max=4096, step=2,
+                    "chunk_size",
+                    default=host_vae.CHUNK,
+                    min=16,
+                    max=4096,
+                    step=2,
                     tooltip="Latent frames (93 ms each) decoded at once. Smaller needs less memory; the sound stays the same.",
-                ),  # fmt: skip
+                ),
                 io.Int.Input(
-                    "overlap", default=host_vae.OVERLAP, min=0, max=512, step=2,
+                    "overlap",
+                    default=host_vae.OVERLAP,
+                    min=0,
+                    max=512,
+                    step=2,
                     tooltip="Latent frames shared by neighbouring chunks. 32 makes the joins exact.",
-                ),  # fmt: skip
+                ),
                 io.Combo.Input(
-                    "noise", options=["off", "seeded"], default="off",
-                    tooltip="The decoder's regularisation noise: off repeats exactly; seeded adds what the public tools add, from the seed below.",
-                ),  # fmt: skip
+                    "noise",
+                    options=["off", "seeded"],
+                    default="off",
+                    tooltip="The decoder's regularisation noise. seeded adds what the public tools add, from the seed below.",
+                ),
                 io.Int.Input("seed", default=0, **SEED, tooltip="Seed of the decoder noise; without effect while noise is off."),
             ],
             outputs=[io.Audio.Output("AUDIO", is_output_list=True)],

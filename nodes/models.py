@@ -22,24 +22,32 @@ class ModelLoader(io.ComfyNode):
             description="Loads a Stable Audio 3 release: transformer, text encoder and autoencoder.",
             inputs=[
                 io.Combo.Input(
-                    "model", options=[folders.AUTO, *folders.VARIANTS, "demo"], default=folders.AUTO,
+                    "model",
+                    options=[folders.AUTO, *folders.VARIANTS, "demo"],
+                    default=folders.AUTO,
                     tooltip="Which release to use. auto takes the first one found in ComfyUI's model folders, and the embedded demo "
                     "(random weights: it makes noise) when there is none. -base models need about 50 steps and cfg 7.",
-                ),  # fmt: skip
+                ),
                 io.Combo.Input(
-                    "file", options=[folders.BY_NAME, *sorted(folders.releases())], default=folders.BY_NAME,
+                    "file",
+                    options=[folders.BY_NAME, *sorted(folders.releases())],
+                    default=folders.BY_NAME,
                     tooltip="A release by its place in the model folders. 'by name' lets the choice above find it, so a shared graph "
                     "works on every machine.",
-                ),  # fmt: skip
+                ),
                 io.Combo.Input(
-                    "dtype", options=list(DTYPES), default="auto",
+                    "dtype",
+                    options=list(DTYPES),
+                    default="auto",
                     tooltip="Number format of the weights. auto: what this device computes best. fp32 is exact, the 16-bit formats "
                     "take half the memory.",
-                ),  # fmt: skip
+                ),
                 io.Combo.Input(
-                    "text_encoder", options=["auto"], default="auto",
+                    "text_encoder",
+                    options=["auto"],
+                    default="auto",
                     tooltip="The T5Gemma text encoder. auto takes the folder beside the weights.",
-                ),  # fmt: skip
+                ),
             ],
             outputs=[io.Model.Output("MODEL"), io.Clip.Output("CLIP"), io.Vae.Output("VAE")],
         )

@@ -23,21 +23,34 @@ class Sampler(io.ComfyNode):
                 io.Latent.Input("latent", tooltip="What to fill: SA3 Empty Latent for text to audio. Its duration conditions the model."),
                 io.Int.Input("seed", default=0, **SEED, tooltip="Same seed and settings, same sound, on every device and in every batch."),
                 io.Int.Input(
-                    "steps", default=0, min=0, max=1000,
+                    "steps",
+                    default=0,
+                    min=0,
+                    max=1000,
                     tooltip="Sampling steps. 0 = the checkpoint's own: 8 for post-trained models, 50 for -base.",
-                ),  # fmt: skip
+                ),
                 io.Combo.Input(
-                    "sampler", options=["auto", *SAMPLERS], default="auto",
+                    "sampler",
+                    options=["auto", *SAMPLERS],
+                    default="auto",
                     tooltip="auto = the checkpoint's own: pingpong for post-trained models, euler for -base.",
-                ),  # fmt: skip
+                ),
                 io.Float.Input(
-                    "cfg", default=0.0, min=0.0, max=30.0, step=0.1,
+                    "cfg",
+                    default=0.0,
+                    min=0.0,
+                    max=30.0,
+                    step=0.1,
                     tooltip="Guidance scale. 0 = the checkpoint's own: 1 (off) for post-trained models, 7 for -base.",
-                ),  # fmt: skip
+                ),
                 io.Float.Input(
-                    "noise_level", default=1.0, min=0.01, max=1.0, step=0.01,
+                    "noise_level",
+                    default=1.0,
+                    min=0.01,
+                    max=1.0,
+                    step=0.01,
                     tooltip="1 = make anew. Below 1 the LATENT's sound is kept in part: 0.9 loose, 0.1 a close variation.",
-                ),  # fmt: skip
+                ),
                 io.Conditioning.Input("negative", optional=True, tooltip="What to avoid; acts only with cfg other than 1."),
             ],
             outputs=[io.Latent.Output("LATENT"), io.String.Output("run_info")],

@@ -14,14 +14,17 @@ class TextEncode(io.ComfyNode):
             inputs=[
                 io.Clip.Input("clip", tooltip="The CLIP of SA3 Model Loader."),
                 io.String.Input(
-                    "text", multiline=True, default="",
-                    tooltip="What to hear. Genre, instruments, mood and tempo for music (\"lo-fi hip hop, warm Rhodes, 85 BPM\"), the event "
-                    "and its place for effects (\"heavy rain on a tin roof\"). Up to 256 tokens; an empty prompt is allowed.",
-                ),  # fmt: skip
+                    "text",
+                    multiline=True,
+                    default="",
+                    tooltip='What to hear. Genre, instruments, mood and tempo for music ("lo-fi hip hop, warm Rhodes, 85 BPM"), the event '
+                    'and its place for effects ("heavy rain on a tin roof"). Up to 256 tokens; an empty prompt is allowed.',
+                ),
                 io.Boolean.Input(
-                    "one_prompt_per_line", default=False,
+                    "one_prompt_per_line",
+                    default=False,
                     tooltip="Each line becomes an item of the batch of its own; set the latent's batch size to the number of lines.",
-                ),  # fmt: skip
+                ),
             ],
             outputs=[io.Conditioning.Output("CONDITIONING")],
         )

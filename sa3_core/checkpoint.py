@@ -153,9 +153,13 @@ def load_text_encoder(folder: str | Path, dtype: torch.dtype | None = None, devi
     for name, tensor in model.state_dict().items():
         stored = prefix + name.removeprefix("encoder.")
         if stored not in files:
-            raise SA3Error(f"The text encoder in {folder} lacks the tensor '{stored}'; expected T5Gemma's encoder, download the folder again.")
+            raise SA3Error(
+                f"The text encoder in {folder} lacks the tensor '{stored}'; expected T5Gemma's encoder, download the folder again."
+            )
         if files[stored].shape(stored) != tuple(tensor.shape):
-            raise SA3Error(f"{folder}: '{stored}' has shape {list(files[stored].shape(stored))}, its config.json says {list(tensor.shape)}.")
+            raise SA3Error(
+                f"{folder}: '{stored}' has shape {list(files[stored].shape(stored))}, its config.json says {list(tensor.shape)}."
+            )
         state[name] = files[stored].read(stored, dtype, device)
     known = {prefix + name.removeprefix("encoder.") for name in state}
     strange = sorted(name for name in files if name not in known and not _decoder_part(name))

@@ -160,7 +160,12 @@ class DiT(nn.Module):
         self.transformer = Transformer(config, operations, **kw)
 
     def prepare(
-        self, cross_attn: Tensor, global_cond: Tensor, local: list[Tensor] | Tensor | None, frames: int, lengths: Sequence[int] | None = None
+        self,
+        cross_attn: Tensor,
+        global_cond: Tensor,
+        local: list[Tensor] | Tensor | None,
+        frames: int,
+        lengths: Sequence[int] | None = None,
     ) -> DiTInputs:
         """Compute once what every step of a run needs.
 

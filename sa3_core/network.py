@@ -57,7 +57,12 @@ class Predictor:
     """velocity(x, t) of one run: guidance around the transformer over inputs prepared once."""
 
     def __init__(
-        self, dit: DiT, cond: DiTInputs, uncond: DiTInputs | None = None, guidance: Guidance | None = None, lengths: Sequence[int] | None = None
+        self,
+        dit: DiT,
+        cond: DiTInputs,
+        uncond: DiTInputs | None = None,
+        guidance: Guidance | None = None,
+        lengths: Sequence[int] | None = None,
     ):
         self.dit, self.cond, self.guidance, self.lengths = dit, cond, guidance or Guidance(), lengths
         self.both = None

@@ -144,7 +144,11 @@ class Model:
         if return_latents:
             return Result(None, latents, lengths.seconds, self.config.sample_rate, info)
         audio = [
-            self.decode(latents[i : i + 1, :, : timeline.decode_frames(self.config, lengths, i)], chunk_size, overlap, decode_noise)[0, :, :n].float().clamp(-1, 1)
+            self.decode(latents[i : i + 1, :, : timeline.decode_frames(self.config, lengths, i)], chunk_size, overlap, decode_noise)[
+                0, :, :n
+            ]
+            .float()
+            .clamp(-1, 1)
             for i, n in enumerate(lengths.samples)
         ]
         return Result(audio, None, lengths.seconds, self.config.sample_rate, info)
@@ -218,5 +222,8 @@ def _broadcast(prompt, negative, duration) -> tuple[list[str], list[str] | None,
     for name, size in sizes.items():
         if size not in (1, batch) or size == 0:
             raise SA3Error(f"{name} has {size} entries and the batch {batch}; give one for all, or one per item.")
-    full = {name: (value if len(value) == batch else value * batch) if isinstance(value, list) else [value] * batch for name, value in rows.items()}
+    full = {
+        name: (value if len(value) == batch else value * batch) if isinstance(value, list) else [value] * batch
+        for name, value in rows.items()
+    }
     return full["prompt"], None if negative is None else full["negative_prompt"], full["duration"]

@@ -149,5 +149,3 @@ def _checked(name: str, x: Tensor, shape: tuple[int, ...]) -> Tensor:
     if not bool(torch.isfinite(x).all()):
         raise SA3Error(f"{name} contains NaN or infinite values.")
     return x
-
-

@@ -135,7 +135,9 @@ def prompt_rows(embeddings: Tensor | None, mask: Tensor | None, batch: int) -> t
         raise SA3Error("The CONDITIONING holds no prompt embeddings; connect SA3_TextEncode or CLIPTextEncode with this pack's CLIP.")
     mask = torch.ones(embeddings.shape[:2], dtype=torch.bool) if mask is None else mask.bool()
     if embeddings.shape[0] not in (1, batch):
-        raise SA3Error(f"The CONDITIONING has {embeddings.shape[0]} prompts and the LATENT {batch} items; give one prompt, or one per item.")
+        raise SA3Error(
+            f"The CONDITIONING has {embeddings.shape[0]} prompts and the LATENT {batch} items; give one prompt, or one per item."
+        )
     return embeddings.expand(batch, -1, -1), mask.expand(batch, -1)
 
 

@@ -80,13 +80,17 @@ def read_latent(latent, config: ModelConfig) -> Latents:
     empty = not bool(samples.any())
     if samples.shape[1] != channels and not (empty and seconds is not None):
         hint = "that is Stable Audio 1 or Open" if samples.shape[1] == 64 else "it was made for another model"
-        raise SA3Error(f"The LATENT has {samples.shape[1]} channels ({hint}); this model has {channels}. Use SA3_EmptyLatent or SA3_SAMEEncode.")
+        raise SA3Error(
+            f"The LATENT has {samples.shape[1]} channels ({hint}); this model has {channels}. Use SA3_EmptyLatent or SA3_SAMEEncode."
+        )
     if len(indices) != batch:
         raise SA3Error(f"The LATENT's batch_index has {len(indices)} entries for {batch} items.")
     if seconds is None:
         line = host_model.whole_latents(config, samples)
     else:
-        line = lengths(config, _per_item(seconds, batch, indices), float(latent.get(PADDING, PADDING_SECONDS)), None if empty else samples.shape[-1])
+        line = lengths(
+            config, _per_item(seconds, batch, indices), float(latent.get(PADDING, PADDING_SECONDS)), None if empty else samples.shape[-1]
+        )
     mask = latent.get("noise_mask")
     keep = None if mask is None else 1 - _mask_frames(mask, batch, line.frames)
     return Latents(line, indices, None if empty else samples, keep)
@@ -111,9 +115,7 @@ def _mask_frames(mask: Tensor, batch: int, frames: int) -> Tensor:
     return torch.nn.functional.interpolate(mask, size=frames, mode="nearest").round().clamp(0, 1).expand(batch, -1, -1)
 
 
-def sample(
-    model, positive, latents: Latents, plan: Plan, guidance: Guidance, negative=None
-) -> Tensor:
+def sample(model, positive, latents: Latents, plan: Plan, guidance: Guidance, negative=None) -> Tensor:
     """Run the plan on a MODEL: latents (B, D, T), float32, on ComfyUI's intermediate device."""
     inner = host_model.require(model)
     config, channels = inner.sa3_config, inner.sa3_config.same.latent_dim

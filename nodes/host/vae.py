@@ -97,7 +97,9 @@ def load_vae(opened: Checkpoint, dtype: torch.dtype | None) -> SA3VAE:
     dtype = dtype or torch.float32
     offload = comfy.model_management.vae_offload_device()
     prefix = "" if opened.config.dit is None else "pretransform.model."
-    same = checkpoint.load_into(SAME(opened.config.same, comfy.ops.disable_weight_init, "meta", dtype), opened.tensors, prefix, dtype, offload)
+    same = checkpoint.load_into(
+        SAME(opened.config.same, comfy.ops.disable_weight_init, "meta", dtype), opened.tensors, prefix, dtype, offload
+    )
     return SA3VAE(opened.config, same, dtype, opened.name)
 
 
