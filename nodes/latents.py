@@ -2,10 +2,12 @@
 
 import torch
 
+from ..sa3_core import advice
 from ..sa3_core.errors import SA3Error
 from ..sa3_core.same import Noise
 from ..sa3_core.timeline import PADDING_SECONDS, decode_frames
 from .host import vae as host_vae
+from .host.progress import say
 from .host.sampling import PADDING, SECONDS, read_latent
 from .host.schema import SEED, io, schema
 
@@ -107,6 +109,7 @@ class SAMEDecode(io.ComfyNode):
                 io.Int.Input("seed", default=0, **SEED, tooltip="Seed of the decoder noise; without effect while noise is off."),
             ],
             outputs=[io.Audio.Output("AUDIO", is_output_list=True)],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -122,6 +125,8 @@ class SAMEDecode(io.ComfyNode):
             drawn = Noise(seed, [index]) if noise == "seeded" else None
             audio = vae.decode_latents(samples[i : i + 1, :, :frames], chunk_size, overlap, drawn)
             clips.append(audio[:, :, : read.lengths.samples[i]])
+        doubts = [doubt for clip in clips for doubt in advice.after(clip)]
+        say(list(dict.fromkeys(doubts)), cls.hidden.unique_id if cls.hidden else None)
         rate = vae.sa3_config.sample_rate
         if len({clip.shape[-1] for clip in clips}) == 1:
             clips = [torch.cat(clips)]

@@ -33,12 +33,14 @@ class Guidance:
         if self.start > self.end:
             raise SA3Error(f"The guidance interval starts at {self.start} and ends at {self.end}; expected start <= end.")
 
-    def active(self, t: Tensor) -> bool:
-        """t (B,) on the CPU; as in the public code the first item decides."""
-        return self.cfg != 1 and self.start <= float(t[0]) <= self.end
+    def active(self, t: Tensor) -> Tensor:
+        """Which items of t (B,) are guided, (B,) bool."""
+        return (t >= self.start) & (t <= self.end) & (self.cfg != 1)
 
     def combine(self, x: Tensor, t: Tensor, v_cond: Tensor, v_uncond: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
         """Guided velocity (B, C, T) from two predictions at x, t (B,). lengths: valid frames per item, None = all.
+
+        Items whose t lies outside the interval keep v_cond.
 
         Written in velocities, v = v_c - (cfg - 1) used / t: the data predictions would cancel at small t.
         """
@@ -57,7 +59,7 @@ class Guidance:
         v = v_cond - (self.cfg - 1) * diff / time
         if self.rescale > 0:
             v = v * (1 - self.rescale + self.rescale * v_cond.std(1, keepdim=True) / v.std(1, keepdim=True).clamp(min=1e-12))
-        return v.to(dtype)
+        return torch.where(self.active(t).to(x.device)[:, None, None], v, v_cond).to(dtype)
 
 
 def _valid(v: Tensor, lengths: Sequence[int] | None) -> Tensor:

@@ -73,7 +73,7 @@ class Predictor:
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         """x (B, C, T), t (B,) on the CPU -> guided velocity (B, C, T) in x's type."""
-        if self.both is None or not self.guidance.active(t):
+        if self.both is None or not bool(self.guidance.active(t).any()):
             return self.dit(x, t, self.cond).to(x.dtype)
         v_cond, v_uncond = self.dit(torch.cat((x, x)), torch.cat((t, t)), self.both).to(x.dtype).chunk(2)
         return self.guidance.combine(x, t, v_cond, v_uncond, self.lengths)

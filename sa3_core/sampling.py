@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -53,11 +53,16 @@ class Plan:
     seed: int
     indices: tuple[int, ...]
     eta: float | None = None
-    noise_level: float = field(default=1.0)
+    noise_level: float = 1.0
 
     @property
     def steps(self) -> int:
         return self.sigmas.shape[1] - 1
+
+    def pick(self, items: Sequence[int]) -> "Plan":
+        """The plan of some of the items: the same draws, levels and frames that they have in the whole batch."""
+        rows = list(items)
+        return replace(self, lengths=self.lengths.pick(rows), sigmas=self.sigmas[rows], indices=tuple(self.indices[i] for i in rows))
 
 
 def plan(

@@ -26,7 +26,7 @@ def build(kind: str, steps: int, sigma_max: float = 1.0, length=None, mode: str 
         raise SA3Error(f"Steps is {steps}; expected a whole number of at least 1.")
     if not 0 < sigma_max <= 1:
         raise SA3Error(f"The noise level is {sigma_max}; expected more than 0 and at most 1.")
-    known = SHIFTS[kind].__kwdefaults__ or {}
+    known = parameters(kind)
     unknown = sorted(set(params) - set(known))
     if unknown:
         raise SA3Error(f"Schedule '{kind}' has no parameter '{unknown[0]}'; it takes {', '.join(known) or 'none'}.")
@@ -74,3 +74,8 @@ def _full(t: Tensor, length: Tensor, *, base_shift=0.5, max_shift=1.15, min_leng
 
 
 SHIFTS: dict[str, Shift] = {"identity": _identity, "logsnr": _logsnr, "flux": _flux, "full": _full}
+
+
+def parameters(kind: str) -> dict:
+    """The parameters of a family with their defaults."""
+    return SHIFTS[kind].__kwdefaults__ or {}

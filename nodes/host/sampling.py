@@ -2,20 +2,21 @@
 
 from dataclasses import dataclass
 
+import comfy.model_management
 import comfy.samplers
-import comfy.utils
 import torch
 from torch import Tensor
 
-from ...sa3_core import sampling
+from ...sa3_core import samplers, sampling
 from ...sa3_core.config import ModelConfig
 from ...sa3_core.errors import SA3Error
 from ...sa3_core.guidance import Guidance
-from ...sa3_core.sampling import Plan
+from ...sa3_core.sampling import Draws, Plan
 from ...sa3_core.timeline import PADDING_SECONDS, Lengths, lengths
 from . import model as host_model
-from .progress import Progress, check_interrupt
+from .progress import Progress, check_interrupt, logger
 
+ANCHOR_LENGTH = 2000.0  # latent frames
 SECONDS, PADDING = "sa3_seconds", "sa3_padding"  # keys of a LATENT
 
 
@@ -35,7 +36,7 @@ class Guider(comfy.samplers.CFGGuider):
             return super().predict_noise(x, timestep, options, seed)
         t = timestep.float().cpu()
         positive, negative = self.conds["positive"], self.conds.get("negative")
-        if not self.guidance.active(t):
+        if not bool(self.guidance.active(t).any()):
             return comfy.samplers.calc_cond_batch(self.inner_model, [positive], x, timestep, options)[0]
         cond, uncond = comfy.samplers.calc_cond_batch(self.inner_model, [positive, negative], x, timestep, options)
         time = timestep[:, None, None]
@@ -116,29 +117,73 @@ def _mask_frames(mask: Tensor, batch: int, frames: int) -> Tensor:
 
 
 def sample(model, positive, latents: Latents, plan: Plan, guidance: Guidance, negative=None) -> Tensor:
-    """Run the plan on a MODEL: latents (B, D, T), float32, on ComfyUI's intermediate device."""
+    """Run the plan on a MODEL: latents (B, D, T), float32, on ComfyUI's intermediate device.
+
+    A batch that does not fit into memory is made in groups, with the draws it would have as one.
+    """
     inner = host_model.require(model)
-    config, channels = inner.sa3_config, inner.sa3_config.same.latent_dim
-    shape = (len(plan.lengths), channels, plan.lengths.frames)
+    if guidance.cfg != 1 and negative is None:
+        negative = [[torch.zeros(1, 1, inner.sa3_config.conditioning.cond_dim), {}]]
+    batch, done, parts = len(plan.lengths), 0, []
+    size = _group_size(model, plan)
+    progress = Progress(plan.steps * batch)
+    while done < batch:
+        items = range(done, min(done + size, batch))
+
+        def report(step: int, total: int, denoised: Tensor, items=items) -> None:
+            progress(items.start * total + (step + 1) * len(items), batch * total)
+
+        try:
+            parts.append(_sample_group(model, positive, negative, latents, plan, guidance, items, report))
+        except comfy.model_management.OOM_EXCEPTION:
+            if size == 1:
+                raise SA3Error("Out of memory while sampling a single item; shorten it, or use a 16-bit dtype.") from None
+            size = -(-size // 2)
+            logger.warning("Out of memory: the batch goes on in groups of %d, with the same draws.", size)
+            continue
+        done = items.stop
+    return torch.cat(parts).to(comfy.model_management.intermediate_device())
+
+
+def _group_size(model, plan: Plan) -> int:
+    """Items that fit into memory together with the loaded weights."""
+    inner = model.model
+    free = comfy.model_management.get_free_memory(model.load_device)
+    if not comfy.model_management.is_device_cpu(model.load_device):
+        free = max(free, comfy.model_management.get_total_memory(model.load_device) - model.model_size())
+    each = inner.memory_required([1, inner.sa3_config.same.latent_dim, plan.lengths.frames])
+    return max(1, min(len(plan.lengths), int(0.8 * free / each)))
+
+
+def _sample_group(model, positive, negative, latents: Latents, plan: Plan, guidance: Guidance, items: range, report) -> Tensor:
+    rows, batch = list(items), len(plan.lengths)
+    part = plan.pick(rows)
+    channels = model.model.sa3_config.same.latent_dim
+    samples = None if latents.samples is None else latents.samples[rows].float()
     local = None
     if latents.keep is not None:
-        kept = torch.zeros(shape) if latents.samples is None else latents.samples.float().cpu()
-        local = torch.cat((latents.keep, latents.keep * kept), dim=1)
-    run = host_model.Run(plan.lengths, local)
-    if guidance.cfg != 1 and negative is None:
-        negative = [[torch.zeros(1, 1, config.conditioning.cond_dim), {}]]
-    guider = Guider(model, guidance, plan.lengths.valid)
-    guider.set_conds(_with_run(positive, run), _with_run(negative, run) if guidance.cfg != 1 else [])
-    progress = Progress(plan.steps)
-    init = latents.samples if plan.noise_level < 1 else None
-    sampler = RunSampler(plan, channels, init, lambda step, total, denoised: progress(step + 1, total))
+        keep = latents.keep[rows]
+        kept = torch.zeros(len(rows), channels, part.lengths.frames) if samples is None else samples
+        local = torch.cat((keep, keep * kept.to(keep.device)), dim=1)
+    run = host_model.Run(part.lengths, local)
+    guider = Guider(model, guidance, part.lengths.valid)
+    guider.set_conds(_for_run(positive, run, rows, batch), _for_run(negative, run, rows, batch) if guidance.cfg != 1 else [])
+    sampler = RunSampler(part, channels, samples if part.noise_level < 1 else None, report)
     # The run draws its own noise, per item and on the CPU; core needs only the shape.
-    blank = torch.zeros(shape)
-    return guider.sample(blank, blank, sampler, plan.sigmas[0], disable_pbar=True, seed=plan.seed).cpu()
+    blank = torch.zeros(len(rows), channels, part.lengths.frames)
+    return guider.sample(blank, blank, sampler, part.sigmas[0], disable_pbar=True, seed=part.seed)
 
 
-def _with_run(conditioning, run: host_model.Run) -> list:
-    return [[embeddings, {**values, host_model.RUN: run}] for embeddings, values in conditioning]
+def _for_run(conditioning, run: host_model.Run, rows: list[int], batch: int) -> list:
+    """Conditioning of some items, each entry carrying the run."""
+
+    def pick(x):
+        return x[rows] if isinstance(x, Tensor) and x.shape[0] == batch else x
+
+    return [
+        [pick(embeddings), {**values, "attention_mask": pick(values.get("attention_mask")), host_model.RUN: run}]
+        for embeddings, values in conditioning
+    ]
 
 
 def check_conditioning(conditioning, config: ModelConfig, batch: int, name: str) -> None:
@@ -152,3 +197,47 @@ def check_conditioning(conditioning, config: ModelConfig, batch: int, name: str)
                 f"The {name} CONDITIONING is {rows.shape[-1]} wide, this model expects {config.conditioning.cond_dim}; "
                 "encode the prompt with the CLIP of the same SA3_ModelLoader."
             )
+
+
+def check_guidance(guidance) -> Guidance:
+    """What the guidance socket carries; nothing connected = the defaults."""
+    if guidance is None:
+        return Guidance()
+    if not isinstance(guidance, Guidance):
+        raise SA3Error(f"The guidance is {type(guidance).__name__}; connect SA3_Guidance.")
+    return guidance
+
+
+def schedule_lengths(latent, config: ModelConfig | None) -> Tensor | float:
+    """Frames of the asked durations, per item, for SA3_Schedule. Without a LATENT: the anchor length, where shifts are neutral."""
+    if latent is None:
+        return ANCHOR_LENGTH
+    seconds, samples = latent.get(SECONDS), latent["samples"]
+    if config is not None:
+        return torch.tensor(read_latent(latent, config).lengths.effective)
+    frames = [samples.shape[-1]] * samples.shape[0] if seconds is None else [-(-int(value * 44100) // 4096) for value in seconds]
+    return torch.tensor(frames)
+
+
+def core_sampler(name: str, eta: float) -> comfy.samplers.KSAMPLER:
+    """One of our samplers as core's SAMPLER. Its draws continue the seed's stream after the initial noise, as our own run's do."""
+
+    def function(model, x, sigmas, extra_args=None, callback=None, disable=None):
+        extra_args = extra_args or {}
+        config = getattr(model.inner_model.inner_model, "sa3_config", None)
+        if config is None:
+            raise SA3Error("SA3_SamplerSelect drives Stable Audio 3 only; connect the MODEL of SA3_ModelLoader.")
+        draws = Draws(int(extra_args.get("seed") or 0), x.shape[1], host_model.whole_latents(config, x))
+        draws()  # the draw that the initial noise was
+
+        def velocity(x: Tensor, t: Tensor) -> Tensor:
+            time = t.to(x.device, x.dtype)
+            return (x - model(x, time, **extra_args)) / time[:, None, None]
+
+        def report(step: int, total: int, denoised: Tensor) -> None:
+            if callback is not None:
+                callback({"i": step, "x": denoised, "denoised": denoised, "sigma": sigmas[step], "sigma_hat": sigmas[step]})
+
+        return samplers.sample(name, velocity, x, sigmas, lambda t, t_next: draws().to(x.device, x.dtype), eta, report)
+
+    return comfy.samplers.KSAMPLER(function)
