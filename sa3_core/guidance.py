@@ -37,10 +37,13 @@ class Guidance:
         """Which items of t (B,) are guided, (B,) bool."""
         return (t >= self.start) & (t <= self.end) & (self.cfg != 1)
 
+    def apply(self, x: Tensor, t: Tensor, v_cond: Tensor, v_uncond: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
+        """`combine` for the items whose t lies in the interval, v_cond for the others: an item is the same in any batch."""
+        active = self.active(t).to(x.device)[:, None, None]
+        return torch.where(active, self.combine(x, t, v_cond, v_uncond, lengths), v_cond)
+
     def combine(self, x: Tensor, t: Tensor, v_cond: Tensor, v_uncond: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
         """Guided velocity (B, C, T) from two predictions at x, t (B,). lengths: valid frames per item, None = all.
-
-        Items whose t lies outside the interval keep v_cond.
 
         Written in velocities, v = v_c - (cfg - 1) used / t: the data predictions would cancel at small t.
         """
@@ -59,7 +62,7 @@ class Guidance:
         v = v_cond - (self.cfg - 1) * diff / time
         if self.rescale > 0:
             v = v * (1 - self.rescale + self.rescale * v_cond.std(1, keepdim=True) / v.std(1, keepdim=True).clamp(min=1e-12))
-        return torch.where(self.active(t).to(x.device)[:, None, None], v, v_cond).to(dtype)
+        return v.to(dtype)
 
 
 def _valid(v: Tensor, lengths: Sequence[int] | None) -> Tensor:

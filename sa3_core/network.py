@@ -76,4 +76,4 @@ class Predictor:
         if self.both is None or not bool(self.guidance.active(t).any()):
             return self.dit(x, t, self.cond).to(x.dtype)
         v_cond, v_uncond = self.dit(torch.cat((x, x)), torch.cat((t, t)), self.both).to(x.dtype).chunk(2)
-        return self.guidance.combine(x, t, v_cond, v_uncond, self.lengths)
+        return self.guidance.apply(x, t, v_cond, v_uncond, self.lengths)

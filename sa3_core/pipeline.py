@@ -84,12 +84,13 @@ class Model:
         dit = self.dit
         lengths = None if padding_mask is None else _lengths_of(padding_mask)
         inputs = dit.prepare(cross_attn, global_cond, local_add, x.shape[-1], lengths)
-        guidance = Guidance(cfg, apg, rescale, norm_threshold, *cfg_interval)
-        uncond = None
-        if guidance.cfg != 1:
-            other = torch.zeros_like(cross_attn) if negative_cross_attn is None else negative_cross_attn
-            uncond = dit.prepare(other, global_cond, inputs.local, x.shape[-1], lengths)
-        return Predictor(dit, inputs, uncond, guidance, lengths)(x, t.float().cpu())
+        guidance, t = Guidance(cfg, apg, rescale, norm_threshold, *cfg_interval), t.float().cpu()
+        if not bool(guidance.active(t)[0]):  # as in the public code, the first item decides for the batch
+            return Predictor(dit, inputs)(x, t)
+        other = torch.zeros_like(cross_attn) if negative_cross_attn is None else negative_cross_attn
+        both = DiTInputs.join([inputs, dit.prepare(other, global_cond, inputs.local, x.shape[-1], lengths)])
+        v_cond, v_uncond = dit(torch.cat((x, x)), torch.cat((t, t)), both).to(x.dtype).chunk(2)
+        return guidance.combine(x, t, v_cond, v_uncond, lengths)
 
     @torch.no_grad()
     def encode(self, audio: Tensor, chunk_size: int | None = None, overlap: int = 32, noise: int | None = None) -> Tensor:

@@ -40,7 +40,7 @@ class Guider(comfy.samplers.CFGGuider):
             return comfy.samplers.calc_cond_batch(self.inner_model, [positive], x, timestep, options)[0]
         cond, uncond = comfy.samplers.calc_cond_batch(self.inner_model, [positive, negative], x, timestep, options)
         time = timestep[:, None, None]
-        v = self.guidance.combine(x, t, (x - cond) / time, (x - uncond) / time, self.valid)
+        v = self.guidance.apply(x, t, (x - cond) / time, (x - uncond) / time, self.valid)
         return x - time * v
 
 

@@ -7,14 +7,23 @@ as ComfyUI does it: as a package of another name, whose `sa3_core` is `sa3_pack.
 from __future__ import annotations
 
 import asyncio
+import functools
+import importlib
 import importlib.util
 import os
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
+
+HERE = Path(__file__).parent
+# Behind everything else, like the core tests' own.
+sys.path.extend(str(path) for path in (HERE, HERE.parent / "core") if str(path) not in sys.path)
+
+from node_support import FOLDERS, Pack, put  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 TREE = Path(os.environ.get("SA3_COMFYUI") or ROOT / ".run" / "comfyui")
@@ -29,6 +38,8 @@ def import_comfyui() -> None:
     comfy.options.enable_args_parsing()
     arguments, sys.argv = sys.argv, ["main.py", "--cpu", "--base-directory", BASE.name]
     import comfy.cli_args
+
+    import utils.extra_config  # noqa: F401  main.py does so too: ComfyUI's nodes.py puts comfy/, with a utils.py, before its own utils
 
     sys.argv = arguments
 
@@ -65,3 +76,79 @@ def node_classes(pack: ModuleType) -> dict[str, type]:
         return await extension.get_node_list()
 
     return {node.define_schema().node_id: node for node in asyncio.run(listed())}
+
+
+@pytest.fixture(scope="session")
+def sa3(node_classes: dict[str, type]) -> Pack:
+    """The pack to run nodes of; its modules as `sa3.core.sampling`, `sa3.nodes.sampling`, `sa3.host.model` and so on."""
+
+    def modules(package: str, *names: str) -> SimpleNamespace:
+        return SimpleNamespace(**{name: importlib.import_module(f"sa3_pack.{package}.{name}") for name in names})
+
+    return Pack(
+        classes=node_classes,
+        SA3Error=importlib.import_module("sa3_pack.sa3_core.errors").SA3Error,
+        core=modules("sa3_core", "checkpoint", "dit", "guidance", "pipeline", "same", "sampling", "text_encoder", "timeline"),
+        nodes=modules("nodes", "latents", "models", "sampling"),
+        host=modules("nodes.host", "folders", "model", "sampling", "vae"),
+    )
+
+
+@pytest.fixture(scope="session")
+def comfy(pack: ModuleType) -> SimpleNamespace:
+    """ComfyUI's own modules: `nodes` and `audio` with core's node classes, `management`, `folder_paths`, ..."""
+    names = {"folder_paths": "folder_paths", "nodes": "nodes", "audio": "comfy_extras.nodes_audio", "utils": "comfy.utils",
+             "custom": "comfy_extras.nodes_custom_sampler", "management": "comfy.model_management", "patcher": "comfy.model_patcher"}  # fmt: skip
+    return SimpleNamespace(**{short: importlib.import_module(name) for short, name in names.items()})
+
+
+@pytest.fixture(scope="session")
+def shelf(base_directory: Path) -> Path:
+    """ComfyUI's folder of checkpoints with all four tiny releases in it; tests leave it alone."""
+    checkpoints = base_directory / "models" / "checkpoints"
+    for variant in FOLDERS:
+        put(checkpoints, variant)
+    return checkpoints
+
+
+@pytest.fixture(scope="session")
+def load(sa3: Pack, shelf: Path) -> Callable[..., SimpleNamespace]:
+    """load(variant, dtype): MODEL, CLIP and VAE of a tiny release, loaded once by the node."""
+    loaded: dict[tuple[str, str], SimpleNamespace] = {}
+
+    def from_shelf(variant: str, dtype: str = "auto") -> SimpleNamespace:
+        if (variant, dtype) not in loaded:
+            loaded[variant, dtype] = sa3.load(file=FOLDERS[variant], dtype=dtype)
+        return loaded[variant, dtype]
+
+    return from_shelf
+
+
+@pytest.fixture(scope="session")
+def pipeline(sa3: Pack, shelf: Path) -> Callable:
+    """pipeline(variant): the same release loaded without ComfyUI."""
+    return functools.cache(lambda variant: sa3.core.pipeline.load(shelf / FOLDERS[variant]))
+
+
+@pytest.fixture
+def checkpoints(comfy: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder of checkpoints, the only place where ComfyUI now finds models."""
+    known = comfy.folder_paths.folder_names_and_paths
+    for key in ("checkpoints", "diffusion_models"):
+        (tmp_path / key).mkdir()
+        monkeypatch.setitem(known, key, ([str(tmp_path / key)], known[key][1]))
+    return tmp_path / "checkpoints"
+
+
+@pytest.fixture
+def at_rest(sa3: Pack, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No network may compute while this is in force: a refusal comes before any work."""
+
+    def work(*args, **kwargs):
+        pytest.fail("a network computed something before the refusal")
+
+    for cls in (sa3.core.dit.DiT, sa3.core.same.SAME, sa3.core.text_encoder.TextEncoder):
+        monkeypatch.setattr(cls, "forward", work)
+    for name in ("encode", "decode"):
+        monkeypatch.setattr(sa3.core.same.SAME, name, work)
+    monkeypatch.setattr(sa3.core.dit.DiT, "prepare", work)
