@@ -38,8 +38,7 @@ def import_comfyui() -> None:
     comfy.options.enable_args_parsing()
     arguments, sys.argv = sys.argv, ["main.py", "--cpu", "--base-directory", BASE.name]
     import comfy.cli_args
-
-    import utils.extra_config  # noqa: F401  main.py does so too: ComfyUI's nodes.py puts comfy/, with a utils.py, before its own utils
+    import utils.extra_config  # noqa: F401  early, as main.py does: ComfyUI's nodes.py puts comfy/, which has a utils.py, on the path
 
     sys.argv = arguments
 
@@ -97,8 +96,14 @@ def sa3(node_classes: dict[str, type]) -> Pack:
 @pytest.fixture(scope="session")
 def comfy(pack: ModuleType) -> SimpleNamespace:
     """ComfyUI's own modules: `nodes` and `audio` with core's node classes, `management`, `folder_paths`, ..."""
-    names = {"folder_paths": "folder_paths", "nodes": "nodes", "audio": "comfy_extras.nodes_audio", "utils": "comfy.utils",
-             "custom": "comfy_extras.nodes_custom_sampler", "management": "comfy.model_management", "patcher": "comfy.model_patcher"}  # fmt: skip
+    names = {
+        "folder_paths": "folder_paths",
+        "nodes": "nodes",
+        "audio": "comfy_extras.nodes_audio",
+        "custom": "comfy_extras.nodes_custom_sampler",
+        "management": "comfy.model_management",
+        "utils": "comfy.utils",
+    }
     return SimpleNamespace(**{short: importlib.import_module(name) for short, name in names.items()})
 
 
