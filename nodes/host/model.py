@@ -134,6 +134,8 @@ def prompt_rows(embeddings: Tensor | None, mask: Tensor | None, batch: int) -> t
     if embeddings is None or embeddings.dim() != 3:
         raise SA3Error("The CONDITIONING holds no prompt embeddings; connect SA3_TextEncode or CLIPTextEncode with this pack's CLIP.")
     mask = torch.ones(embeddings.shape[:2], dtype=torch.bool) if mask is None else mask.bool()
+    # ConditioningConcat adds tokens behind the prompt and leaves the mask as it was
+    mask = torch.nn.functional.pad(mask, (0, embeddings.shape[1] - mask.shape[1]), value=True)
     if embeddings.shape[0] not in (1, batch):
         raise SA3Error(
             f"The CONDITIONING has {embeddings.shape[0]} prompts and the LATENT {batch} items; give one prompt, or one per item."

@@ -90,18 +90,21 @@ def read_latent(latent, config: ModelConfig) -> Latents:
         line = host_model.whole_latents(config, samples)
     else:
         line = lengths(
-            config, _per_item(seconds, batch, indices), float(latent.get(PADDING, PADDING_SECONDS)), None if empty else samples.shape[-1]
+            config,
+            _per_item(seconds, batch, latent.get("batch_index")),
+            float(latent.get(PADDING, PADDING_SECONDS)),
+            None if empty else samples.shape[-1],
         )
     mask = latent.get("noise_mask")
     keep = None if mask is None else 1 - _mask_frames(mask, batch, line.frames)
     return Latents(line, indices, None if empty else samples, keep)
 
 
-def _per_item(seconds, batch: int, indices: tuple[int, ...]) -> list[float]:
+def _per_item(seconds, batch: int, picked: list[int] | None) -> list[float]:
     """One number per item; a list longer than the batch belongs to the batch that core has picked items from."""
     seconds = [float(value) for value in seconds] if isinstance(seconds, (list, tuple)) else None
-    if seconds is not None and indices != tuple(range(batch)) and max(indices) < len(seconds):
-        return [seconds[i] for i in indices]
+    if seconds is not None and picked and max(picked) < len(seconds):
+        return [seconds[i] for i in picked]
     if seconds is None or len(seconds) != batch:
         found = "no list" if seconds is None else f"{len(seconds)} numbers"
         raise SA3Error(f"The LATENT's {SECONDS} has {found} for {batch} items; expected a list with one number per item.")
@@ -116,8 +119,8 @@ def _mask_frames(mask: Tensor, batch: int, frames: int) -> Tensor:
     return torch.nn.functional.interpolate(mask, size=frames, mode="nearest").round().clamp(0, 1).expand(batch, -1, -1)
 
 
-def sample(model, positive, latents: Latents, plan: Plan, guidance: Guidance, negative=None) -> Tensor:
-    """Run the plan on a MODEL: latents (B, D, T), float32, on ComfyUI's intermediate device.
+def sample(model, positive, latents: Latents, plan: Plan, guidance: Guidance, negative=None, progress=None) -> Tensor:
+    """Run the plan on a MODEL: latents (B, D, T), float32, on ComfyUI's intermediate device. progress(done, total).
 
     A batch that does not fit into memory is made in groups, with the draws it would have as one.
     """
@@ -126,7 +129,7 @@ def sample(model, positive, latents: Latents, plan: Plan, guidance: Guidance, ne
         negative = [[torch.zeros(1, 1, inner.sa3_config.conditioning.cond_dim), {}]]
     batch, done, parts = len(plan.lengths), 0, []
     size = _group_size(model, plan)
-    progress = Progress(plan.steps * batch)
+    progress = progress or Progress(plan.steps * batch)
     while done < batch:
         items = range(done, min(done + size, batch))
 
