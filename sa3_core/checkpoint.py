@@ -58,7 +58,9 @@ def check_file(path: Path) -> None:
         raise SA3Error(f"{path} is a folder; expected a .safetensors file.")
     with open(path, "rb") as file:
         head = file.read(8)
-    if path.suffix.lower() in PICKLES or head[:2] in (b"\x80\x02", b"\x80\x04", b"PK"):
+    # safetensors begins with the header's length in 8 bytes; it may look like a magic number, but no header has 16 MB.
+    pickled = head[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK") and any(head[3:])
+    if path.suffix.lower() in PICKLES or pickled:
         raise SA3Error(
             f"{path} is a pickled (or zip) file, which can run code when read; expected .safetensors. Use the release's model.safetensors."
         )

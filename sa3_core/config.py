@@ -1,7 +1,6 @@
 """``model_config.json`` -> frozen dataclasses. One parser; what it does not know it refuses by name."""
 
 import json
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -157,9 +156,9 @@ class _Section:
     def _typed(self, key, value, kind):
         ok = isinstance(value, (int, float)) and not isinstance(value, bool) if kind in (int, float) else isinstance(value, kind)
         if ok and kind is int:
-            ok = float(value).is_integer() and 0 < value < 2**40
+            ok = 0 < value < 2**40 and float(value).is_integer()
         if ok and kind is float:
-            ok = math.isfinite(value)
+            ok = abs(value) < 1e38
         if not ok:
             name = {int: "a positive whole number", float: "a finite number", dict: "an object", str: "text", list: "a list"}[kind]
             raise self.refuse(key, value, f"expected {name}")
