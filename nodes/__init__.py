@@ -1,12 +1,13 @@
 """The pack's nodes, one class each; every file ends in NODES."""
 
+from .edit import NODES as EDIT
 from .host.schema import ComfyExtension, io
 from .latents import NODES as LATENTS
 from .models import NODES as MODELS
 from .sampling import NODES as SAMPLING
 from .text import NODES as TEXT
 
-NODES: list[type[io.ComfyNode]] = [*MODELS, *TEXT, *LATENTS, *SAMPLING]
+NODES: list[type[io.ComfyNode]] = [*MODELS, *TEXT, *LATENTS, *EDIT, *SAMPLING]
 
 
 class Extension(ComfyExtension):

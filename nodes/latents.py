@@ -7,8 +7,8 @@ from ..sa3_core.errors import SA3Error
 from ..sa3_core.same import Noise
 from ..sa3_core.timeline import PADDING_SECONDS, decode_frames
 from .host import vae as host_vae
+from .host.latent import FRAMES, PADDING, SECONDS, encode_line, read_clip, read_latent
 from .host.progress import say
-from .host.sampling import PADDING, SECONDS, read_latent
 from .host.schema import SEED, io, schema
 
 RATE, FRAME, CHANNELS, ALIGN = 44100, 4096, 256, 2  # of the released models; the Sampler fits an empty LATENT to its model
@@ -54,7 +54,7 @@ class EmptyLatent(io.ComfyNode):
         durations = parse_durations(seconds_per_item, seconds, batch_size)
         frames = -(-int((max(durations) + padding) * RATE) // FRAME)
         samples = torch.zeros(len(durations), CHANNELS, -(-frames // ALIGN) * ALIGN)
-        return io.NodeOutput({"samples": samples, "type": "audio", SECONDS: durations, PADDING: padding, "downscale_ratio_temporal": FRAME})
+        return io.NodeOutput({"samples": samples, "type": "audio", SECONDS: durations, PADDING: padding, FRAMES: FRAME})
 
 
 def parse_durations(text: str, seconds: float, batch: int) -> list[float]:
@@ -74,6 +74,69 @@ def parse_durations(text: str, seconds: float, batch: int) -> list[float]:
     return durations
 
 
+CHUNK_INPUT = {
+    "default": host_vae.CHUNK,
+    "min": 16,
+    "max": 4096,
+    "step": 2,
+    "tooltip": "Latent frames (93 ms each) worked on at once. Smaller needs less memory; the result stays the same.",
+}
+OVERLAP_INPUT = {
+    "default": host_vae.OVERLAP,
+    "min": 0,
+    "max": 512,
+    "step": 2,
+    "tooltip": "Latent frames shared by neighbouring chunks. 32 makes the joins exact.",
+}
+MORE_CHANNELS = ["refuse", "first two", "mix to mono"]
+
+
+class SAMEEncode(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return schema(
+            "SA3_SAMEEncode",
+            display_name="SA3 SAME Encode",
+            description="Encodes a recording to latents: the start of audio to audio and of inpainting. Any rate; mono is doubled.",
+            inputs=[
+                io.Audio.Input("audio", tooltip="The recording, at any sample rate."),
+                io.Vae.Input("vae", tooltip="The VAE of SA3 Model Loader, or SA3 Autoencoder Loader."),
+                io.Float.Input(
+                    "seconds",
+                    default=0.0,
+                    min=0.0,
+                    max=86400.0,
+                    step=0.1,
+                    tooltip="Duration of the result. 0 = the recording's. Longer: silence is added; shorter: what follows is only context.",
+                ),
+                io.Float.Input(
+                    "padding",
+                    default=PADDING_SECONDS,
+                    min=0.0,
+                    max=30.0,
+                    step=0.5,
+                    tooltip="Headroom behind the clip, as in SA3 Empty Latent.",
+                ),
+                io.Int.Input("chunk_size", **CHUNK_INPUT),
+                io.Int.Input("overlap", **OVERLAP_INPUT),
+                io.Combo.Input(
+                    "more_channels",
+                    options=MORE_CHANNELS,
+                    default="refuse",
+                    tooltip="What to do with more than two channels: refuse, take the first two, or mix all to mono.",
+                ),
+            ],
+            outputs=[io.Latent.Output("LATENT")],
+        )
+
+    @classmethod
+    def execute(cls, audio, vae, seconds, padding, chunk_size, overlap, more_channels="refuse") -> io.NodeOutput:
+        vae = host_vae.require(vae)
+        clip = read_clip(audio, vae.sa3_config, more_channels)
+        duration = seconds or clip.shape[-1] / vae.sa3_config.sample_rate
+        return io.NodeOutput(encode_line(vae, clip, duration, padding, chunk_size, overlap))
+
+
 class SAMEDecode(io.ComfyNode):
     @classmethod
     def define_schema(cls):
@@ -84,22 +147,8 @@ class SAMEDecode(io.ComfyNode):
             inputs=[
                 io.Latent.Input("latent", tooltip="Latents of SA3 Sampler or SA3 SAME Encode."),
                 io.Vae.Input("vae", tooltip="The VAE of SA3 Model Loader."),
-                io.Int.Input(
-                    "chunk_size",
-                    default=host_vae.CHUNK,
-                    min=16,
-                    max=4096,
-                    step=2,
-                    tooltip="Latent frames (93 ms each) decoded at once. Smaller needs less memory; the sound stays the same.",
-                ),
-                io.Int.Input(
-                    "overlap",
-                    default=host_vae.OVERLAP,
-                    min=0,
-                    max=512,
-                    step=2,
-                    tooltip="Latent frames shared by neighbouring chunks. 32 makes the joins exact.",
-                ),
+                io.Int.Input("chunk_size", **CHUNK_INPUT),
+                io.Int.Input("overlap", **OVERLAP_INPUT),
                 io.Combo.Input(
                     "noise",
                     options=["off", "seeded"],
@@ -133,4 +182,4 @@ class SAMEDecode(io.ComfyNode):
         return io.NodeOutput([{"waveform": clip, "sample_rate": rate} for clip in clips])
 
 
-NODES = [EmptyLatent, SAMEDecode]
+NODES = [EmptyLatent, SAMEEncode, SAMEDecode]

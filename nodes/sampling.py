@@ -9,6 +9,7 @@ from ..sa3_core.guidance import Guidance as GuidanceSettings
 from ..sa3_core.samplers import SAMPLERS
 from .host import model as host_model
 from .host import sampling as host
+from .host.latent import read_latent, schedule_lengths
 from .host.progress import say
 from .host.schema import SEED, io, schema
 
@@ -65,7 +66,7 @@ class Schedule(io.ComfyNode):
             raise SA3Error("SA3_Schedule needs a MODEL for its own schedule or step count; connect one, or choose a kind and steps.")
         options = {"kind": kind, **parameters} if kind != MODELS_OWN else dict(config.schedule)
         options = {key: value for key, value in options.items() if key == "kind" or key in schedule.parameters(options["kind"])}
-        lengths = host.schedule_lengths(latent, config)
+        lengths = schedule_lengths(latent, config)
         sigmas = schedule.build(options.pop("kind"), steps or config.default_steps, noise_level, lengths, mode, **options)
         alike = sigmas.dim() == 2 and bool((sigmas == sigmas[:1]).all())
         return io.NodeOutput(sigmas[0] if alike else sigmas)
@@ -176,7 +177,7 @@ class Sampler(io.ComfyNode):
     ) -> io.NodeOutput:
         inner = host_model.require(model)
         config = inner.sa3_config
-        read = host.read_latent(latent, config)
+        read = read_latent(latent, config)
         for name, conditioning in (("positive", positive), ("negative", negative)):
             if conditioning is not None:
                 host.check_conditioning(conditioning, config, len(read.lengths), name)

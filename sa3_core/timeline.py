@@ -9,6 +9,8 @@ from torch import Tensor
 
 from .config import ModelConfig
 from .errors import SA3Error
+from .regions import Region, merge_regions  # noqa: F401  one place to look for everything on the line
+from .splice import splice  # noqa: F401
 
 PADDING_SECONDS = 6.0  # headroom behind the clip, as the public tools have it
 
@@ -80,26 +82,7 @@ def batch_frames(config: ModelConfig, seconds: float, padding: float) -> int:
     return frames if config.sample_size is None else min(frames, config.sample_size // spf)
 
 
-def merge_regions(regions: Sequence[tuple[float, float]], duration: float | None = None) -> list[tuple[float, float]]:
-    """Sorted regions in seconds with overlaps merged. Refuses what lies outside [0, duration] or ends before it starts."""
-    for start, end in regions:
-        if not (math.isfinite(start) and math.isfinite(end)):
-            raise SA3Error(f"The region {start}-{end} is not a pair of finite numbers of seconds.")
-        if end <= start:
-            raise SA3Error(f"The region {start:g}-{end:g} ends before it starts; expected start-end in seconds.")
-        if start < 0 or (duration is not None and end > duration + 1e-9):
-            limit = "" if duration is None else f" to {duration:g} s"
-            raise SA3Error(f"The region {start:g}-{end:g} lies outside the clip; expected regions within 0{limit}.")
-    merged: list[tuple[float, float]] = []
-    for start, end in sorted(regions):
-        if merged and start <= merged[-1][1]:
-            merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
-        else:
-            merged.append((start, end))
-    return merged
-
-
-def keep_mask(config: ModelConfig, regions: Sequence[tuple[float, float]], lengths: Lengths) -> Tensor:
+def keep_mask(config: ModelConfig, regions: Sequence[Region], lengths: Lengths) -> Tensor:
     """(B, 1, T): 1 = given, 0 = generate; 0 beyond each item's duration. Nearest neighbour from sample resolution."""
     spf, rate = config.same.samples_per_frame, config.sample_rate
     at = torch.arange(lengths.frames) * spf  # nearest-neighbour reads the first sample of a frame

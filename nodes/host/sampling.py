@@ -1,7 +1,5 @@
 """Sampling through ComfyUI's guider: loading, hooks and clean-up stay core's, the run itself is sa3_core's."""
 
-from dataclasses import dataclass
-
 import comfy.model_management
 import comfy.samplers
 import torch
@@ -12,12 +10,9 @@ from ...sa3_core.config import ModelConfig
 from ...sa3_core.errors import SA3Error
 from ...sa3_core.guidance import Guidance
 from ...sa3_core.sampling import Draws, Plan
-from ...sa3_core.timeline import PADDING_SECONDS, Lengths, lengths
 from . import model as host_model
+from .latent import Latents
 from .progress import Progress, check_interrupt, logger
-
-ANCHOR_LENGTH = 2000.0  # latent frames
-SECONDS, PADDING = "sa3_seconds", "sa3_padding"  # keys of a LATENT
 
 
 class Guider(comfy.samplers.CFGGuider):
@@ -56,67 +51,6 @@ class RunSampler(comfy.samplers.Sampler):
             return (x - model_wrap(x, time, **extra_args)) / time[:, None, None]
 
         return sampling.run(velocity, self.plan, channels=self.channels, device=noise.device, init=self.init, callback=self.callback)
-
-
-@dataclass(frozen=True)
-class Latents:
-    """A LATENT read against a model: its time line, draws' indices, and what it gives the run to start from or to keep."""
-
-    lengths: Lengths
-    indices: tuple[int, ...]
-    samples: Tensor | None  # (B, D, T), None when empty
-    keep: Tensor | None  # (B, 1, T), 1 = given
-
-
-def read_latent(latent, config: ModelConfig) -> Latents:
-    """Check a LATENT against the model. An empty one takes the model's own frame count, so one graph fits every model."""
-    if not isinstance(latent, dict) or not isinstance(latent.get("samples"), Tensor):
-        raise SA3Error("The LATENT holds no samples; connect SA3_EmptyLatent or SA3_SAMEEncode.")
-    samples, channels = latent["samples"], config.same.latent_dim
-    batch = samples.shape[0]
-    if samples.dim() != 3:
-        raise SA3Error(f"The LATENT has shape {tuple(samples.shape)}, an image or video; expected audio (batch, {channels}, frames).")
-    indices = tuple(int(i) for i in latent.get("batch_index") or range(batch))
-    seconds = latent.get(SECONDS)
-    empty = not bool(samples.any())
-    if samples.shape[1] != channels and not (empty and seconds is not None):
-        hint = "that is Stable Audio 1 or Open" if samples.shape[1] == 64 else "it was made for another model"
-        raise SA3Error(
-            f"The LATENT has {samples.shape[1]} channels ({hint}); this model has {channels}. Use SA3_EmptyLatent or SA3_SAMEEncode."
-        )
-    if len(indices) != batch:
-        raise SA3Error(f"The LATENT's batch_index has {len(indices)} entries for {batch} items.")
-    if seconds is None:
-        line = host_model.whole_latents(config, samples)
-    else:
-        line = lengths(
-            config,
-            _per_item(seconds, batch, latent.get("batch_index")),
-            float(latent.get(PADDING, PADDING_SECONDS)),
-            None if empty else samples.shape[-1],
-        )
-    mask = latent.get("noise_mask")
-    keep = None if mask is None else 1 - _mask_frames(mask, batch, line.frames)
-    return Latents(line, indices, None if empty else samples, keep)
-
-
-def _per_item(seconds, batch: int, picked: list[int] | None) -> list[float]:
-    """One number per item; a list longer than the batch belongs to the batch that core has picked items from."""
-    seconds = [float(value) for value in seconds] if isinstance(seconds, (list, tuple)) else None
-    if seconds is not None and picked and max(picked) < len(seconds):
-        return [seconds[i] for i in picked]
-    if seconds is None or len(seconds) != batch:
-        found = "no list" if seconds is None else f"{len(seconds)} numbers"
-        raise SA3Error(f"The LATENT's {SECONDS} has {found} for {batch} items; expected a list with one number per item.")
-    return seconds
-
-
-def _mask_frames(mask: Tensor, batch: int, frames: int) -> Tensor:
-    """A noise mask of any of core's shapes as (B, 1, T), 1 = regenerate, by nearest neighbour."""
-    mask = mask.float().reshape(-1, 1, mask.shape[-1])
-    if mask.shape[0] not in (1, batch):
-        raise SA3Error(f"The noise mask has {mask.shape[0]} rows for {batch} items.")
-    return torch.nn.functional.interpolate(mask, size=frames, mode="nearest").round().clamp(0, 1).expand(batch, -1, -1)
 
 
 def sample(model, positive, latents: Latents, plan: Plan, guidance: Guidance, negative=None, progress=None) -> Tensor:
@@ -209,17 +143,6 @@ def check_guidance(guidance) -> Guidance:
     if not isinstance(guidance, Guidance):
         raise SA3Error(f"The guidance is {type(guidance).__name__}; connect SA3_Guidance.")
     return guidance
-
-
-def schedule_lengths(latent, config: ModelConfig | None) -> Tensor | float:
-    """Frames of the asked durations, per item, for SA3_Schedule. Without a LATENT: the anchor length, where shifts are neutral."""
-    if latent is None:
-        return ANCHOR_LENGTH
-    seconds, samples = latent.get(SECONDS), latent["samples"]
-    if config is not None:
-        return torch.tensor(read_latent(latent, config).lengths.effective)
-    frames = [samples.shape[-1]] * samples.shape[0] if seconds is None else [-(-int(value * 44100) // 4096) for value in seconds]
-    return torch.tensor(frames)
 
 
 def core_sampler(name: str, eta: float) -> comfy.samplers.KSAMPLER:
