@@ -1,0 +1,76 @@
+"""What the core tests share: recorded data, releases laid out in a folder, and the two ways to judge a result."""
+
+import functools
+import json
+import re
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from sa3_core import SA3Error
+
+DATA = Path(__file__).parents[1] / "data"
+VARIANTS = ["small", "medium", "small-base", "medium-base"]
+FAMILIES = ["small", "medium"]  # SAME-S in chunks with a plain transformer; SAME-L in a window with a differential one
+RELEASES = ["small-music", "small-sfx", "medium", "small-music-base", "small-sfx-base", "medium-base", "SAME-S", "SAME-L"]
+TEXT_ENCODER = "t5gemma-b-b-ul2"
+
+
+@functools.cache
+def recorded(name: str) -> dict[str, torch.Tensor]:
+    return load_file(DATA / f"{name}.safetensors")
+
+
+@functools.cache
+def index() -> dict:
+    return json.loads((DATA / "index.json").read_text())
+
+
+def config_dict(variant: str) -> dict:
+    """A fresh, editable model_config of a tiny variant."""
+    return json.loads((DATA / variant / "model_config.json").read_text())
+
+
+def release_dict(name: str) -> dict:
+    """A fresh, editable model_config of a real release."""
+    return json.loads((DATA / "releases" / f"{name}.json").read_text())
+
+
+def lay_out(folder: Path, variant: str) -> Path:
+    """A tiny release as it lies on disk, every file a copy that may be damaged."""
+    folder.mkdir(parents=True)
+    shutil.copyfile(DATA / variant / "model_config.json", folder / "model_config.json")
+    shutil.copyfile(DATA / variant.removesuffix("-base") / "model.safetensors", folder / "model.safetensors")
+    shutil.copytree(DATA / TEXT_ENCODER, folder / TEXT_ENCODER)
+    return folder
+
+
+def rel_error(found, wanted) -> float:
+    """||found - wanted|| / ||wanted||, in float64; infinite for another shape or anything not finite."""
+    found, wanted = torch.as_tensor(found).double(), torch.as_tensor(wanted).double()
+    if found.shape != wanted.shape or not bool(torch.isfinite(found).all()):
+        return float("inf")
+    return float((found - wanted).norm() / wanted.norm().clamp(min=1e-12))
+
+
+@contextmanager
+def refused(*words):
+    """The block must raise SA3Error with a message that holds all of `words`. pytest's own folder, named after the test, is no word."""
+    with pytest.raises(SA3Error) as caught:
+        yield
+    said = re.sub(r"\S*/pytest-\d+/[^/\s]+/?", "", str(caught.value)).lower()
+    missing = [word for word in words if str(word).lower() not in (str(caught.value).lower() if isinstance(word, Path) else said)]
+    assert not missing, f"{missing} not in: {caught.value}"
+
+
+def known_bug(reason: str, *exceptions: type[BaseException]):
+    """Marks a law that does not hold yet. Strict: the day it holds, the mark must go."""
+    return pytest.mark.xfail(strict=True, reason=reason, raises=exceptions or None)
+
+
+def randn(*shape, seed: int = 0, dtype=torch.float32) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)

@@ -1,0 +1,114 @@
+"""The transformer: padded frames do not exist, a run's constants are computed once."""
+
+from collections import Counter
+
+import pytest
+import torch
+from core_support import FAMILIES, randn, recorded, refused, rel_error
+
+T = 24
+
+
+@pytest.fixture
+def case(variant):
+    """x, t, cross_attn, global_cond, local_add of two items."""
+    golden = recorded(f"{variant}/golden")
+    return {name: golden[f"dit.{name}"] for name in ("x", "t", "cross_attn", "global", "local_add")}
+
+
+def velocity(model, case, items=slice(None), frames=T, **options):
+    x, t, cross, glob, local = (case[name][items] for name in ("x", "t", "cross_attn", "global", "local_add"))
+    return model.velocity(x[..., :frames], t, cross, glob, local[..., :frames], **options)
+
+
+def mask_of(*lengths):
+    return torch.arange(T)[None] < torch.tensor(lengths)[:, None]
+
+
+@pytest.mark.parametrize("lengths", [(24, 24), (24, 9), (1, 24), (17, 16), (5, 5)])
+@pytest.mark.parametrize("variant", FAMILIES)
+def test_a_padded_item_equals_the_item_cut_to_its_length(model, case, variant, lengths):
+    together = velocity(model, case, padding_mask=mask_of(*lengths))
+    for i, n in enumerate(lengths):
+        alone = velocity(model, case, slice(i, i + 1), n)
+        assert rel_error(together[i, :, :n], alone[0]) < 1e-5
+
+
+@pytest.mark.parametrize("variant", FAMILIES)
+def test_what_padded_frames_hold_does_not_matter(model, case, variant):
+    mask = mask_of(24, 9)
+    plain = velocity(model, case, padding_mask=mask)
+    noisy = {**case, "x": case["x"].clone(), "local_add": case["local_add"].clone()}
+    noisy["x"][1, :, 9:], noisy["local_add"][1, :, 9:] = 1e3, -1e3
+    out = velocity(model, noisy, padding_mask=mask)
+    assert torch.equal(out[0], plain[0]) and torch.equal(out[1, :, :9], plain[1, :, :9])
+    # and without the mask it does
+    assert rel_error(velocity(model, noisy)[1, :, :9], velocity(model, case)[1, :, :9]) > 1e-2
+
+
+@pytest.mark.parametrize("variant", FAMILIES)
+def test_a_batch_item_equals_itself_alone(model, case, variant):
+    together = velocity(model, case)
+    for i in range(2):
+        assert rel_error(together[i], velocity(model, case, slice(i, i + 1))[0]) < 1e-5
+
+
+@pytest.mark.parametrize("variant", FAMILIES)
+def test_a_local_input_of_zeros_is_present(model, case, variant):
+    """Zeros go through a shortcut of one row; it must equal the full computation, and differ from an absent input."""
+    zeros = {**case, "local_add": torch.zeros_like(case["local_add"])}
+    shortcut = velocity(model, zeros)
+    rows = torch.zeros(2, T, 33)
+    full = [layer.to_local_embed(rows) for layer in model.dit.transformer.layers]
+    inputs = model.dit.prepare(case["cross_attn"], case["global"], full, T)
+    assert rel_error(shortcut, model.dit(case["x"], case["t"], inputs)) < 1e-5
+    absent = model.velocity(case["x"], case["t"], case["cross_attn"], case["global"])
+    assert rel_error(absent, shortcut) > 1e-3
+
+
+@pytest.mark.parametrize("variant", FAMILIES)
+def test_every_input_acts(model, case, variant):
+    plain = velocity(model, case)
+    for name in case:
+        assert rel_error(velocity(model, {**case, name: case[name] * 0.9}), plain) > 1e-4, name
+
+
+@pytest.mark.parametrize("mask", [[[False] * T] * 2, [[True] * 5 + [False] + [True] * (T - 6)] * 2, [[False] + [True] * (T - 1)] * 2])
+def test_a_padding_mask_hides_the_end_only(load_model, mask):
+    case = {name: recorded("small/golden")[f"dit.{name}"] for name in ("x", "t", "cross_attn", "global", "local_add")}
+    with refused("padding mask", "first frames"):
+        velocity(load_model("small"), case, padding_mask=torch.tensor(mask))
+
+
+@pytest.mark.parametrize("cfg", [1.0, 4.0])
+@pytest.mark.parametrize("variant", FAMILIES)
+def test_constants_of_a_run_are_computed_once(model, variant, cfg):
+    """Calls of each Linear in a run of 2 and of 6 steps: what does not depend on x or t must not be called more often."""
+
+    def calls(steps):
+        counted, handles = Counter(), []
+        for name, module in model.module.named_modules():
+            if not list(module.children()):
+                handles.append(module.register_forward_hook(lambda *_, name=name: counted.update([name])))
+        rain = (44100, randn(2, 30_000) * 0.1)
+        try:
+            model.generate("rain", 1.0, steps=steps, cfg=cfg, sampler="euler", padding=0, source_audio=rain, regions=[(0.2, 0.5)])
+        finally:
+            for handle in handles:
+                handle.remove()
+        return counted
+
+    few, many = calls(2), calls(6)
+    constant = ("to_cond_embed", "to_kv", "cross_attn.k_norm", "to_local_embed", "to_global_embed", "conditioner", "pretransform")
+    names = [name for name in few if any(part in name for part in constant)]
+    assert all(sum(part in name for name in names) for part in constant)
+    assert {name: many[name] - few[name] for name in names if many[name] != few[name]} == {}
+    inside = "model.model.transformer.layers.0.self_attn.to_qkv"
+    assert (few[inside], many[inside]) == (2, 6)  # guidance runs both contexts as one batch
+
+
+def test_the_same_time_is_embedded_once(load_model):
+    model, case = load_model("small"), recorded("small/golden")
+    inputs = model.dit.prepare(case["dit.cross_attn"], case["dit.global"], None, T)
+    assert model.dit.modulation(case["dit.t"], inputs) is model.dit.modulation(case["dit.t"].clone(), inputs)
+    assert model.dit.modulation(case["dit.t"] * 0.5, inputs) is not model.dit.modulation(case["dit.t"], inputs)

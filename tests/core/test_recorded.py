@@ -1,0 +1,159 @@
+"""Every recorded case of the public code: one forward of each module, whole runs, schedules, samplers."""
+
+import json
+
+import pytest
+import torch
+from core_support import DATA, FAMILIES, RELEASES, VARIANTS, index, recorded, rel_error, release_dict
+
+import sa3_core
+from sa3_core import samplers, schedule, timeline
+
+MODULE, RUN, FUNCTION = 1e-5, 1e-4, 1e-6
+
+GUIDANCE = {
+    "cfg4_apg0": {"apg": 0.0},
+    "cfg4_apg1": {"apg": 1.0},
+    "cfg4_apg0.5": {"apg": 0.5},
+    "cfg4_phi0.6": {"apg": 0.0, "rescale": 0.6},
+    "cfg4_norm2": {"apg": 0.0, "norm_threshold": 2.0},
+    "cfg4_interval_out": {"cfg_interval": (0.0, 0.5)},
+    "cfg4_apg1_neg": {"apg": 1.0},
+    "cfg4_apg1_padded": {"apg": 1.0},
+}
+SAME = {  # case: (direction, input, arguments)
+    "encode": ("encode", "audio", {}),
+    "encode_odd": ("encode", "audio_odd", {}),
+    "encode_5": ("encode", "audio_5", {}),
+    "encode_long": ("encode", "audio_long_seedless", {}),
+    "encode_long_chunk16_overlap4": ("encode", "audio_long_seedless", {"chunk_size": 16, "overlap": 4}),
+    "decode": ("decode", "latents", {}),
+    "decode_odd": ("decode", "latents_odd", {}),
+    "decode_long": ("decode", "latents_long", {}),
+    "decode_long_chunk16_overlap4": ("decode", "latents_long", {"chunk_size": 16, "overlap": 4}),
+}
+RUNS = [(variant, case) for variant in VARIANTS for case in index()[variant]["cases"]]
+SCHEDULES = json.loads((DATA / "schedules.json").read_text())
+SAMPLERS = json.loads((DATA / "samplers.json").read_text())
+
+
+@pytest.fixture
+def golden(variant):
+    return recorded(f"{variant}/golden")
+
+
+@pytest.mark.parametrize("name", RELEASES)
+def test_a_release_has_exactly_its_tensors(name):
+    rows = (line.split("\t") for line in (DATA / "releases" / f"{name}.tsv").read_text().splitlines() if line)
+    wanted = {row[0]: json.loads(row[1]) for row in rows if not row[0].endswith("inv_freq")}
+    found = {key: list(tensor.shape) for key, tensor in sa3_core.build(release_dict(name), device="meta").state_dict().items()}
+    assert found == wanted
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_conditioning(model, golden, variant):
+    case = index()[variant]
+    text = model.encode_text(case["prompts"])
+    assert torch.equal(text.input_ids, golden["cond.prompt.input_ids"].long())
+    assert torch.equal(text.mask, golden["cond.prompt.mask"].bool())
+    assert rel_error(text.embeddings, golden["cond.prompt.embeds"]) < MODULE
+    cond = model.condition(text, case["seconds"])
+    assert rel_error(cond.cross_attn, golden["cond.cross_attn"]) < MODULE
+    assert rel_error(cond.global_cond, golden["cond.global"]) < MODULE
+    assert rel_error(cond.global_cond[:, None], golden["cond.seconds.embeds"]) < MODULE
+
+
+def forward(model, golden, **options):
+    return model.velocity(golden["dit.x"], golden["dit.t"], golden["dit.cross_attn"], golden["dit.global"], **options)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_velocity(model, golden, variant):
+    local, mask = golden["dit.local_add"], golden["dit.padding_mask"].bool()
+    assert rel_error(forward(model, golden, local_add=local), golden["dit.v"]) < MODULE
+    assert rel_error(forward(model, golden), golden["dit.v.no_local"]) < MODULE
+    padded = forward(model, golden, local_add=local, padding_mask=mask)
+    assert rel_error(padded * mask[:, None], golden["dit.v.padded"] * mask[:, None]) < MODULE
+
+
+@pytest.mark.parametrize("case", GUIDANCE)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_guided_velocity(model, golden, variant, case):
+    valid = torch.ones(1)
+    options = dict(GUIDANCE[case])
+    if case.endswith("padded"):
+        options["padding_mask"] = golden["dit.padding_mask"].bool()
+        valid = options["padding_mask"][:, None]
+    if case.endswith("neg"):
+        options["negative_cross_attn"] = golden["dit.negative_cross_attn"]
+    v = forward(model, golden, local_add=golden["dit.local_add"], cfg=4.0, **options)
+    assert rel_error(v * valid, golden[f"dit.v.{case}"] * valid) < MODULE
+
+
+@pytest.mark.parametrize("case", SAME)
+@pytest.mark.parametrize("variant", FAMILIES)
+def test_autoencoder(model, golden, variant, case):
+    direction, source, options = SAME[case]
+    out = getattr(model, direction)(golden[f"same.{source}"].float(), **options)
+    out = out[..., ::37] if case.startswith("decode_long") else out
+    assert rel_error(out, golden[f"same.{case}"]) < MODULE
+
+
+@pytest.mark.parametrize(("variant", "key"), RUNS, ids=["-".join(run) for run in RUNS])
+def test_whole_run(model, golden, variant, key):
+    case = index()[variant]["cases"][key]
+    source = (44100, golden["gen.source_audio"])
+    options = {"schedule": dict(model.config.schedule, mode=case["schedule"])}
+    if "init_audio" in case:
+        options |= {"init_audio": source, "init_noise_level": case["init_noise_level"]}
+    if "inpaint_audio" in case:
+        options |= {"source_audio": source, "regions": regions_of(case)}
+    if f"{key}.step_noise" in golden:
+        options["step_noise"] = list(golden[f"{key}.step_noise"])
+    z = model.generate(
+        case["prompt"], case["duration"], negative_prompt=case.get("negative_prompt"), steps=case["steps"], sampler=case["sampler"],
+        cfg=case.get("cfg_scale", 1.0), apg=case.get("apg_scale", 1.0), initial_noise=golden[f"{key}.noise"], return_latents=True,
+        **options,
+    ).latents  # fmt: skip
+    assert z.shape[-1] == case["latent_length"]
+    for i, valid in enumerate(case["valid_lengths"]):
+        assert rel_error(z[i, :, :valid], golden[f"{key}.latents"][i, :, :valid]) < RUN
+
+
+def regions_of(case) -> list[tuple[float, float]]:
+    start, end = case["inpaint_mask_start_seconds"], case["inpaint_mask_end_seconds"]
+    return list(zip(start, end, strict=True)) if isinstance(start, list) else [(start, end)]
+
+
+@pytest.mark.parametrize("key", ["gen.inpaint", "gen.continue"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_mask_and_masked_latents(model, golden, variant, key):
+    case, local, source = index()[variant]["cases"][key], golden[f"{key}.local_add_cond"], golden["gen.source_audio"][None]
+    lengths = timeline.lengths(model.config, [case["duration"]])
+    mask = timeline.keep_mask(model.config, regions_of(case), lengths)
+    assert torch.equal(mask, local[:, :1])
+    n = lengths.frames * 4096
+    z = model.encode(torch.nn.functional.pad(source[..., :n], (0, max(0, n - source.shape[-1]))), chunk_size=128)
+    assert rel_error(mask * z, local[:, 1:]) < MODULE
+
+
+@pytest.mark.parametrize("case", SCHEDULES, ids=[f"{c['key']}-{c['shift']}-{c['mode']}" for c in SCHEDULES])
+def test_schedule(case):
+    length = torch.tensor(case["seq_len"]) if isinstance(case["seq_len"], list) else case["seq_len"]
+    found = schedule.build(case["type"], case["steps"], case["sigma_max"], length, case["mode"], **case["params"])
+    wanted = recorded("schedules")[case["key"]]
+    assert found.shape[-1] == wanted.shape[-1] == case["steps"] + 1
+    assert float((found - wanted).abs().max()) < FUNCTION
+
+
+@pytest.mark.parametrize("case", SAMPLERS, ids=[case["key"] for case in SAMPLERS])
+def test_sampler(case):
+    data = recorded("samplers")
+
+    def velocity(x, t):
+        return torch.tanh(torch.einsum("ij,bjl->bil", data["A"], x) + data["b"] * torch.sin(3 * t)[:, None, None])
+
+    eta = case["eta"] if case["sampler"].endswith("sde") else None
+    out = samplers.sample(case["sampler"], velocity, data["x"], data[case["sigmas"]], list(data["step_noise"]), eta)
+    assert out.dtype == torch.float64
+    assert rel_error(out, data[case["key"]]) < FUNCTION
