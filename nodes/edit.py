@@ -8,7 +8,7 @@ from ..sa3_core.errors import SA3Error
 from ..sa3_core.regions import parse_regions
 from ..sa3_core.samplers import SAMPLERS
 from ..sa3_core.splice import splice, wrap_jump
-from ..sa3_core.timeline import PADDING_SECONDS
+from ..sa3_core.timeline import PADDING_SECONDS, seconds_of
 from .host import model as host_model
 from .host import vae as host_vae
 from .host.extend import ExtendJob
@@ -83,7 +83,7 @@ class Continue(io.ComfyNode):
                 "in one run. Use SA3 Extend, which works in windows."
             )
         clip = read_clip({"waveform": laid, "sample_rate": rate}, vae.sa3_config)
-        latent = encode_line(vae, clip, total, padding, chunk_size, overlap)
+        latent = encode_line(vae, clip, seconds_of(clip.shape[-1], vae.sa3_config.sample_rate), padding, chunk_size, overlap)
         region = (given, total) if side == "after" else (0.0, added / rate)
         return io.NodeOutput(*mark(latent, [region]), {"waveform": laid, "sample_rate": rate})
 
@@ -130,8 +130,8 @@ class Loop(io.ComfyNode):
         turn = length // 2
         turned = torch.roll(waveform[..., :length], turn, dims=-1)  # the end now meets the start at sample `turn`
         line = {"waveform": turned, "sample_rate": rate, ROLL: turn}
-        total = length / rate
-        encoded = encode_line(vae, read_clip(line, vae.sa3_config), total, padding, chunk_size, overlap)
+        clip = read_clip(line, vae.sa3_config)
+        encoded = encode_line(vae, clip, seconds_of(clip.shape[-1], vae.sa3_config.sample_rate), padding, chunk_size, overlap)
         middle = turn / rate
         return io.NodeOutput(*mark(encoded, [(middle - seam / 2, middle + seam / 2)]), line)
 

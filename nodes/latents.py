@@ -5,7 +5,7 @@ import torch
 from ..sa3_core import advice
 from ..sa3_core.errors import SA3Error
 from ..sa3_core.same import Noise
-from ..sa3_core.timeline import PADDING_SECONDS, decode_frames
+from ..sa3_core.timeline import PADDING_SECONDS, decode_frames, seconds_of
 from .host import vae as host_vae
 from .host.latent import FRAMES, PADDING, SECONDS, encode_line, read_clip, read_latent
 from .host.progress import say
@@ -133,7 +133,7 @@ class SAMEEncode(io.ComfyNode):
     def execute(cls, audio, vae, seconds, padding, chunk_size, overlap, more_channels="refuse") -> io.NodeOutput:
         vae = host_vae.require(vae)
         clip = read_clip(audio, vae.sa3_config, more_channels)
-        duration = seconds or clip.shape[-1] / vae.sa3_config.sample_rate
+        duration = seconds or seconds_of(clip.shape[-1], vae.sa3_config.sample_rate)
         return io.NodeOutput(encode_line(vae, clip, duration, padding, chunk_size, overlap))
 
 

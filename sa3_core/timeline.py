@@ -40,6 +40,12 @@ class Lengths:
         return Lengths(seconds, samples, self.frames, own, valid, effective)
 
 
+def seconds_of(samples: int, rate: int) -> float:
+    """A duration of which int(seconds * rate) is exactly `samples`; plain division can fall one short."""
+    seconds = samples / rate
+    return seconds if int(seconds * rate) == samples else math.nextafter(seconds, math.inf)
+
+
 def check_seconds(seconds: Sequence[float], config: ModelConfig) -> None:
     for value in seconds:
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value <= 0:

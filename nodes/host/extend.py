@@ -10,7 +10,7 @@ from ...sa3_core.audio import to_model
 from ...sa3_core.extend import Window, windows
 from ...sa3_core.guidance import Guidance
 from ...sa3_core.splice import splice
-from ...sa3_core.timeline import decode_frames
+from ...sa3_core.timeline import decode_frames, seconds_of
 from . import sampling as host
 from .latent import encode_line, mark, read_latent
 from .progress import Progress, logger
@@ -50,7 +50,7 @@ class ExtendJob:
     def _pass(self, tail: Tensor, part: Window, number: int, progress) -> Tensor:
         """The new samples (1, C, part.new) of one window, at the model's rate, starting where the tail ends."""
         rate = self.config.sample_rate
-        seconds, given = part.samples / rate, part.context / rate
+        seconds, given = seconds_of(part.samples, rate), part.context / rate
         latent, _ = mark(encode_line(self.vae, tail, seconds, 0.0, 128, 32), [(given, seconds)])
         read = read_latent(latent, self.config)
         plan = sampling.plan(self.config, read.lengths, steps=self.steps, sampler=self.sampler, seed=sampling.item_seed(self.seed, number))

@@ -1,0 +1,194 @@
+"""Working on a recording through the nodes: audio to audio, inpaint, continue, loop, splice, extend."""
+
+import math
+
+import pytest
+import torch
+
+RATE = 44100
+
+
+def clip(seconds: float = 3.0, rate: int = RATE, channels: int = 2, seed: int = 0) -> dict:
+    generator = torch.Generator().manual_seed(seed)
+    t = torch.arange(round(seconds * rate)) / rate
+    wave = torch.stack([0.3 * torch.sin(2 * math.pi * (200 + 60 * c) * t) for c in range(channels)])
+    return {"waveform": (wave + 0.02 * torch.randn(wave.shape, generator=generator))[None], "sample_rate": rate}
+
+
+def rel(found, wanted) -> float:
+    return float((found.double() - wanted.double()).norm() / wanted.double().norm())
+
+
+@pytest.mark.parametrize("variant", ["small", "medium"])
+def test_audio_to_audio_through_the_nodes_is_the_pipeline(sa3, load, pipeline, variant):
+    one, source = load(variant), clip(2.0)
+    latent = sa3.run("SA3_SAMEEncode", audio=source, vae=one.vae)[0]
+    out, info = sa3.sample(one.model, sa3.prompt(one.clip, "soft rain"), latent, seed=3, steps=4, noise_level=0.6)
+    wanted = pipeline(variant).generate(
+        "soft rain", 2.0, init_audio=(RATE, source["waveform"][0]), init_noise_level=0.6, seed=3, steps=4, return_latents=True
+    )
+    assert rel(out["samples"], wanted.latents) < 1e-4
+    assert info["sigmas"][0] == pytest.approx(0.6) and info["sigmas"] == sorted(info["sigmas"], reverse=True)
+
+
+@pytest.mark.parametrize("variant", ["small", "medium"])
+@pytest.mark.parametrize("noise_level", [1.0, 0.7])
+def test_inpainting_through_the_nodes_is_the_pipeline(sa3, load, pipeline, variant, noise_level):
+    one, source = load(variant), clip(3.0)
+    latent = sa3.run("SA3_SAMEEncode", audio=source, vae=one.vae)[0]
+    marked, regions = sa3.run("SA3_InpaintMask", latent=latent, regions="0.5-1.1")
+    marked, regions = sa3.run("SA3_InpaintMask", latent=marked, regions="1.7-2.2")
+    assert regions == "0.5-1.1, 1.7-2.2"
+    out, _ = sa3.sample(one.model, sa3.prompt(one.clip, "glass"), marked, seed=5, steps=4, noise_level=noise_level)
+    audio = (RATE, source["waveform"][0])
+    wanted = pipeline(variant).generate(
+        "glass", 3.0, source_audio=audio, regions=[(0.5, 1.1), (1.7, 2.2)], seed=5, steps=4, return_latents=True,
+        init_audio=audio if noise_level < 1 else None, init_noise_level=noise_level,
+    )  # fmt: skip
+    assert rel(out["samples"], wanted.latents) < 1e-4
+
+
+@pytest.mark.parametrize("side", ["after", "before"])
+@pytest.mark.parametrize("rate", [RATE, 48000])
+def test_continue_lays_the_recording_on_the_longer_line_and_splice_keeps_it(sa3, load, side, rate):
+    one, source = load("small"), clip(1.5, rate)
+    latent, regions, line = sa3.run("SA3_Continue", audio=source, vae=one.vae, seconds=1.0, side=side)
+    n, added = source["waveform"].shape[-1], rate
+    assert line["waveform"].shape[-1] == n + added
+    out, _ = sa3.sample(one.model, sa3.prompt(one.clip, "wind"), latent, seed=1, steps=2)
+    generated = sa3.decode(out, one.vae)[0]
+    result, difference, report = sa3.run("SA3_Splice", original=line, generated=generated, regions=regions)
+    kept = slice(0, n) if side == "after" else slice(added, None)
+    new = slice(n, None) if side == "after" else slice(0, added)
+    assert torch.equal(result["waveform"][..., kept], source["waveform"])
+    assert not bool(difference["waveform"][..., kept].any()) and float(result["waveform"][..., new].std()) > 1e-3
+    assert "sample step" in report and result["sample_rate"] == rate
+
+
+@pytest.mark.parametrize("rate", [RATE, 48000])
+def test_a_loop_is_whole_bars_and_wraps_like_any_other_sample(sa3, load, rate):
+    one, source = load("small"), clip(4.5, rate)
+    latent, regions, line = sa3.run("SA3_Loop", audio=source, vae=one.vae, bpm=120.0, bars=2, beats_per_bar=4)
+    assert line["waveform"].shape[-1] == round(4.0 * rate)
+    out, _ = sa3.sample(one.model, sa3.prompt(one.clip, "beat"), latent, seed=2, steps=2)
+    generated = sa3.decode(out, one.vae)[0]
+    result, _, report = sa3.run("SA3_Splice", original=line, generated=generated, regions=regions)
+    wave = result["waveform"]
+    assert wave.shape[-1] == round(4.0 * rate)
+    assert float((wave[..., 0] - wave[..., -1]).abs().max()) <= float(wave.diff(dim=-1).abs().max())
+    assert "wrap" in report
+    half = slice(rate, 3 * rate)  # the seam's half second on either side of the wrap is new; the middle is the recording
+    assert torch.equal(wave[..., half], source["waveform"][..., half])
+
+
+def test_six_channels_stay_six_through_splice(sa3, load):
+    six = clip(2.0, 48000, 6)
+    stereo = clip(2.0, RATE, 2, 7)
+    result, _, report = sa3.run("SA3_Splice", original=six, generated=stereo, regions="0.5-1")
+    assert torch.equal(result["waveform"][..., :24000], six["waveform"][..., :24000]) and "6" in report
+
+
+def test_extend_joins_windows_and_keeps_the_recording(sa3, load):
+    one, source = load("small"), clip(1.0, 48000)
+    inputs = dict(model=one.model, vae=one.vae, positive=sa3.prompt(one.clip, "drone"), audio=source, steps=2, seed=4)
+    result, report = sa3.run("SA3_Extend", **inputs, seconds=4.0, context=0.8, window=2.0)
+    wave = result["waveform"]
+    assert wave.shape == (1, 2, 5 * 48000) and torch.equal(wave[..., :48000], source["waveform"])
+    assert float(wave[..., 48000:].std()) > 1e-3 and "sample step" in report
+    steps = wave[0].diff(dim=-1).abs().amax(0)
+    for seconds in (1.0, 2.0, 3.0, 4.0):  # no join stands out from what lies around it
+        join = round(seconds * 48000)
+        assert steps[join - 240 : join + 240].max() <= 3 * steps[join - 4800 : join + 4800].quantile(0.999)
+
+
+def test_an_interrupted_extension_goes_on_where_it_stopped(sa3, load, monkeypatch):
+    one, source = load("small"), clip(1.0)
+    inputs = dict(model=one.model, vae=one.vae, positive=sa3.prompt(one.clip, "drone"), audio=source, steps=2, seed=4)
+    settings = dict(seconds=3.0, context=0.5, window=1.5)
+    undisturbed = sa3.run("SA3_Extend", **inputs, **settings)[0]["waveform"]
+    runs = []
+    sample = sa3.host.sampling.sample
+
+    def counted(*args, **kwargs):
+        runs.append(1)
+        if len(runs) == 3:
+            raise KeyboardInterrupt
+        return sample(*args, **kwargs)
+
+    monkeypatch.setattr(sa3.host.sampling, "sample", counted)
+    with pytest.raises(KeyboardInterrupt):
+        sa3.run("SA3_Extend", **inputs, **settings)
+    again = sa3.run("SA3_Extend", **inputs, **settings)[0]["waveform"]
+    assert torch.equal(again, undisturbed) and len(runs) == 4, "two windows were kept, the third and nothing else was made again"
+
+
+def test_encode_and_decode_are_the_round_trip_of_the_pipeline(sa3, load, pipeline):
+    one, source = load("medium"), clip(2.3)
+    latent = sa3.run("SA3_SAMEEncode", audio=source, vae=one.vae, padding=0.0)[0]
+    audio = sa3.decode(latent, one.vae)[0]["waveform"]
+    model = pipeline("medium")
+    n = latent["samples"].shape[-1] * 4096
+    wanted = model.decode(model.encode(torch.nn.functional.pad(source["waveform"], (0, n - source["waveform"].shape[-1]))))
+    assert audio.shape == source["waveform"].shape and rel(audio, wanted[..., : audio.shape[-1]]) < 1e-5
+
+
+def test_a_mono_recording_is_doubled_and_six_channels_need_a_choice(sa3, load):
+    one = load("small")
+    mono = sa3.run("SA3_SAMEEncode", audio=clip(1.0, channels=1), vae=one.vae)[0]["samples"]
+    wave = clip(1.0, channels=1)["waveform"].expand(-1, 2, -1)
+    double = sa3.run("SA3_SAMEEncode", audio={"waveform": wave, "sample_rate": RATE}, vae=one.vae)[0]["samples"]
+    assert torch.equal(mono, double)
+    with sa3.refused("6 channels"):
+        sa3.run("SA3_SAMEEncode", audio=clip(1.0, channels=6), vae=one.vae)
+    for choice in ("first two", "mix to mono"):
+        sa3.run("SA3_SAMEEncode", audio=clip(1.0, channels=6), vae=one.vae, more_channels=choice)
+
+
+def broken(**changes) -> dict:
+    return {**clip(1.0), **changes}
+
+
+@pytest.mark.parametrize(
+    ("audio", "words"),
+    [
+        (None, ["NoneType", "audio"]),
+        (broken(waveform=torch.zeros(1, 2, RATE)), ["silent"]),
+        (broken(waveform=torch.full((1, 2, RATE), float("nan"))), ["NaN"]),
+        (broken(waveform=torch.ones(1, 2, 1)), ["1 sample"]),
+        (broken(sample_rate=0), ["sample rate", "0"]),
+        (broken(waveform=torch.ones(2, RATE)), ["shape"]),
+        (broken(waveform=torch.ones(1, 2, RATE, dtype=torch.int16)), ["int16"]),
+    ],
+)
+def test_broken_recordings_are_refused_before_any_work(sa3, load, at_rest, audio, words):
+    vae = load("small").vae
+    for node in ("SA3_SAMEEncode", "SA3_Continue"):
+        with sa3.refused(*words):
+            sa3.run(node, audio=audio, vae=vae)
+
+
+def test_impossible_requests_are_refused(sa3, load, at_rest):
+    vae = load("small").vae
+    with sa3.refused("0.500 s", "bars"):
+        sa3.run("SA3_Loop", audio=clip(0.5), vae=vae, bars=4)
+    with sa3.refused("SA3 Extend"):
+        sa3.run("SA3_Continue", audio=clip(1.0), vae=vae, seconds=370.0)
+    latent = {"samples": torch.ones(1, 32, 20), "sa3_seconds": [1.0]}
+    for regions, word in (("0.5-0.2", "ends before"), ("0.5-9", "outside"), ("", "No region"), ("x", "'x'")):
+        with sa3.refused(word):
+            sa3.run("SA3_InpaintMask", latent=latent, regions=regions)
+    with sa3.refused("empty"):
+        sa3.run("SA3_InpaintMask", latent=sa3.empty(), regions="0-1")
+
+
+def test_core_samplers_understand_the_marked_latent(sa3, load, comfy):
+    """Core's KSampler keeps the given frames from the source itself; ours conditions on them. Both take the same LATENT."""
+    one = load("small")
+    latent = sa3.run("SA3_SAMEEncode", audio=clip(2.0), vae=one.vae)[0]
+    marked, _ = sa3.run("SA3_InpaintMask", latent=latent, regions="0.5-1")
+    positive = sa3.prompt(one.clip, "bell")
+    with torch.inference_mode():
+        out = comfy.nodes.KSampler().sample(one.model, 1, 2, 1.0, "euler", "simple", positive, positive, marked)[0]["samples"]
+    given = marked["noise_mask"][0, 0] == 0
+    assert rel(out[..., given], latent["samples"][..., given]) < 1e-5
+    assert rel(out[..., ~given], latent["samples"][..., ~given]) > 1e-2
