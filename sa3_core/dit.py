@@ -3,7 +3,7 @@
 Everything that stays constant over a sampling run is computed once by `DiT.prepare` and handed to `DiT.forward`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -16,20 +16,51 @@ from .layers import FOURIER_DIM, FeedForward, RMSNorm, at, expo_features, merge_
 
 
 @dataclass(frozen=True)
+class LocalInput:
+    """The local input, rows (b, 1 or frames, local_dim), and what the layers' embedders make of it, (b, 1 or frames, width) each."""
+
+    rows: Tensor
+    embeddings: list[Tensor]
+
+    @staticmethod
+    def join(inputs: Sequence["LocalInput"], batches: Sequence[int]) -> "LocalInput":
+        """One input for several batches. It is kept once where all share it."""
+        first = inputs[0]
+        if all(other is first for other in inputs[1:]):
+            return first
+
+        def cat(*parts: Tensor) -> Tensor:
+            frames = max(part.shape[1] for part in parts)
+            return torch.cat([part.expand(n, frames, -1) for part, n in zip(parts, batches, strict=True)])
+
+        return LocalInput(
+            cat(*(one.rows for one in inputs)), [cat(*parts) for parts in zip(*(one.embeddings for one in inputs), strict=True)]
+        )
+
+    def pick(self, items: Sequence[int]) -> "LocalInput":
+        rows = [i % len(self.rows) for i in items]
+        return LocalInput(self.rows[rows], [part[rows] for part in self.embeddings])
+
+
+@dataclass(frozen=True)
 class DiTInputs:
     """The constants of a run for B items; B may be a multiple of the local rows (guidance runs two contexts over one input).
 
-    cross_kv: per layer (k, v) or (k, k2, v), heads (B, H, n, 64). local: per layer (b, 1 or frames, width), or None.
-    global_embed (B, width). key_mask (B, memory + frames), True = valid, or None. frames: those the network computes.
+    cross_attn (B, n, cond_dim), global_cond (B, cond_dim): what the rest was made of. cross_kv: per layer (k, v) or (k, k2, v),
+    heads (B, H, n, 64). local: None = absent. global_embed (B, width). key_mask (B, memory + frames), True = valid, or None.
+    frames: those the network computes. adapted: room for what adapters that come and go during the run make of these inputs.
     """
 
+    cross_attn: Tensor
+    global_cond: Tensor
     cross_kv: list[tuple[Tensor, ...]]
-    local: list[Tensor] | None
+    local: LocalInput | None
     global_embed: Tensor
     rotary: tuple[Tensor, Tensor]
     key_mask: Tensor | None
     frames: int
     modulations: dict = field(default_factory=dict)
+    adapted: dict = field(default_factory=dict)
 
     @staticmethod
     def join(inputs: Sequence["DiTInputs"]) -> "DiTInputs":
@@ -38,16 +69,32 @@ class DiTInputs:
         if len(inputs) == 1:
             return first
         local = first.local
-        if local is not None and any(other.local is not local for other in inputs[1:]):
-            frames = max(part.shape[1] for one in inputs for part in one.local)
-            local = [torch.cat([one.local[i].expand(one.batch, frames, -1) for one in inputs]) for i in range(len(local))]
+        if local is not None:
+            local = LocalInput.join([one.local for one in inputs], [one.batch for one in inputs])
         return replace(
             first,
+            cross_attn=torch.cat([one.cross_attn for one in inputs]),
+            global_cond=torch.cat([one.global_cond for one in inputs]),
             cross_kv=[tuple(map(torch.cat, zip(*layer, strict=True))) for layer in zip(*(one.cross_kv for one in inputs), strict=True)],
             local=local,
             global_embed=torch.cat([one.global_embed for one in inputs]),
             key_mask=None if first.key_mask is None else torch.cat([one.key_mask for one in inputs]),
             modulations={},
+            adapted={},
+        )
+
+    def pick(self, items: Sequence[int]) -> "DiTInputs":
+        """The inputs of some of the items."""
+        rows = list(items)
+        return DiTInputs(
+            self.cross_attn[rows],
+            self.global_cond[rows],
+            [tuple(part[rows] for part in layer) for layer in self.cross_kv],
+            None if self.local is None else self.local.pick(rows),
+            self.global_embed[rows],
+            self.rotary,
+            None if self.key_mask is None else self.key_mask[rows],
+            self.frames,
         )
 
     @property
@@ -163,7 +210,7 @@ class DiT(nn.Module):
         self,
         cross_attn: Tensor,
         global_cond: Tensor,
-        local: list[Tensor] | Tensor | None,
+        local: LocalInput | Tensor | None,
         frames: int,
         lengths: Sequence[int] | None = None,
     ) -> DiTInputs:
@@ -175,14 +222,15 @@ class DiT(nn.Module):
         """
         lengths = [frames] * len(cross_attn) if lengths is None else list(lengths)
         frames = max(lengths)
-        context = self.to_cond_embed(cross_attn)
         memory, device = self.config.memory_tokens, cross_attn.device
         mask = None
         if min(lengths) < frames:
             valid = torch.arange(-memory, frames)[None] < torch.tensor(lengths)[:, None]
             mask = valid.to(device)
         return DiTInputs(
-            [layer.cross_attn.keys(context) for layer in self.transformer.layers],
+            cross_attn,
+            global_cond,
+            self._cross_kv(cross_attn),
             self.local_embeddings(local, frames) if isinstance(local, Tensor) else local,
             self.to_global_embed(global_cond),
             rotary_table(memory + frames, self.config.rotary_dim, device),
@@ -190,10 +238,33 @@ class DiT(nn.Module):
             frames,
         )
 
-    def local_embeddings(self, local: Tensor, frames: int) -> list[Tensor]:
-        """Per layer (B, frames, width). A local input of zeros is the same row everywhere: (1, 1, width)."""
-        rows = local[:, :, :frames].transpose(1, 2) if local.any() else local[:1, :, :1].transpose(1, 2)
-        return [layer.to_local_embed(rows) for layer in self.transformer.layers]
+    def refresh(self, inputs: DiTInputs, changed: Iterable[str]) -> DiTInputs:
+        """The same inputs under other weights: what the modules named in `changed` have a part in is computed again."""
+        changed = list(changed)
+
+        def touched(part: str) -> bool:
+            return any(part in name for name in changed)
+
+        context, local = touched("to_cond_embed") or touched("cross_attn.to_kv"), inputs.local
+        return replace(
+            inputs,
+            cross_kv=self._cross_kv(inputs.cross_attn) if context else inputs.cross_kv,
+            local=self._local(local.rows) if local is not None and touched("to_local_embed") else local,
+            global_embed=self.to_global_embed(inputs.global_cond) if touched("to_global_embed") else inputs.global_embed,
+            modulations={},
+            adapted={},
+        )
+
+    def _cross_kv(self, cross_attn: Tensor) -> list[tuple[Tensor, ...]]:
+        context = self.to_cond_embed(cross_attn)
+        return [layer.cross_attn.keys(context) for layer in self.transformer.layers]
+
+    def _local(self, rows: Tensor) -> LocalInput:
+        return LocalInput(rows, [layer.to_local_embed(rows) for layer in self.transformer.layers])
+
+    def local_embeddings(self, local: Tensor, frames: int) -> LocalInput:
+        """A local input (B, local_dim, T), embedded once for all conditions. Zeros are the same row everywhere: (1, 1, width)."""
+        return self._local(local[:, :, :frames].transpose(1, 2) if local.any() else local[:1, :, :1].transpose(1, 2))
 
     def modulation(self, t: Tensor, inputs: DiTInputs) -> Tensor:
         """adaLN rows (B, 6 width) of times t (B,); each distinct t of a run is computed once."""
@@ -213,7 +284,7 @@ class DiT(nn.Module):
         h = core.project_in(x.transpose(1, 2))
         h = torch.cat((at(core.memory_tokens, h).expand(h.shape[0], -1, -1), h), dim=1)
         for i, layer in enumerate(core.layers):
-            local = None if inputs.local is None else inputs.local[i]
+            local = None if inputs.local is None else inputs.local.embeddings[i]
             h = layer(h, modulation, inputs.cross_kv[i], local, inputs.rotary, inputs.key_mask, self.config.memory_tokens)
         y = core.project_out(h[:, self.config.memory_tokens :]).transpose(1, 2)
         y = self.postprocess_conv(y) + y

@@ -1,5 +1,7 @@
 """The MODEL socket: a ModelPatcher over Stable Audio 3's transformer and conditioner."""
 
+from dataclasses import replace
+
 import comfy.conds
 import comfy.latent_formats
 import comfy.model_base
@@ -13,7 +15,7 @@ from torch import Tensor
 from ...sa3_core import checkpoint
 from ...sa3_core.checkpoint import Checkpoint
 from ...sa3_core.config import ModelConfig
-from ...sa3_core.dit import DiTInputs
+from ...sa3_core.dit import DiTInputs, LocalInput
 from ...sa3_core.errors import SA3Error
 from ...sa3_core.network import Generator
 from ...sa3_core.timeline import Lengths, lengths
@@ -28,9 +30,9 @@ class Run:
 
     def __init__(self, lengths: Lengths, local: Tensor | None = None):
         self.lengths, self.local = lengths, local
-        self.embeddings: list[Tensor] | None = None  # per layer, made by the first condition that is prepared
+        self.embeddings: LocalInput | None = None  # made by the first condition that is prepared
 
-    def local_embeddings(self, module: Generator, frames: int, device, dtype) -> list[Tensor]:
+    def local_embeddings(self, module: Generator, frames: int, device, dtype) -> LocalInput:
         if self.embeddings is None:
             dim = module.config.dit.local_dim
             local = torch.zeros(1, dim, 1, device=device, dtype=dtype) if self.local is None else self.local.to(device, dtype)
@@ -101,7 +103,7 @@ class SA3Model(comfy.model_base.BaseModel):
     def extra_conds(self, **kwargs) -> dict:
         """Called once a run and condition, weights loaded: everything the steps share is computed here."""
         noise, device, dtype = kwargs["noise"], kwargs["device"], self.compute_dtype
-        run = kwargs.get(RUN) or Run(whole_latents(self.sa3_config, noise))
+        run = kwargs.get(RUN) or Run(whole_latents(self.sa3_config, noise, kwargs.get("seconds_total")))
         module, line = self.diffusion_model, run.lengths
         rows, mask = prompt_rows(kwargs.get("cross_attn"), kwargs.get("attention_mask"), len(line))
         rows = rows.to(device, dtype)
@@ -123,10 +125,14 @@ class SA3Model(comfy.model_base.BaseModel):
         return batch * dit.width * size * (tokens * ROWS_PER_TOKEN + constants)
 
 
-def whole_latents(config: ModelConfig, noise: Tensor) -> Lengths:
-    """The time line when only latents are known (core's samplers): all frames count, nothing is padding."""
+def whole_latents(config: ModelConfig, noise: Tensor, seconds_total: float | None = None) -> Lengths:
+    """The time line when only latents are known (core's samplers): all frames count, nothing is padding.
+
+    seconds_total: what a CONDITIONING asks the model to be told, in place of the latents' own duration.
+    """
     seconds = noise.shape[-1] * config.same.samples_per_frame / config.sample_rate
-    return lengths(config, [seconds] * noise.shape[0], 0.0, noise.shape[-1])
+    line = lengths(config, [seconds] * noise.shape[0], 0.0, noise.shape[-1])
+    return line if seconds_total is None else replace(line, seconds=(float(seconds_total),) * len(line))
 
 
 def prompt_rows(embeddings: Tensor | None, mask: Tensor | None, batch: int) -> tuple[Tensor, Tensor]:

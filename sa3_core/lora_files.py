@@ -1,0 +1,378 @@
+"""LoRA files -> adapters by layer, in the three formats that are around.
+
+native    `<layer>.parametrizations.weight.0.<tensor>`, JSON `lora_config` in the header: the official trainer
+PEFT      a folder with adapter_model.safetensors and adapter_config.json; DoRA as lora_magnitude_vector
+ComfyUI   `diffusion_model.<layer>.lora_up.weight` (or lora_B), lora_down, alpha, dora_scale; also kohya's `lora_unet_` names
+
+Layers are named as in the transformer (`transformer.layers.0.ff.ff.2`, `to_cond_embed.0`), the seconds embedder as in the conditioner.
+"""
+
+import itertools
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .checkpoint import PICKLES, TensorFile
+from .errors import SA3Error
+from .lora import TYPES, Adapter, adapter_of, svd_bases
+
+SECONDS = "conditioners.seconds_total.embedder.embedding.1"
+LAYOUTS = ("native", "peft", "comfyui")
+BASES = "svd_bases.safetensors"
+_PEFT_FILE, _PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+_NATIVE = re.compile(r"(?P<layer>.+)\.parametrizations\.weight\.\d+\.(?P<tensor>\w+)")
+_OTHER = re.compile(
+    r"(?P<layer>.+?)\.(?P<tensor>lora_[AB]|lora_up|lora_down|lora_magnitude_vector|alpha|dora_scale)(\.default)?(\.weight)?"
+)
+_NAMES = {"lora_up": "lora_B", "lora_down": "lora_A", "lora_magnitude_vector": "magnitude", "dora_scale": "magnitude"}
+_PREFIXES = ("base_model.model.", "diffusion_model.", "model.", "conditioner.", "lora_unet_")
+_TENSORS = {"lora_A", "lora_B", "M_xs", "U", "V", "magnitude", "magnitude_r", "magnitude_c"}
+_IGNORED = {"baked_vnorm_row", "lora_dropout_mask", "lora_strength"}
+
+
+@dataclass(frozen=True, eq=False)
+class LoRA:
+    """A LoRA file. kind: its adapter type. base: the model it was trained on, as the file says. config: what else the file says."""
+
+    path: Path
+    layout: str
+    kind: str
+    layers: dict[str, Adapter]
+    base: str | None = None
+    config: dict = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return self.path.parent.name if self.path.name == _PEFT_FILE else self.path.name
+
+    @property
+    def ranks(self) -> list[int]:
+        return sorted({adapter.rank for adapter in self.layers.values()})
+
+    @property
+    def needs_bases(self) -> bool:
+        return any(adapter.down is None for adapter in self.layers.values())
+
+    def with_bases(self, bases) -> "LoRA":
+        """bases(layer, rank) -> U, V for the layers of an -xs file that lack them."""
+        layers = {
+            name: adapter if adapter.down is not None else adapter.with_bases(*bases(name, adapter.rank))
+            for name, adapter in self.layers.items()
+        }
+        return replace(self, layers=layers)
+
+    def describe(self) -> str:
+        ranks = self.ranks
+        rank = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}"
+        return f"{self.name}: {self.kind}, {rank}, trained on {self.base or 'an unnamed base'}"
+
+
+def read_lora(path: str | Path) -> LoRA:
+    """Read a LoRA: a .safetensors file in any of the formats, or a PEFT folder."""
+    path = Path(path)
+    path = path / _PEFT_FILE if path.is_dir() else path
+    if path.suffix.lower() in PICKLES:
+        raise SA3Error(
+            f"{path} is a pickled LoRA, which can run code when read. Convert it to .safetensors once: with SA3_LoRAConvert, or with "
+            "sa3_core.lora_files.convert(source, target), which reads tensors and plain values only."
+        )
+    file = TensorFile(path)
+    config = _json(path, file.metadata().get("lora_config"))
+    return from_tensors(path, {name: file.read(name) for name in file.names}, config)
+
+
+def from_tensors(path: Path, tensors: Mapping[str, Tensor], config: dict) -> LoRA:
+    """A LoRA from a file's tensors, checked, and its `lora_config`."""
+    grouped, native = _by_layer(path, tensors)
+    warnings: list[str] = []
+    if native:
+        layout, base = "native", config.get("base_model") or config.get("norm_base")
+        scale_of = dict.fromkeys(grouped, (config.get("alpha"), None))
+        grouped = {name: group for name, group in grouped.items() if _selected(name, config)}
+    elif path.name == _PEFT_FILE or any(name.startswith("base_model.") for name in tensors):
+        layout, config = "peft", _peft_config(path, warnings)
+        base = config.get("base_model_name_or_path")
+        scale_of = {name: _peft_scale(name, config) for name in grouped}
+    else:
+        layout, base = "comfyui", config.get("base_model")
+        scale_of = {name: (float(group["alpha"]) if "alpha" in group else None, None) for name, group in grouped.items()}
+    layers, kinds = {}, set()
+    for name, group in grouped.items():
+        where = f"{path}, layer '{name}'"
+        kind = config.get("adapter_type") if native else None
+        kind = _guess(group, where) if kind is None else kind
+        layers[name] = adapter_of(kind, group, *scale_of[name], where=where)
+        kinds.add(layers[name].kind if kind == "dora" else kind)
+    if not layers:
+        raise SA3Error(f"{path} holds no adapter: {len(tensors)} tensors, none of a layer that its include and exclude lists leave.")
+    return LoRA(path, layout, ", ".join(sorted(kinds)), layers, base if isinstance(base, str) else None, config, tuple(warnings))
+
+
+def _by_layer(path: Path, tensors: Mapping[str, Tensor]) -> tuple[dict[str, dict[str, Tensor]], bool]:
+    """Layer -> native tensor name -> tensor, and whether the file is in the native format."""
+    grouped: dict[str, dict[str, Tensor]] = {}
+    native = any(_NATIVE.fullmatch(name) for name in tensors)
+    for key in sorted(tensors):
+        found = (_NATIVE if native else _OTHER).fullmatch(key)
+        tensor = None if found is None else _NAMES.get(found["tensor"], found["tensor"])
+        if tensor in _IGNORED:
+            continue
+        if found is None or (native and tensor not in _TENSORS):
+            raise SA3Error(
+                f"{path}: the tensor '{key}' belongs to no known kind of LoRA; expected the files of the official trainer (lora, dora, "
+                "bora and -xs types), PEFT or ComfyUI. LoHa, LoKr and other families are not among them."
+            )
+        if tensors[key].is_floating_point() and not bool(torch.isfinite(tensors[key]).all()):
+            raise SA3Error(f"{path}: the tensor '{key}' contains NaN or infinite values; the file is damaged or its training diverged.")
+        group = grouped.setdefault(layer_name(found["layer"]), {})
+        if tensor in group:
+            raise SA3Error(f"{path}: the tensor '{key}' is there twice, under two spellings of its layer.")
+        group[tensor] = tensors[key]
+    return grouped, native
+
+
+def layer_name(key: str) -> str:
+    """A layer's own name, without what the writers put in front of it."""
+    while prefix := next((p for p in _PREFIXES if key.startswith(p)), ""):
+        key = key.removeprefix(prefix)
+    return key
+
+
+def _guess(group: Mapping[str, Tensor], where: str) -> str:
+    """The adapter type of a layer whose file does not say."""
+    suffix = "-xs" if "M_xs" in group else ""
+    if "magnitude_r" in group or "magnitude_c" in group:
+        return f"bora{suffix}"
+    if "magnitude" not in group:
+        return f"lora{suffix}"
+    magnitude, inner, out = group["magnitude"], group.get("lora_A"), group.get("lora_B")
+    if suffix or inner is None or out is None:
+        return f"dora-rows{suffix}"
+    n, rows, cols = magnitude.numel(), out.shape[0], inner.flatten(1).shape[1]
+    if n not in (rows, cols):
+        raise SA3Error(f"{where}: the magnitude has {n} values; expected {rows} (rows) or {cols} (columns).")
+    as_columns = n == cols and (n != rows or (magnitude.dim() >= 2 and magnitude.shape[0] == 1))
+    return "dora-cols" if as_columns else "dora-rows"
+
+
+def _json(path: Path, text: str | None) -> dict:
+    if text is None:
+        return {}
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise SA3Error(f"{path}: its lora_config is not JSON ({error}).") from error
+    if not isinstance(value, dict):
+        raise SA3Error(f"{path}: its lora_config is {type(value).__name__}; expected a JSON object.")
+    for key in ("rank", "alpha"):
+        found = value.get(key)
+        if found is not None and (isinstance(found, bool) or not isinstance(found, (int, float)) or not math.isfinite(found)):
+            raise SA3Error(f"{path}: '{key}' in its lora_config is {found!r}; expected a number.")
+    return value
+
+
+def _peft_config(path: Path, warnings: list[str]) -> dict:
+    file = path.parent / _PEFT_CONFIG
+    if not file.is_file():
+        warnings.append(f"{path.name} has no {_PEFT_CONFIG} beside it; its alpha is taken to be its rank.")
+        return {}
+    return _json(file, file.read_text(encoding="utf-8"))
+
+
+def _peft_scale(name: str, config: dict) -> tuple[float | None, float | None]:
+    """alpha of a PEFT layer, and what to divide it by: the rank, or its root with rank-stabilised scaling."""
+
+    def of(pattern: str, default: str):
+        for key, value in (config.get(pattern) or {}).items():
+            if re.fullmatch(rf"(.*\.)?({key})", name):
+                return value
+        return config.get(default)
+
+    alpha, rank = of("alpha_pattern", "lora_alpha"), of("rank_pattern", "r")
+    if config.get("use_rslora") and alpha is not None and rank is not None:
+        return float(alpha), math.sqrt(rank)
+    return (None if alpha is None else float(alpha)), None
+
+
+def expand(pattern: str) -> list[str]:
+    """'layers.[0-2].ff' -> three names."""
+    parts = re.split(r"\[(\d+)-(\d+)\]", pattern)
+    ranges = []
+    for low, high in zip(parts[1::3], parts[2::3], strict=True):
+        a, b = int(low), int(high)
+        ranges.append([str(n) for n in (range(a, b + 1) if a <= b else range(a, b - 1, -1))])
+    return ["".join(itertools.chain.from_iterable(zip(parts[0::3], (*pick, ""), strict=True))) for pick in itertools.product(*ranges)]
+
+
+def matches(layer: str, patterns: Iterable[str]) -> bool:
+    """Whether a layer's name contains any of the patterns, [a-b] ranges expanded."""
+    name = layer if layer.startswith("conditioners.") else f"model.{layer}"
+    return any(text in name for pattern in patterns if pattern.strip() for text in expand(pattern.strip()))
+
+
+def _selected(layer: str, config: dict) -> bool:
+    include, exclude = config.get("include"), config.get("exclude")
+    include, exclude = ([one] if isinstance(one, str) else one for one in (include, exclude))
+    return (include is None or matches(layer, include)) and not (exclude and matches(layer, exclude))
+
+
+# Bases of -xs adapters
+
+
+def read_bases(path: str | Path):
+    """bases(layer, rank) from a safetensors conversion of a release's svd_bases.pt."""
+    file = TensorFile(path)
+    names = {}
+    for key in file.names:
+        stem, _, part = key.rpartition(".")
+        if part not in ("U", "V"):
+            raise SA3Error(f"{path}: the tensor '{key}' is no SVD basis; expected names ending in .U and .V.")
+        names[layer_name(stem.removesuffix(".weight")), part] = key
+
+    def bases(layer: str, rank: int) -> tuple[Tensor, Tensor]:
+        if (layer, "U") not in names or (layer, "V") not in names:
+            raise SA3Error(f"{path} has no SVD basis for the layer '{layer}'; use the one of the base that the LoRA was trained on.")
+        return file.read(names[layer, "U"]), file.read(names[layer, "V"])
+
+    return bases
+
+
+def weight_bases(weight_of):
+    """bases(layer, rank) from the SVD of weights, weight_of(layer) -> tensor. Slow: seconds a layer."""
+    return lambda layer, rank: svd_bases(weight_of(layer).flatten(1), rank)
+
+
+# Converting
+
+
+def read_pickle(path: str | Path) -> LoRA:
+    """A legacy .ckpt LoRA. Only tensors and plain values are read (torch's weights_only); anything else is refused."""
+    tensors, config = _unpickled(Path(path))
+    return from_tensors(Path(path), tensors, config)
+
+
+def _unpickled(path: Path) -> tuple[dict[str, Tensor], dict]:
+    if not path.is_file():
+        raise SA3Error(f"{path} does not exist.")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds, depending on where a foreign object turns up
+        raise SA3Error(f"{path} holds more than tensors and plain values, so it is not read ({type(error).__name__}).") from error
+    state = content.get("state_dict", content) if isinstance(content, dict) else None
+    if not state or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+        raise SA3Error(f"{path} is no LoRA: expected a state_dict of tensors and a lora_config.")
+    return state, content.get("lora_config") or {}
+
+
+def convert(source: str | Path, target: str | Path, layout: str = "native", bases=None) -> Path:
+    """Write a LoRA in another format; also the way to read a pickled one. Returns the new file.
+
+    target: a .safetensors file, for peft a folder; nothing that exists is overwritten. bases: for -xs files without U and V, whose
+    adapters become plain ones in peft and comfyui.
+    """
+    if layout not in LAYOUTS:
+        raise SA3Error(f"The format '{layout}' is unknown; choose one of {', '.join(LAYOUTS)}.")
+    source, target = Path(source), Path(target)
+    lora = read_pickle(source) if source.suffix.lower() in PICKLES else read_lora(source)
+    if layout != "native" or lora.layout != "native":
+        if lora.needs_bases:
+            if bases is None:
+                raise SA3Error(f"{lora.name} is of type {lora.kind} and has no bases in it; give those of {lora.base or 'its base'}.")
+            lora = lora.with_bases(bases)
+    writer = {"native": _native, "peft": _peft, "comfyui": _comfyui}[layout]
+    tensors, metadata, config = writer(lora)
+    file = target / _PEFT_FILE if layout == "peft" else target
+    if file.suffix != ".safetensors":
+        raise SA3Error(f"{file} must end in .safetensors.")
+    if file.exists() or (config is not None and (target / _PEFT_CONFIG).exists()):
+        raise SA3Error(f"{file} exists already; choose another name.")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file, metadata)
+    if config is not None:
+        (target / _PEFT_CONFIG).write_text(json.dumps(config, indent=2), encoding="utf-8")
+    return file
+
+
+def _native(lora: LoRA):
+    """Tensors in half precision, as the trainer writes them. alpha goes into B where layers differ in it."""
+    kinds = {adapter.kind for adapter in lora.layers.values()}
+    if len(kinds) > 1:
+        raise SA3Error(f"{lora.name} mixes adapter types ({', '.join(sorted(kinds))}); a native file has one for all its layers.")
+    core = lora.needs_bases
+    tensors = {}
+    for layer, adapter in lora.layers.items():
+        stem = f"{layer if layer.startswith('conditioners.') else f'model.{layer}'}.parametrizations.weight.0."
+        if core:
+            tensors[f"{stem}M_xs"] = adapter.up * adapter.scale
+        else:
+            tensors[f"{stem}lora_A"], tensors[f"{stem}lora_B"] = adapter.down, adapter.up * adapter.scale
+        both = adapter.rows is not None and adapter.cols is not None
+        for suffix, values in (("_r", adapter.rows), ("_c", adapter.cols)):
+            if values is not None:
+                tensors[f"{stem}magnitude{suffix if both else ''}"] = values
+    kind = kinds.pop() + ("-xs" if core else "")
+    config = {**{key: lora.config[key] for key in ("include", "exclude") if lora.config.get(key)}, "adapter_type": kind}
+    if len(lora.ranks) == 1:
+        config["rank"] = config["alpha"] = lora.ranks[0]
+    if lora.base:
+        config["base_model"] = lora.base
+    return {name: tensor.half() for name, tensor in tensors.items()}, {"lora_config": json.dumps(config)}, None
+
+
+def _peft(lora: LoRA):
+    tensors = {}
+    for layer, adapter in lora.layers.items():
+        if adapter.cols is not None:
+            raise SA3Error(f"{lora.name} is of type {lora.kind}; PEFT knows only lora and dora-rows.")
+        stem = f"base_model.model.{layer}."
+        tensors[f"{stem}lora_A.weight"], tensors[f"{stem}lora_B.weight"] = adapter.down, adapter.up * adapter.scale
+        if adapter.rows is not None:
+            tensors[f"{stem}lora_magnitude_vector.weight"] = adapter.rows
+    ranks = {layer: adapter.rank for layer, adapter in lora.layers.items()}
+    rank = max(ranks.values())
+    others = {re.escape(layer): value for layer, value in ranks.items() if value != rank}
+    config = {
+        "peft_type": "LORA", "r": rank, "lora_alpha": rank, "use_dora": any(a.rows is not None for a in lora.layers.values()),
+        "use_rslora": False, "rank_pattern": others, "alpha_pattern": others, "target_modules": sorted(ranks), "bias": "none",
+        "base_model_name_or_path": lora.base, "inference_mode": True,
+    }  # fmt: skip
+    return tensors, {"format": "pt"}, config
+
+
+def _comfyui(lora: LoRA):
+    tensors = {}
+    for layer, adapter in lora.layers.items():
+        if adapter.rows is not None and adapter.cols is not None:
+            raise SA3Error(f"{lora.name} is of type {lora.kind}; ComfyUI's format knows lora, dora-rows and dora-cols.")
+        stem = f"diffusion_model.{layer}."
+        tensors[f"{stem}lora_down.weight"], tensors[f"{stem}lora_up.weight"] = adapter.down, adapter.up
+        tensors[f"{stem}alpha"] = torch.tensor(float(adapter.scale * adapter.rank))
+        if adapter.rows is not None:
+            tensors[f"{stem}dora_scale"] = adapter.rows[:, None]
+        elif adapter.cols is not None:
+            tensors[f"{stem}dora_scale"] = adapter.cols[None]
+    metadata = {"lora_config": json.dumps({"base_model": lora.base})} if lora.base else None
+    return tensors, metadata, None
+
+
+def convert_bases(source: str | Path, target: str | Path) -> Path:
+    """A release's svd_bases.pt as safetensors, read without unpickling code. Put it beside the LoRA as svd_bases.safetensors."""
+    source, target = Path(source), Path(target)
+    if target.exists():
+        raise SA3Error(f"{target} exists already; choose another name.")
+    content = torch.load(source, map_location="cpu", weights_only=True)
+    if not isinstance(content, dict) or not all(isinstance(pair, dict) and {"U", "V"} <= set(pair) for pair in content.values()):
+        raise SA3Error(f"{source} holds no SVD bases: expected U and V for each weight.")
+    save_file({f"{name}.{part}": pair[part].contiguous() for name, pair in content.items() for part in ("U", "V")}, target)
+    return target
+
+
+__all__ = ["BASES", "LAYOUTS", "SECONDS", "TYPES", "LoRA", "convert", "convert_bases", "matches", "read_bases", "read_lora", "weight_bases"]
