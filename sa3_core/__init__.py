@@ -4,7 +4,8 @@ import importlib
 
 from .errors import SA3Error
 
-__all__ = ["Model", "Result", "SA3Error", "build", "load", "samplers", "schedule", "timeline"]
+__version__ = "0.1.0"
+__all__ = ["Model", "Result", "SA3Error", "build", "load", "lora", "samplers", "schedule", "timeline"]
 _LAZY = {"Model": "pipeline", "Result": "pipeline", "build": "network", "load": "pipeline"}
 
 

@@ -1,5 +1,6 @@
-"""Files -> config and tensors. Reads safetensors lazily and strictly; nothing is ever unpickled."""
+"""Files -> config and tensors, in every layout that is around. Reads safetensors lazily and strictly; nothing is ever unpickled."""
 
+import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping
@@ -11,12 +12,23 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from . import config as configs
+from . import infer, spiece
 from .config import ModelConfig
 from .errors import SA3Error
 from .network import build
 
 WEIGHTS, CONFIG = "model.safetensors", "model_config.json"
 PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
+OPTIMIZED = {
+    ".onnx": "ONNX",
+    ".engine": "TensorRT",
+    ".plan": "TensorRT",
+    ".trt": "TensorRT",
+    ".tflite": "TFLite",
+    ".npz": "MLX",
+    ".gguf": "GGUF",
+}
+DTYPES = ("F32", "F16", "BF16", "F64")  # what weights may be stored as
 
 
 class TensorFile:
@@ -36,8 +48,22 @@ class TensorFile:
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self.file.get_slice(name).get_shape())
 
+    def dtype(self, name: str) -> str:
+        """As stored: F32, BF16, ..."""
+        return self.file.get_slice(name).get_dtype()
+
     def metadata(self) -> dict[str, str]:
         return self.file.metadata() or {}
+
+    def fingerprint(self) -> str:
+        """Size and header in one word: tells releases and layouts apart without reading gigabytes. `sha256` reads it all."""
+        with open(self.path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            digest = hashlib.sha256(file.read(length)).hexdigest()
+        return f"{self.path.stat().st_size}-{digest[:16]}"
+
+    def sha256(self) -> str:
+        return sha256(self.path)
 
     def read(self, name: str, dtype: torch.dtype | None = None, device=None) -> Tensor:
         """One tensor, finite throughout, floating types as `dtype`."""
@@ -50,10 +76,35 @@ class TensorFile:
         return tensor.to(device=device, dtype=dtype, copy=True)
 
 
+def sha256(path: Path, progress=None) -> str:
+    """Hash of a whole file, in pieces. progress(bytes done, bytes in all)."""
+    digest, size, done = hashlib.sha256(), path.stat().st_size, 0
+    with open(path, "rb") as file:
+        while piece := file.read(1 << 22):
+            digest.update(piece)
+            done += len(piece)
+            if progress is not None:
+                progress(done, size)
+    return digest.hexdigest()
+
+
+def optimized(path: Path) -> SA3Error | None:
+    """Why a file made for another engine cannot be loaded here; None for other files."""
+    engine = OPTIMIZED.get(path.suffix.lower())
+    if engine is None:
+        return None
+    return SA3Error(
+        f"{path} is an optimized file for {engine}, as in stabilityai/stable-audio-3-optimized; it has no PyTorch weights to load. "
+        "Use the model's own release with its model.safetensors."
+    )
+
+
 def check_file(path: Path) -> None:
     """What can be said about a file before reading it."""
     if not path.exists():
         raise SA3Error(f"{path} does not exist.")
+    if (refusal := optimized(path)) is not None:
+        raise refusal
     if path.is_dir():
         raise SA3Error(f"{path} is a folder; expected a .safetensors file.")
     with open(path, "rb") as file:
@@ -72,48 +123,129 @@ def check_file(path: Path) -> None:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model on disk: its config, its tensors, and where its text encoder lies (None = not beside it)."""
+    """A model on disk: its config, its tensors (those below `prefix`), and where its text encoder lies (None = not beside it)."""
 
     path: Path
     config: ModelConfig
     tensors: TensorFile
     text_encoder: Path | None
+    prefix: str = ""
+    layout: str = "release"  # release | mirror | single file | autoencoder | autoencoder in a generative file
 
     @property
     def name(self) -> str:
-        return self.path.stem if self.path.is_file() and self.path.name != WEIGHTS else self.tensors.path.parent.name
+        return hint(self.tensors.path)
+
+    @property
+    def same_prefix(self) -> str:
+        """Where the autoencoder's tensors lie."""
+        return self.prefix if self.config.dit is None else infer.PRETRANSFORM
 
     def check(self) -> None:
         """Every tensor of the release is there with its shape, and none besides."""
-        check_names(self.tensors, build(self.config).state_dict())
+        check_names(self.tensors, build(self.config).state_dict(), self.prefix)
 
 
-def open_checkpoint(path: str | Path) -> Checkpoint:
-    """Open a release: its folder (model_config.json, model.safetensors, text encoder folder), or the weights file in it."""
+def hint(weights: Path) -> str:
+    """The name by which a user knows a weights file: its folder's, when the file is called like all of them."""
+    return weights.parent.name if weights.name == WEIGHTS else weights.stem
+
+
+def open_checkpoint(path: str | Path, objective: str = "auto", autoencoder: bool = False) -> Checkpoint:
+    """Open what is at `path`: a release's folder, the weights file in it, or a single file without a config.
+
+    objective: "base" or "post-trained" for a file without a config, whose name does not say it ("auto": by its name).
+    autoencoder: only SAME, which may lie in a generative file.
+    """
     path = Path(path)
-    if not path.exists():
-        raise SA3Error(f"{path} does not exist; expected a folder with {CONFIG} and {WEIGHTS}, or a .safetensors file.")
-    weights = path / WEIGHTS if path.is_dir() else path
-    folder = weights.parent
-    if path.is_dir() and not weights.is_file():
-        raise SA3Error(f"The folder {path} has no {WEIGHTS}; expected the folder of a Stable Audio 3 release.")
-    tensors = TensorFile(weights)
-    config_file = folder / CONFIG
-    if not config_file.is_file():
-        raise SA3Error(f"{folder} has no {CONFIG} beside {weights.name}; put the release's {CONFIG} there.")
-    config = configs.read(config_file)
-    encoder = None
-    if config.conditioning is not None:
-        encoder = folder / config.conditioning.text_subfolder
-        encoder = encoder if (encoder / "config.json").is_file() else None
-    checkpoint = Checkpoint(path, config, tensors, encoder)
+    if objective not in infer.OBJECTIVES:
+        raise SA3Error(f"The objective is '{objective}'; expected one of {', '.join(infer.OBJECTIVES)}.")
+    tensors = TensorFile(find_weights(path))
+    config = _config_beside(tensors)
+    single = config is None
+    prefix = ""
+    if single:
+        config, prefix = _infer(tensors, objective, autoencoder)
+    elif config.dit is not None and infer.OBJECTIVES[objective] not in (None, config.objective):
+        raise SA3Error(f"{tensors.path.parent / CONFIG} says '{config.objective}', which is not '{objective}'; set the objective to auto.")
+    layout = "single file" if single else "release"
+    if not single and config.dit is not None and infer.PROMPT in tensors.names and tensors.dtype(infer.PROMPT) == "BF16":
+        layout = "mirror"
+    if config.dit is not None and autoencoder:
+        config, prefix = ModelConfig(config.sample_rate, None, config.same, align=config.same.encoder.align), infer.PRETRANSFORM
+        layout = "autoencoder in a generative file"
+    elif config.dit is None:
+        layout = "autoencoder in a generative file" if prefix else "autoencoder"
+    encoder = None if config.conditioning is None else _encoder_beside(tensors.path.parent, config.conditioning.text_subfolder)
+    checkpoint = Checkpoint(path, config, tensors, encoder, prefix, layout)
     checkpoint.check()
     return checkpoint
 
 
-def check_names(file: TensorFile, expected: Mapping[str, Tensor]) -> None:
-    """Names and shapes of a file against a module's state_dict. Rotary tables are recomputed, so they may be missing or rounded."""
-    found = {name for name in file.names if not name.endswith("inv_freq")}
+def find_weights(path: Path) -> Path:
+    """The weights file of a folder; a file is its own."""
+    if not path.exists():
+        raise SA3Error(f"{path} does not exist; expected a folder with {CONFIG} and {WEIGHTS}, or a .safetensors file.")
+    if not path.is_dir():
+        return path
+    if (path / WEIGHTS).is_file():
+        return path / WEIGHTS
+    files = sorted(path.iterdir())
+    for file in files:
+        if (refusal := optimized(file)) is not None:
+            raise refusal
+    deeper = sorted(str(file.parent.relative_to(path)) for at in ("*", "snapshots/*") for file in path.glob(f"{at}/{WEIGHTS}"))
+    way_out = f"Choose one of its sub-folders: {', '.join(deeper)}." if deeper else "expected the folder of a Stable Audio 3 release."
+    partial = [file.name for file in files if file.suffix in (".part", ".incomplete", ".crdownload", ".tmp")]
+    if partial:
+        way_out = f"{partial[0]} looks like an unfinished download; finish it first."
+    raise SA3Error(f"The folder {path} has no {WEIGHTS}; {way_out}")
+
+
+def _config_beside(tensors: TensorFile) -> ModelConfig | None:
+    """The release's config. A folder of many models has none, or one that is of another file."""
+    file = tensors.path.parent / CONFIG
+    if not file.is_file():
+        return None
+    config = configs.read(file)
+    if tensors.path.name == WEIGHTS:
+        return config
+    expected = set(build(config).state_dict())
+    return config if len(expected & tensors.names) > len(expected) // 2 else None
+
+
+def _infer(tensors: TensorFile, objective: str, autoencoder: bool) -> tuple[ModelConfig, str]:
+    """Config and prefix of a file without a config."""
+    kind = infer.kind_of(tensors.names)
+    name = hint(tensors.path)
+    try:
+        if kind == "generative" and not autoencoder:
+            base = infer.is_base_name(name) if objective == "auto" else objective == "base"
+            return infer.model_config(tensors.names, tensors.shape, base), ""
+        if kind in ("generative", "autoencoder"):
+            prefix = infer.PRETRANSFORM if any(n.startswith(infer.PRETRANSFORM) for n in tensors.names) else ""
+            return infer.autoencoder_config(tensors.names, tensors.shape, prefix), prefix
+    except SA3Error as error:
+        raise SA3Error(f"{tensors.path} has no {CONFIG} beside it, and its tensors do not tell one: {error}.") from error
+    if tensors.metadata().get("format") == "mlx":
+        raise SA3Error(f"{tensors.path} is an optimized file for MLX; it has no PyTorch weights to load. Use the model's own release.")
+    what = f"a {kind}" if kind else f"of another model (it holds '{min(tensors.names, default='nothing')}')"
+    raise SA3Error(
+        f"{tensors.path} is {what}, not a Stable Audio 3 model, and there is no {CONFIG} beside it to say otherwise. "
+        "Use a release's folder, a file repackaged for ComfyUI, or a standalone SAME."
+    )
+
+
+def _encoder_beside(folder: Path, subfolder: str) -> Path | None:
+    encoder = folder / (subfolder or infer.TEXT_SUBFOLDER)
+    return encoder if (encoder / "config.json").is_file() else None
+
+
+def check_names(file: TensorFile, expected: Mapping[str, Tensor], prefix: str = "") -> None:
+    """Names and shapes below `prefix` of a file against a module's state_dict. Rotary tables are recomputed, so they may be
+    missing or rounded."""
+    expected = {prefix + name: tensor for name, tensor in expected.items()}
+    found = {name for name in file.names if name.startswith(prefix) and not name.endswith("inv_freq")}
     missing, extra = sorted(set(expected) - found), sorted(found - set(expected))
     if missing and extra and len(missing) > len(expected) // 2:
         raise SA3Error(
@@ -128,6 +260,11 @@ def check_names(file: TensorFile, expected: Mapping[str, Tensor]) -> None:
         shape = file.shape(name)
         if shape != tuple(tensor.shape):
             raise SA3Error(f"{file.path}: tensor '{name}' has shape {list(shape)}, expected {list(tensor.shape)} from the config.")
+        if file.dtype(name) not in DTYPES:
+            raise SA3Error(
+                f"{file.path}: tensor '{name}' is stored as {file.dtype(name)}, a quantised copy; expected {', '.join(DTYPES)}. "
+                "Use the model's own release."
+            )
 
 
 def _more(names: list[str]) -> str:
@@ -141,32 +278,43 @@ def load_into(module: nn.Module, file: TensorFile, prefix: str = "", dtype: torc
     return module.eval().requires_grad_(False)
 
 
-def load_text_encoder(folder: str | Path, dtype: torch.dtype | None = None, device=None):
-    """The T5Gemma encoder of a release folder (config.json, tokenizer.json, *.safetensors)."""
-    from .text_encoder import TextEncoder, empty_model, encoder_config, read_tokenizer
+def load_text_encoder(path: str | Path, dtype: torch.dtype | None = None, device=None, width: int | None = None):
+    """The T5Gemma encoder of a release folder (config.json, tokenizer.json, *.safetensors), or repackaged as a single file.
 
-    folder = Path(folder)
-    tokenizer = read_tokenizer(folder)
-    config = encoder_config(folder)
+    width: that of the model it is for; another is refused.
+    """
+    from .text_encoder import TextEncoder, config_from, empty_model, encoder_config, read_tokenizer
+
+    path = Path(path)
+    path = path.parent if path.name == WEIGHTS and (path.parent / "config.json").is_file() else path
+    if path.is_file():
+        file = TensorFile(path)
+        files = dict.fromkeys(file.names - {spiece.SPIECE}, file)
+        config = config_from(spiece.config_values(file.names, file.shape, str(path)))
+        tokenizer = spiece.read_spiece(file.read, file.names, str(path))
+    else:
+        tokenizer = read_tokenizer(path)
+        config = encoder_config(path)
+        files = {name: file for file in _weight_files(path) for name in file.names}
+    if width is not None and config.encoder.hidden_size != width:
+        raise SA3Error(
+            f"The text encoder in {path} is {config.encoder.hidden_size} wide, this model expects {width}: it belongs to another model. "
+            "Use the t5gemma-b-b-ul2 of the release."
+        )
     model = empty_model(config)
-    files = {name: file for file in _weight_files(folder) for name in file.names}
-    prefix = "model.encoder." if any(name.startswith("model.encoder.") for name in files) else "encoder."
+    prefix = spiece.PREFIXES[0] if any(name.startswith(spiece.PREFIXES[0]) for name in files) else spiece.PREFIXES[1]
     state = {}
     for name, tensor in model.state_dict().items():
         stored = prefix + name.removeprefix("encoder.")
         if stored not in files:
-            raise SA3Error(
-                f"The text encoder in {folder} lacks the tensor '{stored}'; expected T5Gemma's encoder, download the folder again."
-            )
+            raise SA3Error(f"The text encoder in {path} lacks the tensor '{stored}'; expected T5Gemma's encoder, download it again.")
         if files[stored].shape(stored) != tuple(tensor.shape):
-            raise SA3Error(
-                f"{folder}: '{stored}' has shape {list(files[stored].shape(stored))}, its config.json says {list(tensor.shape)}."
-            )
+            raise SA3Error(f"{path}: '{stored}' has shape {list(files[stored].shape(stored))}, its config says {list(tensor.shape)}.")
         state[name] = files[stored].read(stored, dtype, device)
     known = {prefix + name.removeprefix("encoder.") for name in state}
     strange = sorted(name for name in files if name not in known and not _decoder_part(name))
     if strange:
-        raise SA3Error(f"The text encoder in {folder} holds the unexpected tensor '{strange[0]}'; expected T5Gemma.")
+        raise SA3Error(f"The text encoder in {path} holds the unexpected tensor '{strange[0]}'; expected T5Gemma.")
     model.load_state_dict(state, strict=True, assign=True)
     return TextEncoder(model.to(device), tokenizer, config.encoder)
 
@@ -178,7 +326,10 @@ def _decoder_part(name: str) -> bool:
 def _weight_files(folder: Path) -> Iterable[TensorFile]:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8")).get("weight_map", {}).values()))
+        try:
+            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise SA3Error(f"{index} is not a list of weight files ({error!r}); download the folder again.") from error
         if any(Path(name).name != name for name in names):
             raise SA3Error(f"{index} names a file outside its folder.")
         return [TensorFile(folder / name) for name in names]

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from . import checkpoint, sampling, timeline
+from . import checkpoint, hub, info, sampling, timeline
 from .conditioning import Condition
 from .config import ModelConfig
 from .dit import DiTInputs
@@ -187,19 +187,31 @@ class Model:
         return out
 
 
-def load(path: str | Path, device="cpu", dtype: torch.dtype = torch.float32, text_encoder: str | Path | None = None) -> Model:
-    """Load a release: its folder, its weights file, or "demo" for the embedded model.
+def load(
+    path: str | Path, device="cpu", dtype: torch.dtype = torch.float32, text_encoder: str | Path | None = None, objective: str = "auto",
+    autoencoder: bool = False,
+) -> Model:  # fmt: skip
+    """Load a model in any layout: a release's folder, its weights file, a single file without a config, or "demo" (the embedded one).
 
-    text_encoder: the folder t5gemma-b-b-ul2, when it does not lie beside the weights. Raises SA3Error for anything that is
-    not exactly a Stable Audio 3 release.
+    text_encoder: the folder t5gemma-b-b-ul2 or the repackaged file, when it lies neither beside the weights nor in the Hub's cache.
+    objective: "base" or "post-trained" for a file without a config whose name does not say. autoencoder: load only SAME.
+    Raises SA3Error for anything that is not exactly a Stable Audio 3 model.
     """
-    opened = checkpoint.open_checkpoint(DEMO if str(path) == "demo" else path)
-    module = checkpoint.load_into(build(opened.config), opened.tensors, dtype=dtype, device=device)
+    watch = info.Stopwatch()
+    opened = checkpoint.open_checkpoint(DEMO if str(path) == "demo" else path, objective, autoencoder)
+    watch.lap("open")
+    module = checkpoint.load_into(build(opened.config), opened.tensors, opened.prefix, dtype, device)
+    watch.lap("weights")
     encoder = None
-    folder = Path(text_encoder) if text_encoder is not None else opened.text_encoder
-    if opened.config.conditioning is not None and folder is not None:
-        encoder = checkpoint.load_text_encoder(folder, dtype, device)
-    return Model(opened.config, module, encoder, opened.name)
+    if opened.config.conditioning is not None:
+        width = opened.config.conditioning.cond_dim
+        found = text_encoder or opened.text_encoder or hub.cached_text_encoder(width)
+        if found is not None:
+            encoder = checkpoint.load_text_encoder(found, dtype, device, width)
+            watch.lap("text encoder")
+    model = Model(opened.config, module, encoder, opened.name)
+    model.loaded = info.load_record(opened, dtype, device, watch)
+    return model
 
 
 def _noise(seed: int | None) -> Noise | None:

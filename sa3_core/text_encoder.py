@@ -69,17 +69,23 @@ def encoder_config(folder: str | Path):
 
     Eager, because the scaled-dot-product path of transformers before 5.22 silently drops the logit softcap.
     """
-    from transformers import T5GemmaConfig
-
     path = Path(folder) / "config.json"
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise SA3Error(f"The text encoder's {path} cannot be read ({error}).") from error
+    if not isinstance(values, dict):
+        raise SA3Error(f"{path} holds {type(values).__name__}, expected the config of the t5gemma text encoder of Stable Audio 3.")
     if values.get("model_type") != "t5gemma" or not isinstance(values.get("encoder"), dict):
         raise SA3Error(f"{path} describes '{values.get('model_type')}', expected the t5gemma text encoder of Stable Audio 3.")
-    values["is_encoder_decoder"] = False
-    config = T5GemmaConfig.from_dict(values)
+    return config_from(values)
+
+
+def config_from(values: dict):
+    """The same from the values of a config.json."""
+    from transformers import T5GemmaConfig
+
+    config = T5GemmaConfig.from_dict({**values, "is_encoder_decoder": False})
     for part in (config, config.encoder):
         part._attn_implementation = "eager"
     return config

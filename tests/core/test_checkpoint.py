@@ -9,7 +9,7 @@ import zipfile
 
 import pytest
 import torch
-from core_support import TEXT_ENCODER, known_bug, lay_out, randn, recorded, refused, rel_error
+from core_support import TEXT_ENCODER, lay_out, randn, recorded, refused, rel_error
 from safetensors.torch import load_file, save_file
 
 import sa3_core
@@ -255,10 +255,6 @@ def test_places_without_a_release_are_refused(tmp_path, release):
     with refused(tmp_path, "no model.safetensors"):
         sa3_core.load(tmp_path)
     folder = release("small")
-    (folder / "model_config.json").unlink()
-    for path in (folder, folder / "model.safetensors"):
-        with refused(folder, "no model_config.json"):
-            sa3_core.load(path)
     (folder / "model_config.json").write_text("{")
     with refused("model_config.json", "json"):
         sa3_core.load(folder)
@@ -407,7 +403,6 @@ def test_damaged_text_encoder_files_are_named(release, file, content, words):
         sa3_core.load(folder)
 
 
-@known_bug("not checked", ValueError, AttributeError)
 @pytest.mark.parametrize("content", [b"{", b"[]", b'{"weight_map": 5}'])
 def test_a_damaged_shard_index_is_named(release, content):
     folder = release("small")
@@ -423,7 +418,6 @@ def test_a_shard_index_cannot_leave_its_folder(release):
         sa3_core.load(folder)
 
 
-@known_bug("not checked", AttributeError)
 def test_a_text_encoder_config_that_is_a_list_is_named(release):
     folder = release("small")
     (folder / TEXT_ENCODER / "config.json").write_text("[]")
