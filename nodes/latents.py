@@ -60,17 +60,16 @@ class EmptyLatent(io.ComfyNode):
 def parse_durations(text: str, seconds: float, batch: int) -> list[float]:
     """Numbers separated by commas, semicolons or white space; none = `seconds` for every item."""
     words = text.replace(",", " ").replace(";", " ").split()
-    if not words:
-        return [float(seconds)] * batch
+    name = "seconds_per_item" if words else "seconds"
     try:
-        durations = [float(word) for word in words]
+        durations = [float(word) for word in words or [seconds] * batch]
     except ValueError as error:
         raise SA3Error(f"seconds_per_item is '{text}'; expected numbers separated by commas, for example: 3, 4.5, 8.") from error
     if batch not in (1, len(durations)):
         raise SA3Error(f"seconds_per_item has {len(durations)} numbers and batch_size is {batch}; make them agree.")
     for value in durations:
         if not 0 < value <= LONGEST:
-            raise SA3Error(f"seconds_per_item has {value:g}; expected durations above 0 and up to {LONGEST:g} seconds.")
+            raise SA3Error(f"{name} has {value:g}; expected durations above 0 and up to {LONGEST:g} seconds.")
     return durations
 
 

@@ -175,11 +175,12 @@ class Sampler(io.ComfyNode):
     def execute(
         cls, model, positive, latent, seed, steps, sampler, cfg, noise_level, negative=None, sigmas=None, guidance=None
     ) -> io.NodeOutput:
+        watch = info.Stopwatch()
         inner = host_model.require(model)
         config = inner.sa3_config
         read = read_latent(latent, config)
         for name, conditioning in (("positive", positive), ("negative", negative)):
-            if conditioning is not None:
+            if conditioning is not None or name == "positive":
                 host.check_conditioning(conditioning, config, len(read.lengths), name)
         plan = sampling.plan(
             config,
@@ -196,7 +197,9 @@ class Sampler(io.ComfyNode):
         say(warnings, cls.hidden.unique_id if cls.hidden else None)
         samples = host.sample(model, positive, read, plan, settings, negative)
         out = {**latent, "samples": samples, "type": "audio"}
-        return io.NodeOutput(out, json.dumps(info.record(inner.sa3_name, plan, settings, warnings)))
+        watch.lap("sample")
+        record = info.record(inner.sa3_name, plan, settings, warnings, stages=watch.stages, **host_model.run_record(model))
+        return io.NodeOutput(out, json.dumps(record))
 
 
 class SamplerSelect(io.ComfyNode):
