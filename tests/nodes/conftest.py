@@ -87,7 +87,7 @@ def sa3(node_classes: dict[str, type]) -> Pack:
     return Pack(
         classes=node_classes,
         SA3Error=importlib.import_module("sa3_pack.sa3_core.errors").SA3Error,
-        core=modules("sa3_core", "checkpoint", "dit", "guidance", "pipeline", "same", "sampling", "text_encoder", "timeline"),
+        core=modules("sa3_core", "checkpoint", "dit", "guidance", "network", "pipeline", "same", "sampling", "text_encoder", "timeline"),
         nodes=modules("nodes", "latents", "models", "sampling"),
         host=modules("nodes.host", "folders", "model", "sampling", "vae"),
     )
@@ -152,8 +152,6 @@ def at_rest(sa3: Pack, monkeypatch: pytest.MonkeyPatch) -> None:
     def work(*args, **kwargs):
         pytest.fail("a network computed something before the refusal")
 
-    for cls in (sa3.core.dit.DiT, sa3.core.same.SAME, sa3.core.text_encoder.TextEncoder):
+    for cls in (sa3.core.dit.DiT, sa3.core.same.Resampler, sa3.core.text_encoder.TextEncoder):
         monkeypatch.setattr(cls, "forward", work)
-    for name in ("encode", "decode"):
-        monkeypatch.setattr(sa3.core.same.SAME, name, work)
     monkeypatch.setattr(sa3.core.dit.DiT, "prepare", work)

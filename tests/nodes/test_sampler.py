@@ -178,3 +178,10 @@ def test_a_run_leaves_its_inputs_and_the_weights_alone(sa3, load):
     assert same_weights(parts.model.model, before)
     assert torch.equal(latent["samples"], torch.zeros_like(latent["samples"])) and set(latent) == set(sa3.empty(1.0))
     assert torch.equal(positive[0][0], kept[0][0]) and positive[0][1].keys() == kept[0][1].keys()
+
+
+@pytest.mark.parametrize("seed", [-1, 2**64, 1.5, True])
+def test_seeds_out_of_range(sa3, load, seed):
+    parts = load("small")
+    with sa3.refused("seed", str(seed), str(2**64 - 1)):
+        sa3.sample(parts.model, sa3.prompt(parts.clip, "rain"), sa3.empty(1.0), seed=seed)

@@ -1,0 +1,190 @@
+"""What does not fit is refused with a sentence, before any network computes."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from core_support import randn
+
+pytestmark = pytest.mark.usefixtures("at_rest")
+
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.fixture
+def prompt():
+    """A CONDITIONING as SA3_TextEncode makes it for the tiny models."""
+    return [[randn(1, 5, 64), {"attention_mask": torch.ones(1, 5, dtype=torch.bool)}]]
+
+
+@pytest.fixture
+def stranger():
+    """A MODEL, CLIP or VAE of another family."""
+
+    class BaseModel(torch.nn.Linear):
+        pass
+
+    inner = BaseModel(2, 2)
+    return SimpleNamespace(model=inner, cond_stage_model=inner, first_stage_model=inner, tokenizer=object())
+
+
+def audio_latent(batch: int = 1, frames: int = 40, **keys) -> dict:
+    return {"samples": randn(batch, 32, frames), "type": "audio", **keys}
+
+
+@pytest.mark.parametrize("kind", ["none", "stranger"])
+def test_foreign_model(sa3, prompt, stranger, kind):
+    with sa3.refused("MODEL", "NoneType" if kind == "none" else "BaseModel", "SA3_ModelLoader"):
+        sa3.sample(stranger if kind == "stranger" else None, prompt, sa3.empty(1.0))
+
+
+@pytest.mark.parametrize("kind", ["none", "stranger"])
+def test_foreign_clip(sa3, stranger, kind):
+    with sa3.refused("CLIP", "NoneType" if kind == "none" else "BaseModel", "SA3_ModelLoader"):
+        sa3.prompt(stranger if kind == "stranger" else None, "rain")
+
+
+@pytest.mark.parametrize("kind", ["none", "stranger"])
+def test_foreign_vae(sa3, stranger, kind):
+    with sa3.refused("VAE", "NoneType" if kind == "none" else "BaseModel", "SA3_ModelLoader"):
+        sa3.decode(audio_latent(), stranger if kind == "stranger" else None)
+
+
+def test_tokens_of_another_clip(sa3, load):
+    with sa3.refused("another CLIP", "l, g", "SA3_ModelLoader"):
+        load("small").clip.encode_from_tokens_scheduled({"l": [[(1, 1.0)]], "g": [[(1, 1.0)]]})
+
+
+BAD_LATENTS = {
+    "nothing": (None, ["LATENT", "no samples", "SA3_EmptyLatent"]),
+    "a tensor": (torch.zeros(1, 32, 8), ["no samples", "SA3_EmptyLatent"]),
+    "no samples": ({"type": "audio"}, ["no samples", "SA3_EmptyLatent"]),
+    "an image": ({"samples": torch.ones(1, 4, 64, 64)}, ["(1, 4, 64, 64)", "image", "expected audio"]),
+    "a video": ({"samples": torch.ones(1, 16, 5, 64, 64)}, ["image or video", "expected audio"]),
+    "empty Stable Audio Open": ({"samples": torch.zeros(1, 64, 1024), "type": "audio"}, ["64 channels", "Stable Audio 1 or Open", "32"]),
+    "full Stable Audio Open": ({"samples": torch.ones(1, 64, 1024), "type": "audio"}, ["64 channels", "Stable Audio 1 or Open", "32"]),
+    "another SA3": ({"samples": torch.ones(1, 256, 40), "sa3_seconds": [1.0]}, ["256 channels", "another model", "32"]),
+    "too few durations": (audio_latent(3, sa3_seconds=[1.0, 2.0]), ["sa3_seconds", "2 numbers", "3 items"]),
+    "too many durations": (audio_latent(1, sa3_seconds=[1.0, 2.0]), ["sa3_seconds", "2 numbers", "1 items"]),
+    "a duration without a list": (audio_latent(1, sa3_seconds=1.0), ["sa3_seconds", "no list"]),
+    "a duration too long for its frames": (audio_latent(1, 40, sa3_seconds=[20.0]), ["40 frames", "20"]),
+    "a duration of 0": (audio_latent(1, sa3_seconds=[0.0]), ["duration is 0", "positive"]),
+    "a negative duration": (audio_latent(1, sa3_seconds=[-2.0]), ["duration is -2", "positive"]),
+    "no duration at all": (audio_latent(1, sa3_seconds=[NAN]), ["duration is nan", "positive"]),
+    "less than a sample": (audio_latent(1, sa3_seconds=[1e-6]), ["1e-06", "sample"]),
+    "too long for the model": (audio_latent(1, 600, sa3_seconds=[50.0]), ["50", "at most 47"]),
+    "negative padding": (audio_latent(1, sa3_seconds=[1.0], sa3_padding=-1.0), ["padding is -1", "0 or more"]),
+    "another batch's indices": (audio_latent(2, batch_index=[0, 1, 2]), ["batch_index", "3 entries", "2 items"]),
+    "a mask of another batch": (audio_latent(2, noise_mask=torch.ones(3, 1, 40)), ["mask", "3 rows", "2 items"]),
+}
+
+
+@pytest.mark.parametrize("case", BAD_LATENTS)
+def test_foreign_latent(sa3, load, prompt, case):
+    latent, words = BAD_LATENTS[case]
+    with sa3.refused(*words):
+        sa3.sample(load("small").model, prompt, latent)
+
+
+@pytest.mark.parametrize("case", [case for case, (latent, _) in BAD_LATENTS.items() if "another batch" not in case])
+def test_foreign_latent_to_decode(sa3, load, case):
+    latent, words = BAD_LATENTS[case]
+    with sa3.refused(*words):
+        sa3.decode(latent, load("small").vae)
+
+
+def test_an_empty_latent_longer_than_the_model_makes(sa3, load, prompt):
+    with sa3.refused("60", "at most 47"):
+        sa3.sample(load("small").model, prompt, sa3.empty(60.0))
+
+
+BAD_CONDITIONING = {
+    "nothing": (None, ["positive", "empty", "SA3_TextEncode"]),
+    "an empty list": ([], ["positive", "empty", "SA3_TextEncode"]),
+    "no embeddings": ([[None, {}]], ["no prompt embeddings", "SA3_TextEncode"]),
+    "pooled only": ([[randn(1, 64), {}]], ["no prompt embeddings", "SA3_TextEncode"]),
+    "another width": ([[randn(1, 77, 768), {}]], ["positive", "768", "64", "CLIP"]),
+    "another batch": ([[randn(3, 5, 64), {}]], ["3 prompts", "2 items", "one"]),
+    "a second entry of another width": ([[randn(1, 5, 64), {}], [randn(1, 5, 2048), {}]], ["2048", "64"]),
+}
+
+
+@pytest.mark.parametrize("case", BAD_CONDITIONING)
+def test_foreign_conditioning(sa3, load, case):
+    conditioning, words = BAD_CONDITIONING[case]
+    with sa3.refused(*words):
+        sa3.sample(load("small").model, conditioning, sa3.empty(1.0, batch_size=2))
+
+
+@pytest.mark.parametrize("case", ["an empty list", "another width", "another batch"])
+def test_foreign_negative(sa3, load, prompt, case):
+    conditioning, words = BAD_CONDITIONING[case]
+    with sa3.refused(*[word.replace("positive", "negative") for word in words]):
+        sa3.sample(load("small").model, prompt, sa3.empty(1.0, batch_size=2), negative=conditioning, cfg=2.0)
+
+
+BAD_SIGMAS = {
+    "above 1": (torch.tensor([14.6, 3.0, 0.0]), ["14.6", "between 1 and 0"]),
+    "below 0": (torch.tensor([1.0, -0.5]), ["-0.5", "between 1 and 0"]),
+    "NaN": (torch.tensor([1.0, NAN, 0.0]), ["nan", "between 1 and 0"]),
+    "one point": (torch.tensor([1.0]), ["at least two"]),
+    "none": (torch.zeros(0), ["at least two"]),
+    "of another batch": (torch.rand(3, 5), ["(3, 5)", "(2, steps + 1)"]),
+    "0 in the middle": (torch.tensor([1.0, 0.0, 0.0]), ["reach 0", "end at 0"]),
+}
+
+
+@pytest.mark.parametrize("case", BAD_SIGMAS)
+def test_foreign_sigmas(sa3, load, prompt, case):
+    sigmas, words = BAD_SIGMAS[case]
+    with sa3.refused("SIGMAS", *words):
+        sa3.sample(load("small").model, prompt, sa3.empty(1.0, batch_size=2), sigmas=sigmas)
+
+
+def test_foreign_guidance(sa3, load, prompt):
+    with sa3.refused("guidance is dict", "SA3_Guidance"):
+        sa3.sample(load("small").model, prompt, sa3.empty(1.0), guidance={"cfg": 3})
+
+
+@pytest.mark.parametrize(
+    ("widgets", "words"),
+    [
+        ({"steps": -1}, ["steps", "-1"]),
+        ({"noise_level": 0.0}, ["noise level", "0.0"]),
+        ({"noise_level": 1.5}, ["noise level", "1.5"]),
+        ({"noise_level": NAN}, ["noise level", "nan"]),
+        ({"cfg": -1.0}, ["cfg", "-1"]),
+        ({"cfg": NAN}, ["cfg", "nan"]),
+        ({"sampler": "ddim"}, ["sampler", "ddim", "pingpong"]),
+    ],
+    ids=str,
+)
+def test_widgets_of_the_sampler(sa3, load, prompt, widgets, words):
+    with sa3.refused(*words):
+        sa3.sample(load("small").model, prompt, sa3.empty(1.0), **widgets)
+
+
+@pytest.mark.parametrize("text", ["3, four", "3..5", "1:30", "3,,4 s", "3-4"])
+def test_seconds_per_item_that_are_no_numbers(sa3, text):
+    with sa3.refused("seconds_per_item", text, "numbers", "3, 4.5, 8"):
+        sa3.empty(seconds_per_item=text)
+
+
+OUT_OF_RANGE = [("3, 0", "0"), ("-1", "-1"), ("nan", "nan"), ("3, inf", "inf"), ("1e9", "1e+09"), ("385", "385")]
+
+
+@pytest.mark.parametrize(("text", "value"), OUT_OF_RANGE)
+def test_seconds_per_item_out_of_range(sa3, text, value):
+    with sa3.refused("seconds_per_item", value, "above 0", "384"):
+        sa3.empty(seconds_per_item=text)
+
+
+def test_seconds_per_item_against_the_batch_size(sa3):
+    with sa3.refused("2 numbers", "batch_size is 3"):
+        sa3.empty(batch_size=3, seconds_per_item="1, 2")
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, -20.0, NAN, INF, 385.0])
+def test_seconds_that_cannot_be(sa3, value):
+    with sa3.refused("seconds has", f"{value:g}", "above 0", "384"):
+        sa3.empty(value)
