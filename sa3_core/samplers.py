@@ -16,7 +16,7 @@ def sample(name: str, velocity: Callable, x: Tensor, sigmas: Tensor, noise=None,
     """Run sampler `name` from x at the first noise level to the last.
 
     sigmas (steps + 1,) or (B, steps + 1). noise: callable (t, t_next) -> draw like x, or a list of draws, for the samplers
-    that need some. eta: strength of re-noising of the SDE samplers, None = theirs. callback(step, total, denoised).
+    that need some. eta: strength of re-noising of the -sde samplers, None = 1; without effect on the others. callback(step, total, denoised).
     """
     if name not in SAMPLERS:
         raise SA3Error(f"Sampler '{name}' is unknown; choose one of {', '.join(SAMPLERS)}.")
@@ -32,8 +32,8 @@ def sample(name: str, velocity: Callable, x: Tensor, sigmas: Tensor, noise=None,
 
     total = sigmas.shape[1] - 1
     report = (lambda step, denoised: None) if callback is None else (lambda step, denoised: callback(step, total, denoised))
-    default_eta = {"dpmpp-2m-sde": 1.0, "dpmpp-3m-sde": 1.0}.get(name, 0.0)
-    return SAMPLERS[name](velocity, x, sigmas, noise, default_eta if eta is None else eta, report)
+    eta = (1.0 if eta is None else eta) if name.endswith("-sde") else 0.0
+    return SAMPLERS[name](velocity, x, sigmas, noise, eta, report)
 
 
 def _steps(sigmas: Tensor):
