@@ -1,9 +1,11 @@
-"""Nodes that load a release."""
+"""Nodes that load a model."""
 
 import torch
 
+from ..sa3_core import info
 from ..sa3_core.checkpoint import open_checkpoint
 from ..sa3_core.errors import SA3Error
+from ..sa3_core.infer import OBJECTIVES, TEXT_SUBFOLDER
 from .host import folders
 from .host.clip import load_clip
 from .host.model import load_model
@@ -11,6 +13,7 @@ from .host.schema import io, schema
 from .host.vae import load_vae
 
 DTYPES = {"auto": None, "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+DTYPE_TIP = "Number format of the weights. auto: what this device computes best. fp32 is exact, the 16-bit formats take half the memory."
 
 
 class ModelLoader(io.ComfyNode):
@@ -19,7 +22,8 @@ class ModelLoader(io.ComfyNode):
         return schema(
             "SA3_ModelLoader",
             display_name="SA3 Model Loader",
-            description="Loads a Stable Audio 3 release: transformer, text encoder and autoencoder.",
+            description="Loads a Stable Audio 3 model: transformer, text encoder and autoencoder. Takes the official releases, 16-bit "
+            "mirrors of them, and the single files repackaged for ComfyUI.",
             inputs=[
                 io.Combo.Input(
                     "model",
@@ -32,41 +36,87 @@ class ModelLoader(io.ComfyNode):
                     "file",
                     options=[folders.BY_NAME, *sorted(folders.releases())],
                     default=folders.BY_NAME,
-                    tooltip="A release by its place in the model folders. 'by name' lets the choice above find it, so a shared graph "
+                    tooltip="A model by its place in the model folders. 'by name' lets the choice above find it, so a shared graph "
                     "works on every machine.",
                 ),
-                io.Combo.Input(
-                    "dtype",
-                    options=list(DTYPES),
-                    default="auto",
-                    tooltip="Number format of the weights. auto: what this device computes best. fp32 is exact, the 16-bit formats "
-                    "take half the memory.",
-                ),
+                io.Combo.Input("dtype", options=list(DTYPES), default="auto", tooltip=DTYPE_TIP),
                 io.Combo.Input(
                     "text_encoder",
-                    options=["auto"],
+                    options=[folders.AUTO, *sorted(folders.text_encoders())],
+                    default=folders.AUTO,
+                    tooltip="The T5Gemma text encoder. auto takes the folder beside the weights, else the one in ComfyUI's text_encoders "
+                    "folder, else the one in the Hugging Face cache.",
+                ),
+                io.Combo.Input(
+                    "objective",
+                    options=list(OBJECTIVES),
                     default="auto",
-                    tooltip="The T5Gemma text encoder. auto takes the folder beside the weights.",
+                    optional=True,
+                    tooltip="Only for a file without a model_config.json: whether it is a base model. auto goes by the word 'base' in its "
+                    "name, since the weights do not tell.",
                 ),
             ],
             outputs=[io.Model.Output("MODEL"), io.Clip.Output("CLIP"), io.Vae.Output("VAE")],
         )
 
     @classmethod
-    def fingerprint_inputs(cls, model, file, dtype, text_encoder):
-        return folders.state_of(folders.find_release(model, file))
+    def fingerprint_inputs(cls, model, file, dtype, text_encoder, objective="auto"):
+        place = folders.find_release(model, file)
+        beside = [] if place.is_dir() else [place.parent / TEXT_SUBFOLDER]
+        return folders.state_of(place, *beside, *folders.text_encoders().values())
 
     @classmethod
-    def execute(cls, model, file, dtype, text_encoder) -> io.NodeOutput:
-        opened = open_checkpoint(folders.find_release(model, file))
+    def execute(cls, model, file, dtype, text_encoder, objective="auto") -> io.NodeOutput:
+        watch = info.Stopwatch()
+        opened = open_checkpoint(folders.find_release(model, file), objective)
         if opened.config.dit is None:
-            raise SA3Error(f"{opened.path} is a standalone autoencoder; SA3_ModelLoader needs a generative release.")
-        if opened.text_encoder is None:
-            raise SA3Error(
-                f"{opened.path} has no text encoder: expected the folder {opened.config.conditioning.text_subfolder} beside the weights."
-            )
-        clip = load_clip(opened.text_encoder, opened.config.conditioning.max_tokens, DTYPES[dtype])
-        return io.NodeOutput(load_model(opened, DTYPES[dtype]), clip, load_vae(opened, DTYPES[dtype]))
+            raise SA3Error(f"{opened.path} is a standalone autoencoder; load it with SA3_AutoencoderLoader.")
+        encoder = folders.find_text_encoder(text_encoder, opened)
+        watch.lap("open")
+        clip = load_clip(encoder, opened.config.conditioning, DTYPES[dtype])
+        watch.lap("text encoder")
+        patcher = load_model(opened, DTYPES[dtype])
+        watch.lap("transformer")
+        vae = load_vae(opened, DTYPES[dtype])
+        watch.lap("autoencoder")
+        patcher.model.sa3_loaded = info.load_record(opened, patcher.model.get_dtype(), patcher.load_device, watch)
+        return io.NodeOutput(patcher, clip, vae)
 
 
-NODES = [ModelLoader]
+class AutoencoderLoader(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return schema(
+            "SA3_AutoencoderLoader",
+            display_name="SA3 Autoencoder Loader",
+            description="Loads SAME alone, for encoding and decoding: a standalone release, or the one inside a generative file.",
+            inputs=[
+                io.Combo.Input(
+                    "autoencoder",
+                    options=[*folders.AUTOENCODERS, "demo"],
+                    default=folders.AUTOENCODERS[0],
+                    tooltip="SAME-S belongs to the small models, SAME-L to medium. A standalone file is preferred; else it is taken out of "
+                    "a generative model on disk. demo: the embedded one with random weights.",
+                ),
+                io.Combo.Input(
+                    "file",
+                    options=[folders.BY_NAME, *sorted(folders.autoencoders())],
+                    default=folders.BY_NAME,
+                    tooltip="A file by its place in the model folders. 'by name' lets the choice above find it.",
+                ),
+                io.Combo.Input("dtype", options=list(DTYPES), default="auto", tooltip=DTYPE_TIP),
+            ],
+            outputs=[io.Vae.Output("VAE")],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, autoencoder, file, dtype):
+        return folders.state_of(folders.find_autoencoder(autoencoder, file))
+
+    @classmethod
+    def execute(cls, autoencoder, file, dtype) -> io.NodeOutput:
+        opened = open_checkpoint(folders.find_autoencoder(autoencoder, file), autoencoder=True)
+        return io.NodeOutput(load_vae(opened, DTYPES[dtype]))
+
+
+NODES = [ModelLoader, AutoencoderLoader]

@@ -28,6 +28,7 @@ OPTIMIZED = {
     ".npz": "MLX",
     ".gguf": "GGUF",
 }
+MAX_HEADER = 100_000_000  # bytes, safetensors' own limit
 DTYPES = ("F32", "F16", "BF16", "F64")  # what weights may be stored as
 
 
@@ -119,6 +120,30 @@ def check_file(path: Path) -> None:
         raise SA3Error(f"{path} is empty; the download did not finish.")
     if path.suffix.lower() != ".safetensors":
         raise SA3Error(f"{path} is not a .safetensors file.")
+
+
+@dataclass(frozen=True)
+class Glance:
+    """What a file's header tells without opening the file in earnest: for lists of files that fit."""
+
+    kind: str | None = None  # generative | autoencoder | text encoder
+    autoencoder: str | None = None  # SAME-S | SAME-L
+    width: int | None = None  # of a text encoder
+
+
+def glance(path: Path) -> Glance:
+    """Read the header of a safetensors file; anything else is nothing that fits."""
+    try:
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if not 0 < length < MAX_HEADER:
+                return Glance()
+            shapes = {name: entry["shape"] for name, entry in json.loads(file.read(length)).items() if name != "__metadata__"}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, MemoryError):
+        return Glance()
+    kind = infer.kind_of(shapes)
+    widths = [shapes[p + "embed_tokens.weight"][1] for p in spiece.PREFIXES if p + "embed_tokens.weight" in shapes]
+    return Glance(kind, infer.same_of(shapes), widths[0] if widths and kind == "text encoder" else None)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Config of a file that came without one: what names and shapes tell, and for the rest what all released models share."""
 
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from .config import ConditioningConfig, DiTConfig, ModelConfig, ResamplerConfig, SAMEConfig
 from .errors import SA3Error
@@ -13,6 +13,8 @@ Shape = Callable[[str], tuple[int, ...]]
 OBJECTIVES = {"auto": None, "post-trained": "rf_denoiser", "base": "rectified_flow"}  # the user's word -> the config's
 PRETRANSFORM = "pretransform.model."
 DIT = "model.model.transformer."
+MAPPING = "decoder.layers.3.mapping.weight_v"
+KERNELS = {3: "SAME-S", 1: "SAME-L"}  # of that convolution
 PROMPT, SECONDS = "conditioner.conditioners.prompt.padding_embedding", "conditioner.conditioners.seconds_total.embedder.embedding.1.weight"
 
 # The same in all eight releases, and not in the weights.
@@ -33,6 +35,12 @@ def kind_of(names: Collection[str]) -> str | None:
     if any(p + "embed_tokens.weight" in names and p + "layers.0.pre_feedforward_layernorm.weight" in names for p in prefixes):
         return "text encoder"
     return None
+
+
+def same_of(shapes: Mapping[str, Sequence[int]]) -> str | None:
+    """SAME-S or SAME-L, where these names and shapes hold one."""
+    found = [shapes[prefix + MAPPING] for prefix in ("", PRETRANSFORM) if prefix + MAPPING in shapes]
+    return KERNELS.get(found[0][-1]) if found else None
 
 
 def variant_of(name: str) -> str | None:
@@ -82,10 +90,10 @@ def autoencoder_config(names: Collection[str], shape: Shape, prefix: str) -> Mod
 
 def same_config(names: Collection[str], shape: Shape, prefix: str) -> SAMEConfig:
     """SAME-S maps its output with a convolution over three patches and attends in chunks; SAME-L maps patch by patch in a window."""
-    kernel = _shape(names, shape, f"{prefix}decoder.layers.3.mapping.weight_v", 3)[2]
-    if kernel not in (1, 3):
-        raise SA3Error(f"'{prefix}decoder.layers.3.mapping.weight_v' has a kernel of {kernel}, expected 3 (SAME-S) or 1 (SAME-L).")
-    kind = "SAME-S" if kernel == 3 else "SAME-L"
+    kernel = _shape(names, shape, prefix + MAPPING, 3)[2]
+    if kernel not in KERNELS:
+        raise SA3Error(f"'{prefix}{MAPPING}' has a kernel of {kernel}, expected 3 (SAME-S) or 1 (SAME-L).")
+    kind = KERNELS[kernel]
     encoder, decoder = (_resampler(names, shape, prefix, side, kind) for side in ("encoder", "decoder"))
     patch = encoder.patch_channels // AUDIO_CHANNELS
     return SAMEConfig(encoder, decoder, AUDIO_CHANNELS, patch, encoder.latent_dim, patch * STRIDE, True)

@@ -36,6 +36,8 @@ class Model:
 
     def __init__(self, config: ModelConfig, module, text_encoder, name: str):
         self.config, self.module, self.text_encoder, self.name = config, module, text_encoder, name
+        self.loaded: dict = {}  # info.load_record
+        self.lora_record: list[dict] = []  # how the adapters describe themselves
 
     @property
     def dit(self):
@@ -118,7 +120,7 @@ class Model:
         checkpoint's. init_audio, source_audio: (rate, waveform (C, N)). regions: (start, end) in seconds to regenerate.
         decode_noise: a seed for the decoder's regularisation noise, None = off. callback(step, total, denoised).
         """
-        module = self._generative()
+        module, watch = self._generative(), info.Stopwatch()
         prompts, negatives, seconds = _broadcast(prompt, negative_prompt, duration)
         lengths = timeline.lengths(self.config, seconds, padding)
         guidance = Guidance(self.config.default_cfg if cfg is None else cfg, apg, rescale, norm_threshold, *cfg_interval)
@@ -130,6 +132,7 @@ class Model:
         local = self._local(regions, source_audio, lengths, chunk_size, overlap)
 
         cond = self.condition(self.encode_text(prompts), lengths.seconds)
+        watch.lap("encode")
         inputs = module.dit.prepare(cond.cross_attn, cond.global_cond, local, lengths.frames, lengths.valid)
         uncond = None
         if guidance.cfg != 1:
@@ -138,12 +141,9 @@ class Model:
             Predictor(module.dit, inputs, uncond, guidance, lengths.valid), plan, channels=self.config.same.latent_dim, device=self.device,
             init=init, initial_noise=initial_noise, step_noise=step_noise, callback=callback,
         )  # fmt: skip
-        info = {
-            "model": self.name, "seed": seed, "steps": plan.steps, "sampler": plan.sampler, "cfg": guidance.cfg,
-            "sigmas": [round(s, 6) for s in plan.sigmas[0].tolist()],
-        }  # fmt: skip
+        watch.lap("sample")
         if return_latents:
-            return Result(None, latents, lengths.seconds, self.config.sample_rate, info)
+            return Result(None, latents, lengths.seconds, self.config.sample_rate, self._record(plan, guidance, watch))
         audio = [
             self.decode(latents[i : i + 1, :, : timeline.decode_frames(self.config, lengths, i)], chunk_size, overlap, decode_noise)[
                 0, :, :n
@@ -152,7 +152,12 @@ class Model:
             .clamp(-1, 1)
             for i, n in enumerate(lengths.samples)
         ]
-        return Result(audio, None, lengths.seconds, self.config.sample_rate, info)
+        watch.lap("decode")
+        return Result(audio, None, lengths.seconds, self.config.sample_rate, self._record(plan, guidance, watch))
+
+    def _record(self, plan: sampling.Plan, guidance: Guidance, watch: info.Stopwatch) -> dict:
+        loaded, self.loaded = self.loaded, {**self.loaded, "cache_hit": True}
+        return info.record(self.name, plan, guidance, [], loaded=loaded, loras=self.lora_record, stages=watch.stages, cfg=guidance.cfg)
 
     def _unconditional(self, negatives, cond: Condition, inputs: DiTInputs, lengths: timeline.Lengths) -> DiTInputs:
         module = self._generative()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ...sa3_core import checkpoint
+from ...sa3_core.config import ConditioningConfig
 from ...sa3_core.errors import SA3Error
 from ...sa3_core.text_encoder import TextEncoder, Tokens
 
@@ -79,11 +80,12 @@ class SA3CLIP(comfy.sd.CLIP):
         self.tokenizer_options = {}
 
 
-def load_clip(folder: Path, max_tokens: int, dtype: torch.dtype | None) -> SA3CLIP:
-    """dtype None = auto."""
+def load_clip(path: Path, config: ConditioningConfig, dtype: torch.dtype | None) -> SA3CLIP:
+    """A text encoder's folder or file for a model of this config. dtype None = auto."""
     device = comfy.model_management.text_encoder_device()
     dtype = dtype or (torch.float32 if comfy.model_management.is_device_cpu(device) else comfy.model_management.text_encoder_dtype(device))
-    return SA3CLIP(checkpoint.load_text_encoder(folder, dtype, comfy.model_management.text_encoder_offload_device()), max_tokens)
+    offload = comfy.model_management.text_encoder_offload_device()
+    return SA3CLIP(checkpoint.load_text_encoder(path, dtype, offload, config.cond_dim), config.max_tokens)
 
 
 def encode_prompts(clip, prompts: list[str]) -> list:

@@ -9,6 +9,7 @@ import comfy.model_management
 import comfy.model_patcher
 import comfy.ops
 import comfy.supported_models_base
+import comfyui_version
 import torch
 from torch import Tensor
 
@@ -20,6 +21,7 @@ from ...sa3_core.errors import SA3Error
 from ...sa3_core.network import Generator
 from ...sa3_core.timeline import Lengths, lengths
 
+LORAS = "sa3_loras"  # key of a MODEL's options: how its adapters describe themselves, for the run's record
 RUN = "sa3_run"  # key of a conditioning entry: what our Sampler tells the model of its run
 # Live activations of a layer in rows of `width` per token (the gated feed-forward holds 12, attention and residuals the rest).
 ROWS_PER_TOKEN = 24
@@ -95,6 +97,7 @@ class SA3Model(comfy.model_base.BaseModel):
         super().__init__(host, comfy.model_base.ModelType.FLOW)
         self.diffusion_model = denoiser
         self.sa3_config, self.sa3_name = config, name
+        self.sa3_loaded: dict = {}  # sa3_core.info.load_record
 
     @property
     def compute_dtype(self) -> torch.dtype:
@@ -178,3 +181,11 @@ def require(model) -> SA3Model:
         found = type(inner).__name__ if inner is not None else type(model).__name__
         raise SA3Error(f"The MODEL is a {found}, not Stable Audio 3; connect the MODEL of SA3_ModelLoader.")
     return inner
+
+
+def run_record(model) -> dict:
+    """What sa3_core.info.record wants to know of a MODEL. cache_hit: it was loaded for an earlier run."""
+    inner = require(model)
+    loaded = dict(inner.sa3_loaded)
+    inner.sa3_loaded = {**loaded, "cache_hit": True}
+    return {"loaded": loaded, "loras": model.model_options.get(LORAS, []), "host": {"comfyui": comfyui_version.__version__}}

@@ -96,9 +96,8 @@ def load_vae(opened: Checkpoint, dtype: torch.dtype | None) -> SA3VAE:
     """SAME of a release. dtype None = auto: 32 bits wherever the device has no trusted 16-bit path."""
     dtype = dtype or torch.float32
     offload = comfy.model_management.vae_offload_device()
-    prefix = "" if opened.config.dit is None else "pretransform.model."
     same = checkpoint.load_into(
-        SAME(opened.config.same, comfy.ops.disable_weight_init, "meta", dtype), opened.tensors, prefix, dtype, offload
+        SAME(opened.config.same, comfy.ops.disable_weight_init, "meta", dtype), opened.tensors, opened.same_prefix, dtype, offload
     )
     return SA3VAE(opened.config, same, dtype, opened.name)
 
