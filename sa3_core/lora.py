@@ -127,7 +127,8 @@ class Form:
         if self.up is None:
             return out
         low = torch.nn.functional.linear(x, self.down)
-        return torch.addmm(out.flatten(0, -2), low.flatten(0, -2), self.up.T).view(out.shape)
+        flat = out.flatten(0, -2)  # fresh, so it may be added to
+        return flat.addmm_(low.flatten(0, -2), self.up.T).view(out.shape)
 
 
 def _is_one(factor: Factor) -> bool:
@@ -183,7 +184,8 @@ def apply_stack(weight: Tensor, entries: Iterable[tuple[Adapter, float, str]]) -
 
 
 def apply(
-    weight: Tensor, adapter_type: str, tensors: Mapping[str, Tensor], strength: float = 1.0, alpha: float | None = None, rank: int | None = None
+    weight: Tensor, adapter_type: str, tensors: Mapping[str, Tensor], strength: float = 1.0,
+    alpha: float | None = None, rank: int | None = None,
 ) -> Tensor:  # fmt: skip
     """A weight (out, in) or (out, in, kernel) with one official adapter.
 
@@ -223,9 +225,7 @@ def adapter_of(
     if core and up.shape[0] != up.shape[1]:
         raise SA3Error(f"{where}: M_xs has shape {list(up.shape)}, expected a square.")
     if not core and up.shape[1] != down.shape[0]:
-        raise SA3Error(
-            f"{where}: lora_B {list(up.shape)} and lora_A {list(down.shape)} do not multiply; expected (out, rank) and (rank, in)."
-        )
+        raise SA3Error(f"{where}: lora_B {list(up.shape)} and lora_A {list(down.shape)} are not (out, rank) and (rank, in) of one rank.")
     axes = TYPES[adapter_type]
     if adapter_type == "dora" and "magnitude" in tensors and tensors["magnitude"].dim() == 2 and tensors["magnitude"].shape[0] == 1:
         axes = "c"  # the legacy form (1, in)

@@ -282,11 +282,10 @@ def convert(source: str | Path, target: str | Path, layout: str = "native", base
         raise SA3Error(f"The format '{layout}' is unknown; choose one of {', '.join(LAYOUTS)}.")
     source, target = Path(source), Path(target)
     lora = read_pickle(source) if source.suffix.lower() in PICKLES else read_lora(source)
-    if layout != "native" or lora.layout != "native":
-        if lora.needs_bases:
-            if bases is None:
-                raise SA3Error(f"{lora.name} is of type {lora.kind} and has no bases in it; give those of {lora.base or 'its base'}.")
-            lora = lora.with_bases(bases)
+    if lora.needs_bases and layout != "native":
+        if bases is None:
+            raise SA3Error(f"{lora.name} is of type {lora.kind} and has no bases in it; give those of {lora.base or 'its base'}.")
+        lora = lora.with_bases(bases)
     writer = {"native": _native, "peft": _peft, "comfyui": _comfyui}[layout]
     tensors, metadata, config = writer(lora)
     file = target / _PEFT_FILE if layout == "peft" else target
@@ -302,28 +301,26 @@ def convert(source: str | Path, target: str | Path, layout: str = "native", base
 
 
 def _native(lora: LoRA):
-    """Tensors in half precision, as the trainer writes them. alpha goes into B where layers differ in it."""
+    """Tensors in half precision, as the trainer writes them. The scale goes into B where it differs between layers."""
     kinds = {adapter.kind for adapter in lora.layers.values()}
     if len(kinds) > 1:
         raise SA3Error(f"{lora.name} mixes adapter types ({', '.join(sorted(kinds))}); a native file has one for all its layers.")
-    core = lora.needs_bases
+    core, rank = lora.needs_bases, lora.ranks[0]
+    scales = {adapter.scale for adapter in lora.layers.values()}
+    alike = len(scales) == 1 and len(lora.ranks) == 1
     tensors = {}
     for layer, adapter in lora.layers.items():
         stem = f"{layer if layer.startswith('conditioners.') else f'model.{layer}'}.parametrizations.weight.0."
-        if core:
-            tensors[f"{stem}M_xs"] = adapter.up * adapter.scale
-        else:
-            tensors[f"{stem}lora_A"], tensors[f"{stem}lora_B"] = adapter.down, adapter.up * adapter.scale
+        update = adapter.up if alike else adapter.up.float() * adapter.scale
+        tensors |= {f"{stem}M_xs": update} if core else {f"{stem}lora_A": adapter.down, f"{stem}lora_B": update}
         both = adapter.rows is not None and adapter.cols is not None
         for suffix, values in (("_r", adapter.rows), ("_c", adapter.cols)):
             if values is not None:
                 tensors[f"{stem}magnitude{suffix if both else ''}"] = values
-    kind = kinds.pop() + ("-xs" if core else "")
-    config = {**{key: lora.config[key] for key in ("include", "exclude") if lora.config.get(key)}, "adapter_type": kind}
-    if len(lora.ranks) == 1:
-        config["rank"] = config["alpha"] = lora.ranks[0]
-    if lora.base:
-        config["base_model"] = lora.base
+    config = {key: lora.config[key] for key in ("include", "exclude") if lora.config.get(key)}
+    config["adapter_type"] = kinds.pop() + ("-xs" if core else "")
+    config |= {"rank": rank, "alpha": scales.pop() * rank} if alike else {}
+    config |= {"base_model": lora.base} if lora.base else {}
     return {name: tensor.half() for name, tensor in tensors.items()}, {"lora_config": json.dumps(config)}, None
 
 

@@ -1,5 +1,6 @@
 """The whole job without ComfyUI: load a release, make audio."""
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,8 @@ from .config import ModelConfig
 from .dit import DiTInputs
 from .errors import SA3Error
 from .guidance import Guidance
+from .lora import apply_stack
+from .lora_stack import Stack, make_row, open_lora, targets
 from .network import Predictor, Release, build
 from .same import SAME, Noise
 from .text_encoder import Text, Tokens
@@ -36,6 +39,8 @@ class Model:
 
     def __init__(self, config: ModelConfig, module, text_encoder, name: str):
         self.config, self.module, self.text_encoder, self.name = config, module, text_encoder, name
+        self.path: Path | None = None
+        self.loras, self._originals = Stack(), {}
         self.loaded: dict = {}  # info.load_record
         self.lora_record: list[dict] = []  # how the adapters describe themselves
 
@@ -59,6 +64,44 @@ class Model:
         if not isinstance(self.module, Release):
             raise SA3Error(f"{self.name} is a standalone autoencoder: it encodes and decodes, but cannot generate.")
         return self.module
+
+    def add_lora(
+        self, path: str | Path, strength: float = 1.0, interval: tuple[float, float] = (0, 1), skip_layers: Sequence[str] | str = (),
+        seconds_strength: float | None = None, mode: str = "chain", curve: Sequence[float] | None = None, base: str | Path | None = None,
+    ) -> str:  # fmt: skip
+        """Put a LoRA on top of those already there; returns what is applied, one line per LoRA, then warnings.
+
+        interval: noise levels between which it acts, both inclusive. curve: multipliers over the steps. skip_layers: parts of names
+        of layers to leave alone. seconds_strength: for the seconds embedder, which runs before the steps; None = strength.
+        mode: chain = act on the result so far, sum = add the change against the base. base: for -xs files, the checkpoint that it was
+        trained on or its svd_bases.safetensors.
+        """
+        module = self._generative()
+        lora = open_lora(path, module, self.name, self.path, None if base is None else Path(base))
+        row = make_row(lora, module, self.name, strength, interval, skip_layers, seconds_strength, mode, curve)
+        self._apply(self.loras.with_row(row))
+        return self.loras.describe()
+
+    def remove_loras(self) -> None:
+        """Take all LoRAs off; the weights are those of the file again, bit for bit."""
+        self._apply(Stack())
+
+    @torch.no_grad()
+    def _apply(self, stack: Stack) -> None:
+        layers = targets(self._generative())
+        for name, original in self._originals.items():
+            layers[name].weight = original
+        self._originals = {}
+        for name, entries in stack.patches().items():
+            self._originals[name] = layers[name].weight
+            layers[name].weight = torch.nn.Parameter(apply_stack(layers[name].weight, entries), requires_grad=False)
+        self.loras = stack
+
+    def _network(self, sigmas: Tensor | None = None):
+        """The transformer with what is scheduled on it: (x, t, inputs) -> velocity."""
+        if not self.loras.scheduled:
+            return self.dit
+        return functools.partial(self.loras.velocity, self.dit, sigmas=sigmas)
 
     def encode_text(self, prompts: str | Sequence[str]) -> Text:
         """Token embeddings of the prompts, padded as the model sees them (learned padding)."""
@@ -88,10 +131,10 @@ class Model:
         inputs = dit.prepare(cross_attn, global_cond, local_add, x.shape[-1], lengths)
         guidance, t = Guidance(cfg, apg, rescale, norm_threshold, *cfg_interval), t.float().cpu()
         if not bool(guidance.active(t)[0]):  # as in the public code, the first item decides for the batch
-            return Predictor(dit, inputs)(x, t)
+            return Predictor(self._network(), inputs)(x, t)
         other = torch.zeros_like(cross_attn) if negative_cross_attn is None else negative_cross_attn
         both = DiTInputs.join([inputs, dit.prepare(other, global_cond, inputs.local, x.shape[-1], lengths)])
-        v_cond, v_uncond = dit(torch.cat((x, x)), torch.cat((t, t)), both).to(x.dtype).chunk(2)
+        v_cond, v_uncond = self._network()(torch.cat((x, x)), torch.cat((t, t)), both).to(x.dtype).chunk(2)
         return guidance.combine(x, t, v_cond, v_uncond, lengths)
 
     @torch.no_grad()
@@ -138,7 +181,7 @@ class Model:
         if guidance.cfg != 1:
             uncond = self._unconditional(negatives, cond, inputs, lengths)
         latents = sampling.run(
-            Predictor(module.dit, inputs, uncond, guidance, lengths.valid), plan, channels=self.config.same.latent_dim, device=self.device,
+            Predictor(self._network(plan.sigmas), inputs, uncond, guidance, lengths.valid), plan, channels=self.config.same.latent_dim, device=self.device,
             init=init, initial_noise=initial_noise, step_noise=step_noise, callback=callback,
         )  # fmt: skip
         watch.lap("sample")
@@ -215,6 +258,7 @@ def load(
             encoder = checkpoint.load_text_encoder(found, dtype, device, width)
             watch.lap("text encoder")
     model = Model(opened.config, module, encoder, opened.name)
+    model.path = opened.path
     model.loaded = info.load_record(opened, dtype, device, watch)
     return model
 
