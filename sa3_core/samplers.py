@@ -16,7 +16,7 @@ def sample(name: str, velocity: Callable, x: Tensor, sigmas: Tensor, noise=None,
     """Run sampler `name` from x at the first noise level to the last.
 
     sigmas (steps + 1,) or (B, steps + 1). noise: callable (t, t_next) -> draw like x, or a list of draws, for the samplers
-    that need some. eta: strength of re-noising of the -sde samplers, None = 1; without effect on the others. callback(step, total, denoised).
+    that need some. eta: strength of re-noising of the -sde samplers, None = 1. callback(step, total, denoised).
     """
     if name not in SAMPLERS:
         raise SA3Error(f"Sampler '{name}' is unknown; choose one of {', '.join(SAMPLERS)}.")
