@@ -3,11 +3,12 @@
 from .edit import NODES as EDIT
 from .host.schema import ComfyExtension, io
 from .latents import NODES as LATENTS
+from .lora import NODES as LORA
 from .models import NODES as MODELS
 from .sampling import NODES as SAMPLING
 from .text import NODES as TEXT
 
-NODES: list[type[io.ComfyNode]] = [*MODELS, *TEXT, *LATENTS, *EDIT, *SAMPLING]
+NODES: list[type[io.ComfyNode]] = [*MODELS, *LORA, *TEXT, *LATENTS, *EDIT, *SAMPLING]
 
 
 class Extension(ComfyExtension):

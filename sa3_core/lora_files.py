@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .checkpoint import PICKLES, TensorFile
 from .errors import SA3Error
-from .lora import TYPES, Adapter, adapter_of, svd_bases
+from .lora import Adapter, adapter_of
 
 SECONDS = "conditioners.seconds_total.embedder.embedding.1"
 LAYOUTS = ("native", "peft", "comfyui")
@@ -73,6 +73,25 @@ class LoRA:
         ranks = self.ranks
         rank = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}"
         return f"{self.name}: {self.kind}, {rank}, trained on {self.base or 'an unnamed base'}"
+
+    def details(self) -> str:
+        """A page about the file."""
+        parts: dict[str, int] = {}
+        for layer in self.layers:
+            part = re.sub(r"\d+", "*", layer)
+            parts[part] = parts.get(part, 0) + 1
+        scales = sorted({round(adapter.scale, 6) for adapter in self.layers.values()})
+        config = {key: value for key, value in self.config.items() if isinstance(value, (str, int, float, list)) and value != []}
+        return "\n".join(
+            [
+                self.describe(),
+                f"format: {self.layout}; {len(self.layers)} layers; alpha / rank {', '.join(f'{scale:g}' for scale in scales)}",
+                *(["SVD bases: not in the file"] if self.needs_bases else []),
+                *(f"  {count} x {part}" for part, count in parts.items()),
+                f"config: {json.dumps(config)}",
+                *(f"Warning: {warning}" for warning in self.warnings),
+            ]
+        )
 
 
 def read_lora(path: str | Path) -> LoRA:
@@ -245,11 +264,6 @@ def read_bases(path: str | Path):
     return bases
 
 
-def weight_bases(weight_of):
-    """bases(layer, rank) from the SVD of weights, weight_of(layer) -> tensor. Slow: seconds a layer."""
-    return lambda layer, rank: svd_bases(weight_of(layer).flatten(1), rank)
-
-
 # Converting
 
 
@@ -370,6 +384,3 @@ def convert_bases(source: str | Path, target: str | Path) -> Path:
         raise SA3Error(f"{source} holds no SVD bases: expected U and V for each weight.")
     save_file({f"{name}.{part}": pair[part].contiguous() for name, pair in content.items() for part in ("U", "V")}, target)
     return target
-
-
-__all__ = ["BASES", "LAYOUTS", "SECONDS", "TYPES", "LoRA", "convert", "convert_bases", "matches", "read_bases", "read_lora", "weight_bases"]

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from .checkpoint import open_checkpoint
 from .dit import DiT, DiTInputs
 from .errors import SA3Error
-from .lora import MODES, Adapter, Form, compose
-from .lora_files import BASES, SECONDS, LoRA, matches, read_bases, read_lora, weight_bases
+from .lora import MODES, Adapter, Form, compose, svd_bases
+from .lora_files import BASES, SECONDS, LoRA, matches, read_bases, read_lora
 
 FAMILIES = {1024: "small", 1536: "medium"}  # by width of the transformer
 KEPT_STATES = 2  # per run: on and off; a curve moves on and does not come back
@@ -82,6 +82,21 @@ class Row:
         left, right = curve[int(below)], curve[min(int(below) + 1, len(curve) - 1)]
         return left + (right - left) * (place - below)
 
+    def record(self) -> dict:
+        """Plain values for the record of a run."""
+        return {
+            "file": self.lora.name,
+            "type": self.lora.kind,
+            "ranks": self.lora.ranks,
+            "base": self.lora.base,
+            "layers": [len(self.active), len(self.lora.layers)],
+            "strength": self.strength,
+            "seconds_strength": self.seconds_strength,
+            "interval": list(self.interval),
+            "curve": None if self.curve is None else [round(value, 6) for value in self.curve],
+            "mode": self.mode,
+        }
+
     def describe(self) -> str:
         shown = [f"{len(self.active)} of {len(self.lora.layers)} layers", f"strength {self.strength:g}"]
         if SECONDS in self.layers and self.seconds_strength != self.strength:
@@ -118,6 +133,9 @@ class Stack:
 
     def describe(self) -> str:
         return "\n".join([row.describe() for row in self.rows] + [f"Warning: {warning}" for warning in self.warnings])
+
+    def record(self) -> list[dict]:
+        return [row.record() for row in self.rows]
 
     @functools.cached_property
     def _entries(self) -> dict[str, tuple[list[tuple[int, Adapter, str]], int]]:
@@ -310,11 +328,12 @@ def _curve(curve) -> tuple[float, ...] | None:
     return tuple(values.tolist())
 
 
-def open_lora(path: str | Path, module: nn.Module, model_name: str, checkpoint: Path, base: Path | None = None) -> LoRA:
+def open_lora(path: str | Path, module: nn.Module, model_name: str, checkpoint: Path, base: Callable | Path | None = None) -> LoRA:
     """Read a LoRA for a model and complete it: an -xs file gets its SVD bases.
 
-    They come from `svd_bases.safetensors` beside the LoRA or in `base`, else (slowly) from a checkpoint's weights. checkpoint: the
-    loaded model's. base: the checkpoint that the LoRA was trained on, or a file of its bases.
+    They come from `svd_bases.safetensors` beside the LoRA or beside its base, else (slowly) from the weights of its base, else of
+    `checkpoint`, the loaded model's. base: the checkpoint that the LoRA was trained on, a file of its bases, or a function from the
+    base's name to one of them.
     """
     lora = read_lora(path)
     family, own = (_variant(lora.base) or "").partition("-")[0], FAMILIES.get(module.dit.config.width)
@@ -322,24 +341,32 @@ def open_lora(path: str | Path, module: nn.Module, model_name: str, checkpoint: 
         raise SA3Error(f"{lora.path} was trained on {lora.base}; this model is {model_name}, a {own} one. Load the {family} model for it.")
     if not lora.needs_bases:
         return lora
-    beside = lora.path.parent / BASES
-    inside = None if base is None else base if base.name.endswith(BASES) else base / BASES
-    for file in (beside, inside):
-        if file is not None and file.is_file():
-            return lora.with_bases(read_bases(file))
-    opened = open_checkpoint(checkpoint if base is None else base)
-
-    def weight(layer: str) -> Tensor:
-        name = opened.prefix + weight_name(layer)
-        if name not in opened.tensors.names:
-            raise SA3Error(f"{lora.path} changes the layer '{layer}', which {opened.name} does not have; it is for another base.")
-        return opened.tensors.read(name)
-
-    found = lora.with_bases(weight_bases(weight))
-    if _variant(lora.base) is not None and _variant(lora.base) == _variant(opened.name):
+    base = base(lora.base) if callable(base) else base
+    beside = [lora.path.parent / BASES]
+    if base is not None:
+        beside.append(base if base.name.endswith(BASES) else (base if base.is_dir() else base.parent) / BASES)
+    stored = next((file for file in beside if file.is_file()), None)
+    if stored is not None:
+        return lora.with_bases(read_bases(stored))
+    source = checkpoint if base is None else base
+    found, name = lora.with_bases(checkpoint_bases(source)), open_checkpoint(source).name
+    if _variant(lora.base) is not None and _variant(lora.base) == _variant(name):
         return found
     warning = (
-        f"{lora.name} ({lora.kind}) was trained on {lora.base or 'a base it does not name'}; its bases are taken from {opened.name}. "
+        f"{lora.name} ({lora.kind}) was trained on {lora.base or 'a base it does not name'}; its bases are taken from {name}. "
         f"Unless that is the same checkpoint it will sound wrong: put the base's SVD bases beside it as {BASES}."
     )
     return replace(found, warnings=(*found.warnings, warning))
+
+
+def checkpoint_bases(checkpoint: Path):
+    """bases(layer, rank) from the SVD of a checkpoint's own weights: seconds a layer."""
+    opened = open_checkpoint(checkpoint)
+
+    def bases(layer: str, rank: int) -> tuple[Tensor, Tensor]:
+        name = opened.prefix + weight_name(layer)
+        if name not in opened.tensors.names:
+            raise SA3Error(f"The LoRA changes the layer '{layer}', which {opened.name} does not have; it is for another base.")
+        return svd_bases(opened.tensors.read(name).flatten(1), rank)
+
+    return bases

@@ -1,6 +1,7 @@
 """The MODEL socket: a ModelPatcher over Stable Audio 3's transformer and conditioner."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import comfy.conds
 import comfy.latent_formats
@@ -22,6 +23,7 @@ from ...sa3_core.network import Generator
 from ...sa3_core.timeline import Lengths, lengths
 
 LORAS = "sa3_loras"  # key of a MODEL's options: how its adapters describe themselves, for the run's record
+STACK, SIGMAS = "sa3_lora_stack", "sa3_sigmas"  # keys of its transformer_options: the adapters themselves, a run's levels per item
 RUN = "sa3_run"  # key of a conditioning entry: what our Sampler tells the model of its run
 # Live activations of a layer in rows of `width` per token (the gated feed-forward holds 12, attention and residuals the rest).
 ROWS_PER_TOKEN = 24
@@ -73,7 +75,12 @@ class Denoiser(Generator):
         self.dtype = dtype
 
     def forward(self, x, t, context=None, control=None, transformer_options=None, sa3_inputs: DiTInputs | None = None, **kwargs):
-        return self.dit(x, t, sa3_inputs)
+        options = transformer_options or {}
+        stack = options.get(STACK)
+        if stack is None or not stack.scheduled:
+            return self.dit(x, t, sa3_inputs)
+        sigmas = options.get(SIGMAS, options.get("sample_sigmas"))
+        return stack.velocity(self.dit, x, t, sa3_inputs, sigmas, read_weight)
 
 
 class SA3Latents(comfy.latent_formats.LatentFormat):
@@ -90,13 +97,14 @@ class SA3ModelConfig(comfy.supported_models_base.BASE):
 class SA3Model(comfy.model_base.BaseModel):
     """Flow model whose timestep is the noise level itself."""
 
-    def __init__(self, config: ModelConfig, denoiser: Denoiser, compute_dtype: torch.dtype, name: str):
+    def __init__(self, config: ModelConfig, denoiser: Denoiser, compute_dtype: torch.dtype, name: str, path: Path):
         host = SA3ModelConfig(SA3ModelConfig.unet_config)
         host.latent_format.latent_channels = config.same.latent_dim
         host.set_inference_dtype(denoiser.dtype, compute_dtype if compute_dtype != denoiser.dtype else None)
         super().__init__(host, comfy.model_base.ModelType.FLOW)
         self.diffusion_model = denoiser
-        self.sa3_config, self.sa3_name = config, name
+        self.sa3_config, self.sa3_name, self.sa3_path = config, name, path
+        self.sa3_adapters: dict = {}  # LoRA files read for this model
         self.sa3_loaded: dict = {}  # sa3_core.info.load_record
 
     @property
@@ -164,7 +172,7 @@ def load_model(opened: Checkpoint, weight_dtype: torch.dtype | None) -> comfy.mo
     denoiser = Denoiser(opened.config, operations, dtype)
     initial = comfy.model_management.unet_inital_load_device(parameters, dtype)
     checkpoint.load_into(denoiser, opened.tensors, dtype=dtype, device=initial)
-    model = SA3Model(opened.config, denoiser, cast or dtype, opened.name)
+    model = SA3Model(opened.config, denoiser, cast or dtype, opened.name, opened.path)
     patcher = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
     return patcher(model, load_device=device, offload_device=offload)
 
@@ -181,6 +189,11 @@ def require(model) -> SA3Model:
         found = type(inner).__name__ if inner is not None else type(model).__name__
         raise SA3Error(f"The MODEL is a {found}, not Stable Audio 3; connect the MODEL of SA3_ModelLoader.")
     return inner
+
+
+def read_weight(layer, device) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias as the layer computes with them, in float32: they may be offloaded, with patches still to be applied."""
+    return comfy.ops.cast_bias_weight(layer, None, torch.float32, device, torch.float32)
 
 
 def run_record(model) -> dict:

@@ -105,6 +105,8 @@ def _sample_group(model, positive, negative, latents: Latents, plan: Plan, guida
     run = host_model.Run(part.lengths, local)
     guider = Guider(model, guidance, part.lengths.valid)
     guider.set_conds(_for_run(positive, run, rows, batch), _for_run(negative, run, rows, batch) if guidance.cfg != 1 else [])
+    options = guider.model_options.get("transformer_options", {})
+    guider.model_options = {**guider.model_options, "transformer_options": {**options, host_model.SIGMAS: part.sigmas}}
     sampler = RunSampler(part, channels, samples if part.noise_level < 1 else None, report)
     # The run draws its own noise, per item and on the CPU; core needs only the shape.
     blank = torch.zeros(len(rows), channels, part.lengths.frames)
