@@ -5,10 +5,11 @@ from .host.schema import ComfyExtension, io
 from .latents import NODES as LATENTS
 from .lora import NODES as LORA
 from .models import NODES as MODELS
+from .output import NODES as OUTPUT
 from .sampling import NODES as SAMPLING
 from .text import NODES as TEXT
 
-NODES: list[type[io.ComfyNode]] = [*MODELS, *LORA, *TEXT, *LATENTS, *EDIT, *SAMPLING]
+NODES: list[type[io.ComfyNode]] = [*MODELS, *LORA, *TEXT, *LATENTS, *EDIT, *SAMPLING, *OUTPUT]
 
 
 class Extension(ComfyExtension):

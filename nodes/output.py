@@ -1,0 +1,58 @@
+"""Nodes that write files."""
+
+from ..sa3_core import audio_files
+from ..sa3_core.errors import SA3Error
+from .host import saving
+from .host.progress import say
+from .host.schema import io, schema
+
+
+class SaveAudio(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return schema(
+            "SA3_SaveAudio",
+            display_name="SA3 Save Audio",
+            description="Saves audio with any number of channels, sample for sample, with the graph and the record of the run inside.",
+            inputs=[
+                io.Audio.Input("audio", tooltip="What to save; each item of a batch becomes a file."),
+                io.String.Input(
+                    "run_info", optional=True, force_input=True, tooltip="The run_info of SA3 Sampler, kept in the file's metadata."
+                ),
+                io.String.Input(
+                    "filename_prefix",
+                    default="audio/sa3",
+                    tooltip="Sub-folder and beginning of the file's name in ComfyUI's output folder. Core's words work: %year%, %month%, "
+                    "%day%, %hour%, %minute%, %second%, %batch_num%. Existing files are never overwritten.",
+                ),
+                io.Combo.Input(
+                    "format",
+                    options=list(audio_files.FORMATS),
+                    default="flac",
+                    tooltip="flac (24 bits) is small and lossless, and restores its graph when dropped on the canvas. wav32f keeps what "
+                    "exceeds full scale. Where 16 or 24 bits must hold finer samples they are dithered.",
+                ),
+                io.Custom("AUDIO_UI").Input("audioUI", optional=True),
+            ],
+            outputs=[io.Audio.Output("AUDIO")],
+            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo, io.Hidden.unique_id],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, audio, filename_prefix, format, run_info=None, audioUI=None) -> io.NodeOutput:
+        if not isinstance(audio, dict) or "waveform" not in audio:
+            raise SA3Error(f"The audio to save is {type(audio).__name__}; connect an AUDIO, for example of SA3_SAMEDecode.")
+        hidden = cls.hidden
+        metadata = saving.metadata(hidden.prompt, hidden.extra_pnginfo, run_info) if hidden else {}
+        files, said = [], []
+        for i, waveform in enumerate(audio["waveform"]):
+            folder, name, counter, subfolder = saving.place(filename_prefix, i)
+            path, messages = audio_files.write_next(folder, name, counter, waveform, audio["sample_rate"], format, metadata)
+            files.append({"filename": path.name, "subfolder": subfolder, "type": "output"})
+            said += [f"{path.name}: {message}" for message in messages]
+        say(said, hidden.unique_id if hidden else None)
+        return io.NodeOutput(audio, ui={"audio": files})
+
+
+NODES = [SaveAudio]
