@@ -95,7 +95,7 @@ class Model:
         for name, entries in stack.patches().items():
             self._originals[name] = layers[name].weight
             layers[name].weight = torch.nn.Parameter(apply_stack(layers[name].weight, entries), requires_grad=False)
-        self.loras = stack
+        self.loras, self.lora_record = stack, stack.record()
 
     def _network(self, sigmas: Tensor | None = None):
         """The transformer with what is scheduled on it: (x, t, inputs) -> velocity."""
@@ -181,7 +181,8 @@ class Model:
         if guidance.cfg != 1:
             uncond = self._unconditional(negatives, cond, inputs, lengths)
         latents = sampling.run(
-            Predictor(self._network(plan.sigmas), inputs, uncond, guidance, lengths.valid), plan, channels=self.config.same.latent_dim, device=self.device,
+            Predictor(self._network(plan.sigmas), inputs, uncond, guidance, lengths.valid), plan,
+            channels=self.config.same.latent_dim, device=self.device,
             init=init, initial_noise=initial_noise, step_noise=step_noise, callback=callback,
         )  # fmt: skip
         watch.lap("sample")
