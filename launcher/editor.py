@@ -1,0 +1,100 @@
+"""ComfyUI's editor in a headless Chromium, for tests and pictures. Needs playwright, and a Chromium on this machine.
+
+with Editor(server) as editor:  # a server with frontend=True
+    editor.load(workflow)
+    graph, audio = editor.prompt(), editor.run()
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from typing import Any
+
+from playwright.sync_api import Page, Playwright, sync_playwright
+
+from .server import Graph, Server
+
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+SETTINGS = {
+    "Comfy.TutorialCompleted": True,
+    "Comfy.Minimap.Visible": False,
+    "Comfy.NodeBadge.NodeSourceBadgeMode": "None",
+    "Comfy.Graph.CanvasInfo": False,
+    "Comfy.Graph.CanvasMenu": False,
+}
+# The front end asks for more than every ComfyUI answers, and fetches its own WebAssembly against its own rules.
+CORE_NOISE = ("Failed to load resource", "Failed to fetch", "[Jobs API]", "data:application/wasm", "ComfyApp graph accessed")
+IDLE = "async () => { const q = await (await fetch('/queue')).json(); return !q.queue_running.length && !q.queue_pending.length }"
+
+
+def find_chromium() -> str | None:
+    """The Chromium to drive: SA3_CHROMIUM, else one on the path."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    return os.environ.get("SA3_CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
+
+
+class Editor:
+    """The page of a running server; a context manager that always closes the browser.
+
+    nodes2: the second renderer. size: of the window in CSS pixels. scale: device pixels per CSS pixel.
+    `errors` collects what the console and the page complain of, core's known complaints left out.
+    """
+
+    def __init__(self, server: Server, *, nodes2: bool = False, size: tuple[int, int] = (1600, 900), scale: float = 1) -> None:
+        self.errors: list[str] = []
+        self._server = server
+        self._settings = {**SETTINGS, "Comfy.VueNodes.Enabled": nodes2}
+        self._view = {"viewport": {"width": size[0], "height": size[1]}, "device_scale_factor": scale}
+        self._playwright: Playwright | None = None
+        self.page: Page | None = None
+
+    def __enter__(self) -> Editor:
+        self._playwright = sync_playwright().start()
+        try:
+            browser = self._playwright.chromium.launch(executable_path=find_chromium(), args=FLAGS)
+            self.page = browser.new_page(**self._view)
+            self.page.on("console", lambda message: self._note(message.text) if message.type == "error" else None)
+            self.page.on("pageerror", lambda error: self._note(str(error)))
+            self.page.request.post(f"{self._server.url}/api/settings", data=self._settings)
+            self.page.goto(self._server.url)
+            self.page.wait_for_function("!!(window.app?.graph && window.LiteGraph?.registered_node_types?.SaveAudio)", timeout=60_000)
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._playwright.stop()  # ends the browser too
+
+    def load(self, workflow: dict[str, Any], name: str = "workflow") -> None:
+        """Opens a workflow in UI form and fits it into the window."""
+        self.page.evaluate("([workflow, name]) => window.app.loadGraphData(workflow, true, true, name)", [workflow, name])
+        self.page.wait_for_timeout(500)
+        self.page.evaluate("() => window.app.extensionManager.command.execute('Comfy.Canvas.FitView')")
+        self.page.wait_for_timeout(800)  # the view glides into place
+
+    def missing(self) -> list[str]:
+        """Node types of the open workflow that this ComfyUI does not have."""
+        return self.page.evaluate(
+            "() => window.app.graph.nodes.filter(n => !n.isVirtualNode && !window.LiteGraph.registered_node_types[n.type]).map(n => n.type)"
+        )
+
+    def dialogs(self) -> list[str]:
+        """The words of the dialogs that cover the page."""
+        return [text for text in self.page.locator("[role=dialog]:visible").all_inner_texts() if text.strip()]
+
+    def prompt(self) -> Graph:
+        """The open workflow in API form, as the queue button would send it."""
+        return self.page.evaluate("async () => (await window.app.graphToPrompt()).output")
+
+    def run(self, timeout: float = 120.0) -> str:
+        """Presses the queue button, waits for the end, and returns the address of the audio that the page plays."""
+        self.page.locator("[data-testid=queue-button]").first.click()
+        self.page.wait_for_selector("audio[src]", state="attached", timeout=timeout * 1000)
+        self.page.wait_for_function(IDLE, timeout=timeout * 1000)
+        return self.page.locator("audio[src]").first.get_attribute("src")
+
+    def _note(self, text: str) -> None:
+        if not any(noise in text for noise in CORE_NOISE):
+            self.errors.append(text)

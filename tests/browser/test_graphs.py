@@ -1,0 +1,91 @@
+"""Every shared workflow as a user meets it: opened in the editor of a real ComfyUI, turned into API form, run with the button."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import struct
+import wave
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("playwright", reason="no playwright; pip install playwright")
+
+from launcher.editor import Editor, find_chromium
+from launcher.environment import is_comfyui
+from launcher.server import LOCAL, Graph, Server
+
+ROOT = Path(__file__).parents[2]
+TREE = Path(os.environ.get("SA3_COMFYUI") or ROOT / ".run" / "comfyui")
+API = ROOT / "workflows" / "api"
+SHARED = sorted(file for file in (ROOT / "workflows").glob("*.json") if (API / file.name).is_file())
+
+
+def read(file: Path) -> dict:
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def comfy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server with the front end, and every recording that a shared workflow asks for."""
+    if not is_comfyui(TREE):
+        pytest.skip(f"no ComfyUI in {TREE}; run.py --test makes one, SA3_COMFYUI names another")
+    if find_chromium() is None:
+        pytest.skip("no Chromium on this machine")
+    base = tmp_path_factory.mktemp("comfyui")
+    (base / "input").mkdir()
+    for file in SHARED:
+        for node in read(API / file.name).values():
+            if node["class_type"] == "LoadAudio":
+                write_tone(base / "input" / node["inputs"]["audio"])
+    with Server(TREE, base, packs=[ROOT], frontend=True) as server:
+        yield server
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["litegraph", "nodes2"])
+def editor(comfy: Server, request: pytest.FixtureRequest) -> Iterator[Editor]:
+    with Editor(comfy, nodes2=request.param) as editor:
+        yield editor
+
+
+def write_tone(file: Path, seconds: float = 4.0, rate: int = 44100) -> None:
+    """A 220 Hz tone as 16-bit stereo WAV."""
+    values = (int(8000 * math.sin(2 * math.pi * 220 * i / rate)) for i in range(int(seconds * rate)))
+    with wave.open(str(file), "wb") as out:
+        out.setparams((2, 2, rate, 0, "NONE", ""))
+        out.writeframes(b"".join(struct.pack("<hh", value, value) for value in values))
+
+
+def complete(graph: Graph, schemas: dict) -> Graph:
+    """Class and inputs of each node, what the graph leaves to the node's defaults filled in, and no mere displays."""
+    nodes = {}
+    for node_id, node in graph.items():
+        groups = schemas[node["class_type"]]["input"]
+        inputs = {name: spec for group in ("required", "optional") for name, spec in groups.get(group, {}).items()}
+        shown = {name for name, spec in inputs.items() if spec[0] == "AUDIO_UI"}
+        defaults = {name: spec[1]["default"] for name, spec in inputs.items() if len(spec) > 1 and "default" in spec[1]}
+        given = {name: value for name, value in node["inputs"].items() if name not in shown}
+        nodes[node_id] = (node["class_type"], {**defaults, **given})
+    return nodes
+
+
+@pytest.mark.parametrize("file", SHARED, ids=lambda file: file.stem)
+def test_graph(comfy: Server, editor: Editor, file: Path):
+    editor.errors.clear()
+    editor.load(read(file), file.stem)
+    assert editor.missing() == [] and editor.dialogs() == []
+    schemas = comfy.object_info()
+    assert complete(editor.prompt(), schemas) == complete(read(API / file.name), schemas)
+    assert "/view?" in editor.run()
+    assert editor.dialogs() == [] and editor.errors == []
+
+
+@pytest.mark.parametrize("file", SHARED, ids=lambda file: file.stem)
+def test_graph_is_offered_as_a_template(comfy: Server, file: Path):
+    with LOCAL.open(f"{comfy.url}/api/workflow_templates") as answer:
+        assert file.stem in json.load(answer)[ROOT.name]
+    with LOCAL.open(f"{comfy.url}/api/workflow_templates/{ROOT.name}/{file.stem}.json") as answer:
+        assert json.load(answer) == read(file)
