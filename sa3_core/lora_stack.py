@@ -21,7 +21,7 @@ from .errors import SA3Error
 from .lora import MODES, Adapter, Form, compose, svd_bases
 from .lora_files import BASES, SECONDS, LoRA, matches, read_bases, read_lora
 
-FAMILIES = {1024: "small", 1536: "medium"}  # by width of the transformer
+FAMILIES = {3: "small", 5: "medium"}  # by the parts of to_qkv: medium attends differentially
 KEPT_STATES = 2  # per run: on and off; a curve moves on and does not come back
 
 
@@ -291,19 +291,23 @@ def _fitting(lora: LoRA, module: nn.Module, model_name: str) -> dict[str, Adapte
         if misfit := adapter.misfit(shape):
             raise SA3Error(
                 f"{lora.path} does not fit {model_name}: layer '{name}' has {misfit}, the model's weight is {shape[0]} x {shape[1]}. "
-                f"The LoRA is for {_made_for(lora)}, this model is {_family(module.dit.config.width)}."
+                f"The LoRA is for {lora.base or 'a base it does not name'}{_family(lora)}, this model is of the {_own_family(module)} "
+                f"family, width {module.dit.config.width}."
             )
     return layers
 
 
-def _made_for(lora: LoRA) -> str:
-    attention = (a.down.shape[1] for name, a in lora.layers.items() if a.down is not None and name.endswith("self_attn.to_qkv"))
-    family = _family(next(attention, None))
-    return f"{lora.base} ({family})" if lora.base else family
+def _family(lora: LoRA) -> str:
+    """Of a file, by the shapes of its attention layers."""
+    for name, adapter in lora.layers.items():
+        if name.endswith("self_attn.to_qkv") and adapter.down is not None:
+            out, width = adapter.up.shape[0], adapter.down.shape[1]
+            return f" ({FAMILIES.get(out // width, 'unknown')} family, width {width})"
+    return ""
 
 
-def _family(width: int | None) -> str:
-    return "another base" if width is None else f"{FAMILIES.get(width, 'a model')} of width {width}"
+def _own_family(module: nn.Module) -> str:
+    return FAMILIES[5 if module.dit.config.differential else 3]
 
 
 def _variant(name: str | None) -> str | None:
@@ -336,9 +340,12 @@ def open_lora(path: str | Path, module: nn.Module, model_name: str, checkpoint: 
     base's name to one of them.
     """
     lora = read_lora(path)
-    family, own = (_variant(lora.base) or "").partition("-")[0], FAMILIES.get(module.dit.config.width)
-    if family and own and family != own:
-        raise SA3Error(f"{lora.path} was trained on {lora.base}; this model is {model_name}, a {own} one. Load the {family} model for it.")
+    family, own = (_variant(lora.base) or "").partition("-")[0], _own_family(module)
+    if family and family != own:
+        raise SA3Error(
+            f"{lora.path} does not fit {model_name}: it was trained on {lora.base}, this model is of the {own} family. "
+            f"Load the {family} model for it."
+        )
     if not lora.needs_bases:
         return lora
     base = base(lora.base) if callable(base) else base

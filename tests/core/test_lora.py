@@ -435,8 +435,10 @@ def test_other_bases_and_bad_settings(model, tmp_path):
     path = write_lora(tmp_path / "a.safetensors", model.module)
     other = sa3_core.load(lay_out(tmp_path / "m", "medium"))
     theirs = write_lora(tmp_path / "medium.safetensors", other.module, base_model="medium-base")
-    with refused("does not fit", "medium-base"):
+    with refused("does not fit", "medium-base", "small"):
         model.add_lora(theirs)
+    with refused("does not fit", "medium family", "small family", "256"):
+        model.add_lora(write_lora(tmp_path / "unnamed.safetensors", other.module))
     with refused("fits no layer"):
         model.add_lora(respelled(path, tmp_path / "x.safetensors", lambda name: f"unet.{name}"))
     for settings, words in (
