@@ -1,5 +1,6 @@
 """The pack's nodes, one class each; every file ends in NODES."""
 
+from .download import NODES as DOWNLOAD
 from .edit import NODES as EDIT
 from .host.schema import ComfyExtension, io
 from .latents import NODES as LATENTS
@@ -9,7 +10,7 @@ from .output import NODES as OUTPUT
 from .sampling import NODES as SAMPLING
 from .text import NODES as TEXT
 
-NODES: list[type[io.ComfyNode]] = [*MODELS, *LORA, *TEXT, *LATENTS, *EDIT, *SAMPLING, *OUTPUT]
+NODES: list[type[io.ComfyNode]] = [*MODELS, *LORA, *TEXT, *LATENTS, *EDIT, *SAMPLING, *OUTPUT, *DOWNLOAD]
 
 
 class Extension(ComfyExtension):

@@ -221,7 +221,7 @@ def find_weights(path: Path) -> Path:
             raise refusal
     deeper = sorted(str(file.parent.relative_to(path)) for at in ("*", "snapshots/*") for file in path.glob(f"{at}/{WEIGHTS}"))
     way_out = f"Choose one of its sub-folders: {', '.join(deeper)}." if deeper else "expected the folder of a Stable Audio 3 release."
-    partial = [file.name for file in files if file.suffix in (".part", ".incomplete", ".crdownload", ".tmp")]
+    partial = [file.name for file in (path, *files) if file.suffix in (".part", ".incomplete", ".crdownload", ".tmp")]
     if partial:
         way_out = f"{partial[0]} looks like an unfinished download; finish it first."
     raise SA3Error(f"The folder {path} has no {WEIGHTS}; {way_out}")

@@ -1,14 +1,34 @@
-"""Models from the Hugging Face Hub: what there is, what lies in the Hub's cache, and downloads on the user's word only."""
+"""Models on the Hugging Face Hub: what there is, what lies in the Hub's cache, and a command for downloads.
 
+python -m sa3_core.hub list
+python -m sa3_core.hub download small-music --folder models/checkpoints
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from .errors import SA3Error
 from .infer import TEXT_SUBFOLDER
+
+MIRROR = "AEmotionStudio/stable-audio-3-mirrors"  # 16-bit copies, a sub-folder per model
+OPTIMIZED = "stabilityai/stable-audio-3-optimized"
+OPTIMIZED_REASON = (
+    "holds MLX, ONNX, TensorRT and TFLite files for other engines and no PyTorch checkpoint, so there is nothing to load here"
+)
+SOURCES = ("official", "mirror")
+TEXT_ENCODER_GB = 1.2
+LICENCE = (
+    "Stability AI Community License: free below 1 M USD of yearly revenue, else a licence of Stability AI is needed. "
+    "The text encoder is under the Gemma Terms of Use. LICENSE.md, LICENSE_GEMMA.md and NOTICE come along."
+)
 
 
 @dataclass(frozen=True)
 class Release:
-    """A model on the Hub. gigabytes: of everything that is downloaded."""
+    """A model on the Hub. gigabytes: of model.safetensors."""
 
     variant: str
     repository: str
@@ -16,6 +36,55 @@ class Release:
     sha256: str  # of model.safetensors
     gigabytes: float
     gated: bool
+
+    @property
+    def folder(self) -> str:
+        """What the model's folder is called on disk."""
+        return self.repository.split("/")[1]
+
+    @property
+    def is_autoencoder(self) -> bool:
+        return self.variant.startswith("SAME")
+
+    def where(self, source: str) -> tuple[str, str | None, str]:
+        """(repository, revision, prefix of the file names) at a source. The mirror is not pinned: its revision is None."""
+        if source not in SOURCES:
+            raise SA3Error(f"The source is '{source}'; expected one of {', '.join(SOURCES)}.")
+        return (self.repository, self.revision, "") if source == "official" else (MIRROR, None, f"{self.variant.lower()}/")
+
+    def size(self, source: str = "official") -> float:
+        """Gigabytes to download, text encoder included, roughly."""
+        return self.gigabytes * (1 if source == "official" else 0.5) + (0 if self.is_autoencoder else TEXT_ENCODER_GB)
+
+    def describe(self, folder: Path, source: str = "official") -> str:
+        """What a download would do, for the user to agree to."""
+        repository, revision, prefix = self.where(source)
+        gated = (
+            f"Gated: accept the licence once at https://huggingface.co/{repository} and log in (hf auth login, or HF_TOKEN)."
+            if self.gated and source == "official"
+            else "Not gated: no login needed."
+        )
+        at = f"revision {revision[:12]}, sha256 {self.sha256[:12]}…" if revision else f"folder {prefix}, 16-bit weights, newest revision"
+        return f"{self.variant}: {repository} ({at}), about {self.size(source):.1f} GB, into {folder / self.folder}.\n{gated}\n{LICENCE}"
+
+
+def find(variant: str) -> Release:
+    """A model by name. Raises SA3Error for one that is not there, or cannot be used."""
+    if variant.lower().removeprefix("stabilityai/").removeprefix("stable-audio-3-") == "optimized":
+        raise SA3Error(f"{OPTIMIZED} {OPTIMIZED_REASON}. Choose one of {', '.join(RELEASES)}.")
+    for release in RELEASES.values():
+        if variant.lower() in (release.variant.lower(), release.repository.lower(), release.folder.lower()):
+            return release
+    raise SA3Error(f"'{variant}' is not a Stable Audio 3 model; there are {', '.join(RELEASES)}.")
+
+
+def listing() -> list[str]:
+    """A line per model: name, size, gated or not, licence, repository."""
+    lines = [
+        f"{r.variant:<17} {r.size():5.1f} GB  {'gated' if r.gated else 'open ':<5}  Stability AI Community License  {r.repository}"
+        for r in RELEASES.values()
+    ]
+    return [*lines, f"{'(optimized)':<17} not loadable: {OPTIMIZED} {OPTIMIZED_REASON}"]
 
 
 def _release(variant: str, revision: str, sha256: str, gigabytes: float, gated: bool = False) -> Release:
@@ -52,7 +121,6 @@ def cached_text_encoder(width: int) -> Path | None:
         from huggingface_hub import try_to_load_from_cache
     except ImportError:
         return None
-    from .errors import SA3Error
     from .text_encoder import encoder_config
 
     for release in RELEASES.values():
@@ -70,3 +138,36 @@ def cached_text_encoder(width: int) -> Path | None:
             except SA3Error:
                 continue
     return None
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The command; its exit status."""
+    parser = argparse.ArgumentParser(prog="python -m sa3_core.hub", description="Stable Audio 3 models on the Hugging Face Hub.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("list", help="all models with size and licence")
+    one = commands.add_parser("download", help="download a model; says what it will do and asks first")
+    one.add_argument("model", help=", ".join(RELEASES))
+    one.add_argument("--folder", type=Path, default=Path("models"), help="where the model's own folder is made (default: models)")
+    one.add_argument("--source", choices=SOURCES, default="official")
+    one.add_argument("--yes", action="store_true", help="do not ask: you have read and accept the licence")
+    options = parser.parse_args(arguments)
+    if options.command == "list":
+        print("\n".join(listing()))
+        return 0
+    try:
+        release = find(options.model)
+        print(release.describe(options.folder, options.source))
+        if not options.yes and input("Download it? [y/N] ").strip().lower() not in ("y", "yes"):
+            print("Nothing was downloaded.")
+            return 1
+        from .download import download  # brings torch, which the questions above do without
+
+        print(download(release, options.folder, options.source))
+        return 0
+    except (SA3Error, EOFError, KeyboardInterrupt) as error:
+        print(f"{error or 'Stopped. What has arrived is kept: the same command goes on from there.'}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -19,8 +19,10 @@ AUTOENCODERS = ["SAME-S", "SAME-L"]
 FOLDERS = ["checkpoints", "diffusion_models"]  # ComfyUI's keys; extra_model_paths.yaml adds to them
 KINDS = {"diffusion_cond_inpaint": "generative", "autoencoder": "autoencoder"}
 
-__all__ = ["AUTO", "AUTOENCODERS", "BY_NAME", "VARIANTS", "autoencoders", "find_autoencoder", "find_release", "find_text_encoder",
-           "releases", "state_of", "text_encoders", "variant_of"]  # fmt: skip
+__all__ = [
+    "AUTO", "AUTOENCODERS", "BY_NAME", "VARIANTS", "autoencoders", "download_folder", "find_autoencoder", "find_release",
+    "find_text_encoder", "releases", "state_of", "text_encoders", "variant_of",
+]  # fmt: skip
 
 
 def releases() -> dict[str, Path]:
@@ -108,6 +110,12 @@ def find_text_encoder(choice: str, opened: Checkpoint) -> Path:
     return cached
 
 
+def download_folder(model: str) -> Path:
+    """Where SA3_Download puts a model, and the loaders look for it."""
+    release = hub.find(model)
+    return Path(folder_paths.get_folder_paths("vae" if release.is_autoencoder else FOLDERS[0])[0]) / release.folder
+
+
 def state_of(*places: Path) -> str:
     """Changes whenever a file of these folders (or one of these files) is replaced."""
     files = sorted(file for place in places for file in (place.rglob("*") if place.is_dir() else [place]) if file.is_file())
@@ -129,8 +137,10 @@ def _look(path: Path, modified: int, size: int) -> Glance:
 
 
 def _files(key: str):
-    """(name, path) of the safetensors files that ComfyUI finds for a key."""
+    """(name, path) of the safetensors files that ComfyUI finds for a key. Hidden folders hold unfinished downloads."""
     for name in folder_paths.get_filename_list(key):
+        if any(part.startswith(".") for part in Path(name).parts):
+            continue
         path = folder_paths.get_full_path(key, name) if name.lower().endswith(".safetensors") else None
         if path:
             yield name, Path(path)
