@@ -1,7 +1,7 @@
 """Fixtures of the core tests: no ComfyUI, no network. The repository root is found from here, whatever the import mode."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,8 +11,18 @@ HERE = Path(__file__).parent
 sys.path.extend(str(path) for path in (HERE.parents[1], HERE) if str(path) not in sys.path)
 
 import core_support  # noqa: E402
+import torch  # noqa: E402
 
 import sa3_core  # noqa: E402
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tiny tensors gain nothing from threads, and on a busy machine threads that wait for each other lose minutes."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -46,7 +46,7 @@ def test_an_item_draws_the_same_in_any_batch(tiny, seconds):
 
 
 def test_items_steps_and_seeds_draw_independently(tiny):
-    lengths = timeline.lengths(tiny, [2.0, 2.0])
+    lengths = timeline.lengths(tiny, [2.0] * 3)
     draws, other = sampling.Draws(7, CHANNELS, lengths), sampling.Draws(8, CHANNELS, lengths)
     rows = [row for draw in (draws(), draws(), other()) for row in draw]
     for i, row in enumerate(rows):

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from core_support import DATA, TEXT_ENCODER, VARIANTS, randn, recorded, refused, rel_error
+from tokenizers.processors import TemplateProcessing
 
 from sa3_core import checkpoint
 from sa3_core.text_encoder import Tokens
@@ -62,6 +63,14 @@ def test_tokens_have_no_bos_no_eos_and_zero_padding(encoder, prompt):
     assert tokens.ids[0, :n].tolist() == wanted
     assert not tokens.mask[0, n:].any() and not tokens.ids[0, n:].any()
     assert not {encoder.config.bos_token_id, encoder.config.eos_token_id} & set(wanted)
+
+
+def test_a_tokenizer_that_would_add_bos_and_eos_is_told_not_to():
+    encoder, tokens = checkpoint.load_text_encoder(DATA / TEXT_ENCODER), [("<bos>", 2), ("<eos>", 1)]
+    plain = encoder.tokenize(PROMPTS, 32)
+    encoder.tokenizer.post_processor = TemplateProcessing(single="<bos> $A <eos>", special_tokens=tokens)
+    assert encoder.tokenizer.encode("kick").ids[0] == 2
+    assert torch.equal(encoder.tokenize(PROMPTS, 32).ids, plain.ids)
 
 
 def test_a_long_prompt_is_cut_to_max_tokens(load_model):
