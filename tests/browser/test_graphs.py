@@ -6,6 +6,7 @@ import json
 import math
 import os
 import struct
+import sys
 import wave
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,12 @@ from launcher.environment import is_comfyui
 from launcher.server import LOCAL, Graph, Server
 
 ROOT = Path(__file__).parents[2]
+sys.path.append(str(ROOT / "tests" / "core"))
+
+from lora_support import write_lora  # noqa: E402
+
+import sa3_core  # noqa: E402
+
 TREE = Path(os.environ.get("SA3_COMFYUI") or ROOT / ".run" / "comfyui")
 API = ROOT / "workflows" / "api"
 SHARED = sorted(file for file in (ROOT / "workflows").glob("*.json") if (API / file.name).is_file())
@@ -41,6 +48,8 @@ def comfy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         for node in read(API / file.name).values():
             if node["class_type"] == "LoadAudio":
                 write_tone(base / "input" / node["inputs"]["audio"])
+            if node["class_type"] == "SA3_LoRAStack":
+                write_lora(base / "models" / "loras" / node["inputs"]["lora"], sa3_core.load("demo").module)
     with Server(TREE, base, packs=[ROOT], frontend=True) as server:
         yield server
 
