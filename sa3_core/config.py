@@ -32,6 +32,13 @@ class ResamplerConfig:
         """Latent frames per attention chunk (1 with a sliding window)."""
         return 1 if self.chunk_size is None else self.chunk_size // self.stride
 
+    @property
+    def reach(self) -> int:
+        """Frames on either side that an output frame can depend on, the mapping convolution included."""
+        if self.window is not None:
+            return self.depth * -(-self.window // (self.stride + 1)) + 1
+        return 2 * self.align + 1
+
 
 @dataclass(frozen=True)
 class SAMEConfig:

@@ -198,7 +198,7 @@ class SAME(nn.Module):
             patches = piece.unflatten(2, (-1, self.config.patch_size)).transpose(2, 3).flatten(1, 2)  # (B, C * patch, patches)
             return self.bottleneck.encode(self.encoder(patches, noise and noise.at(start)))
 
-        return self._in_chunks(run, frames, 1, chunk_size, overlap, self.config.encoder.align, progress)
+        return _in_chunks(run, frames, 1, chunk_size, overlap, self.config.encoder, progress)
 
     def decode(self, z: Tensor, chunk_size: int | None = None, overlap: int = 32, noise: Noise | None = None, progress=None) -> Tensor:
         """Latents (B, D, T) -> audio (B, C, T * samples_per_frame), not clipped. Arguments as in `encode`."""
@@ -211,33 +211,30 @@ class SAME(nn.Module):
             patches = self.decoder(self.bottleneck.decode(z[..., start:stop], quiet), here)
             return patches.unflatten(1, (self.config.audio_channels, -1)).transpose(2, 3).flatten(2)
 
-        return self._in_chunks(run, z.shape[-1], self.config.samples_per_frame, chunk_size, overlap, self.config.decoder.align, progress)
-
-    @staticmethod
-    def _in_chunks(run: Callable, frames: int, scale: int, chunk: int | None, overlap: int, align: int, progress) -> Tensor:
-        """Overlapping passes over `frames`, half the overlap trimmed at inner edges, the last pass anchored to the end.
-
-        Starts lie on multiples of `align`, so that SAME-S's chunks are cut as in a single pass.
-        """
-        if chunk is None or frames <= chunk:
-            return run(0, frames)
-        chunk, overlap = _check_chunk(chunk, overlap, align)
-        starts = list(range(0, frames - chunk, chunk - overlap))
-        starts.append(-(-(frames - chunk) // align) * align)
-        out = None
-        for i, start in enumerate(starts):
-            piece = run(start, min(start + chunk, frames))
-            out = piece.new_empty(*piece.shape[:2], frames * scale) if out is None else out
-            left = overlap // 2 if i else 0
-            out[..., (start + left) * scale : (start + chunk) * scale] = piece[..., left * scale :]
-            if progress is not None:
-                progress(i + 1, len(starts))
-        return out
+        return _in_chunks(run, z.shape[-1], self.config.samples_per_frame, chunk_size, overlap, self.config.decoder, progress)
 
 
-def _check_chunk(chunk: int, overlap: int, align: int) -> tuple[int, int]:
+def _in_chunks(run: Callable, frames: int, scale: int, chunk: int | None, overlap: int, side: ResamplerConfig, progress) -> Tensor:
+    """Overlapping passes over `frames`, half the overlap trimmed at inner edges, the last pass anchored to the end.
+
+    Starts lie on multiples of the side's `align`, so that SAME-S's chunks are cut as in a single pass. An overlap beyond the
+    network's reach changes nothing, so it is not computed.
+    """
+    if chunk is None or frames <= chunk:
+        return run(0, frames)
     if chunk < 1 or not 0 <= overlap < chunk:
         raise SA3Error(f"Chunk size {chunk} with overlap {overlap}: expected 0 <= overlap < chunk size, in latent frames.")
-    if chunk % align or (chunk - overlap) % align:
-        raise SA3Error(f"Chunk size {chunk} with overlap {overlap}: this autoencoder needs both to be multiples of {align} frames.")
-    return chunk, overlap
+    if chunk % side.align or overlap % side.align:
+        raise SA3Error(f"Chunk size {chunk} with overlap {overlap}: this autoencoder needs both to be multiples of {side.align} frames.")
+    overlap = min(overlap, 2 * -(-side.reach // side.align) * side.align)
+    starts = list(range(0, frames - chunk, chunk - overlap))
+    starts.append(-(-(frames - chunk) // side.align) * side.align)
+    out = None
+    for i, start in enumerate(starts):
+        piece = run(start, min(start + chunk, frames))
+        out = piece.new_empty(*piece.shape[:2], frames * scale) if out is None else out
+        left = overlap // 2 if i else 0
+        out[..., (start + left) * scale : (start + chunk) * scale] = piece[..., left * scale :]
+        if progress is not None:
+            progress(i + 1, len(starts))
+    return out

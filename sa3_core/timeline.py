@@ -102,7 +102,5 @@ def keep_mask(config: ModelConfig, regions: Sequence[Region], lengths: Lengths) 
 
 def decode_frames(config: ModelConfig, lengths: Lengths, item: int) -> int:
     """Frames of an item that its audio depends on: those asked for and what the decoder looks at behind them."""
-    side = config.same.decoder
-    reach = side.depth * -(-side.window // (side.stride + 1)) + 1 if side.window is not None else 2 * side.align + 1
-    frames = lengths.effective[item] + reach
+    frames = lengths.effective[item] + config.same.decoder.reach
     return min(lengths.own[item], -(-frames // config.align) * config.align)
