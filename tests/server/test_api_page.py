@@ -1,0 +1,77 @@
+"""docs/api.md: its script runs, its tables are current, and what it says of ComfyUI's options holds."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+import wave
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from launcher.server import Server
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+FAKE_SAGE = 'def sageattn(*args, **kwargs):\n    raise AssertionError("quantised attention was called")\n'
+
+
+def node_tables():
+    spec = importlib.util.spec_from_file_location("node_tables", ROOT / "docs" / "node_tables.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def recording(tmp_path: Path) -> Path:
+    path = tmp_path / "recording.wav"
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(2)
+        file.setsampwidth(2)
+        file.setframerate(44100)
+        file.writeframes((np.sin(np.arange(44100) / 20) * 8000).astype("<i2").tobytes())
+    return path
+
+
+def run_page(server: Server, recording: Path, results: Path) -> tuple[str, list[Path]]:
+    """The page's script as a reader would run it: what it printed, and the files it fetched."""
+    (script,) = re.findall(r"```python\n(.*?)```", PAGE, re.S)
+    results.mkdir()
+    (results.parent / "vary.py").write_text(script, encoding="utf-8")
+    command = [sys.executable, str(results.parent / "vary.py"), server.url, str(recording), str(results)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env={**os.environ, "NO_PROXY": "*"})
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout, sorted(results.iterdir())
+
+
+def samples(path: Path) -> bytes:
+    data = path.read_bytes()
+    start = data.index(b"data", 12)
+    return data[start + 8 :]
+
+
+def test_the_script_and_the_options(comfy: Server, comfyui_tree: Path, recording: Path, tmp_path: Path):
+    """A server with --disable-metadata and --use-sage-attention makes the same sound, and files without a record."""
+    said, (file,) = run_page(comfy, recording, tmp_path / "results")
+    assert "sample: 8 of 8" in said and str(file) in said
+    assert b"sa3 " in file.read_bytes() and b"SA3_Sampler" in file.read_bytes() and b"Community License" in file.read_bytes()
+
+    (tmp_path / "modules").mkdir()
+    (tmp_path / "modules" / "sageattention.py").write_text(FAKE_SAGE)
+    environ = {**os.environ, "PYTHONPATH": str(tmp_path / "modules")}
+    options = ["--disable-metadata", "--use-sage-attention"]
+    with Server(comfyui_tree, tmp_path / "base", packs=[ROOT], arguments=options, environ=environ) as server:
+        assert "sage attention" in server.log.read_text(errors="replace").lower()
+        _, (plain,) = run_page(server, recording, tmp_path / "plain")
+    assert samples(plain) == samples(file)
+    assert not any(word in plain.read_bytes() for word in (b"sa3 ", b"SA3_", b"License", b"LIST"))
+
+
+def test_the_tables_are_current(comfy: Server):
+    module = node_tables()
+    assert module.written(PAGE, comfy.object_info()) == PAGE, "run: python docs/node_tables.py <server>"
