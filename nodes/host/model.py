@@ -86,6 +86,7 @@ class Denoiser(Generator):
 class SA3Latents(comfy.latent_formats.LatentFormat):
     latent_channels = 256
     latent_dimensions = 1
+    temporal_downscale_ratio = 4096  # as SA3_EmptyLatent says, or core stretches it
 
 
 class SA3ModelConfig(comfy.supported_models_base.BASE):
@@ -100,6 +101,7 @@ class SA3Model(comfy.model_base.BaseModel):
     def __init__(self, config: ModelConfig, denoiser: Denoiser, compute_dtype: torch.dtype, name: str, path: Path):
         host = SA3ModelConfig(SA3ModelConfig.unet_config)
         host.latent_format.latent_channels = config.same.latent_dim
+        host.latent_format.temporal_downscale_ratio = config.same.samples_per_frame
         host.set_inference_dtype(denoiser.dtype, compute_dtype if compute_dtype != denoiser.dtype else None)
         super().__init__(host, comfy.model_base.ModelType.FLOW)
         self.diffusion_model = denoiser
