@@ -15,16 +15,18 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, window: int | None = None, key_ma
     `key_mask` (B, M), True = visible: hidden keys leave the softmax altogether. Returns (B, H, N, D).
     """
     if window is not None and q.shape[2] > window + 1:
-        return _attend_window(q, k, v, window)
+        return _attend_window(q, k, v, window, key_mask)
     mask = None if key_mask is None else key_mask[:, None, None, :]
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 
-def _attend_window(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
+def _attend_window(q: Tensor, k: Tensor, v: Tensor, window: int, key_mask: Tensor | None) -> Tensor:
     """Blocks of queries against their own keys plus a halo of `window` on each side: N (block + 2 window), never N x N."""
     n, size = q.shape[2], WINDOW_BLOCK
     if n <= size + 2 * window:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=_band(torch.arange(n), torch.arange(n), n, window).to(q.device))
+        band = _band(torch.arange(n), torch.arange(n), n, window).to(q.device)
+        band = band if key_mask is None else band & key_mask[:, None, None, :]
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=band)
     out = torch.empty_like(q)
     span = size * WINDOW_BLOCKS_AT_ONCE
     for start in range(0, n, span):
@@ -37,6 +39,9 @@ def _attend_window(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
         rows = start + torch.arange(blocks)[:, None] * size
         mask = _band(rows + torch.arange(size), rows - window + torch.arange(size + 2 * window), n, window).to(q.device)
         mask = mask[None, :, None].expand(q.shape[0], -1, -1, -1, -1).flatten(0, 1)
+        if key_mask is not None:
+            seen = _blocks(key_mask[:, None, :, None].to(q.dtype), lo, hi, size + 2 * window, size) > 0
+            mask = mask & seen.transpose(2, 3)
         o = F.scaled_dot_product_attention(q_blocks, k_blocks, v_blocks, attn_mask=mask)
         o = o.unflatten(0, (q.shape[0], blocks)).transpose(1, 2).flatten(2, 3)  # (B, H, blocks * size, D)
         out[:, :, start:stop] = o[:, :, : stop - start]

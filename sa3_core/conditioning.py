@@ -70,6 +70,8 @@ class Conditioner(nn.Module):
 
     def forward(self, embeddings: Tensor, mask: Tensor, seconds: Sequence[float], negative: bool = False) -> Condition:
         """Rows of real tokens (B, n, dim) with their mask (B, n), and B durations -> the transformer's inputs."""
+        if len(seconds) != len(embeddings):
+            raise SA3Error(f"There are {len(embeddings)} prompts and {len(seconds)} durations; give one duration per prompt.")
         rows = self.prompt(embeddings, mask, negative)
         seconds_row = self.conditioners["seconds_total"](seconds, rows.dtype, rows.device)
         return Condition(torch.cat((rows, seconds_row[:, None]), dim=1), seconds_row)

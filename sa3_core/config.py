@@ -5,7 +5,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .errors import SA3Error
+from .schedule import build as build_schedule
 
+# The largest whole number believed of a key: a released one and room to grow, so that a broken file cannot ask for a huge network.
+LARGEST = {"sample_size": 2**31, "sample_rate": 768_000, "depth": 512, "transformer_depths": 512, "embed_dim": 2**16, "channels": 2**16}
 OBJECTIVES = ("rf_denoiser", "rectified_flow")
 
 
@@ -163,7 +166,7 @@ class _Section:
     def _typed(self, key, value, kind):
         ok = isinstance(value, (int, float)) and not isinstance(value, bool) if kind in (int, float) else isinstance(value, kind)
         if ok and kind is int:
-            ok = 0 < value < 2**40 and float(value).is_integer()
+            ok = 0 < value <= LARGEST.get(key, 2**20) and float(value).is_integer()
         if ok and kind is float:
             ok = abs(value) < 1e38
         if not ok:
@@ -250,9 +253,9 @@ def _same(section: _Section, audio_channels: int) -> SAMEConfig:
 def _resampler(s: _Section, side: str, patch_channels: int, latent_dim: int) -> ResamplerConfig:
     def single(key):
         values = s.need(key, list)
-        if len(values) != 1 or not isinstance(values[0], int) or values[0] < 1:
+        if len(values) != 1:
             raise s.refuse(key, values, "expected a list of one whole number (a single resampling block)")
-        return values[0]
+        return s._typed(key, values[0], int)
 
     if s.number("in_channels" if side == "encoder" else "out_channels", patch_channels, int) != patch_channels:
         raise s.refuse("in_channels", s.get("in_channels"), f"patches have {patch_channels} channels")
@@ -311,7 +314,7 @@ def _conditioning(s: _Section) -> ConditioningConfig:
         cond_dim,
         prompt.number("max_length", 128, int),
         prompt.expect("padding_mode", ("learned", "zero"), "zero"),
-        prompt.get("subfolder") or "",
+        prompt.need("subfolder", str) if prompt.get("subfolder") else "",
         seconds.number("min_val", 0),
         seconds.number("max_val", 1),
     )
@@ -332,12 +335,11 @@ def _diffusion(s: _Section, conditioning: ConditioningConfig, same: SAMEConfig) 
     s.expect("use_effective_length_for_schedule", (True,), True)
     s.expect("mask_padding_attention", (True,), True)
     s.ignore("distribution_shift_options")  # of training only
-    options = dict(s.get("sampling_distribution_shift_options") or {"type": "logsnr"})
-    schedule = {"kind": options.pop("type", "full"), **options}
+    schedule = _sampling_schedule(s)
     c = s.section("config")
     width, heads = c.need("embed_dim", int), c.need("num_heads", int)
-    if width % heads:
-        raise c.refuse("num_heads", heads, f"the width {width} is not a multiple of it")
+    if width % heads or width // heads < 32:
+        raise c.refuse("num_heads", heads, f"the width {width} must be a multiple of it, at least 32 channels a head")
     c.expect("global_cond_type", ("adaLN",), "prepend")
     c.expect("timestep_features_type", ("expo",), "learned")
     c.expect("norm_type", ("rms_norm",), "layer_norm")
@@ -365,3 +367,18 @@ def _diffusion(s: _Section, conditioning: ConditioningConfig, same: SAMEConfig) 
     c.close()
     s.close()
     return dit, objective, schedule
+
+
+def _sampling_schedule(s: _Section) -> dict:
+    """The checkpoint's own schedule: kind and parameters, tried once so that a broken one is refused here."""
+    key = "sampling_distribution_shift_options"
+    options = s.get(key) or {"type": "logsnr"}
+    if not isinstance(options, dict):
+        raise s.refuse(key, options, "expected an object")
+    parameters = {name: value for name, value in options.items() if name != "type"}
+    kind = options.get("type", "full")
+    try:
+        build_schedule(kind, 2, length=1000.0, **parameters)
+    except (SA3Error, TypeError) as error:
+        raise s.refuse(key, options, str(error)) from error
+    return {"kind": kind, **parameters}

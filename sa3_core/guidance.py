@@ -28,7 +28,7 @@ class Guidance:
         limits = {"apg": (0, 1), "rescale": (0, 1), "start": (0, 1), "end": (0, 1), "cfg": (0, 1000), "norm_threshold": (0, 1e9)}
         for name, (low, high) in limits.items():
             value = getattr(self, name)
-            if not low <= value <= high:
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
                 raise SA3Error(f"Guidance {name} is {value}; expected {low} to {high}.")
         if self.start > self.end:
             raise SA3Error(f"The guidance interval starts at {self.start} and ends at {self.end}; expected start <= end.")

@@ -17,6 +17,7 @@ from .guidance import Guidance
 from .lora import apply_stack
 from .lora_stack import Stack, make_row, open_lora, targets
 from .network import Predictor, Release, build
+from .regions import check_pairs
 from .same import SAME, Noise
 from .text_encoder import Text, Tokens
 
@@ -109,6 +110,8 @@ class Model:
         if self.text_encoder is None:
             raise SA3Error(f"{self.name} has no text encoder beside it; give load() the folder t5gemma-b-b-ul2 as text_encoder.")
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        if not prompts:
+            raise SA3Error("There is no prompt to encode; an empty text is a prompt, an empty list is not.")
         tokens: Tokens = self.text_encoder.tokenize(prompts, self.config.conditioning.max_tokens)
         with torch.no_grad():
             rows = self.text_encoder(tokens).to(self.device, self.dtype)
@@ -127,9 +130,13 @@ class Model:
     ) -> Tensor:  # fmt: skip
         """One evaluation: latents x (B, D, T) at t (B,) -> velocity (B, D, T). padding_mask (B, T), True = valid."""
         dit = self.dit
+        if x.dim() != 3 or x.shape[1] != self.config.same.latent_dim or t.shape != (len(x),) or len(cross_attn) != len(x):
+            raise SA3Error(
+                f"velocity() got x {tuple(x.shape)} and t {tuple(t.shape)}; expected (B, {self.config.same.latent_dim}, T) and (B,)."
+            )
         lengths = None if padding_mask is None else _lengths_of(padding_mask)
         inputs = dit.prepare(cross_attn, global_cond, local_add, x.shape[-1], lengths)
-        guidance, t = Guidance(cfg, apg, rescale, norm_threshold, *cfg_interval), t.float().cpu()
+        guidance, t = _guidance(cfg, apg, rescale, norm_threshold, cfg_interval), t.float().cpu()
         if not bool(guidance.active(t)[0]):  # as in the public code, the first item decides for the batch
             return Predictor(self._network(), inputs)(x, t)
         other = torch.zeros_like(cross_attn) if negative_cross_attn is None else negative_cross_attn
@@ -166,7 +173,7 @@ class Model:
         module, watch = self._generative(), info.Stopwatch()
         prompts, negatives, seconds = _broadcast(prompt, negative_prompt, duration)
         lengths = timeline.lengths(self.config, seconds, padding)
-        guidance = Guidance(self.config.default_cfg if cfg is None else cfg, apg, rescale, norm_threshold, *cfg_interval)
+        guidance = _guidance(self.config.default_cfg if cfg is None else cfg, apg, rescale, norm_threshold, cfg_interval)
         plan = sampling.plan(
             self.config, lengths, steps=steps, sampler=sampler, seed=seed, schedule_options=schedule, eta=eta,
             noise_level=init_noise_level if init_audio is not None else 1.0,
@@ -217,7 +224,7 @@ class Model:
             raise SA3Error("Inpainting needs both regions and source_audio; one of them is missing.")
         if regions is None:
             return torch.zeros(len(lengths), self.config.same.latent_dim + 1, lengths.frames, device=self.device, dtype=self.dtype)
-        merged = timeline.merge_regions(regions, max(lengths.seconds))
+        merged = timeline.merge_regions(check_pairs(regions), max(lengths.seconds))
         mask = timeline.keep_mask(self.config, merged, lengths).to(self.device, self.dtype)
         return torch.cat((mask, mask * self._source_latents("source_audio", source_audio, lengths, chunk_size, overlap)), dim=1)
 
@@ -262,6 +269,12 @@ def load(
     model.path = opened.path
     model.loaded = info.load_record(opened, dtype, device, watch)
     return model
+
+
+def _guidance(cfg, apg, rescale, norm_threshold, interval) -> Guidance:
+    if len(interval) != 2:
+        raise SA3Error(f"cfg_interval is {interval}; expected two noise levels, start and end.")
+    return Guidance(cfg, apg, rescale, norm_threshold, *interval)
 
 
 def _noise(seed: int | None) -> Noise | None:

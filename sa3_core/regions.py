@@ -13,6 +13,14 @@ def sample_span(region: Region, rate: int) -> tuple[int, int]:
     return math.ceil(region[0] * rate - 1e-3), math.floor(region[1] * rate + 1e-3)
 
 
+def check_pairs(regions) -> list[Region]:
+    """Regions given by a program: a sequence of (start, end) numbers."""
+    try:
+        return [(float(start), float(end)) for start, end in regions]
+    except (TypeError, ValueError) as error:
+        raise SA3Error(f"The regions are {regions!r}; expected pairs (start, end) in seconds, for example [(1.5, 3)].") from error
+
+
 def merge_regions(regions: Sequence[Region], duration: float | None = None) -> list[Region]:
     """Sorted regions in seconds with overlaps merged. Refuses what lies outside [0, duration] or ends before it starts."""
     for start, end in regions:

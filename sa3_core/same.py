@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .attention import attend
+from .audio import check_finite
 from .config import ResamplerConfig, SAMEConfig
 from .errors import SA3Error
 from .layers import DyT, FeedForward, WeightNormConv1d, at, merge_heads, rotary_table, rotate, sine_gate, split_heads
@@ -190,6 +191,7 @@ class SAME(nn.Module):
         spf = self.config.samples_per_frame
         if audio.dim() != 3 or audio.shape[1] != self.config.audio_channels or audio.shape[2] == 0:
             raise SA3Error(f"Audio to encode has shape {tuple(audio.shape)}; expected (batch, {self.config.audio_channels}, samples).")
+        check_finite("The audio to encode", audio)
         frames = -(-audio.shape[-1] // spf)
 
         def run(start: int, stop: int) -> Tensor:

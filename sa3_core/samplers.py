@@ -24,12 +24,18 @@ def sample(name: str, velocity: Callable, x: Tensor, sigmas: Tensor, noise=None,
     sigmas = sigmas.expand(x.shape[0], -1) if sigmas.dim() == 1 else sigmas
     if sigmas.dim() != 2 or sigmas.shape[0] != x.shape[0] or sigmas.shape[1] < 2:
         raise SA3Error(f"Sigmas have shape {tuple(sigmas.shape)}; expected (steps + 1,) or ({x.shape[0]}, steps + 1).")
-    if isinstance(noise, (list, tuple)):
-        draws = iter(noise)
+    needed = draws_per_run(name, sigmas.shape[1] - 1, eta)
+    if noise is None or isinstance(noise, (list, tuple)):
+        found = len(noise or ())
+        if found < needed:
+            raise SA3Error(f"Sampler {name} takes {needed} draws for {sigmas.shape[1] - 1} steps; {found} were given as noise.")
+        draws = iter(noise or ())
 
         def noise(t, t_next):
             return next(draws)
 
+    if eta is not None and not 0 <= eta <= 100:
+        raise SA3Error(f"Eta is {eta}; expected 0 or more, 1 for the usual SDE.")
     total = sigmas.shape[1] - 1
     report = (lambda step, denoised: None) if callback is None else (lambda step, denoised: callback(step, total, denoised))
     eta = (1.0 if eta is None else eta) if name.endswith("-sde") else 0.0

@@ -84,6 +84,8 @@ def plan(
         raise SA3Error(f"Sampler '{sampler}' is unknown; choose one of {', '.join(samplers.SAMPLERS)}.")
     if sigmas is None:
         options = dict(schedule_options or config.schedule)
+        if "kind" not in options:
+            raise SA3Error(f"The schedule names no kind; choose one of {', '.join(schedule.SHIFTS)}.")
         steps = steps or config.default_steps
         sigmas = schedule.build(options.pop("kind"), steps, noise_level, torch.tensor(lengths.effective), **options)
     sigmas = check_sigmas(sigmas, len(lengths))
@@ -129,7 +131,13 @@ def run(
         x = (1 - level) * init + level * x
     elif bool((plan.sigmas[:, 0] < 1).any()):
         x = level * x
-    pending = None if step_noise is None else iter(step_noise)
+    pending = None
+    if step_noise is not None:
+        step_noise = list(step_noise)
+        needed = samplers.draws_per_run(plan.sampler, plan.steps, plan.eta)
+        if len(step_noise) < needed:
+            raise SA3Error(f"step_noise has {len(step_noise)} draws; the sampler {plan.sampler} takes {needed}.")
+        pending = iter([_checked("A draw of step_noise", draw, shape) for draw in step_noise])
 
     def noise(t: Tensor, t_next: Tensor) -> Tensor:
         drawn = draws() if pending is None else next(pending)

@@ -22,8 +22,8 @@ def build(kind: str, steps: int, sigma_max: float = 1.0, length=None, mode: str 
         raise SA3Error(f"Schedule '{kind}' is unknown; choose one of {', '.join(SHIFTS)}.")
     if mode not in ("scaled", "reference"):
         raise SA3Error(f"Schedule mode '{mode}' is unknown; choose scaled or reference.")
-    if isinstance(steps, bool) or int(steps) != steps or steps < 1:
-        raise SA3Error(f"Steps is {steps}; expected a whole number of at least 1.")
+    if isinstance(steps, bool) or not isinstance(steps, (int, float)) or not 1 <= steps < 1e6 or int(steps) != steps:
+        raise SA3Error(f"The number of steps is {steps}; expected a whole number from 1 to 999999.")
     if not 0 < sigma_max <= 1:
         raise SA3Error(f"The noise level is {sigma_max}; expected more than 0 and at most 1.")
     known = parameters(kind)
@@ -33,17 +33,28 @@ def build(kind: str, steps: int, sigma_max: float = 1.0, length=None, mode: str 
     if kind != "identity" and length is None:
         raise SA3Error(f"Schedule '{kind}' depends on the length; give `length` in latent frames.")
     for name, value in params.items():
-        if not isinstance(value, bool) and not math.isfinite(value):
-            raise SA3Error(f"Schedule parameter {name} is {value}; expected a finite number.")
+        _check_parameter(name, value)
+    if kind == "full" and {**known, **params}["min_length"] >= {**known, **params}["max_length"]:
+        raise SA3Error(f"Schedule full: min_length {params.get('min_length')} is not below max_length {params.get('max_length')}.")
     per_item = isinstance(length, Tensor) and length.dim() > 0
     lengths = torch.as_tensor(1.0 if length is None else length, dtype=torch.float32).clamp(min=1).reshape(-1, 1)
     grid = torch.linspace(sigma_max if mode == "reference" else 1.0, 0, int(steps) + 1)
-    t = SHIFTS[kind](grid, lengths, **params).expand(len(lengths), -1).clone()
+    # Row by row: a row computed alone and in a batch must agree to the last bit, which vectorised kernels do not promise.
+    t = torch.cat([SHIFTS[kind](grid, row, **params).reshape(1, -1) for row in lengths[:, None]])
     if mode == "scaled":
         t[:, 0] = 1.0
         t = t * sigma_max
     t[:, 0], t[:, -1] = sigma_max, 0.0
     return t if per_item else t[0]
+
+
+def _check_parameter(name: str, value) -> None:
+    if isinstance(value, bool):
+        return
+    if not isinstance(value, (int, float)) or not abs(value) < 1e30:
+        raise SA3Error(f"Schedule parameter {name} is {value!r}; expected a finite number.")
+    if value <= 0 and ("length" in name or "alpha" in name):
+        raise SA3Error(f"Schedule parameter {name} is {value}; expected more than 0.")
 
 
 def _identity(t: Tensor, length: Tensor) -> Tensor:

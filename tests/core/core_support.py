@@ -67,10 +67,5 @@ def refused(*words):
     assert not missing, f"{missing} not in: {caught.value}"
 
 
-def known_bug(reason: str, *exceptions: type[BaseException]):
-    """Marks a law that does not hold yet. Strict: the day it holds, the mark must go."""
-    return pytest.mark.xfail(strict=True, reason=reason, raises=exceptions or None)
-
-
 def randn(*shape, seed: int = 0, dtype=torch.float32) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)

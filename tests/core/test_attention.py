@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from core_support import known_bug, randn, rel_error
+from core_support import randn, rel_error
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -79,7 +79,6 @@ def test_window_over_several_groups_of_blocks(n):
     assert rel_error(attend(q, k, v, window=17)[:, :, rows], definition(q, k, v, window=17, rows=rows)) < 1e-6
 
 
-@known_bug("the key mask is dropped without a word where the window path is taken")
 @pytest.mark.parametrize("n", [40, 300])
 def test_window_and_key_mask_together(n):
     q, k, v = heads(n)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from core_support import known_bug, randn, refused, rel_error
+from core_support import randn, refused, rel_error
 
 from sa3_core import samplers, schedule
 
@@ -166,7 +166,6 @@ def test_an_unknown_sampler_is_refused():
         samplers.sample("ddim", bent, randn(*SHAPE), SIGMAS)
 
 
-@known_bug("StopIteration, or None is called", StopIteration, TypeError)
 @pytest.mark.parametrize("noise", [None, [], [torch.zeros(SHAPE)] * 3], ids=["none", "empty", "three"])
 @pytest.mark.parametrize("name", STOCHASTIC)
 def test_too_few_draws_are_refused(name, noise):
