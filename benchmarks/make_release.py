@@ -1,6 +1,9 @@
-"""Writes a full-size checkpoint of a release in the official folder layout, every weight drawn from a seed: for timing, not for sound.
+"""Writes a full-size checkpoint of a release in any layout, every weight drawn from a seed: for timing, not for sound.
 
-    python benchmarks/make_release.py small-music FOLDER [--dtype bf16]
+    python benchmarks/make_release.py small-music FOLDER [--dtype bf16] [--layout single]
+
+Layouts: release (the official folder), mirror (16-bit, without rotary tables), single (one file as repackaged for ComfyUI, the text
+encoder beside it as another), same (the autoencoder of a release as a file of its own).
 
 Names and shapes are the release's own (tests/data/releases). Tensors are written one by one, so memory stays small.
 """
@@ -11,6 +14,7 @@ import argparse
 import json
 import math
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -33,13 +37,20 @@ T5GEMMA = {
 }  # fmt: skip
 
 
-def write_random(path: Path, shapes: Sequence[tuple[str, Sequence[int]]], dtype: str) -> None:
-    """A safetensors file of random tensors: the header first, then one tensor after the other."""
+LAYOUTS = ("release", "mirror", "single", "same")
+PRETRANSFORM = "pretransform.model."
+
+
+def write_random(path: Path, shapes: Sequence[tuple[str, Sequence[int]]], dtype: str, extra: dict[str, bytes] | None = None) -> None:
+    """A safetensors file of random tensors: the header first, then one tensor after the other. extra: bytes as uint8 tensors."""
     label, torch_dtype = TYPES[dtype]
     header, end = {"__metadata__": {"format": "pt", "note": f"random weights from seed {SEED}"}}, 0
     for name, shape in shapes:
         start, end = end, end + math.prod(shape) * torch_dtype.itemsize
         header[name] = {"dtype": label, "shape": list(shape), "data_offsets": [start, end]}
+    for name, content in (extra or {}).items():
+        start, end = end, end + len(content)
+        header[name] = {"dtype": "U8", "shape": [len(content)], "data_offsets": [start, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     generator = torch.Generator().manual_seed(SEED)
@@ -48,27 +59,68 @@ def write_random(path: Path, shapes: Sequence[tuple[str, Sequence[int]]], dtype:
         for name, shape in shapes:
             values = draw(name, torch.Size(shape), generator).to(torch_dtype)
             file.write(values.flatten().view(torch.uint8).numpy().data)
+        for content in (extra or {}).values():
+            file.write(content)
 
 
-def make_release(release: str, folder: Path, dtype: str = "fp32") -> Path:
-    """The folder of `release` with random weights; a standalone autoencoder has no text encoder."""
-    config = json.loads((RELEASES / f"{release}.json").read_text(encoding="utf-8"))
+def shapes_of(release: str) -> list[tuple[str, list[int]]]:
+    """Names and shapes of a release's file."""
     rows = (line.split("\t") for line in (RELEASES / f"{release}.tsv").read_text(encoding="utf-8").splitlines())
+    return [(name, json.loads(shape)) for name, shape, _ in rows]
+
+
+def make_release(release: str, folder: Path, dtype: str = "fp32", layout: str = "release") -> Path:
+    """`release` with random weights below `folder`: the path to load. A standalone autoencoder has no text encoder."""
+    config = json.loads((RELEASES / f"{release}.json").read_text(encoding="utf-8"))
+    shapes, generative = shapes_of(release), "conditioning" in config["model"]
     folder.mkdir(parents=True, exist_ok=True)
+    if layout == "same":
+        prefix = PRETRANSFORM if generative else ""
+        path = folder / f"{release.replace('-', '_').lower()}_same.safetensors"
+        write_random(path, [(name.removeprefix(prefix), shape) for name, shape in shapes if name.startswith(prefix)], dtype)
+        return path
+    if layout == "single":
+        path = folder / f"stable_audio_3_{release.replace('-', '_').lower()}.safetensors"
+        write_random(path, shapes, dtype)
+        if generative:
+            write_text_encoder_file(folder / "t5gemma_b_b_ul2.safetensors")
+        return path
     (folder / "model_config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
-    write_random(folder / "model.safetensors", [(name, json.loads(shape)) for name, shape, _ in rows], dtype)
-    if "conditioning" in config["model"]:
+    if layout == "mirror":
+        shapes, dtype = [(name, shape) for name, shape in shapes if not name.endswith("inv_freq")], "bf16"
+    write_random(folder / "model.safetensors", shapes, dtype)
+    if generative:
         write_text_encoder(folder / "t5gemma-b-b-ul2")
     return folder
+
+
+def text_encoder_shapes() -> tuple[dict, list[tuple[str, tuple[int, ...]]]]:
+    """T5Gemma's config and the encoder's tensors at their real size."""
+    config = {"model_type": "t5gemma", "is_encoder_decoder": True, "vocab_size": 256000, "encoder": T5GEMMA, "decoder": T5GEMMA}
+    return config, [(f"model.{name}", tuple(value.shape)) for name, value in empty_model(config_from(config)).state_dict().items()]
+
+
+def write_text_encoder_file(path: Path) -> None:
+    """The text encoder as the one file repackaged for ComfyUI, with a small SentencePiece model inside."""
+    import sentencepiece
+
+    with tempfile.TemporaryDirectory() as folder:
+        corpus = Path(folder) / "text.txt"
+        corpus.write_text("\n".join(f"warm pads, rain and drums {i}" for i in range(300)), encoding="utf-8")
+        sentencepiece.SentencePieceTrainer.train(
+            input=str(corpus), model_prefix=str(corpus.with_suffix("")), vocab_size=320, model_type="bpe", byte_fallback=True, pad_id=0,
+            eos_id=1, bos_id=2, unk_id=3, hard_vocab_limit=False, normalization_rule_name="identity", add_dummy_prefix=False,
+            remove_extra_whitespaces=False, minloglevel=2,
+        )  # fmt: skip
+        write_random(path, text_encoder_shapes()[1], "bf16", {"spiece_model": corpus.with_suffix(".model").read_bytes()})
 
 
 def write_text_encoder(folder: Path) -> None:
     """T5Gemma's encoder at its real size, bf16 as released, with a tokenizer that takes bytes for tokens."""
     folder.mkdir(exist_ok=True)
-    config = {"model_type": "t5gemma", "is_encoder_decoder": True, "vocab_size": 256000, "encoder": T5GEMMA, "decoder": T5GEMMA}
+    config, shapes = text_encoder_shapes()
     (folder / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer(), ensure_ascii=False), encoding="utf-8")
-    shapes = [(f"model.{name}", tuple(value.shape)) for name, value in empty_model(config_from(config)).state_dict().items()]
     write_random(folder / "model.safetensors", shapes, "bf16")
 
 
@@ -77,8 +129,9 @@ def main() -> None:
     parser.add_argument("release", choices=sorted(file.stem for file in RELEASES.glob("*.json")))
     parser.add_argument("folder", type=Path, help="the release's folder; made when absent")
     parser.add_argument("--dtype", choices=TYPES, default="fp32", help="of the weights; the text encoder is bf16 as released")
+    parser.add_argument("--layout", choices=LAYOUTS, default="release")
     options = parser.parse_args()
-    print(make_release(options.release, options.folder, options.dtype))
+    print(make_release(options.release, options.folder, options.dtype, options.layout))
 
 
 if __name__ == "__main__":
