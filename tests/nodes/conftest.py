@@ -13,11 +13,12 @@ import importlib.util
 import os
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
+import torch
 
 HERE = Path(__file__).parent
 # Behind everything else, like the core tests' own.
@@ -46,6 +47,15 @@ def import_comfyui() -> None:
 # test modules may import comfy at their top, so this comes before any fixture
 if (TREE / "main.py").is_file():
     import_comfyui()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """The models are so small that more threads only wait for each other, minutes long on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")
