@@ -1,11 +1,11 @@
 """Nodes for LoRA files: stack them on a MODEL, look into them, convert them, merge them."""
 
-from ..sa3_core import lora_files
+from ..sa3_core import lora_convert
 from ..sa3_core.lora import MODES
+from ..sa3_core.lora_files import read_lora
 from ..sa3_core.lora_merge import merge
-from .host import folders
 from .host import model as host_model
-from .host.lora import add_lora, find_lora, lora_names, new_file, stack_of, weight_bases
+from .host.lora import add_lora, find_lora, lora_names, new_file, stack_of, state_of, weight_bases
 from .host.progress import Progress, say
 from .host.schema import io, schema
 
@@ -75,7 +75,7 @@ class LoRAStack(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, lora, **settings):
-        return folders.state_of(find_lora(lora))
+        return state_of(lora)
 
     @classmethod
     def execute(cls, model, lora, strength, start, end, skip_layers, seconds_strength, mode, curve=None) -> io.NodeOutput:
@@ -106,11 +106,11 @@ class LoRAInfo(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, lora):
-        return folders.state_of(find_lora(lora))
+        return state_of(lora)
 
     @classmethod
     def execute(cls, lora) -> io.NodeOutput:
-        return io.NodeOutput(lora_files.read_lora(find_lora(lora)).details())
+        return io.NodeOutput(read_lora(find_lora(lora)).details())
 
 
 class LoRAConvert(io.ComfyNode):
@@ -125,7 +125,7 @@ class LoRAConvert(io.ComfyNode):
                 lora_input("The file to convert. Pickled files are read safely here, and only here."),
                 io.Combo.Input(
                     "format",
-                    options=list(lora_files.LAYOUTS),
+                    options=list(lora_convert.LAYOUTS),
                     default="native",
                     tooltip="native: as the official trainer writes. peft: a folder with adapter_model.safetensors. comfyui: keys of "
                     "ComfyUI's own LoRA loader. peft and comfyui do not know all types.",
@@ -147,7 +147,7 @@ class LoRAConvert(io.ComfyNode):
     def execute(cls, lora, format, name, model=None) -> io.NodeOutput:
         target = new_file("loras", name if format == "peft" else f"{name}.safetensors")
         bases = None if model is None else weight_bases(model)
-        return io.NodeOutput(str(lora_files.convert(find_lora(lora), target, format, bases)))
+        return io.NodeOutput(str(lora_convert.convert(find_lora(lora), target, format, bases)))
 
 
 class LoRAMerge(io.ComfyNode):

@@ -16,7 +16,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from .checkpoint import PICKLES, TensorFile
@@ -24,9 +23,8 @@ from .errors import SA3Error
 from .lora import Adapter, adapter_of
 
 SECONDS = "conditioners.seconds_total.embedder.embedding.1"
-LAYOUTS = ("native", "peft", "comfyui")
 BASES = "svd_bases.safetensors"
-_PEFT_FILE, _PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _NATIVE = re.compile(r"(?P<layer>.+)\.parametrizations\.weight\.\d+\.(?P<tensor>\w+)")
 _OTHER = re.compile(
     r"(?P<layer>.+?)\.(?P<tensor>lora_[AB]|lora_up|lora_down|lora_magnitude_vector|alpha|dora_scale)(\.default)?(\.weight)?"
@@ -51,7 +49,7 @@ class LoRA:
 
     @property
     def name(self) -> str:
-        return self.path.parent.name if self.path.name == _PEFT_FILE else self.path.name
+        return self.path.parent.name if self.path.name == PEFT_FILE else self.path.name
 
     @property
     def ranks(self) -> list[int]:
@@ -97,11 +95,11 @@ class LoRA:
 def read_lora(path: str | Path) -> LoRA:
     """Read a LoRA: a .safetensors file in any of the formats, or a PEFT folder."""
     path = Path(path)
-    path = path / _PEFT_FILE if path.is_dir() else path
+    path = path / PEFT_FILE if path.is_dir() else path
     if path.suffix.lower() in PICKLES:
         raise SA3Error(
             f"{path} is a pickled LoRA, which can run code when read. Convert it to .safetensors once: with SA3_LoRAConvert, or with "
-            "sa3_core.lora_files.convert(source, target), which reads tensors and plain values only."
+            "sa3_core.lora_convert.convert(source, target), which reads tensors and plain values only."
         )
     file = TensorFile(path)
     config = _json(path, file.metadata().get("lora_config"))
@@ -116,7 +114,7 @@ def from_tensors(path: Path, tensors: Mapping[str, Tensor], config: dict) -> LoR
         layout, base = "native", config.get("base_model") or config.get("norm_base")
         scale_of = dict.fromkeys(grouped, (config.get("alpha"), None))
         grouped = {name: group for name, group in grouped.items() if _selected(name, config)}
-    elif path.name == _PEFT_FILE or any(name.startswith("base_model.") for name in tensors):
+    elif path.name == PEFT_FILE or any(name.startswith("base_model.") for name in tensors):
         layout, config = "peft", _peft_config(path, warnings)
         base = config.get("base_model_name_or_path")
         scale_of = {name: _peft_scale(name, config) for name in grouped}
@@ -199,9 +197,9 @@ def _json(path: Path, text: str | None) -> dict:
 
 
 def _peft_config(path: Path, warnings: list[str]) -> dict:
-    file = path.parent / _PEFT_CONFIG
+    file = path.parent / PEFT_CONFIG
     if not file.is_file():
-        warnings.append(f"{path.name} has no {_PEFT_CONFIG} beside it; its alpha is taken to be its rank.")
+        warnings.append(f"{path.name} has no {PEFT_CONFIG} beside it; its alpha is taken to be its rank.")
         return {}
     return _json(file, file.read_text(encoding="utf-8"))
 
@@ -262,125 +260,3 @@ def read_bases(path: str | Path):
         return file.read(names[layer, "U"]), file.read(names[layer, "V"])
 
     return bases
-
-
-# Converting
-
-
-def read_pickle(path: str | Path) -> LoRA:
-    """A legacy .ckpt LoRA. Only tensors and plain values are read (torch's weights_only); anything else is refused."""
-    tensors, config = _unpickled(Path(path))
-    return from_tensors(Path(path), tensors, config)
-
-
-def _unpickled(path: Path) -> tuple[dict[str, Tensor], dict]:
-    if not path.is_file():
-        raise SA3Error(f"{path} does not exist.")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds, depending on where a foreign object turns up
-        raise SA3Error(f"{path} holds more than tensors and plain values, so it is not read ({type(error).__name__}).") from error
-    state = content.get("state_dict", content) if isinstance(content, dict) else None
-    if not state or not all(isinstance(tensor, Tensor) for tensor in state.values()):
-        raise SA3Error(f"{path} is no LoRA: expected a state_dict of tensors and a lora_config.")
-    return state, content.get("lora_config") or {}
-
-
-def convert(source: str | Path, target: str | Path, layout: str = "native", bases=None) -> Path:
-    """Write a LoRA in another format; also the way to read a pickled one. Returns the new file.
-
-    target: a .safetensors file, for peft a folder; nothing that exists is overwritten. bases: for -xs files without U and V, whose
-    adapters become plain ones in peft and comfyui.
-    """
-    if layout not in LAYOUTS:
-        raise SA3Error(f"The format '{layout}' is unknown; choose one of {', '.join(LAYOUTS)}.")
-    source, target = Path(source), Path(target)
-    lora = read_pickle(source) if source.suffix.lower() in PICKLES else read_lora(source)
-    if lora.needs_bases and layout != "native":
-        if bases is None:
-            raise SA3Error(f"{lora.name} is of type {lora.kind} and has no bases in it; give those of {lora.base or 'its base'}.")
-        lora = lora.with_bases(bases)
-    writer = {"native": _native, "peft": _peft, "comfyui": _comfyui}[layout]
-    tensors, metadata, config = writer(lora)
-    file = target / _PEFT_FILE if layout == "peft" else target
-    if file.suffix != ".safetensors":
-        raise SA3Error(f"{file} must end in .safetensors.")
-    if file.exists() or (config is not None and (target / _PEFT_CONFIG).exists()):
-        raise SA3Error(f"{file} exists already; choose another name.")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file, metadata)
-    if config is not None:
-        (target / _PEFT_CONFIG).write_text(json.dumps(config, indent=2), encoding="utf-8")
-    return file
-
-
-def _native(lora: LoRA):
-    """Tensors in half precision, as the trainer writes them. The scale goes into B where it differs between layers."""
-    kinds = {adapter.kind for adapter in lora.layers.values()}
-    if len(kinds) > 1:
-        raise SA3Error(f"{lora.name} mixes adapter types ({', '.join(sorted(kinds))}); a native file has one for all its layers.")
-    core, rank = lora.needs_bases, lora.ranks[0]
-    scales = {adapter.scale for adapter in lora.layers.values()}
-    alike = len(scales) == 1 and len(lora.ranks) == 1
-    tensors = {}
-    for layer, adapter in lora.layers.items():
-        stem = f"{layer if layer.startswith('conditioners.') else f'model.{layer}'}.parametrizations.weight.0."
-        update = adapter.up if alike else adapter.up.float() * adapter.scale
-        tensors |= {f"{stem}M_xs": update} if core else {f"{stem}lora_A": adapter.down, f"{stem}lora_B": update}
-        both = adapter.rows is not None and adapter.cols is not None
-        for suffix, values in (("_r", adapter.rows), ("_c", adapter.cols)):
-            if values is not None:
-                tensors[f"{stem}magnitude{suffix if both else ''}"] = values
-    config = {key: lora.config[key] for key in ("include", "exclude") if lora.config.get(key)}
-    config["adapter_type"] = kinds.pop() + ("-xs" if core else "")
-    config |= {"rank": rank, "alpha": scales.pop() * rank} if alike else {}
-    config |= {"base_model": lora.base} if lora.base else {}
-    return {name: tensor.half() for name, tensor in tensors.items()}, {"lora_config": json.dumps(config)}, None
-
-
-def _peft(lora: LoRA):
-    tensors = {}
-    for layer, adapter in lora.layers.items():
-        if adapter.cols is not None:
-            raise SA3Error(f"{lora.name} is of type {lora.kind}; PEFT knows only lora and dora-rows.")
-        stem = f"base_model.model.{layer}."
-        tensors[f"{stem}lora_A.weight"], tensors[f"{stem}lora_B.weight"] = adapter.down, adapter.up * adapter.scale
-        if adapter.rows is not None:
-            tensors[f"{stem}lora_magnitude_vector.weight"] = adapter.rows
-    ranks = {layer: adapter.rank for layer, adapter in lora.layers.items()}
-    rank = max(ranks.values())
-    others = {re.escape(layer): value for layer, value in ranks.items() if value != rank}
-    config = {
-        "peft_type": "LORA", "r": rank, "lora_alpha": rank, "use_dora": any(a.rows is not None for a in lora.layers.values()),
-        "use_rslora": False, "rank_pattern": others, "alpha_pattern": others, "target_modules": sorted(ranks), "bias": "none",
-        "base_model_name_or_path": lora.base, "inference_mode": True,
-    }  # fmt: skip
-    return tensors, {"format": "pt"}, config
-
-
-def _comfyui(lora: LoRA):
-    tensors = {}
-    for layer, adapter in lora.layers.items():
-        if adapter.rows is not None and adapter.cols is not None:
-            raise SA3Error(f"{lora.name} is of type {lora.kind}; ComfyUI's format knows lora, dora-rows and dora-cols.")
-        stem = f"diffusion_model.{layer}."
-        tensors[f"{stem}lora_down.weight"], tensors[f"{stem}lora_up.weight"] = adapter.down, adapter.up
-        tensors[f"{stem}alpha"] = torch.tensor(float(adapter.scale * adapter.rank))
-        if adapter.rows is not None:
-            tensors[f"{stem}dora_scale"] = adapter.rows[:, None]
-        elif adapter.cols is not None:
-            tensors[f"{stem}dora_scale"] = adapter.cols[None]
-    metadata = {"lora_config": json.dumps({"base_model": lora.base})} if lora.base else None
-    return tensors, metadata, None
-
-
-def convert_bases(source: str | Path, target: str | Path) -> Path:
-    """A release's svd_bases.pt as safetensors, read without unpickling code. Put it beside the LoRA as svd_bases.safetensors."""
-    source, target = Path(source), Path(target)
-    if target.exists():
-        raise SA3Error(f"{target} exists already; choose another name.")
-    content = torch.load(source, map_location="cpu", weights_only=True)
-    if not isinstance(content, dict) or not all(isinstance(pair, dict) and {"U", "V"} <= set(pair) for pair in content.values()):
-        raise SA3Error(f"{source} holds no SVD bases: expected U and V for each weight.")
-    save_file({f"{name}.{part}": pair[part].contiguous() for name, pair in content.items() for part in ("U", "V")}, target)
-    return target

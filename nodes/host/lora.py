@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ...sa3_core.errors import SA3Error
 from ...sa3_core.lora import Adapter, apply_stack
+from ...sa3_core.lora_files import BASES, PEFT_CONFIG
 from ...sa3_core.lora_stack import Stack, checkpoint_bases, make_row, open_lora, weight_name
 from . import folders
 from . import model as host_model
@@ -60,7 +61,7 @@ def with_stack(model, stack: Stack):
 def add_lora(model, name: str, **settings):
     """A clone of the MODEL with one more LoRA of ComfyUI's folder, and its stack."""
     inner, path = host_model.require(model), find_lora(name)
-    cache, key = inner.sa3_adapters, (path, folders.state_of(path.parent if path.is_dir() else path))
+    cache, key = inner.sa3_adapters, state_of(name)
     if key not in cache:
         cache[key] = open_lora(path, inner.diffusion_model, inner.sa3_name, inner.sa3_path, base_on_disk)
         while len(cache) > KEPT_FILES:
@@ -79,6 +80,12 @@ def find_lora(name: str) -> Path:
     if path is None:
         raise SA3Error(f"The LoRA '{name}' is not in ComfyUI's folder {folder_paths.get_folder_paths(KEY)[0]}.")
     return Path(path)
+
+
+def state_of(name: str) -> str:
+    """Changes whenever the file is replaced, or what belongs to it."""
+    path = find_lora(name)
+    return folders.state_of(path, path.parent / PEFT_CONFIG, path.parent / BASES)
 
 
 def new_file(key: str, name: str) -> Path:

@@ -10,7 +10,7 @@ from lora_support import KINDS, native_name, tensors_of, write_lora
 from safetensors.torch import load_file, save_file
 
 import sa3_core
-from sa3_core import lora, lora_files
+from sa3_core import lora, lora_convert, lora_files
 from sa3_core.lora import Form, adapter_of, apply, apply_stack, compose, svd_bases
 from sa3_core.lora_merge import merge
 from sa3_core.lora_stack import SECONDS, targets
@@ -293,16 +293,16 @@ def test_include_exclude_and_ranks_of_layers(model, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("kind", "layout"), [(k, f) for k in ("lora", "dora-rows", "dora-cols", "bora", "lora-xs") for f in lora_files.LAYOUTS]
+    ("kind", "layout"), [(k, f) for k in ("lora", "dora-rows", "dora-cols", "bora", "lora-xs") for f in lora_convert.LAYOUTS]
 )
 def test_formats_round_trip(model, tmp_path, kind, layout):
     path = write_lora(tmp_path / "a.safetensors", model.module, kind, alpha=3, base_model="small-music-base")
     if (kind, layout) in {("dora-cols", "peft"), ("bora", "peft"), ("bora", "comfyui")}:
         with refused(kind):
-            lora_files.convert(path, tmp_path / "b.safetensors", layout)
+            lora_convert.convert(path, tmp_path / "b.safetensors", layout)
         return
-    there = lora_files.convert(path, tmp_path / ("b" if layout == "peft" else "b.safetensors"), layout)
-    back = lora_files.convert(there, tmp_path / "c.safetensors")
+    there = lora_convert.convert(path, tmp_path / ("b" if layout == "peft" else "b.safetensors"), layout)
+    back = lora_convert.convert(there, tmp_path / "c.safetensors")
     wanted, other = lora_files.read_lora(path), lora_files.read_lora(there)
     assert other.layout == layout and other.base == "small-music-base"
     for found in (other, lora_files.read_lora(back)):
@@ -313,7 +313,7 @@ def test_formats_round_trip(model, tmp_path, kind, layout):
                 rel_error(apply_stack(weight, [(found.layers[layer], 1.0, "chain")]), apply_stack(weight, [(adapter, 1.0, "chain")])) < 2e-3
             )
     with refused("exists already"):
-        lora_files.convert(path, tmp_path / "c.safetensors")
+        lora_convert.convert(path, tmp_path / "c.safetensors")
 
 
 def respelled(path, target, spell):
@@ -329,7 +329,7 @@ def kohya(name: str) -> str:
 
 def test_spellings_of_layers(model, tmp_path):
     path = write_lora(tmp_path / "a.safetensors", model.module)
-    comfy = lora_files.convert(path, tmp_path / "comfy.safetensors", "comfyui")
+    comfy = lora_convert.convert(path, tmp_path / "comfy.safetensors", "comfyui")
     spellings = [
         respelled(path, tmp_path / "bare.safetensors", lambda name: name.removeprefix("model.")),
         respelled(path, tmp_path / "full.safetensors", lambda name: f"model.{name}"),
@@ -381,7 +381,7 @@ def test_bases_of_xs_files(model, folder, tmp_path):
         bases[f"{'conditioner' if layer == SECONDS else 'model.model'}.{layer}.weight"] = {"U": u, "V": v}
     torch.save(bases, tmp_path / "svd_bases.pt")
     (tmp_path / "with").mkdir()
-    lora_files.convert_bases(tmp_path / "svd_bases.pt", tmp_path / "with" / "svd_bases.safetensors")
+    lora_convert.convert_bases(tmp_path / "svd_bases.pt", tmp_path / "with" / "svd_bases.safetensors")
     (tmp_path / "with" / "b.safetensors").write_bytes(other.read_bytes())
     assert "bases are taken from" not in model.add_lora(tmp_path / "with" / "b.safetensors")
     assert rel_error(velocity(model), own) < 1e-4
@@ -392,11 +392,11 @@ def test_pickles_are_refused_and_converted_on_request(model, tmp_path):
     torch.save({"state_dict": load_file(path), "lora_config": {"rank": 2, "alpha": 3, "adapter_type": "dora-rows"}}, tmp_path / "a.ckpt")
     with refused("pickled", "SA3_LoRAConvert"):
         model.add_lora(tmp_path / "a.ckpt")
-    made = lora_files.convert(tmp_path / "a.ckpt", tmp_path / "b.safetensors")
+    made = lora_convert.convert(tmp_path / "a.ckpt", tmp_path / "b.safetensors")
     assert "dora-rows" in model.add_lora(made) and lora_files.read_lora(made).layers["to_cond_embed.0"].scale == 1.5
     torch.save({"state_dict": load_file(path), "lora_config": {"x": refused}}, tmp_path / "evil.ckpt")
     with refused("not read"):
-        lora_files.convert(tmp_path / "evil.ckpt", tmp_path / "c.safetensors")
+        lora_convert.convert(tmp_path / "evil.ckpt", tmp_path / "c.safetensors")
 
 
 def edited(path, change, config=None):
