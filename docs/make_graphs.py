@@ -35,7 +35,7 @@ NOTES = {
     "recording's length at 44.1 kHz.",
 }
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
-COLUMN, ROW, GAP = 330, 26, 60
+COLUMN, ROW, GAP = 280, 24, 50
 
 
 def editor_form(name: str, graph: dict, schemas: dict) -> dict:
@@ -70,7 +70,9 @@ def editor_form(name: str, graph: dict, schemas: dict) -> dict:
                 links.append([len(links) + 1, int(given[0]), given[1], int(key), len(inputs), kind])
                 outputs[given[0]][given[1]].append(len(links))
             inputs.append(entry)
-        height = ROW * (len(inputs) + len(values) // 2 + len(schema["output"])) + 40
+        sockets = sum("widget" not in entry for entry in inputs)
+        lines = sum(3 for spec in specs.values() if len(spec) > 1 and spec[1].get("multiline"))
+        height = ROW * (max(sockets, len(schema["output"])) + len(values) + lines) + 20
         top = bottoms.get(depth[key], 0)
         bottoms[depth[key]] = top + height + GAP
         nodes.append(

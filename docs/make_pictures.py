@@ -44,7 +44,7 @@ def shoot(editor: Editor, workflow: Path, picture: Path) -> None:
     editor.run()
     left, top, width, height = editor.page.evaluate(FRAME)
     scale = min(1.0, (WIDTH - 2 * MARGIN) / width)
-    editor.page.add_style_tag(content=PANELS)
+    hidden = editor.page.add_style_tag(content=PANELS)
     # away from the window's edges, where the editor's panels are
     x, y = 80, 120
     editor.page.evaluate(PLACE, [scale, (x + MARGIN) / scale - left, (y + MARGIN) / scale - top])
@@ -52,6 +52,7 @@ def shoot(editor: Editor, workflow: Path, picture: Path) -> None:
     editor.page.wait_for_timeout(1500)
     clip = {"x": x, "y": y, "width": width * scale + 2 * MARGIN, "height": height * scale + 2 * MARGIN}
     editor.page.screenshot(path=picture, clip=clip)
+    hidden.evaluate("style => style.remove()")
 
 
 def main() -> None:
