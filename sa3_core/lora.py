@@ -105,7 +105,9 @@ class Form:
 
     def weight(self, w: Tensor) -> Tensor:
         """The matrix that this form is over w."""
-        out = sum(_column(r) * w * c for r, c in self.terms)
+        parts = (w if _is_one(c) else w * c for _, c in self.terms)
+        parts = [part if _is_one(r) else _column(r) * part for part, (r, _) in zip(parts, self.terms, strict=True)]
+        out = parts[0] if len(parts) == 1 else sum(parts)
         return out if self.up is None else torch.addmm(out, self.up, self.down)
 
     def to(self, dtype: torch.dtype) -> "Form":
