@@ -1,6 +1,8 @@
 """Nodes that turn words into CONDITIONING."""
 
+from ..sa3_core import prompting
 from .host.clip import encode_prompts
+from .host.progress import say
 from .host.schema import io, schema
 
 
@@ -35,4 +37,70 @@ class TextEncode(io.ComfyNode):
         return io.NodeOutput(encode_prompts(clip, prompts or [""]))
 
 
-NODES = [TextEncode]
+class PromptHelper(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        def line(name, tooltip):
+            return io.String.Input(name, default="", tooltip=tooltip)
+
+        return schema(
+            "SA3_PromptHelper",
+            display_name="SA3 Prompt Helper",
+            description="Writes a prompt in the form of the models' training data, the duration that belongs to it, and an instruction "
+            "with which any language model node can rewrite it. Needs no network.",
+            inputs=[
+                io.Combo.Input(
+                    "track_type",
+                    options=list(prompting.TRACK_TYPES),
+                    default="music",
+                    tooltip="What it is to be. Chooses the labels at the start of the prompt and the instruction.",
+                ),
+                line("genre", "One style or several, separated by commas: Funk, Jazz. Each becomes a label."),
+                line("instruments", "Separated by commas: Guitar, Saxophone, Bass."),
+                line("mood", "Mood and energy: nostalgic, warm."),
+                io.Float.Input("bpm", default=0.0, min=0.0, max=400.0, step=0.5, tooltip="Tempo in beats per minute. 0 = not said."),
+                line("key", "Key: A minor. Empty = not said."),
+                io.Float.Input(
+                    "seconds",
+                    default=0.0,
+                    min=0.0,
+                    max=384.0,
+                    step=0.1,
+                    tooltip="Duration. 0 = usual for the type: 60 s, effects 5 s, loops 8 s. Loops with a tempo get whole bars of 4/4.",
+                ),
+                io.String.Input(
+                    "extra",
+                    default="",
+                    multiline=True,
+                    tooltip="What else is heard, in plain words. For effects: the object, what happens to it, the room, the microphone.",
+                ),
+                io.String.Input(
+                    "rewritten",
+                    optional=True,
+                    force_input=True,
+                    tooltip="The answer of a language model to the llm_instruction of another SA3 Prompt Helper. When it is not empty it "
+                    "is the prompt, without quotation marks, markdown and thinking aloud.",
+                ),
+            ],
+            outputs=[
+                io.String.Output("prompt"),
+                io.Float.Output("duration", display_name="seconds"),
+                io.String.Output("llm_instruction"),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(cls, track_type, genre, instruments, mood, bpm, key, seconds, extra, rewritten=None) -> io.NodeOutput:
+        written = prompting.write(track_type, genre, instruments, mood, bpm, key, seconds, extra)
+        prompt = prompting.clean(rewritten or "") or written.prompt
+        tokens = prompting.estimated_tokens(prompt)
+        if tokens > prompting.MAX_TOKENS:
+            say(
+                [f"The prompt has about {tokens} tokens; the model reads the first {prompting.MAX_TOKENS}."],
+                cls.hidden.unique_id if cls.hidden else None,
+            )
+        return io.NodeOutput(prompt, written.seconds, written.instruction)
+
+
+NODES = [TextEncode, PromptHelper]
