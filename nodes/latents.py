@@ -5,7 +5,7 @@ import torch
 from ..sa3_core import advice
 from ..sa3_core.errors import SA3Error
 from ..sa3_core.same import Noise
-from ..sa3_core.timeline import PADDING_SECONDS, decode_frames, seconds_of
+from ..sa3_core.timeline import PADDING_SECONDS, check_padding, decode_frames, seconds_of
 from .host import vae as host_vae
 from .host.latent import FRAMES, PADDING, SECONDS, encode_line, read_clip, read_latent
 from .host.progress import say
@@ -52,6 +52,7 @@ class EmptyLatent(io.ComfyNode):
     @classmethod
     def execute(cls, seconds, batch_size, padding, seconds_per_item="") -> io.NodeOutput:
         durations = parse_durations(seconds_per_item, seconds, batch_size)
+        check_padding(padding)
         frames = -(-int((max(durations) + padding) * RATE) // FRAME)
         samples = torch.zeros(len(durations), CHANNELS, -(-frames // ALIGN) * ALIGN)
         return io.NodeOutput({"samples": samples, "type": "audio", SECONDS: durations, PADDING: padding, FRAMES: FRAME})

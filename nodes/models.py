@@ -16,6 +16,13 @@ DTYPES = {"auto": None, "fp32": torch.float32, "fp16": torch.float16, "bf16": to
 DTYPE_TIP = "Number format of the weights. auto: what this device computes best. fp32 is exact, the 16-bit formats take half the memory."
 
 
+def dtype_of(name: str) -> torch.dtype | None:
+    """ComfyUI 0.3.75 does not check the choices of V3 nodes, so the API can send anything."""
+    if name not in DTYPES:
+        raise SA3Error(f"dtype is '{name}'; choose one of {', '.join(DTYPES)}.")
+    return DTYPES[name]
+
+
 class ModelLoader(io.ComfyNode):
     @classmethod
     def define_schema(cls):
@@ -73,11 +80,11 @@ class ModelLoader(io.ComfyNode):
             raise SA3Error(f"{opened.path} is a standalone autoencoder; load it with SA3_AutoencoderLoader.")
         encoder = folders.find_text_encoder(text_encoder, opened)
         watch.lap("open")
-        clip = load_clip(encoder, opened.config.conditioning, DTYPES[dtype])
+        clip = load_clip(encoder, opened.config.conditioning, dtype_of(dtype))
         watch.lap("text encoder")
-        patcher = load_model(opened, DTYPES[dtype])
+        patcher = load_model(opened, dtype_of(dtype))
         watch.lap("transformer")
-        vae = load_vae(opened, DTYPES[dtype])
+        vae = load_vae(opened, dtype_of(dtype))
         watch.lap("autoencoder")
         patcher.model.sa3_loaded = info.load_record(opened, patcher.model.get_dtype(), patcher.load_device, watch)
         return io.NodeOutput(patcher, clip, vae)
@@ -116,7 +123,7 @@ class AutoencoderLoader(io.ComfyNode):
     @classmethod
     def execute(cls, autoencoder, file, dtype) -> io.NodeOutput:
         opened = open_checkpoint(folders.find_autoencoder(autoencoder, file), autoencoder=True)
-        return io.NodeOutput(load_vae(opened, DTYPES[dtype]))
+        return io.NodeOutput(load_vae(opened, dtype_of(dtype)))
 
 
 NODES = [ModelLoader, AutoencoderLoader]

@@ -58,9 +58,11 @@ class DifferentialAttention(nn.Module):
         self.k_norm = DyT(head_dim, **kw)
 
     def forward(self, x: Tensor, rotary, window: int | None) -> Tensor:
-        q, k, v, q2, k2 = (split_heads(part, self.head_dim) for part in self.to_qkv(x).chunk(5, dim=-1))
+        # DyT lets queries and keys reach +-50: in 16 bits their products, and what the two softmaxes leave of each other, are too coarse.
+        q, k, v, q2, k2 = (split_heads(part.float(), self.head_dim) for part in self.to_qkv(x).chunk(5, dim=-1))
         q, k, q2, k2 = (rotate(norm(part), rotary) for norm, part in zip((self.q_norm, self.k_norm) * 2, (q, k, q2, k2), strict=True))
-        return self.to_out(merge_heads(attend(q, k, v, window=window) - attend(q2, k2, v, window=window)))
+        out = attend(q, k, v, window=window) - attend(q2, k2, v, window=window)
+        return self.to_out(merge_heads(out).to(x.dtype))
 
 
 class Block(nn.Module):
@@ -72,9 +74,10 @@ class Block(nn.Module):
         gate = sine_gate if config.depth - index < config.sinusoidal else F.silu
         self.ff = FeedForward(config.width, 3 * config.width, gate, operations, **kw)
 
-    def forward(self, h: Tensor, rotary, window: int | None) -> Tensor:
-        h = h + self.self_attn(self.pre_norm(h), rotary, window)
-        return h + self.ff(self.ff_norm(h))
+    def forward(self, h: Tensor, rotary, window: int | None, dtype: torch.dtype) -> Tensor:
+        """h (B, N, width) in float32; the matrix products are taken in `dtype`."""
+        h = h + self.self_attn(self.pre_norm(h).to(dtype), rotary, window)
+        return h + self.ff(self.ff_norm(h).to(dtype))
 
 
 class Resampler(nn.Module):
@@ -100,35 +103,35 @@ class Resampler(nn.Module):
         if noise is not None and c.mask_noise:
             drawn = noise.draw(c.side, h.shape[0], frames, new * c.width).to(h).unflatten(-1, (new, c.width))
             fresh = fresh + c.mask_noise * F.pad(drawn, (0, 0, 0, 0, 0, padded - frames))
-        h = self._blocks(torch.cat((h, fresh), dim=2).flatten(1, 2))
+        h = self._blocks(torch.cat((h, fresh), dim=2).flatten(1, 2).float(), x.dtype).to(x.dtype)
         h = h.unflatten(1, (padded, c.stride + 1))[:, :, -new:].flatten(1, 2).transpose(1, 2)
         return (h if encoding else self.mapping(h))[..., : frames * new]
 
-    def _blocks(self, h: Tensor) -> Tensor:
+    def _blocks(self, h: Tensor, dtype: torch.dtype) -> Tensor:
         c = self.config
         rotary_dim = c.head_dim // 2
         if c.window is not None:
             rotary = rotary_table(h.shape[1], rotary_dim, h.device)
             for block in self.transformers:
-                h = block(h, rotary, c.window)
+                h = block(h, rotary, c.window, dtype)
             return h
         chunk = c.align * (c.stride + 1)
         rotary = rotary_table(chunk, rotary_dim, h.device)
         half = c.depth // 2 if c.midpoint_shift else c.depth
-        h = self._chunked(h, self.transformers[:half], chunk, rotary)
+        h = self._chunked(h, self.transformers[:half], chunk, rotary, dtype)
         if half == c.depth:
             return h
         # The second half is cut in the middle of the first half's chunks; the ends repeat themselves as context.
         shift = chunk // 2
         h = torch.cat((h[:, :shift], h, h[:, -shift:]), dim=1)
-        return self._chunked(h, self.transformers[half:], chunk, rotary)[:, shift:-shift]
+        return self._chunked(h, self.transformers[half:], chunk, rotary, dtype)[:, shift:-shift]
 
     @staticmethod
-    def _chunked(h: Tensor, blocks, chunk: int, rotary) -> Tensor:
+    def _chunked(h: Tensor, blocks, chunk: int, rotary, dtype: torch.dtype) -> Tensor:
         batch = h.shape[0]
         h = h.unflatten(1, (-1, chunk)).flatten(0, 1)
         for block in blocks:
-            h = block(h, rotary, None)
+            h = block(h, rotary, None, dtype)
         return h.unflatten(0, (batch, -1)).flatten(1, 2)
 
 
@@ -222,12 +225,14 @@ def _in_chunks(run: Callable, frames: int, scale: int, chunk: int | None, overla
     Starts lie on multiples of the side's `align`, so that SAME-S's chunks are cut as in a single pass. An overlap beyond the
     network's reach changes nothing, so it is not computed.
     """
-    if chunk is None or frames <= chunk:
+    if chunk is None:
         return run(0, frames)
     if chunk < 1 or not 0 <= overlap < chunk:
         raise SA3Error(f"Chunk size {chunk} with overlap {overlap}: expected 0 <= overlap < chunk size, in latent frames.")
     if chunk % side.align or overlap % side.align:
         raise SA3Error(f"Chunk size {chunk} with overlap {overlap}: this autoencoder needs both to be multiples of {side.align} frames.")
+    if frames <= chunk:
+        return run(0, frames)
     overlap = min(overlap, 2 * -(-side.reach // side.align) * side.align)
     starts = list(range(0, frames - chunk, chunk - overlap))
     starts.append(-(-(frames - chunk) // side.align) * side.align)

@@ -23,8 +23,7 @@ class Draws:
     """
 
     def __init__(self, seed: int, channels: int, lengths: Lengths, indices: Sequence[int] | None = None):
-        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= MAX_SEED:
-            raise SA3Error(f"The seed is {seed}; expected a whole number from 0 to {MAX_SEED}.")
+        check_seed(seed)
         self.channels, self.lengths = channels, lengths
         indices = range(len(lengths)) if indices is None else indices
         self.generators = [torch.Generator().manual_seed(item_seed(seed, index)) for index in indices]
@@ -35,6 +34,11 @@ class Draws:
         for i, (generator, own) in enumerate(zip(self.generators, self.lengths.own, strict=True)):
             out[i, :, :own] = torch.randn(1, self.channels, own, generator=generator)[0]
         return out
+
+
+def check_seed(seed: int) -> None:
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= MAX_SEED:
+        raise SA3Error(f"The seed is {seed}; expected a whole number from 0 to {MAX_SEED}.")
 
 
 def item_seed(seed: int, index: int) -> int:
@@ -79,6 +83,7 @@ def plan(
     indices: Sequence[int] | None = None,
 ) -> Plan:
     """Fill in the checkpoint's own choices and check the rest. schedule_options: kind, mode and that family's parameters."""
+    check_seed(seed)
     sampler = config.default_sampler if sampler in (None, "auto") else sampler
     if sampler not in samplers.SAMPLERS:
         raise SA3Error(f"Sampler '{sampler}' is unknown; choose one of {', '.join(samplers.SAMPLERS)}.")

@@ -56,11 +56,15 @@ def check_seconds(seconds: Sequence[float], config: ModelConfig) -> None:
             raise SA3Error(f"The duration is {value} s; this model makes at most {config.max_seconds:.1f} s in one run.")
 
 
+def check_padding(padding: float) -> None:
+    if isinstance(padding, bool) or not isinstance(padding, (int, float)) or not 0 <= padding <= 86400:
+        raise SA3Error(f"The padding is {padding} s; expected a number of seconds from 0 up.")
+
+
 def lengths(config: ModelConfig, seconds: Sequence[float], padding: float = PADDING_SECONDS, frames: int | None = None) -> Lengths:
     """The time line of items of `seconds`, each with `padding` seconds of headroom. frames: T when it is already decided."""
     check_seconds(seconds, config)
-    if not math.isfinite(padding) or padding < 0:
-        raise SA3Error(f"The padding is {padding} s; expected 0 or more.")
+    check_padding(padding)
     spf, rate = config.same.samples_per_frame, config.sample_rate
     own = [batch_frames(config, value, padding) for value in seconds]
     frames = max(own) if frames is None else frames

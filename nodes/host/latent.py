@@ -9,7 +9,7 @@ from ...sa3_core.audio import check_clip, to_model
 from ...sa3_core.config import ModelConfig
 from ...sa3_core.errors import SA3Error
 from ...sa3_core.regions import format_regions, merge_regions
-from ...sa3_core.timeline import PADDING_SECONDS, Lengths, batch_frames, lengths
+from ...sa3_core.timeline import PADDING_SECONDS, Lengths, batch_frames, check_padding, lengths
 from . import model as host_model
 
 RATE, FRAME = 44100, 4096  # of the released models, where a LATENT does not say
@@ -62,6 +62,8 @@ def read_latent(latent, config: ModelConfig) -> Latents:
 
 def _per_item(seconds, batch: int, picked: list[int] | None) -> list[float]:
     """One number per item; a list longer than the batch belongs to the batch that core has picked items from."""
+    if isinstance(seconds, (list, tuple)) and not all(isinstance(value, (int, float)) for value in seconds):
+        raise SA3Error(f"The LATENT's {SECONDS} is {list(seconds)}; expected a list of numbers.")
     seconds = [float(value) for value in seconds] if isinstance(seconds, (list, tuple)) else None
     if seconds is not None and picked and max(picked) < len(seconds):
         return [seconds[i] for i in picked]
@@ -113,6 +115,7 @@ def read_clip(audio, config: ModelConfig, more_channels: str = "refuse") -> torc
 def encode_line(vae, clip: torch.Tensor, seconds: float, padding: float, chunk_size: int, overlap: int) -> dict:
     """LATENT of a clip (B, C, N) on a line of `seconds` plus headroom, cut or filled with silence."""
     config = vae.sa3_config
+    check_padding(padding)
     frames = batch_frames(config, seconds, padding)
     n = frames * config.same.samples_per_frame
     clip = torch.nn.functional.pad(clip[..., :n], (0, max(0, n - clip.shape[-1])))
