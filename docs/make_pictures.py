@@ -24,13 +24,6 @@ PANELS = ".p-tooltip, .actionbar-container, .side-tool-bar-container { display: 
 MARGIN = 24  # CSS pixels around the graph
 WIDTH = 1420  # of the picture in CSS pixels, at most
 
-# The graph's frame in graph units: nodes with their title bars.
-FRAME = """() => {
-  const boxes = window.app.graph.nodes.map(n => n.getBounding())
-  const left = Math.min(...boxes.map(b => b[0])), top = Math.min(...boxes.map(b => b[1]))
-  const right = Math.max(...boxes.map(b => b[0] + b[2])), bottom = Math.max(...boxes.map(b => b[1] + b[3]))
-  return [left, top, right - left, bottom - top]
-}"""
 PLACE = """([scale, x, y]) => {
   const view = window.app.canvas.ds
   view.scale = scale; view.offset = [x, y]
@@ -42,7 +35,10 @@ def shoot(editor: Editor, workflow: Path, picture: Path) -> None:
     """Runs a workflow and takes its graph, nothing else."""
     editor.load(json.loads(workflow.read_text(encoding="utf-8")), workflow.stem)
     editor.run()
-    left, top, width, height = editor.page.evaluate(FRAME)
+    boxes = editor.boxes()
+    left, top = min(box.x for box in boxes), min(box.y for box in boxes)
+    width = max(box.x + box.width for box in boxes) - left
+    height = max(box.y + box.height for box in boxes) - top
     scale = min(1.0, (WIDTH - 2 * MARGIN) / width)
     hidden = editor.page.add_style_tag(content=PANELS)
     # away from the window's edges, where the editor's panels are

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from typing import Any
+from typing import Any, NamedTuple
 
 from playwright.sync_api import Page, Playwright, sync_playwright
 
@@ -32,6 +32,16 @@ def find_chromium() -> str | None:
     """The Chromium to drive: SA3_CHROMIUM, else one on the path."""
     names = ("chromium", "chromium-browser", "google-chrome")
     return os.environ.get("SA3_CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
+
+
+class Box(NamedTuple):
+    """A node with its title bar, in the graph's own units."""
+
+    title: str
+    x: float
+    y: float
+    width: float
+    height: float
 
 
 class Editor:
@@ -79,6 +89,10 @@ class Editor:
         return self.page.evaluate(
             "() => window.app.graph.nodes.filter(n => !n.isVirtualNode && !window.LiteGraph.registered_node_types[n.type]).map(n => n.type)"
         )
+
+    def boxes(self) -> list[Box]:
+        """Where the nodes of the open workflow lie."""
+        return [Box(*box) for box in self.page.evaluate("() => window.app.graph.nodes.map(n => [n.title, ...n.getBounding()])")]
 
     def dialogs(self) -> list[str]:
         """The words of the dialogs that cover the page."""

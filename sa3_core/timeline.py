@@ -58,7 +58,7 @@ def check_seconds(seconds: Sequence[float], config: ModelConfig) -> None:
 
 def check_padding(padding: float) -> None:
     if isinstance(padding, bool) or not isinstance(padding, (int, float)) or not 0 <= padding <= 86400:
-        raise SA3Error(f"The padding is {padding} s; expected a number of seconds from 0 up.")
+        raise SA3Error(f"The padding is {padding} s; expected 0 or more.")
 
 
 def lengths(config: ModelConfig, seconds: Sequence[float], padding: float = PADDING_SECONDS, frames: int | None = None) -> Lengths:

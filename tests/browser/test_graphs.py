@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -15,7 +16,7 @@ import pytest
 
 pytest.importorskip("playwright", reason="no playwright; pip install playwright")
 
-from launcher.editor import Editor, find_chromium
+from launcher.editor import Box, Editor, find_chromium
 from launcher.environment import is_comfyui
 from launcher.server import LOCAL, Graph, Server
 
@@ -81,11 +82,24 @@ def complete(graph: Graph, schemas: dict) -> Graph:
     return nodes
 
 
+def overlaps(boxes: list[Box]) -> list[tuple[str, str]]:
+    """Pairs of nodes that cover each other."""
+    return [
+        (one.title, other.title)
+        for one, other in itertools.combinations(boxes, 2)
+        if abs(2 * (one.x - other.x) + one.width - other.width) < one.width + other.width
+        and abs(2 * (one.y - other.y) + one.height - other.height) < one.height + other.height
+    ]
+
+
 @pytest.mark.parametrize("file", SHARED, ids=lambda file: file.stem)
 def test_graph(comfy: Server, editor: Editor, file: Path):
+    workflow = read(file)
     editor.errors.clear()
-    editor.load(read(file), file.stem)
+    editor.load(workflow, file.stem)
     assert editor.missing() == [] and editor.dialogs() == []
+    boxes = editor.boxes()
+    assert len(boxes) == len(workflow["nodes"]) and overlaps(boxes) == []
     schemas = comfy.object_info()
     assert complete(editor.prompt(), schemas) == complete(read(API / file.name), schemas)
     assert "/view?" in editor.run()
