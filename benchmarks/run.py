@@ -34,7 +34,7 @@ PROMPT = "Warm analogue pads over a slow four to the floor beat, 100 BPM"
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 STAGES = ["load", "text encode", "step", "decode", "whole run"]
 NODES = {"SA3_ModelLoader": "load", "SA3_TextEncode": "text encode", "SA3_SAMEDecode": "decode"}
-Measured = dict[str, tuple[float, int]]  # stage -> seconds, bytes of extra peak anonymous memory
+Measured = dict[str, list[tuple[float, int]]]  # stage -> runs of seconds, bytes of extra peak anonymous memory
 
 
 class Peak:
@@ -64,11 +64,6 @@ class Peak:
         return int(line.split()[1]) * 1024
 
 
-def median(runs: list[tuple[float, int]]) -> tuple[float, int]:
-    """The median time, and the most memory."""
-    return statistics.median(seconds for seconds, _ in runs), max(extra for _, extra in runs)
-
-
 def timed(job) -> tuple[float, int]:
     """Seconds and extra peak memory of one call."""
     with Peak(os.getpid()) as peak:
@@ -81,10 +76,10 @@ def timed(job) -> tuple[float, int]:
 def in_process(folder: Path, options: argparse.Namespace) -> Measured:
     """The stages through sa3_core; a first short run warms up."""
     loaded = []
-    measured = {"load": timed(lambda: loaded.append(sa3_core.load(folder, dtype=DTYPES[options.dtype])))}
+    stages: Measured = defaultdict(list)
+    stages["load"].append(timed(lambda: loaded.append(sa3_core.load(folder, dtype=DTYPES[options.dtype]))))
     (model,) = loaded
     model.generate(PROMPT, duration=1.0, steps=1)
-    stages = defaultdict(list)
     for seed in range(options.repeat):
         stages["text encode"].append(timed(lambda: model.encode_text(PROMPT)))
         ticks = []
@@ -92,7 +87,7 @@ def in_process(folder: Path, options: argparse.Namespace) -> Measured:
         stages["whole run"].append(run)
         stages["step"] += [(after - before, 0) for before, after in itertools.pairwise(ticks[:-1])]
         stages["decode"].append((ticks[-1] - ticks[-2], 0))
-    return measured | {stage: median(runs) for stage, runs in stages.items()}
+    return stages
 
 
 def sample(model, options: argparse.Namespace, seed: int, ticks: list[float]) -> None:
@@ -106,7 +101,7 @@ def through_server(comfyui: Path, models: Path, options: argparse.Namespace) -> 
     graph = read_graph(ROOT / "workflows" / "api" / "text_to_audio.json")
     loader = next(node for node in graph.values() if node["class_type"] == "SA3_ModelLoader")
     loader["inputs"] |= {"model": options.release, "dtype": options.dtype}
-    stages = defaultdict(list)
+    stages: Measured = defaultdict(list)
     with tempfile.TemporaryDirectory() as base, Server(comfyui, Path(base), packs=[ROOT], models=[models]) as server:
         (process,) = psutil.Process().children()
         for seed in range(options.repeat + 1):
@@ -118,7 +113,7 @@ def through_server(comfyui: Path, models: Path, options: argparse.Namespace) -> 
                 if (seed == 0) == (stage == "load"):
                     stages[stage] += [(seconds, 0) for seconds in times]
             stages["first run" if seed == 0 else "whole run"].append((clock.total, peak.extra))
-    return {stage: median(runs) for stage, runs in stages.items()}
+    return stages
 
 
 class Clock:
@@ -153,12 +148,13 @@ def hardware() -> str:
     return f"{name}, {os.cpu_count()} cores ({' + '.join(units)}), {psutil.virtual_memory().total / 2**30:.0f} GB"
 
 
-def cell(measured: Measured, stage: str) -> str:
-    """`1.234 s, +567 MB`; memory only where it was watched."""
-    if stage not in measured:
+def cell(runs: list[tuple[float, int]]) -> str:
+    """`1.23 s (1.20), +567 MB`: the median, the fastest of several, the most memory where it was watched."""
+    if not runs:
         return ""
-    seconds, extra = measured[stage]
-    return f"{seconds:.3f} s" + (f", +{extra / 1e6:,.0f} MB" if extra else "")
+    times, extra = [seconds for seconds, _ in runs], max(extra for _, extra in runs)
+    fastest = f" ({min(times):.2f})" if len(times) > 1 else ""
+    return f"{statistics.median(times):.2f} s{fastest}" + (f", +{extra / 1e6:,.0f} MB" if extra else "")
 
 
 def main() -> None:
@@ -186,11 +182,13 @@ def main() -> None:
             columns["ComfyUI server"] = through_server(options.comfyui.expanduser().absolute(), models, options)
     weights = "random weights" if options.models is None else f"weights of {options.models}"
     print(f"{hardware()}, load average {busy:.1f} before; {options.threads} threads; torch {torch.__version__}")
-    print(f"{options.release}, {options.seconds:g} s, {options.steps} steps, {options.dtype}, {weights}, median of {options.repeat}\n")
+    print(
+        f"{options.release}, {options.seconds:g} s, {options.steps} steps, {options.dtype}, {weights}, median (fastest) of {options.repeat} runs\n"
+    )
     print("| stage | " + " | ".join(columns) + " |\n|---|" + "---|" * len(columns))
     for stage in [*STAGES, "first run"]:
         if any(stage in measured for measured in columns.values()):
-            print(f"| {stage} | " + " | ".join(cell(measured, stage) for measured in columns.values()) + " |")
+            print(f"| {stage} | " + " | ".join(cell(measured.get(stage, [])) for measured in columns.values()) + " |")
 
 
 if __name__ == "__main__":
