@@ -182,9 +182,8 @@ def main() -> None:
             columns["ComfyUI server"] = through_server(options.comfyui.expanduser().absolute(), models, options)
     weights = "random weights" if options.models is None else f"weights of {options.models}"
     print(f"{hardware()}, load average {busy:.1f} before; {options.threads} threads; torch {torch.__version__}")
-    print(
-        f"{options.release}, {options.seconds:g} s, {options.steps} steps, {options.dtype}, {weights}, median (fastest) of {options.repeat} runs\n"
-    )
+    job = f"{options.release}, {options.seconds:g} s, {options.steps} steps, {options.dtype}, {weights}"
+    print(f"{job}; median (fastest) of {options.repeat} runs\n")
     print("| stage | " + " | ".join(columns) + " |\n|---|" + "---|" * len(columns))
     for stage in [*STAGES, "first run"]:
         if any(stage in measured for measured in columns.values()):
