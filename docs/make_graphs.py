@@ -20,6 +20,9 @@ sys.path.insert(0, str(ROOT))
 from launcher.server import Server  # noqa: E402
 
 NOTES = {
+    "sfx_pack": "A folder of effects from a list.\n\nOne effect per line, one duration for each line, a file for each. Choose small-sfx or "
+    "medium in the loader. Another seed makes another set; each effect is the same alone and in the list. Name the thing, what happens "
+    "to it, the room.",
     "audio_to_audio": "Restyle a recording.\n\nnoise_level on the sampler: 0.1 a close variation, 0.6 the same shape in another sound, "
     "0.9 only a loose memory. The level is never exceeded.",
     "inpaint": "Make parts of a recording anew.\n\nWrite regions in seconds, several with commas: 0.5-1, 2.5-3. Everything outside stays "
