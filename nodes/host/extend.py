@@ -13,7 +13,8 @@ from ...sa3_core.splice import splice
 from ...sa3_core.timeline import decode_frames, seconds_of
 from . import sampling as host
 from .latent import encode_line, mark, read_latent
-from .progress import Progress, logger
+from .progress import Progress, check_interrupt, logger
+from .vae import CHUNK, OVERLAP
 
 
 class ExtendJob:
@@ -51,11 +52,11 @@ class ExtendJob:
         """The new samples (1, C, part.new) of one window, at the model's rate, starting where the tail ends."""
         rate = self.config.sample_rate
         seconds, given = seconds_of(part.samples, rate), part.context / rate
-        latent, _ = mark(encode_line(self.vae, tail, seconds, 0.0, 128, 32), [(given, seconds)])
+        latent, _ = mark(encode_line(self.vae, tail, seconds, 0.0, CHUNK, OVERLAP, quietly), [(given, seconds)])
         read = read_latent(latent, self.config)
         plan = sampling.plan(self.config, read.lengths, steps=self.steps, sampler=self.sampler, seed=sampling.item_seed(self.seed, number))
         z = host.sample(self.model, self.positive, read, plan, self.guidance, self.negative, progress)
-        audio = self.vae.decode_latents(z[..., : decode_frames(self.config, read.lengths, 0)])
+        audio = self.vae.decode_latents(z[..., : decode_frames(self.config, read.lengths, 0)], progress=quietly)
         audio = torch.nn.functional.pad(audio, (0, max(0, part.samples - audio.shape[-1])))[..., : part.samples]
         line = torch.nn.functional.pad(tail, (0, part.new))
         joined, _ = splice(line, audio, [(given, seconds)], rate, rate, self.crossfade)
@@ -78,3 +79,8 @@ class ExtendJob:
         settings = (rate, passes, self.guidance, self.seed, self.steps, self.sampler, self.crossfade, self.model.patches_uuid)
         digest.update(repr((settings, self.model.model.sa3_name)).encode())
         return digest.hexdigest()
+
+
+def quietly(done: int, total: int) -> None:
+    """Progress of a stage inside a window: the bar belongs to the whole job, but a stop is honoured."""
+    check_interrupt()

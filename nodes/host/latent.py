@@ -112,14 +112,14 @@ def read_clip(audio, config: ModelConfig, more_channels: str = "refuse") -> torc
     return to_model("The AUDIO", rate, waveform, config.sample_rate, config.same.audio_channels)
 
 
-def encode_line(vae, clip: torch.Tensor, seconds: float, padding: float, chunk_size: int, overlap: int) -> dict:
+def encode_line(vae, clip: Tensor, seconds: float, padding: float, chunk_size: int, overlap: int, progress=None) -> dict:
     """LATENT of a clip (B, C, N) on a line of `seconds` plus headroom, cut or filled with silence."""
     config = vae.sa3_config
     check_padding(padding)
     frames = batch_frames(config, seconds, padding)
     n = frames * config.same.samples_per_frame
     clip = torch.nn.functional.pad(clip[..., :n], (0, max(0, n - clip.shape[-1])))
-    samples = vae.encode_audio(clip, chunk_size, overlap)
+    samples = vae.encode_audio(clip, chunk_size, overlap, progress)
     line = {SECONDS: [seconds] * len(clip), PADDING: padding, FRAMES: config.same.samples_per_frame}
     return {"samples": samples, "type": "audio", **line}
 

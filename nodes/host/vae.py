@@ -59,17 +59,19 @@ class SA3VAE(comfy.sd.VAE):
         comfy.model_management.load_models_gpu([self.patcher], memory_required=memory)
 
     @torch.inference_mode()
-    def decode_latents(self, z: Tensor, chunk_size: int = CHUNK, overlap: int = OVERLAP, noise: Noise | None = None) -> Tensor:
-        """(B, D, T) -> float32 (B, C, N) where ComfyUI keeps results."""
+    def decode_latents(
+        self, z: Tensor, chunk_size: int = CHUNK, overlap: int = OVERLAP, noise: Noise | None = None, progress=None
+    ) -> Tensor:
+        """(B, D, T) -> float32 (B, C, N) where ComfyUI keeps results. progress(done, total), the node's own bar when None."""
         self._load(z.shape[0], z.shape[-1])
-        audio = self.first_stage_model.decode(z.to(self.device, self.vae_dtype), chunk_size, overlap, noise, Progress(1))
+        audio = self.first_stage_model.decode(z.to(self.device, self.vae_dtype), chunk_size, overlap, noise, progress or Progress(1))
         return audio.float().to(self.output_device)
 
     @torch.inference_mode()
-    def encode_audio(self, audio: Tensor, chunk_size: int = CHUNK, overlap: int = OVERLAP) -> Tensor:
+    def encode_audio(self, audio: Tensor, chunk_size: int = CHUNK, overlap: int = OVERLAP, progress=None) -> Tensor:
         """(B, C, N) at the model's rate -> float32 (B, D, T)."""
         self._load(audio.shape[0], -(-audio.shape[-1] // self.downscale_ratio))
-        z = self.first_stage_model.encode(audio.to(self.device, self.vae_dtype), chunk_size, overlap, None, Progress(1))
+        z = self.first_stage_model.encode(audio.to(self.device, self.vae_dtype), chunk_size, overlap, None, progress or Progress(1))
         return z.float().to(self.output_device)
 
     def decode(self, samples_in: Tensor, vae_options: dict | None = None, **kwargs) -> Tensor:

@@ -135,3 +135,11 @@ def test_six_channels_come_back_untouched_outside_the_region(run):
     out, _ = run(nodes, samples, 48000)
     source = given(samples)
     assert out.shape == source.shape and torch.equal(out[:, :24000], source[:, :24000]) and torch.equal(out[:, 48000:], source[:, 48000:])
+
+
+def test_an_extension_has_one_progress_over_the_whole_job(comfy, tmp_path):
+    comfy.upload(write_wav(tmp_path / "recording.wav", sound("tone", 44100, 1), 44100))
+    prompt = comfy.queue(graph("extend", SA3_Extend={"seconds": 5.0, "context": 1.0, "window": 3.0, "steps": 2, "seed": 77}))
+    comfy.wait(prompt)
+    reports = comfy.progress(prompt, "4")
+    assert reports == sorted(reports) and reports[-1] == (6, 6) and len({total for _, total in reports}) == 1
