@@ -61,16 +61,12 @@ def main() -> None:
     spf = same.config.samples_per_frame
     frames = int(options.seconds * 44100) // spf
     audio, latents = torch.randn(1, 2, frames * spf) * 0.1, torch.randn(1, same.config.latent_dim, frames)
-    print(
-        f"torch {torch.__version__}, {torch.get_num_threads()} threads, float32, {options.autoencoder}, {options.seconds:g} s, chunks of 128/32"
-    )
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, float32; {options.autoencoder}, {options.seconds:g} s")
     for name, work in (("encode", lambda: same.encode(audio, 128, 32)), ("decode", lambda: same.decode(latents, 128, 32))):
         start = time.perf_counter()
         with Peak() as peak:
             result = work()
-        print(
-            f"{name}: {time.perf_counter() - start:.1f} s, {peak.most:.0f} MB at peak, of which the result {result.numel() * 4 / 1e6:.0f} MB"
-        )
+        print(f"{name}: {time.perf_counter() - start:.1f} s, {peak.most:.0f} MB at peak, result {result.numel() * 4 / 1e6:.0f} MB")
         del result
 
 
