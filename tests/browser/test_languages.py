@@ -1,0 +1,73 @@
+"""The editor in the pack's languages, and a node's help page with its picture."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("playwright", reason="no playwright; pip install playwright")
+
+from launcher.editor import Editor, find_chromium
+from launcher.environment import is_comfyui
+from launcher.server import Server
+
+ROOT = Path(__file__).parents[2]
+TREE = Path(os.environ.get("SA3_COMFYUI") or ROOT / ".run" / "comfyui")
+NODE = "SA3_Sampler"
+
+
+@pytest.fixture(scope="module")
+def editor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Editor]:
+    if not is_comfyui(TREE):
+        pytest.skip(f"no ComfyUI in {TREE}; run.py --test makes one, SA3_COMFYUI names another")
+    if find_chromium() is None:
+        pytest.skip("no Chromium on this machine")
+    with Server(TREE, tmp_path_factory.mktemp("comfyui"), packs=[ROOT], frontend=True) as server, Editor(server) as editor:
+        yield editor
+
+
+def reload(editor: Editor, language: str) -> None:
+    editor.page.request.post("/".join([*editor.page.url.split("/")[:3], "api", "settings"]), data={"Comfy.Locale": language})
+    editor.page.reload()
+    editor.page.wait_for_function(f"!!(window.app?.graph && window.LiteGraph?.registered_node_types?.{NODE})", timeout=60_000)
+
+
+@pytest.mark.parametrize("language", ["en", "zh", "ja"])
+def test_names_in_the_editor(editor: Editor, language: str):
+    reload(editor, language)
+    texts = json.loads((ROOT / "locales" / language / "nodeDefs.json").read_text(encoding="utf-8"))[NODE]
+    title, labels = editor.page.evaluate(
+        """type => {
+          const node = window.LiteGraph.createNode(type)
+          const shown = [...node.inputs, ...(node.widgets ?? [])].map(one => [one.name, one.localized_name ?? one.label])
+          return [node.title, shown.filter(([, label]) => label)]
+        }""",
+        NODE,
+    )
+    assert title == texts["display_name"]
+    shown = dict(labels)
+    for name in ("positive", "steps", "noise_level"):
+        assert shown[name] == texts["inputs"][name]["name"]
+
+
+def test_the_help_page_shows_with_its_picture(editor: Editor):
+    reload(editor, "en")
+    editor.load(json.loads((ROOT / "workflows" / "text_to_audio.json").read_text(encoding="utf-8")))
+    title_bar = editor.page.evaluate(
+        """type => {
+          const [x, y] = window.app.graph.nodes.find(node => node.type === type).getBounding()
+          const view = window.app.canvas.ds, frame = window.app.canvas.canvas.getBoundingClientRect()
+          return [(x + 80 + view.offset[0]) * view.scale + frame.left, (y + 15 + view.offset[1]) * view.scale + frame.top]
+        }""",
+        NODE,
+    )
+    editor.page.mouse.click(*title_bar)
+    editor.page.locator("[data-testid=info-button]").first.click()
+    picture = editor.page.locator(f"img[src*='{NODE}.png']").first
+    picture.wait_for(timeout=20_000)
+    editor.page.wait_for_function("name => [...document.images].some(i => i.src.includes(name) && i.naturalWidth > 0)", arg=f"{NODE}.png")
+    assert "Common errors" in editor.page.content()
