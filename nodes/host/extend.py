@@ -20,7 +20,7 @@ from .vae import CHUNK, OVERLAP
 class ExtendJob:
     """A continuation in windows. What is finished survives an interruption: the same job goes on where it stopped."""
 
-    unfinished: dict[str, list[tuple[Tensor, Tensor]]] = {}  # of the last interrupted job only
+    unfinished: dict[str, list[Tensor]] = {}  # of the last interrupted job only
 
     def __init__(self, model, vae, positive, negative, guidance: Guidance, seed: int, steps: int | None, sampler: str, crossfade: float):
         self.model, self.vae, self.positive, self.negative, self.guidance = model, vae, positive, negative, guidance
