@@ -33,8 +33,11 @@ def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
     cos, sin = table
     half = cos.shape[-1]
     a, b = x[..., :half].float(), x[..., half : 2 * half].float()
-    turned = torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x.dtype)
-    return torch.cat((turned, x[..., 2 * half :]), dim=-1)
+    out = torch.empty_like(x)
+    out[..., :half] = torch.addcmul(a * cos, b, sin, value=-1)
+    out[..., half : 2 * half] = torch.addcmul(b * cos, a, sin)
+    out[..., 2 * half :] = x[..., 2 * half :]
+    return out
 
 
 def split_heads(x: Tensor, head_dim: int) -> Tensor:
