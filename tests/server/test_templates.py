@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import wave
 from pathlib import Path
 
 import pytest
@@ -28,3 +29,14 @@ def test_thumbnail_and_note(comfy: Server, file: Path):
     assert picture[:3] == b"\xff\xd8\xff" and len(picture) < 60_000
     notes = [node for node in json.loads(file.read_text(encoding="utf-8"))["nodes"] if node["type"] == "Note"]
     assert len(notes) == 1 and len(notes[0]["widgets_values"][0]) > 50
+
+
+def test_a_list_of_effects_becomes_files_of_its_durations(comfy: Server):
+    graph = json.loads((ROOT / "workflows" / "api" / "sfx_pack.json").read_text(encoding="utf-8"))
+    prompts = graph["2"]["inputs"]["text"].splitlines()
+    seconds = [float(word) for word in graph["3"]["inputs"]["seconds_per_item"].split(",")]
+    files = comfy.output_files(comfy.wait(comfy.queue(graph)))
+    assert len(prompts) == len(seconds) == len(files)
+    for file, duration in zip(files, seconds, strict=True):
+        with wave.open(str(file)) as audio:
+            assert audio.getnframes() == round(duration * 44100) and audio.getsampwidth() == 3
