@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.append(str(ROOT))
 
 from sa3_core import build  # noqa: E402
 from sa3_core.text_encoder import empty_model, encoder_config  # noqa: E402

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.append(str(ROOT))
 
 import sa3_core  # noqa: E402
 from sa3_core import dit, schedule, timeline  # noqa: E402

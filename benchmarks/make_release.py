@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.append(str(ROOT))
 
 from assets.make_demo import TEXT, draw, tokenizer  # noqa: E402
 from sa3_core.text_encoder import config_from, empty_model  # noqa: E402

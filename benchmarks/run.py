@@ -23,7 +23,7 @@ import psutil
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.append(str(ROOT))
 
 import sa3_core  # noqa: E402
 from benchmarks.make_release import make_release  # noqa: E402

@@ -75,7 +75,7 @@ def complete(graph: Graph, schemas: dict) -> Graph:
     for node_id, node in graph.items():
         groups = schemas[node["class_type"]]["input"]
         inputs = {name: spec for group in ("required", "optional") for name, spec in groups.get(group, {}).items()}
-        shown = {name for name, spec in inputs.items() if spec[0] == "AUDIO_UI"}
+        shown = {"audioUI", *(name for name, spec in inputs.items() if spec[0] == "AUDIO_UI")}  # older front ends give every player a value
         defaults = {name: spec[1]["default"] for name, spec in inputs.items() if len(spec) > 1 and "default" in spec[1]}
         given = {name: value for name, value in node["inputs"].items() if name not in shown}
         nodes[node_id] = (node["class_type"], {**defaults, **given})

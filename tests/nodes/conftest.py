@@ -69,6 +69,9 @@ def pack() -> ModuleType:
     """The pack as ComfyUI imports it, as `sa3_pack`."""
     if "comfy.cli_args" not in sys.modules:
         pytest.skip(f"no ComfyUI in {TREE}; run.py --test makes one, SA3_COMFYUI names another")
+    # `import nodes` inside ComfyUI must find ComfyUI's, whatever other tests have put on the path since.
+    sys.path.remove(str(TREE))
+    sys.path.insert(0, str(TREE))
     spec = importlib.util.spec_from_file_location("sa3_pack", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
     module = importlib.util.module_from_spec(spec)
     sys.modules["sa3_pack"] = module
