@@ -39,6 +39,7 @@ NOTES = {
 }
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 COLUMN, ROW, GAP = 280, 24, 50
+TALL_ROW = 34  # of the second renderer, whose nodes grow beyond their saved size
 
 
 def editor_form(name: str, graph: dict, schemas: dict) -> dict:
@@ -75,9 +76,10 @@ def editor_form(name: str, graph: dict, schemas: dict) -> dict:
             inputs.append(entry)
         sockets = sum("widget" not in entry for entry in inputs)
         lines = sum(3 for spec in specs.values() if len(spec) > 1 and spec[1].get("multiline"))
-        height = ROW * (max(sockets, len(schema["output"])) + len(values) + lines) + 20
+        rows = max(sockets, len(schema["output"])) + len(values) + lines
+        height = ROW * rows + 20
         top = bottoms.get(depth[key], 0)
-        bottoms[depth[key]] = top + height + GAP
+        bottoms[depth[key]] = top + TALL_ROW * rows + 2 * GAP
         nodes.append(
             {
                 "id": int(key), "type": node["class_type"], "pos": [depth[key] * (COLUMN + GAP), top], "size": [COLUMN, height],

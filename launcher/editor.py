@@ -24,7 +24,14 @@ SETTINGS = {
     "Comfy.Graph.CanvasMenu": False,
 }
 # The front end asks for more than every ComfyUI answers, and fetches its own WebAssembly against its own rules.
-CORE_NOISE = ("Failed to load resource", "Failed to fetch", "[Jobs API]", "data:application/wasm", "ComfyApp graph accessed")
+CORE_NOISE = (
+    "Failed to load resource",
+    "Failed to fetch",
+    "Content Security Policy",
+    "[Jobs API]",
+    "data:application/wasm",
+    "ComfyApp graph accessed",
+)
 IDLE = "async () => { const q = await (await fetch('/queue')).json(); return !q.queue_running.length && !q.queue_pending.length }"
 
 
