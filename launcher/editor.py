@@ -60,6 +60,7 @@ class Editor:
 
     def __init__(self, server: Server, *, nodes2: bool = False, size: tuple[int, int] = (1600, 900), scale: float = 1) -> None:
         self.errors: list[str] = []
+        self.nodes2 = nodes2
         self._server = server
         self._settings = {**SETTINGS, "Comfy.VueNodes.Enabled": nodes2}
         self._view = {"viewport": {"width": size[0], "height": size[1]}, "device_scale_factor": scale}
