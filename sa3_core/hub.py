@@ -140,6 +140,19 @@ def cached_text_encoder(width: int) -> Path | None:
     return None
 
 
+def verify(path: Path, model: str | None = None) -> str:
+    """Which release a weights file is, to the last byte; raises SA3Error when it is none, or another than `model`."""
+    from .checkpoint import check_file, sha256
+
+    check_file(path)
+    digest = sha256(path)
+    published = next((release for release in RELEASES.values() if release.sha256 == digest), None)
+    if published is None or (model is not None and published is not find(model)):
+        wanted = "that of no published release" if model is None else f"not that of {model}, {find(model).sha256}"
+        raise SA3Error(f"{path} has sha256 {digest}, {wanted}; the file is damaged, converted or another model. Download it again.")
+    return f"{path} is {published.repository} at revision {published.revision}, byte for byte."
+
+
 def main(arguments: Sequence[str]) -> int:
     """The command; its exit status."""
     parser = argparse.ArgumentParser(prog="python -m sa3_core.hub", description="Stable Audio 3 models on the Hugging Face Hub.")
@@ -150,11 +163,17 @@ def main(arguments: Sequence[str]) -> int:
     one.add_argument("--folder", type=Path, default=Path("models"), help="where the model's own folder is made (default: models)")
     one.add_argument("--source", choices=SOURCES, default="official")
     one.add_argument("--yes", action="store_true", help="do not ask: you have read and accept the licence")
+    check = commands.add_parser("verify", help="compare a weights file on disk with the published sha256")
+    check.add_argument("file", type=Path)
+    check.add_argument("--model", help="the release it should be (any, when left out)")
     options = parser.parse_args(arguments)
     if options.command == "list":
         print("\n".join(listing()))
         return 0
     try:
+        if options.command == "verify":
+            print(verify(options.file, options.model))
+            return 0
         release = find(options.model)
         print(release.describe(options.folder, options.source))
         if not options.yes and input("Download it? [y/N] ").strip().lower() not in ("y", "yes"):

@@ -337,3 +337,14 @@ def test_the_published_hashes_are_hashes():
         assert len(bytes.fromhex(release.sha256)) == 32 and len(bytes.fromhex(release.revision)) == 20
     assert len({release.sha256 for release in hub.RELEASES.values()}) == 8
     json.dumps({name: dataclasses.asdict(release) for name, release in hub.RELEASES.items()})
+
+
+def test_a_wrong_byte_is_noticed_on_request(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(b"the published bytes")
+    small = hub.find("small-music")
+    monkeypatch.setitem(hub.RELEASES, "small-music", dataclasses.replace(small, sha256=hashlib.sha256(path.read_bytes()).hexdigest()))
+    assert hub.main(["verify", str(path)]) == 0 and small.repository in capsys.readouterr().out
+    assert hub.main(["verify", str(path), "--model", "medium"]) == 1 and "not that of medium" in capsys.readouterr().err
+    path.write_bytes(b"the published bytez")
+    assert hub.main(["verify", str(path)]) == 1 and "no published release" in capsys.readouterr().err
