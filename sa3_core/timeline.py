@@ -93,14 +93,18 @@ def batch_frames(config: ModelConfig, seconds: float, padding: float) -> int:
 
 
 def keep_mask(config: ModelConfig, regions: Sequence[Region], lengths: Lengths) -> Tensor:
-    """(B, 1, T): 1 = given, 0 = generate; 0 beyond each item's duration. Nearest neighbour from sample resolution."""
-    spf, rate = config.same.samples_per_frame, config.sample_rate
-    at = torch.arange(lengths.frames) * spf  # nearest-neighbour reads the first sample of a frame
-    mask = torch.ones(len(lengths), 1, lengths.frames)
+    """(B, 1, T): 1 = given, 0 = generate; 0 beyond each item's duration."""
+    return 1 - generate_mask(regions, lengths.samples, lengths.frames, config.same.samples_per_frame, config.sample_rate)
+
+
+def generate_mask(regions: Sequence[Region], samples: Sequence[int], frames: int, samples_per_frame: int, rate: int) -> Tensor:
+    """(B, 1, frames): 1 = generate, inside the regions and beyond each item's `samples`. Nearest neighbour from sample resolution."""
+    at = torch.arange(frames) * samples_per_frame  # nearest-neighbour reads the first sample of a frame
+    mask = torch.zeros(len(samples), 1, frames)
     for start, end in regions:
-        mask[:, :, (at >= int(start * rate)) & (at < int(end * rate))] = 0
-    for i, samples in enumerate(lengths.samples):
-        mask[i, :, at >= samples] = 0
+        mask[:, :, (at >= int(start * rate)) & (at < int(end * rate))] = 1
+    for item, end in enumerate(samples):
+        mask[item, :, at >= end] = 1
     return mask
 
 

@@ -9,7 +9,7 @@ from ...sa3_core.audio import check_clip, to_model
 from ...sa3_core.config import ModelConfig
 from ...sa3_core.errors import SA3Error
 from ...sa3_core.regions import format_regions, merge_regions
-from ...sa3_core.timeline import PADDING_SECONDS, Lengths, batch_frames, check_padding, lengths
+from ...sa3_core.timeline import PADDING_SECONDS, Lengths, batch_frames, check_padding, generate_mask, lengths
 from . import model as host_model
 
 RATE, FRAME = 44100, 4096  # of the released models, where a LATENT does not say
@@ -134,10 +134,5 @@ def mark(latent: dict, regions: list[tuple[float, float]]) -> tuple[dict, str]:
     merged = merge_regions([*latent.get(REGIONS, []), *regions], max(seconds))
     if not merged:
         raise SA3Error("No region is given; write start-end in seconds, for example: 1.5-3.")
-    at = torch.arange(samples.shape[-1]) * frame
-    mask = torch.zeros(samples.shape[0], 1, samples.shape[-1])
-    for start, end in merged:
-        mask[:, :, (at >= int(start * RATE)) & (at < int(end * RATE))] = 1
-    for item, duration in enumerate(seconds):
-        mask[item, :, at >= int(duration * RATE)] = 1
+    mask = generate_mask(merged, [int(duration * RATE) for duration in seconds], samples.shape[-1], frame, RATE)
     return {**latent, "noise_mask": mask, REGIONS: merged}, format_regions(merged)
