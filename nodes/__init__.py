@@ -7,10 +7,11 @@ from .latents import NODES as LATENTS
 from .lora import NODES as LORA
 from .models import NODES as MODELS
 from .output import NODES as OUTPUT
+from .preview import NODES as PREVIEW
 from .sampling import NODES as SAMPLING
 from .text import NODES as TEXT
 
-NODES: list[type[io.ComfyNode]] = [*MODELS, *LORA, *TEXT, *LATENTS, *EDIT, *SAMPLING, *OUTPUT, *DOWNLOAD]
+NODES: list[type[io.ComfyNode]] = [*MODELS, *LORA, *TEXT, *LATENTS, *EDIT, *SAMPLING, *PREVIEW, *OUTPUT, *DOWNLOAD]
 
 
 class Extension(ComfyExtension):

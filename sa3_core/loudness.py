@@ -42,9 +42,9 @@ class Levels:
 
     def __str__(self) -> str:
         return (
-            f"{_number(self.integrated)} LUFS integrated, short-term max {_number(self.short_term)} LUFS, momentary max "
-            f"{_number(self.momentary)} LUFS, true peak {_number(self.true_peak)} dBTP, sample peak {_number(self.peak)} dBFS, "
-            f"RMS {_number(self.rms)} dBFS, crest {self.crest:.1f} dB, {self.seconds:.3f} s"
+            f"{db(self.integrated)} LUFS integrated, short-term max {db(self.short_term)} LUFS, momentary max "
+            f"{db(self.momentary)} LUFS, true peak {db(self.true_peak)} dBTP, sample peak {db(self.peak)} dBFS, "
+            f"RMS {db(self.rms)} dBFS, crest {self.crest:.1f} dB, {self.seconds:.3f} s"
         )
 
 
@@ -67,6 +67,11 @@ def integrated(waveform: Tensor, rate: int) -> float:
     """Integrated loudness of a clip (C, N) in LUFS, gated; -inf for silence. Shorter than 0.4 s: the mean over what there is."""
     check_clip("The audio", waveform, rate)
     return _gated(_powers(waveform, rate)[0])
+
+
+def db(value: float) -> str:
+    """A level in words."""
+    return f"{value:.1f}" if math.isfinite(value) else "-inf"
 
 
 def decibels(amplitude: float) -> float:
@@ -196,7 +201,3 @@ def normalized(waveform: Tensor, rate: int, kind: str, target: float) -> tuple[T
         return waveform, 0.0
     gain = target - found
     return (waveform.double() * 10 ** (gain / 20)).to(waveform.dtype), gain
-
-
-def _number(value: float) -> str:
-    return f"{value:.1f}" if math.isfinite(value) else "-inf"

@@ -1,0 +1,79 @@
+"""A batch looked through: verdicts at their limits, seeds from records, and the text that says what to keep."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from sa3_core import SA3Error, sampling
+from sa3_core.review import item_seeds, parse_items, review, verdict
+
+RATE = 44100
+TONE = 0.5 * torch.sin(2 * math.pi * 220 * torch.arange(RATE) / RATE).expand(2, -1)
+
+
+def sounding(share: float) -> torch.Tensor:
+    """A second of which only the first part sounds."""
+    clip = TONE.clone()
+    clip[:, round(share * RATE) :] = 0
+    return clip
+
+
+def beyond(samples: int) -> torch.Tensor:
+    clip = TONE.clone()
+    clip[:, :samples] = 1.2
+    return clip
+
+
+@pytest.mark.parametrize(
+    ("clip", "expected"),
+    [
+        (TONE, "ok"), (TONE * 0, "silent"), (TONE * 1e-4, "silent"), (TONE * 3e-4, "sparse"), (TONE * 4e-3, "ok"),
+        (sounding(0.2), "sparse"), (sounding(0.3), "ok"), (beyond(4), "ok"), (beyond(5), "clipped"), (TONE * 3, "clipped"),
+        (TONE * math.nan, "broken"), (TONE[:, :256], "ok"),
+    ],
+)  # fmt: skip
+def test_verdicts(clip, expected):
+    assert verdict(clip, RATE) == expected == review(clip, RATE).verdict
+
+
+def test_a_review_in_words_and_as_json():
+    item = review(TONE, RATE, seed=2**63)
+    assert "seed 9223372036854775808" in str(item) and "1.000 s" in str(item) and str(item).endswith("ok")
+    record = json.loads(json.dumps(item.record(), allow_nan=False))
+    assert record["seed"] == "9223372036854775808" and record["peak"] == pytest.approx(-6.02, abs=0.01)
+    assert json.dumps(review(TONE * 0, RATE).record(), allow_nan=False) and review(TONE * 0, RATE).record()["rms"] is None
+
+
+@pytest.mark.parametrize(
+    ("text", "items"),
+    [
+        ("all", [0, 1, 2, 3]), ("", [0, 1, 2, 3]), (" All ", [0, 1, 2, 3]), ("none", []), ("2", [1]), ("1, 3-4", [0, 2, 3]),
+        ("4,1", [0, 3]), ("2;3\n2–3", [1, 2]), ("3,", [2]),
+    ],
+)  # fmt: skip
+def test_items_to_keep(text, items):
+    assert parse_items(text, 4) == items
+
+
+@pytest.mark.parametrize(("text", "words"), [("5", "item 5.*has 4"), ("0", "item 0"), ("3-2", "item 3-2"), ("2-9", "item 2-9")])
+def test_items_that_do_not_exist(text, words):
+    with pytest.raises(SA3Error, match=words):
+        parse_items(text, 4)
+
+
+@pytest.mark.parametrize("text", ["a", "1-", "-2", "1.5", "all, 2", "²"])
+def test_what_is_no_number_is_refused(text):
+    with pytest.raises(SA3Error, match="expected 'all', 'none', or numbers"):
+        parse_items(text, 4)
+
+
+def test_seeds_come_from_the_records_that_fit():
+    def record(seed, *indices):
+        return json.dumps({"seed": seed, "batch_index": indices})
+
+    assert item_seeds([record(7, 0, 1)], 2) == [7, sampling.item_seed(7, 1)]
+    assert item_seeds([record(7, 0), record(8, 3)], 2) == [7, sampling.item_seed(8, 3)]
+    for records in ([], [record(7, 0)], ["nonsense"], ["[]"], ['{"seed": 1}'], [record(7, 0, 1), "{}"]):
+        assert item_seeds(records, 2) == [None, None]
