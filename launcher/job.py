@@ -25,12 +25,19 @@ def read_graph(file: Path) -> Graph:
     """A workflow in API form."""
     try:
         graph = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise SetupError(f"The workflow {file} cannot be read: {error}") from None
     nodes = graph.values() if isinstance(graph, dict) else []
-    if not nodes or not all(isinstance(node, dict) and "class_type" in node for node in nodes):
+    if not nodes or not all(map(is_node, nodes)):
         raise SetupError(f"{file} is not a workflow in API form; export it from ComfyUI with Workflow > Export (API).")
     return graph
+
+
+def is_node(value: object) -> bool:
+    """Whether a value has the form of a node in an API graph."""
+    if not isinstance(value, dict) or not isinstance(value.get("class_type"), str):
+        return False
+    return all(isinstance(value.get(key, {}), dict) for key in ("inputs", "_meta"))
 
 
 def fill(graph: Graph, options: dict[str, object]) -> Graph:

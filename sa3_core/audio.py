@@ -1,20 +1,25 @@
 """Waveforms in and out: rate, channels."""
 
+import math
+
 import torch
 from torch import Tensor
 
 from .errors import SA3Error
 
 SHORTEST = 256  # samples; less than one patch holds no sound
+RATES = (1000, 768_000)  # Hz; what lies outside is no recording
+ZEROS, ROLLOFF = 6, 0.99  # torchaudio's default kernel: zero crossings on each side, share of the band that is kept
+LARGEST_KERNEL = 1 << 22  # numbers; rates with hardly a common divisor would need billions
 
 
 def check_clip(name: str, waveform: Tensor, rate: int) -> None:
     """A waveform (..., C, N) with its rate, as something that can be worked on: raises SA3Error that names what is wrong."""
-    if not isinstance(waveform, Tensor) or waveform.dim() < 2 or waveform.shape[-2] < 1:
+    if not isinstance(waveform, Tensor) or waveform.dim() < 2 or 0 in waveform.shape[:-1]:
         found = tuple(waveform.shape) if isinstance(waveform, Tensor) else type(waveform).__name__
         raise SA3Error(f"{name} has shape {found}; expected (channels, samples).")
-    if isinstance(rate, bool) or not isinstance(rate, int) or rate < 1:
-        raise SA3Error(f"{name} has a sample rate of {rate}; expected a positive whole number of Hz.")
+    if isinstance(rate, bool) or not isinstance(rate, int) or not RATES[0] <= rate <= RATES[1]:
+        raise SA3Error(f"{name} has a sample rate of {rate}; expected a whole number of Hz from {RATES[0]} to {RATES[1]}.")
     if not waveform.is_floating_point():
         raise SA3Error(f"{name} holds {waveform.dtype} samples; expected floating point between -1 and 1.")
     if waveform.shape[-1] < SHORTEST:
@@ -54,6 +59,33 @@ def resample(waveform: Tensor, rate: int, target: int) -> Tensor:
     """Band-limited resampling (windowed sinc, torchaudio's default kernel) along the last dimension."""
     if rate == target:
         return waveform
-    from torchaudio.functional import resample as sinc
-
+    common = math.gcd(rate, target)
+    if (rate // common) * (target // common) > LARGEST_KERNEL:
+        return _resample_directly(waveform, rate, target)
+    try:
+        from torchaudio.functional import resample as sinc
+    except (ImportError, OSError):  # not there, or built for another torch
+        return _resample_directly(waveform, rate, target)
     return sinc(waveform, rate, target)
+
+
+def _resample_directly(waveform: Tensor, rate: int, target: int) -> Tensor:
+    """The same sum without a table of all phases: y(n) = sum_k x(k) h(k - n rate / target), h a sinc under a squared cosine.
+
+    h(t) = s sinc(s t) cos^2(pi s t / 2 ZEROS) for |s t| < ZEROS, s = ROLLOFF min(rate, target) / rate. Places are whole numbers over
+    `target`, so that they stay exact however long the clip is.
+    """
+    scale = ROLLOFF * min(rate, target) / rate
+    width = math.ceil(ZEROS / scale)
+    padded = torch.nn.functional.pad(waveform, (width, width + 1))
+    taps = torch.arange(2 * width + 2, device=waveform.device)
+    length, block = -(-waveform.shape[-1] * target // rate), max(1, (1 << 20) // len(taps))
+    out = waveform.new_empty(*waveform.shape[:-1], length)
+    for start in range(0, length, block):
+        places = torch.arange(start, min(start + block, length), device=waveform.device) * rate
+        first, rest = places // target, (places % target).double() / target  # the sample before, and how far behind it
+        t = (scale * (taps[None] - width - rest[:, None])).clamp(-ZEROS, ZEROS)  # (block, taps)
+        kernel = scale * torch.special.sinc(t) * torch.cos(t * (math.pi / 2 / ZEROS)).square()
+        pieces = padded[..., first[:, None] + taps[None]]  # (..., block, taps)
+        out[..., start : start + block] = (pieces * kernel.to(waveform.dtype)).sum(-1)
+    return out

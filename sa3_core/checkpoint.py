@@ -1,9 +1,8 @@
 """Files -> config and tensors, in every layout that is around. Reads safetensors lazily and strictly; nothing is ever unpickled."""
 
 import hashlib
-import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from . import config as configs
 from . import infer, spiece
 from .config import ModelConfig
 from .errors import SA3Error
+from .json_files import parse_json, read_json
 from .network import build
 
 WEIGHTS, CONFIG = "model.safetensors", "model_config.json"
@@ -28,8 +28,10 @@ OPTIMIZED = {
     ".npz": "MLX",
     ".gguf": "GGUF",
 }
-MAX_HEADER = 100_000_000  # bytes, safetensors' own limit
+MAX_HEADER = 10_000_000  # bytes; a release has 0.2 MB of names, and safetensors itself takes ten times this
+MAX_NAME = 512  # characters of a tensor's name
 DTYPES = ("F32", "F16", "BF16", "F64")  # what weights may be stored as
+WHOLE = ("I64", "I32", "I16", "I8", "U8", "BOOL")  # what else is read: the bytes of a tokenizer, an alpha
 
 
 class TensorFile:
@@ -39,8 +41,15 @@ class TensorFile:
         self.path = Path(path)
         check_file(self.path)
         try:
+            with open(self.path, "rb") as file:
+                length = int.from_bytes(file.read(8), "little")
+            if length > MAX_HEADER:
+                raise ValueError(f"its header would have {length} bytes")
             self.file = safe_open(self.path, framework="pt")
             self.names = frozenset(self.file.keys())
+            longest = max(self.names, key=len, default="")
+            if len(longest) > MAX_NAME:
+                raise ValueError(f"the name of a tensor has {len(longest)} characters")
         except (SafetensorError, OSError, ValueError) as error:
             raise SA3Error(
                 f"{self.path} is not a complete safetensors file ({error}). It may be truncated or still being written; download it again."
@@ -52,6 +61,16 @@ class TensorFile:
     def dtype(self, name: str) -> str:
         """As stored: F32, BF16, ..."""
         return self.file.get_slice(name).get_dtype()
+
+    def expect(self, name: str, shape: Sequence[int]) -> None:
+        """Refuse a tensor of another shape, or of numbers that are no weights."""
+        if self.shape(name) != tuple(shape):
+            raise SA3Error(f"{self.path}: tensor '{name}' has shape {list(self.shape(name))}, expected {list(shape)} from the config.")
+        if self.dtype(name) not in DTYPES:
+            raise SA3Error(
+                f"{self.path}: tensor '{name}' is stored as {self.dtype(name)}, a quantised copy; expected {', '.join(DTYPES)}. "
+                "Use the model's own release."
+            )
 
     def metadata(self) -> dict[str, str]:
         return self.file.metadata() or {}
@@ -68,6 +87,8 @@ class TensorFile:
 
     def read(self, name: str, dtype: torch.dtype | None = None, device=None) -> Tensor:
         """One tensor, finite throughout, floating types as `dtype`."""
+        if self.dtype(name) not in DTYPES + WHOLE:
+            raise SA3Error(f"{self.path}: tensor '{name}' is stored as {self.dtype(name)}; expected one of {', '.join(DTYPES)}.")
         tensor = self.file.get_tensor(name)
         if not tensor.is_floating_point():
             return tensor.clone()
@@ -138,12 +159,13 @@ def glance(path: Path) -> Glance:
             length = int.from_bytes(file.read(8), "little")
             if not 0 < length < MAX_HEADER:
                 return Glance()
-            shapes = {name: entry["shape"] for name, entry in json.loads(file.read(length)).items() if name != "__metadata__"}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, MemoryError):
+            header = parse_json(file.read(length), path, "the header of a safetensors file")
+        shapes = {name: tuple(map(int, entry["shape"])) for name, entry in header.items() if name != "__metadata__"}
+        kind = infer.kind_of(shapes)
+        widths = [shapes[p + "embed_tokens.weight"][1] for p in spiece.PREFIXES if p + "embed_tokens.weight" in shapes]
+        return Glance(kind, infer.same_of(shapes), widths[0] if widths and kind == "text encoder" else None)
+    except (SA3Error, OSError, LookupError, ValueError, TypeError, AttributeError, OverflowError):
         return Glance()
-    kind = infer.kind_of(shapes)
-    widths = [shapes[p + "embed_tokens.weight"][1] for p in spiece.PREFIXES if p + "embed_tokens.weight" in shapes]
-    return Glance(kind, infer.same_of(shapes), widths[0] if widths and kind == "text encoder" else None)
 
 
 @dataclass(frozen=True)
@@ -282,14 +304,7 @@ def check_names(file: TensorFile, expected: Mapping[str, Tensor], prefix: str = 
     if extra:
         raise SA3Error(f"{file.path}: tensor '{extra[0]}' is unexpected{_more(extra)}. The file does not fit its {CONFIG}.")
     for name, tensor in expected.items():
-        shape = file.shape(name)
-        if shape != tuple(tensor.shape):
-            raise SA3Error(f"{file.path}: tensor '{name}' has shape {list(shape)}, expected {list(tensor.shape)} from the config.")
-        if file.dtype(name) not in DTYPES:
-            raise SA3Error(
-                f"{file.path}: tensor '{name}' is stored as {file.dtype(name)}, a quantised copy; expected {', '.join(DTYPES)}. "
-                "Use the model's own release."
-            )
+        file.expect(name, tensor.shape)
 
 
 def _more(names: list[str]) -> str:
@@ -315,7 +330,7 @@ def load_text_encoder(path: str | Path, dtype: torch.dtype | None = None, device
     if path.is_file():
         file = TensorFile(path)
         files = dict.fromkeys(file.names - {spiece.SPIECE}, file)
-        config = config_from(spiece.config_values(file.names, file.shape, str(path)))
+        config = config_from(spiece.config_values(file.names, file.shape, str(path)), path)
         tokenizer = spiece.read_spiece(file.read, file.names, str(path))
     else:
         tokenizer = read_tokenizer(path)
@@ -333,9 +348,9 @@ def load_text_encoder(path: str | Path, dtype: torch.dtype | None = None, device
         stored = prefix + name.removeprefix("encoder.")
         if stored not in files:
             raise SA3Error(f"The text encoder in {path} lacks the tensor '{stored}'; expected T5Gemma's encoder, download it again.")
-        if files[stored].shape(stored) != tuple(tensor.shape):
-            raise SA3Error(f"{path}: '{stored}' has shape {list(files[stored].shape(stored))}, its config says {list(tensor.shape)}.")
+        files[stored].expect(stored, tensor.shape)
         state[name] = files[stored].read(stored, dtype, device)
+        dtype = dtype or state[name].dtype  # one type for all, whatever a file mixes
     known = {prefix + name.removeprefix("encoder.") for name in state}
     strange = sorted(name for name in files if name not in known and not _decoder_part(name))
     if strange:
@@ -351,11 +366,12 @@ def _decoder_part(name: str) -> bool:
 def _weight_files(folder: Path) -> Iterable[TensorFile]:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise SA3Error(f"{index} is not a list of weight files ({error!r}); download the folder again.") from error
-        if any(Path(name).name != name for name in names):
+        content = read_json(index, "a list of weight files")
+        listed = content.get("weight_map") if isinstance(content, dict) else None
+        if not isinstance(listed, dict) or not all(isinstance(name, str) for name in listed.values()):
+            raise SA3Error(f"{index} is not a list of weight files; download the folder again.")
+        names = sorted(set(listed.values()))
+        if any(Path(name).name != name or not name.isprintable() for name in names):
             raise SA3Error(f"{index} names a file outside its folder.")
         return [TensorFile(folder / name) for name in names]
     return [TensorFile(folder / "model.safetensors")]

@@ -5,10 +5,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .errors import SA3Error
+from .json_files import read_json
 from .schedule import build as build_schedule
 
 # The largest whole number believed of a key: a released one and room to grow, so that a broken file cannot ask for a huge network.
 LARGEST = {"sample_size": 2**31, "sample_rate": 768_000, "depth": 512, "transformer_depths": 512, "embed_dim": 2**16, "channels": 2**16}
+LARGEST |= {"num_memory_tokens": 2**16}
+LARGEST_FF = 64  # times the width
 OBJECTIVES = ("rf_denoiser", "rectified_flow")
 
 
@@ -177,12 +180,7 @@ class _Section:
 
 def read(path: str | Path) -> ModelConfig:
     """Parse a ``model_config.json`` file."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            data = json.load(file)
-    except (OSError, ValueError, RecursionError) as error:
-        raise SA3Error(f"{path} cannot be read as JSON ({error}). Expected the model_config.json of the release.") from error
-    return parse(data)
+    return parse(read_json(path, "the model_config.json of the release"))
 
 
 def parse(data: dict) -> ModelConfig:
@@ -262,6 +260,8 @@ def _resampler(s: _Section, side: str, patch_channels: int, latent_dim: int) -> 
     if s.number("latent_dim", latent_dim, int) != latent_dim:
         raise s.refuse("latent_dim", s.get("latent_dim"), f"the autoencoder's is {latent_dim}")
     width, stride, depth = s.need("channels", int) * single("c_mults"), single("strides"), single("transformer_depths")
+    if width > LARGEST["channels"]:
+        raise s.refuse("c_mults", s.get("c_mults"), f"the width would be {width}, expected at most {LARGEST['channels']}")
     head_dim = s.number("dim_heads", 128, int)
     if width % head_dim:
         raise s.refuse("dim_heads", head_dim, f"the width {width} is not a multiple of it")
@@ -278,9 +278,9 @@ def _resampler(s: _Section, side: str, patch_channels: int, latent_dim: int) -> 
         if chunk % stride or (shift and (chunk // stride) % 2):
             raise s.refuse("chunk_size", chunk, f"expected a multiple of the stride {stride} (even with a midpoint shift)")
     else:
-        if not isinstance(window, list) or len(window) != 2 or window[0] != window[1] or not isinstance(window[0], int):
+        if not isinstance(window, list) or len(window) != 2 or window[0] != window[1]:
             raise s.refuse("sliding_window", window, "expected two equal whole numbers")
-        window = window[0] * (stride + 1)
+        window = s._typed("sliding_window", window[0], int) * (stride + 1)
         s.ignore("chunk_size", "chunk_midpoint_shift")
     sinusoidal = s.get("sinusoidal_blocks") or [0]
     if not isinstance(sinusoidal, list) or len(sinusoidal) != 1 or not isinstance(sinusoidal[0], int):
@@ -353,6 +353,8 @@ def _diffusion(s: _Section, conditioning: ConditioningConfig, same: SAMEConfig) 
     norm.close()
     ff = _Section(c.get("ff_kwargs") or {}, f"{c.where}.ff_kwargs")
     mult = ff.number("mult", 4.0)
+    if not 0 < mult <= LARGEST_FF or int(width * mult) < 1:
+        raise ff.refuse("mult", mult, f"expected more than 0 and at most {LARGEST_FF}")
     ff.close()
     dit = DiTConfig(
         c.need("io_channels", int), width, c.need("depth", int), heads, c.need("cond_token_dim", int), c.need("global_cond_dim", int),

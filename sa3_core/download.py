@@ -8,6 +8,7 @@ import hashlib
 import inspect
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable
@@ -26,6 +27,7 @@ Progress = Callable[[int, int], None]  # bytes done, bytes in all
 PAGES = "https://huggingface.co"
 SPARE = 200_000_000  # bytes that stay free
 ACCESS_SECONDS = 60.0  # how long an answer about access is believed
+_PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")  # names that mean a file in its folder on every system
 _access: dict[tuple[str, str], tuple[float, str]] = {}
 
 
@@ -130,13 +132,13 @@ def _listed(repository: str, revision: str | None, prefix: str, token: str | Non
 
 
 def _is_licence(name: str) -> bool:
-    return name.startswith(("LICENSE", "NOTICE")) and "/" not in name and "\\" not in name
+    return name.startswith(("LICENSE", "NOTICE")) and _PLAIN.fullmatch(name) is not None
 
 
 def _is_model_file(name: str) -> bool:
     """Config, weights, or a file of the text encoder: names that stay inside the model's folder."""
     folder, _, file = name.rpartition("/")
-    return name in (CONFIG, WEIGHTS) or (folder == TEXT_SUBFOLDER and file not in ("", ".", "..") and "\\" not in file)
+    return name in (CONFIG, WEIGHTS) or (folder == TEXT_SUBFOLDER and _PLAIN.fullmatch(file) is not None)
 
 
 def _check_space(partial: Path, files: list[RemoteFile]) -> None:

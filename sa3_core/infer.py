@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 
-from .config import ConditioningConfig, DiTConfig, ModelConfig, ResamplerConfig, SAMEConfig
+from .config import LARGEST, ConditioningConfig, DiTConfig, ModelConfig, ResamplerConfig, SAMEConfig
 from .errors import SA3Error
 
 VARIANTS = ["small-music", "small-sfx", "medium", "small-music-base", "small-sfx-base", "medium-base", "SAME-S", "SAME-L"]
@@ -40,7 +40,7 @@ def kind_of(names: Collection[str]) -> str | None:
 def same_of(shapes: Mapping[str, Sequence[int]]) -> str | None:
     """SAME-S or SAME-L, where these names and shapes hold one."""
     found = [shapes[prefix + MAPPING] for prefix in ("", PRETRANSFORM) if prefix + MAPPING in shapes]
-    return KERNELS.get(found[0][-1]) if found else None
+    return KERNELS.get(found[0][-1]) if found and found[0] else None
 
 
 def variant_of(name: str) -> str | None:
@@ -66,6 +66,8 @@ def model_config(names: Collection[str], shape: Shape, base: bool) -> ModelConfi
     if rows not in (3 * width, 5 * width):
         raise SA3Error(f"'{DIT}layers.0.self_attn.to_qkv.weight' has {rows} rows, expected 3 or 5 times the width {width}.")
     (head_dim,) = _shape(names, shape, DIT + "layers.0.self_attn.q_norm.gamma", 1)
+    if width % head_dim or head_dim < 32:
+        raise SA3Error(f"the heads have {head_dim} channels; expected at least 32, and the width {width} a multiple of it")
     ff_rows = _shape(names, shape, DIT + "layers.0.ff.ff.0.proj.weight", 2)[0]
     local_dim = _shape(names, shape, DIT + "layers.0.to_local_embed.0.weight", 2)[1]
     cond_dim, global_dim = (_shape(names, shape, f"model.model.{name}.0.weight", 2)[1] for name in ("to_cond_embed", "to_global_embed"))
@@ -96,6 +98,8 @@ def same_config(names: Collection[str], shape: Shape, prefix: str) -> SAMEConfig
     kind = KERNELS[kernel]
     encoder, decoder = (_resampler(names, shape, prefix, side, kind) for side in ("encoder", "decoder"))
     patch = encoder.patch_channels // AUDIO_CHANNELS
+    if patch < 1 or encoder.patch_channels % AUDIO_CHANNELS:
+        raise SA3Error(f"patches have {encoder.patch_channels} channels; expected a multiple of {AUDIO_CHANNELS}")
     return SAMEConfig(encoder, decoder, AUDIO_CHANNELS, patch, encoder.latent_dim, patch * STRIDE, True)
 
 
@@ -106,6 +110,8 @@ def _resampler(names: Collection[str], shape: Shape, prefix: str, side: str, kin
     latent_dim = _shape(names, shape, prefix + "encoder.layers.2.weight", 2)[0]
     depth = _count(names, block + "transformers.")
     (head_dim,) = _shape(names, shape, block + "transformers.0.self_attn.q_norm.gamma", 1)
+    if width % head_dim:
+        raise SA3Error(f"the {side}'s heads have {head_dim} channels; expected the width {width} to be a multiple of it")
     chunked = kind == "SAME-S"
     sinusoidal = 0 if chunked or side == "encoder" else min(SINUSOIDAL, depth)
     return ResamplerConfig(
@@ -125,4 +131,7 @@ def _shape(names: Collection[str], shape: Shape, name: str, dims: int) -> tuple[
 
 def _count(names: Collection[str], prefix: str) -> int:
     """How many numbered modules lie below a prefix."""
-    return len({name[len(prefix) :].split(".", 1)[0] for name in names if name.startswith(prefix)})
+    count = len({name[len(prefix) :].split(".", 1)[0] for name in names if name.startswith(prefix)})
+    if count > LARGEST["depth"]:
+        raise SA3Error(f"there are {count} layers below '{prefix}', expected at most {LARGEST['depth']}")
+    return count

@@ -1,13 +1,14 @@
 """The record of a run: what made this sound, in plain values. No paths beyond a file's own name, nothing of the user."""
 
 import importlib.metadata
-import json
 import time
 from dataclasses import asdict
 
 from . import __version__, infer
 from .checkpoint import Checkpoint
+from .errors import SA3Error
 from .guidance import Guidance
+from .json_files import read_json
 from .sampling import Plan
 
 LICENCE = "Stability AI Community License (free below 1 M USD yearly revenue); text encoder under the Gemma Terms of Use"
@@ -51,9 +52,9 @@ def load_record(opened: Checkpoint, dtype, device, watch: Stopwatch) -> dict:
 def _provenance(file) -> dict:
     """Repository, revision and sha256, where this pack downloaded the file and checked it."""
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
+        values = read_json(file, "the record of a download")
         return {key: str(values[key]) for key in ("repository", "revision", "sha256")}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (SA3Error, KeyError, TypeError):
         return {}
 
 

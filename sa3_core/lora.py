@@ -231,9 +231,14 @@ def adapter_of(
     axes = TYPES[adapter_type]
     if adapter_type == "dora" and "magnitude" in tensors and tensors["magnitude"].dim() == 2 and tensors["magnitude"].shape[0] == 1:
         axes = "c"  # the legacy form (1, in)
+    if 0 in up.shape or (down is not None and 0 in down.shape):
+        raise SA3Error(f"{where}: its matrices are empty, {list(up.shape)}; expected at least rank 1.")
     found = {axis: need(f"magnitude_{axis}" if len(axes) == 2 else "magnitude", 1).flatten() for axis in axes}
     rank = rank or up.shape[1]
-    adapter = Adapter(up, down, (rank if alpha is None else alpha) / rank, found.get("r"), found.get("c"))
+    scale = (rank if alpha is None else alpha) / rank
+    if not abs(scale) < 1e9:
+        raise SA3Error(f"{where}: alpha {alpha} over rank {rank} is no scale; expected a finite number.")
+    adapter = Adapter(up, down, scale, found.get("r"), found.get("c"))
     if core and "U" in tensors and "V" in tensors:
         adapter = adapter.with_bases(need("U"), need("V"))
     return adapter

@@ -1,6 +1,7 @@
 """LoRA files from one format into another, and the only place that opens pickled ones: for tensors and plain values, never for code."""
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -35,9 +36,14 @@ def _plain_values(path: Path):
 def _unpickled(path: Path) -> tuple[dict[str, Tensor], dict]:
     content = _plain_values(path)
     state = content.get("state_dict", content) if isinstance(content, dict) else None
-    if not state or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+    if not isinstance(state, dict) or not state or not all(isinstance(key, str) and _is_plain(state[key]) for key in state):
         raise SA3Error(f"{path} is no LoRA: expected a state_dict of tensors and a lora_config.")
     return state, content.get("lora_config") or {}
+
+
+def _is_plain(value) -> bool:
+    """Whether a value is an ordinary tensor on the CPU."""
+    return type(value) is Tensor and value.layout == torch.strided and value.device.type == "cpu" and not value.is_quantized
 
 
 def convert(source: str | Path, target: str | Path, layout: str = "native", bases=None) -> Path:
@@ -62,9 +68,19 @@ def convert(source: str | Path, target: str | Path, layout: str = "native", base
     if file.exists() or (config is not None and (target / PEFT_CONFIG).exists()):
         raise SA3Error(f"{file} exists already; choose another name.")
     file.parent.mkdir(parents=True, exist_ok=True)
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file, metadata)
     if config is not None:
         (target / PEFT_CONFIG).write_text(json.dumps(config, indent=2), encoding="utf-8")
+    return _publish(tensors, file, metadata)
+
+
+def _publish(tensors: dict[str, Tensor], file: Path, metadata: dict[str, str] | None = None) -> Path:
+    """The file appears whole under its name or not at all."""
+    part = file.with_name(f"{file.name}.part")
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part, metadata)
+        os.replace(part, file)
+    finally:
+        part.unlink(missing_ok=True)
     return file
 
 
@@ -134,7 +150,8 @@ def convert_bases(source: str | Path, target: str | Path) -> Path:
     if target.exists():
         raise SA3Error(f"{target} exists already; choose another name.")
     content = _plain_values(source)
-    if not isinstance(content, dict) or not all(isinstance(pair, dict) and {"U", "V"} <= set(pair) for pair in content.values()):
+    pairs = list(content.values()) if isinstance(content, dict) else []
+    if not pairs or not all(isinstance(pair, dict) and all(_is_plain(pair.get(part)) for part in ("U", "V")) for pair in pairs):
         raise SA3Error(f"{source} holds no SVD bases: expected U and V for each weight.")
-    save_file({f"{name}.{part}": pair[part].contiguous() for name, pair in content.items() for part in ("U", "V")}, target)
-    return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return _publish({f"{name}.{part}": pair[part] for name, pair in content.items() for part in ("U", "V")}, target)

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from .checkpoint import PICKLES, TensorFile
 from .errors import SA3Error
+from .json_files import parse_json, read_json
 from .lora import Adapter, adapter_of
 
 SECONDS = "conditioners.seconds_total.embedder.embedding.1"
@@ -33,6 +34,8 @@ _NAMES = {"lora_up": "lora_B", "lora_down": "lora_A", "lora_magnitude_vector": "
 _PREFIXES = ("base_model.model.", "diffusion_model.", "model.", "conditioner.", "lora_unet_")
 _TENSORS = {"lora_A", "lora_B", "M_xs", "U", "V", "magnitude", "magnitude_r", "magnitude_c"}
 _IGNORED = {"baked_vnorm_row", "lora_dropout_mask", "lora_strength"}
+_RANGE = re.compile(r"\[(\d{1,9})-(\d{1,9})\]")
+MAX_NAMES = 10_000  # that one pattern of layers may stand for
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,12 +105,14 @@ def read_lora(path: str | Path) -> LoRA:
             "sa3_core.lora_convert.convert(source, target), which reads tensors and plain values only."
         )
     file = TensorFile(path)
-    config = _json(path, file.metadata().get("lora_config"))
-    return from_tensors(path, {name: file.read(name) for name in file.names}, config)
+    text = file.metadata().get("lora_config")
+    config = {} if text is None else parse_json(text, f"{path}: its lora_config", "a JSON object")
+    return from_tensors(path, {name: file.read(name) for name in file.names if name.rpartition(".")[2] not in _IGNORED}, config)
 
 
 def from_tensors(path: Path, tensors: Mapping[str, Tensor], config: dict) -> LoRA:
     """A LoRA from a file's tensors, checked, and its `lora_config`."""
+    config = _checked(path, config)
     grouped, native = _by_layer(path, tensors)
     warnings: list[str] = []
     if native:
@@ -117,10 +122,10 @@ def from_tensors(path: Path, tensors: Mapping[str, Tensor], config: dict) -> LoR
     elif path.name == PEFT_FILE or any(name.startswith("base_model.") for name in tensors):
         layout, config = "peft", _peft_config(path, warnings)
         base = config.get("base_model_name_or_path")
-        scale_of = {name: _peft_scale(name, config) for name in grouped}
+        scale_of = {name: _peft_scale(path, name, config) for name in grouped}
     else:
         layout, base = "comfyui", config.get("base_model")
-        scale_of = {name: (float(group["alpha"]) if "alpha" in group else None, None) for name, group in grouped.items()}
+        scale_of = {name: (_alpha(path, name, group["alpha"]) if "alpha" in group else None, None) for name, group in grouped.items()}
     layers, kinds = {}, set()
     for name, group in grouped.items():
         where = f"{path}, layer '{name}'"
@@ -147,12 +152,15 @@ def _by_layer(path: Path, tensors: Mapping[str, Tensor]) -> tuple[dict[str, dict
                 f"{path}: the tensor '{key}' belongs to no known kind of LoRA; expected the files of the official trainer (lora, dora, "
                 "bora and -xs types), PEFT or ComfyUI. LoHa, LoKr and other families are not among them."
             )
-        if tensors[key].is_floating_point() and not bool(torch.isfinite(tensors[key]).all()):
+        value = tensors[key]
+        if not value.is_floating_point() and (value.numel() != 1 or value.is_complex()):
+            raise SA3Error(f"{path}: the tensor '{key}' holds {value.dtype}; expected floating-point numbers.")
+        if not bool(torch.isfinite(value).all()):
             raise SA3Error(f"{path}: the tensor '{key}' contains NaN or infinite values; the file is damaged or its training diverged.")
         group = grouped.setdefault(layer_name(found["layer"]), {})
         if tensor in group:
             raise SA3Error(f"{path}: the tensor '{key}' is there twice, under two spellings of its layer.")
-        group[tensor] = tensors[key]
+        group[tensor] = value if value.is_floating_point() else value.float()
     return grouped, native
 
 
@@ -180,20 +188,33 @@ def _guess(group: Mapping[str, Tensor], where: str) -> str:
     return "dora-cols" if as_columns else "dora-rows"
 
 
-def _json(path: Path, text: str | None) -> dict:
-    if text is None:
-        return {}
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise SA3Error(f"{path}: its lora_config is not JSON ({error}).") from error
-    if not isinstance(value, dict):
-        raise SA3Error(f"{path}: its lora_config is {type(value).__name__}; expected a JSON object.")
-    for key in ("rank", "alpha"):
-        found = value.get(key)
-        if found is not None and (isinstance(found, bool) or not isinstance(found, (int, float)) or not math.isfinite(found)):
-            raise SA3Error(f"{path}: '{key}' in its lora_config is {found!r}; expected a number.")
-    return value
+def _alpha(path: Path, layer: str, value: Tensor) -> float:
+    if value.numel() != 1:
+        raise SA3Error(f"{path}, layer '{layer}': alpha has shape {list(value.shape)}; expected a single number.")
+    return float(value)
+
+
+def _checked(path: Path, config) -> dict:
+    """A `lora_config` or adapter_config.json whose values are of the kinds that are computed with."""
+    if not isinstance(config, dict):
+        raise SA3Error(f"{path}: its lora_config is {type(config).__name__}; expected a JSON object.")
+    numbers = {key: config.get(key) for key in ("rank", "alpha", "r", "lora_alpha")}
+    for pattern in ("rank_pattern", "alpha_pattern"):
+        if not isinstance(config.get(pattern) or {}, dict):
+            raise SA3Error(f"{path}: '{pattern}' is {type(config[pattern]).__name__}; expected layers with their numbers.")
+        numbers |= {f"{pattern}.{layer}": value for layer, value in (config.get(pattern) or {}).items()}
+    for key, value in numbers.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 1e9):
+            raise SA3Error(f"{path}: '{key[:80]}' in its lora_config is {str(value)[:80]}; expected a number.")
+        if value is not None and key.startswith("r") and value <= 0:
+            raise SA3Error(f"{path}: '{key[:80]}' in its lora_config is {value}; expected more than 0.")
+    for key in ("include", "exclude"):
+        value = config.get(key)
+        if value is not None and not all(isinstance(one, str) for one in (value if isinstance(value, list) else [value])):
+            raise SA3Error(f"{path}: '{key}' in its lora_config is {str(value)[:80]}; expected parts of layer names.")
+    if not isinstance(config.get("adapter_type", ""), str):
+        raise SA3Error(f"{path}: 'adapter_type' in its lora_config is {str(config['adapter_type'])[:80]}; expected a name.")
+    return config
 
 
 def _peft_config(path: Path, warnings: list[str]) -> dict:
@@ -201,15 +222,19 @@ def _peft_config(path: Path, warnings: list[str]) -> dict:
     if not file.is_file():
         warnings.append(f"{path.name} has no {PEFT_CONFIG} beside it; its alpha is taken to be its rank.")
         return {}
-    return _json(file, file.read_text(encoding="utf-8"))
+    return _checked(file, read_json(file, "the adapter_config.json of PEFT"))
 
 
-def _peft_scale(name: str, config: dict) -> tuple[float | None, float | None]:
+def _peft_scale(path: Path, name: str, config: dict) -> tuple[float | None, float | None]:
     """alpha of a PEFT layer, and what to divide it by: the rank, or its root with rank-stabilised scaling."""
 
     def of(pattern: str, default: str):
         for key, value in (config.get(pattern) or {}).items():
-            if re.fullmatch(rf"(.*\.)?({key})", name):
+            # PEFT takes regular expressions; one from a file could run for ever, so only names are taken
+            layer = re.sub(r"\\(.)", r"\1", key.removesuffix("$"))
+            if re.search(r"[*+?{}()|\[\]]", layer):
+                raise SA3Error(f"{path}: '{pattern}' names layers by the expression '{key[:80]}'; expected a layer's name.")
+            if name == layer.removeprefix("^") or (not layer.startswith("^") and name.endswith(f".{layer}")):
                 return value
         return config.get(default)
 
@@ -221,12 +246,14 @@ def _peft_scale(name: str, config: dict) -> tuple[float | None, float | None]:
 
 def expand(pattern: str) -> list[str]:
     """'layers.[0-2].ff' -> three names."""
-    parts = re.split(r"\[(\d+)-(\d+)\]", pattern)
-    ranges = []
-    for low, high in zip(parts[1::3], parts[2::3], strict=True):
-        a, b = int(low), int(high)
-        ranges.append([str(n) for n in (range(a, b + 1) if a <= b else range(a, b - 1, -1))])
-    return ["".join(itertools.chain.from_iterable(zip(parts[0::3], (*pick, ""), strict=True))) for pick in itertools.product(*ranges)]
+    parts = _RANGE.split(pattern)
+    ends = [(int(low), int(high)) for low, high in zip(parts[1::3], parts[2::3], strict=True)]
+    ranges = [range(a, b + 1) if a <= b else range(a, b - 1, -1) for a, b in ends]
+    if math.prod(map(len, ranges)) > MAX_NAMES:
+        raise SA3Error(f"The layers '{pattern[:80]}' stand for more than {MAX_NAMES} names; give smaller ranges.")
+    return [
+        "".join(itertools.chain.from_iterable(zip(parts[0::3], (*map(str, pick), ""), strict=True))) for pick in itertools.product(*ranges)
+    ]
 
 
 def matches(layer: str, patterns: Iterable[str]) -> bool:

@@ -19,7 +19,7 @@ TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16
 def merge(checkpoint: str | Path, stack: Stack, target: str | Path, progress=None) -> Path:
     """Write a checkpoint with a stack in its weights as a new release folder, under the release's own names and in its types.
 
-    The text encoder, where it lies beside the checkpoint, is linked or copied. Nothing is overwritten; the weights appear only when
+    The text encoder, where it lies beside the checkpoint, is linked or copied. Nothing is overwritten; the folder appears only when
     complete. progress(tensors done, tensors in all). Returns the new weights file.
     """
     target, patches = Path(target), stack.patches()
@@ -40,10 +40,12 @@ def merge(checkpoint: str | Path, stack: Stack, target: str | Path, progress=Non
         end += size
     head = json.dumps(header).encode()
     head += b" " * (-len(head) % 8)
-    target.mkdir(parents=True)
+    partial = target.with_name(f".{target.name}.part")
+    shutil.rmtree(partial, ignore_errors=True)  # what a killed process has left
+    partial.mkdir(parents=True)
     try:
-        part, names = target / f"{WEIGHTS}.part", list(header)[1:]
-        with open(part, "wb") as file:
+        names = list(header)[1:]
+        with open(partial / WEIGHTS, "wb") as file:
             file.write(len(head).to_bytes(8, "little") + head)
             for done, name in enumerate(names, 1):
                 tensor = apply_stack(opened.tensors.read(opened.prefix + name), entries.get(name, []))
@@ -51,12 +53,12 @@ def merge(checkpoint: str | Path, stack: Stack, target: str | Path, progress=Non
                 if progress is not None:
                     progress(done, len(names))
         if (config := opened.tensors.path.parent / CONFIG).is_file():
-            shutil.copyfile(config, target / CONFIG)
+            shutil.copyfile(config, partial / CONFIG)
         if opened.text_encoder is not None and opened.text_encoder.is_dir():
-            shutil.copytree(opened.text_encoder, target / opened.text_encoder.name, copy_function=_link)
-        os.replace(part, target / WEIGHTS)
+            shutil.copytree(opened.text_encoder, partial / opened.text_encoder.name, copy_function=_link)
+        os.rename(partial, target)
     except BaseException:  # an interruption too: nothing half made stays behind
-        shutil.rmtree(target)
+        shutil.rmtree(partial)
         raise
     return target / WEIGHTS
 

@@ -59,9 +59,10 @@ FRAME = (
     "Keep every fact of the draft below and invent what is missing. Begin with exactly these labels: {tags}. Go on in plain English, "
     "60 to 120 words, one paragraph. Answer with the prompt alone: no quotation marks, no list, no remark.\n\nDraft: {draft}"
 )
+LONGEST_ANSWER = 20_000  # characters that are looked at; 256 tokens are read in the end
 FENCE = re.compile(r"^```[^\n]*\n(.*?)\n?```\s*$", re.S)
 THOUGHT = re.compile(r"<think(?:ing)?>.*?</think(?:ing)?>", re.S | re.I)
-MARKS = re.compile(r"^\s*(?:#{1,6}|[-*+>]|\d+[.)])\s+", re.M)  # headings, bullets, quotations
+MARKS = re.compile(r"^[ \t]*(?:#{1,6}|[-*+>]|\d{1,3}[.)])[ \t]+", re.M)  # headings, bullets, quotations
 LABEL = re.compile(r"^(?:(?:final|rewritten|improved)\s+)?prompt\s*:\s*", re.I)
 QUOTES = {'"': '"', "'": "'", "“": "”", "‘": "’", "«": "»", "「": "」", "`": "`"}
 
@@ -124,7 +125,7 @@ def tidy(text: str) -> str:
 
 def clean(text: str) -> str:
     """A language model's answer as a prompt: no thinking aloud, fences, quotation marks, markdown or label; one line."""
-    text = THOUGHT.sub("", text).strip()
+    text = THOUGHT.sub("", text[:LONGEST_ANSWER]).strip()
     fenced = FENCE.match(text)
     text = MARKS.sub("", fenced[1] if fenced else text)
     text = tidy(text.replace("**", "").replace("__", ""))

@@ -50,7 +50,9 @@ def parse_regions(text: str) -> list[Region]:
         try:
             start, end = (_clock(part) for part in word.split("-"))
         except ValueError as error:
-            raise SA3Error(f"The region '{word}' cannot be read; expected start-end in seconds, for example: 1.5-3, 10-12.25.") from error
+            raise SA3Error(
+                f"The region '{word[:80]}' cannot be read; expected start-end in seconds, for example: 1.5-3, 10-12.25."
+            ) from error
         regions.append((start, end))
     return regions
 

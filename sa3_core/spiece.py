@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Collection
 from types import SimpleNamespace
 
+import torch
 from torch import Tensor
 
 from .errors import SA3Error
@@ -50,7 +51,10 @@ def read_spiece(read: Callable[[str], Tensor], names: Collection[str], where: st
             f"{where} has no tensor '{SPIECE}', so its tokenizer is missing; expected the repackaged t5gemma_b_b_ul2.safetensors, "
             "or the release's t5gemma-b-b-ul2 folder."
         )
-    return SentencePieceTokenizer(read(SPIECE).numpy().tobytes(), where)
+    model = read(SPIECE)
+    if model.dtype != torch.uint8:
+        raise SA3Error(f"{where}: the tensor '{SPIECE}' holds {model.dtype}; expected the bytes of a SentencePiece model.")
+    return SentencePieceTokenizer(model.numpy().tobytes(), where)
 
 
 def config_values(names: Collection[str], shape: Callable[[str], tuple[int, ...]], where: str) -> dict:
@@ -59,17 +63,23 @@ def config_values(names: Collection[str], shape: Callable[[str], tuple[int, ...]
     if prefix is None or f"{prefix}layers.0.pre_feedforward_layernorm.weight" not in names:
         example = min(names, default="nothing")
         raise SA3Error(f"{where} is the text encoder of another model (it holds '{example}'); expected T5Gemma, t5gemma_b_b_ul2.")
-    vocabulary, width = shape(prefix + "embed_tokens.weight")
     layer = prefix + "layers.0."
-    heads, kv_heads = (shape(f"{layer}self_attn.{name}.weight")[0] // HEAD_DIM for name in ("q_proj", "k_proj"))
+    matrices = [
+        prefix + "embed_tokens.weight",
+        *(f"{layer}{name}.weight" for name in ("self_attn.q_proj", "self_attn.k_proj", "mlp.gate_proj")),
+    ]
+    for name in matrices:
+        if name not in names or len(shape(name)) != 2:
+            raise SA3Error(f"{where}: the matrix '{name}' is missing or has another form; expected T5Gemma, t5gemma_b_b_ul2.")
+    (vocabulary, width), (queries, _), (keys, _), (inner, _) = map(shape, matrices)
     depth = len({name[len(prefix) + 7 :].split(".")[0] for name in names if name.startswith(prefix + "layers.")})
     part = {
         "vocab_size": vocabulary,
         "hidden_size": width,
-        "intermediate_size": shape(f"{layer}mlp.gate_proj.weight")[0],
+        "intermediate_size": inner,
         "num_hidden_layers": depth,
-        "num_attention_heads": heads,
-        "num_key_value_heads": kv_heads,
+        "num_attention_heads": queries // HEAD_DIM,
+        "num_key_value_heads": keys // HEAD_DIM,
         "head_dim": HEAD_DIM,
         "query_pre_attn_scalar": HEAD_DIM,
         "layer_types": [("sliding_attention", "full_attention")[i % 2] for i in range(depth)],

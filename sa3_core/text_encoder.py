@@ -1,6 +1,5 @@
 """T5Gemma's encoder half through `transformers`: prompts -> one vector per token."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,18 @@ import torch
 from torch import Tensor, nn
 
 from .errors import SA3Error
+from .json_files import read_json
+
+# What an encoder is made of: sizes with the largest believed, and what else it computes with.
+SIZES = {
+    "vocab_size": 2**20, "hidden_size": 2**16, "intermediate_size": 2**18, "num_hidden_layers": 256, "num_attention_heads": 1024,
+    "num_key_value_heads": 1024, "head_dim": 2**14,
+}  # fmt: skip
+SETTINGS = {
+    "query_pre_attn_scalar", "layer_types", "hidden_activation", "rms_norm_eps", "rope_theta", "rope_parameters", "sliding_window",
+    "attn_logit_softcapping", "final_logit_softcapping", "attention_bias", "max_position_embeddings", "pad_token_id", "bos_token_id",
+    "eos_token_id",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -49,7 +60,16 @@ class TextEncoder(nn.Module):
         for i, prompt in enumerate(prompts):
             if not isinstance(prompt, str):
                 raise SA3Error(f"A prompt is {type(prompt).__name__}, expected text.")
+            try:
+                prompt.encode()
+            except UnicodeEncodeError as error:  # half of a surrogate pair, which JSON can hold and no tokenizer takes
+                raise SA3Error(f"A prompt holds something that is no text at character {error.start}; write it anew.") from error
             row = self.tokenizer.encode(prompt, add_special_tokens=False).ids[:max_tokens]
+            if row and max(row) >= self.config.vocab_size:
+                raise SA3Error(
+                    f"The tokenizer gives the token {max(row)}, the text encoder knows {self.config.vocab_size}: they belong to different "
+                    "models. Download the text encoder's folder again."
+                )
             ids[i, : len(row)] = torch.tensor(row, dtype=torch.long)
             mask[i, : len(row)] = True
         return Tokens(ids, mask)
@@ -70,24 +90,36 @@ def encoder_config(folder: str | Path):
     Eager, because the scaled-dot-product path of transformers before 5.22 silently drops the logit softcap.
     """
     path = Path(folder) / "config.json"
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise SA3Error(f"The text encoder's {path} cannot be read ({error}).") from error
+    values = read_json(path, "the config.json of the text encoder")
     if not isinstance(values, dict):
         raise SA3Error(f"{path} holds {type(values).__name__}, expected the config of the t5gemma text encoder of Stable Audio 3.")
     if values.get("model_type") != "t5gemma" or not isinstance(values.get("encoder"), dict):
         raise SA3Error(f"{path} describes '{values.get('model_type')}', expected the t5gemma text encoder of Stable Audio 3.")
-    return config_from(values)
+    return config_from(values, path)
 
 
-def config_from(values: dict):
-    """The same from the values of a config.json."""
+def config_from(values: dict, where: str | Path = "the text encoder"):
+    """The same from the values of a config.json. Only what the encoder computes with is taken over: a config could also name code."""
     from transformers import T5GemmaConfig
 
-    config = T5GemmaConfig.from_dict({**values, "is_encoder_decoder": False})
-    for part in (config, config.encoder):
-        part._attn_implementation = "eager"
+    part = {name: value for name, value in values["encoder"].items() if name in SIZES or name in SETTINGS}
+    for name, largest in SIZES.items():
+        value = part.get(name)
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= largest:
+            raise SA3Error(f"{where}: the encoder's '{name}' is {str(value)[:80]}; expected a whole number from 1 to {largest}.")
+    for name in SETTINGS & part.keys():
+        if isinstance(part[name], (int, float)) and not abs(part[name]) < 2**31:
+            raise SA3Error(f"{where}: the encoder's '{name}' is {part[name]:g}; expected a smaller number.")
+    if part["num_attention_heads"] % part["num_key_value_heads"]:
+        raise SA3Error(f"{where}: {part['num_attention_heads']} heads cannot share {part['num_key_value_heads']} keys and values.")
+    known = {"model_type": "t5gemma", "encoder": dict(part), "decoder": dict(part), "vocab_size": part["vocab_size"]}
+    try:
+        config = T5GemmaConfig.from_dict({**known, "is_encoder_decoder": False})
+        for one in (config, config.encoder):
+            one._attn_implementation = "eager"
+        empty_model(config)
+    except Exception as error:  # transformers checks configs in many ways and places
+        raise SA3Error(f"{where} is not the config of a T5Gemma text encoder ({str(error)[:200]}). Download it again.") from error
     return config
 
 

@@ -10,6 +10,7 @@ from ...sa3_core import checkpoint, hub
 from ...sa3_core.checkpoint import CONFIG, WEIGHTS, Checkpoint, Glance
 from ...sa3_core.errors import SA3Error
 from ...sa3_core.infer import TEXT_SUBFOLDER, variant_of
+from ...sa3_core.json_files import read_json
 from ...sa3_core.pipeline import DEMO
 
 BY_NAME = "by name"
@@ -161,17 +162,17 @@ def _kind(path: Path) -> str | None:
     if path.name != WEIGHTS or not config.is_file():
         return look(path).kind
     try:
-        return KINDS.get(json.loads(config.read_text(encoding="utf-8")).get("model_type"))
-    except (OSError, ValueError, AttributeError):
+        return KINDS.get(read_json(config, "a release's config").get("model_type"))
+    except (SA3Error, AttributeError, TypeError):
         return None  # not a release; the loader says why when the user picks such a file
 
 
 def _folder_width(folder: Path) -> int | None:
     """Width of the T5Gemma in a folder, None for other models."""
     try:
-        values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        values = read_json(folder / "config.json", "the config.json of a text encoder")
         return values["encoder"]["hidden_size"] if values["model_type"] == "t5gemma" else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (SA3Error, KeyError, TypeError):
         return None
 
 

@@ -1,0 +1,314 @@
+"""What the sweep of damaged files (tests/fuzz) has found, case by case: each is refused in a sentence, at once, in little memory."""
+
+import json
+import math
+import time
+from types import SimpleNamespace
+
+import pytest
+import torch
+from core_support import TEXT_ENCODER, randn, refused, rel_error, release_dict
+from lora_support import write_lora
+from safetensors.torch import load_file, save_file
+
+import sa3_core
+from sa3_core import audio, checkpoint, download, info, lora_convert, lora_files, prompting
+
+DEEP = "[" * 100_000
+
+
+def rewritten(path, change):
+    """A safetensors file with another header over the same numbers."""
+    data = path.read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    change(header)
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + size :])
+    return path
+
+
+# JSON
+
+
+@pytest.mark.parametrize(
+    "text", [DEEP, '{"a":' * 100_000, '{"model_type": NaN}', "\0", "\ud800".encode("utf-8", "surrogatepass").decode("latin-1")]
+)
+@pytest.mark.parametrize("name", ["model_config.json", f"{TEXT_ENCODER}/config.json", f"{TEXT_ENCODER}/model.safetensors.index.json"])
+def test_json_that_is_none(release, name, text):
+    folder = release("small")
+    (folder / name).write_text(text)
+    with refused("cannot be read as JSON"):
+        sa3_core.load(folder)
+
+
+def test_a_broken_record_of_a_download_is_no_record(release):
+    (release("small") / info.DOWNLOADED).write_text(DEEP)
+    assert "repository" not in sa3_core.load(release("medium").parent / "small").loaded
+
+
+@pytest.mark.parametrize(
+    "text", [DEEP, "NaN", "[1]", '{"alpha": "4"}', '{"include": 5}', '{"adapter_type": []}', '{"rank": 0}', '{"rank": -2}']
+)
+def test_what_a_lora_says_of_itself(load_model, tmp_path, text):
+    path = write_lora(tmp_path / "a.safetensors", load_model("small").module)
+    rewritten(path, lambda header: header["__metadata__"].update(lora_config=text))
+    with refused("lora_config"):
+        lora_files.read_lora(path)
+
+
+# Sizes
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "word"),
+    [
+        (("model", "diffusion", "config", "depth"), 10**9, "depth"),
+        (("model", "diffusion", "config", "num_memory_tokens"), 10**6, "num_memory_tokens"),
+        (("model", "diffusion", "config", "ff_kwargs"), {"mult": 1e30}, "mult"),
+        (("model", "diffusion", "config", "ff_kwargs"), {"mult": -1}, "mult"),
+        (("model", "pretransform", "config", "decoder", "config", "c_mults"), [2**20], "c_mults"),
+        (("model", "pretransform", "config", "decoder", "config", "sliding_window"), [-1, -1], "sliding_window"),
+        (("model", "pretransform", "config", "decoder", "config", "sliding_window"), [2**60, 2**60], "sliding_window"),
+    ],
+)
+def test_a_config_cannot_ask_for_more_than_a_model_has(place, value, word):
+    values = release_dict("medium")
+    holder = values
+    for key in place[:-1]:
+        holder = holder[key]
+    holder[place[-1]] = value
+    start = time.perf_counter()
+    with refused(word):
+        sa3_core.build(values)
+    assert time.perf_counter() - start < 1
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("num_hidden_layers", 10**9), ("vocab_size", 2**40), ("head_dim", 10**12), ("num_attention_heads", 0), ("num_key_value_heads", 3),
+        ("layer_types", ["sliding_attention", []]), ("sliding_window", 2**64), ("hidden_size", "64"), ("query_pre_attn_scalar", 0),
+        ("rope_parameters", {"rope_type": "none"}), ("hidden_activation", "no such"), ("rms_norm_eps", "x"),
+    ],
+)  # fmt: skip
+def test_a_text_encoders_config_too(release, key, value):
+    folder = release("small") / TEXT_ENCODER
+    values = json.loads((folder / "config.json").read_text())
+    values["encoder"][key] = value
+    (folder / "config.json").write_text(json.dumps(values))
+    with refused("config.json"):
+        checkpoint.load_text_encoder(folder)
+
+
+def test_a_config_cannot_name_code(release):
+    """transformers fetches kernels and classes that a config names; ours reads none of those keys."""
+    folder = release("small") / TEXT_ENCODER
+    values = json.loads((folder / "config.json").read_text())
+    foreign = {
+        "auto_map": {"AutoModel": "evil/code--m.M"},
+        "attn_implementation": "evil/kernels",
+        "quantization_config": {"quant_method": "x"},
+    }
+    values["encoder"] |= foreign
+    (folder / "config.json").write_text(json.dumps({**values, **foreign}))
+    loaded = checkpoint.load_text_encoder(folder)
+    assert loaded.config._attn_implementation == "eager" and not hasattr(loaded.config, "auto_map")
+
+
+def test_a_header_is_not_believed_about_its_own_size(release):
+    path = release("small") / "model.safetensors"
+    for length in (2**64 - 1, 2**40, 99_999_999):
+        path.write_bytes(length.to_bytes(8, "little") + b"{}" + b" " * 100)
+        with refused("not a complete safetensors file"):
+            sa3_core.load(path)
+        assert checkpoint.glance(path) == checkpoint.Glance()
+
+
+def test_a_name_as_long_as_a_book(release):
+    path = release("small") / "model.safetensors"
+    rewritten(path, lambda header: header.update({"model." * 10**5: {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}}))
+    with refused("not a complete safetensors file", "characters"):
+        sa3_core.load(path)
+
+
+def test_a_hundred_thousand_layers(release):
+    path = release("small") / "model.safetensors"
+    names = (f"model.model.transformer.layers.{i}.x" for i in range(20_000))
+    rewritten(path, lambda header: header.update({name: {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for name in names}))
+    (path.parent / "model_config.json").unlink()
+    with refused("layers", "at most 512"):
+        checkpoint.open_checkpoint(path)
+
+
+# Types
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", f"{TEXT_ENCODER}/model.safetensors"])
+def test_whole_numbers_are_no_weights(release, name):
+    folder = release("small")
+
+    def change(header):
+        entry = next(
+            entry
+            for key, entry in header.items()
+            if key.endswith("weight") and "decoder" not in key and entry["dtype"] in ("F32", "BF16", "F16")
+        )
+        entry["dtype"] = {"F32": "I32", "BF16": "I16", "F16": "I16"}[entry["dtype"]]
+
+    rewritten(folder / name, change)
+    with refused("stored as I"):
+        sa3_core.load(folder)
+
+
+@pytest.mark.parametrize("shape", [[], ["3"], [None], {}, "x", [[3]], [2**70]])
+def test_the_lists_of_files_never_stumble(tmp_path, shape):
+    """All node lists are made of glances: one that raised would take every node with it."""
+    from sa3_core.infer import MAPPING
+
+    path = tmp_path / "x.safetensors"
+    names = [
+        MAPPING,
+        "bottleneck.running_std",
+        "decoder.layers.3.new_tokens",
+        "encoder.embed_tokens.weight",
+        "encoder.layers.0.pre_feedforward_layernorm.weight",
+    ]
+    text = json.dumps({name: {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]} for name in names}).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text)
+    assert checkpoint.glance(path).autoencoder is None
+    path.write_bytes((50_000).to_bytes(8, "little") + b"[" * 50_000)
+    assert checkpoint.glance(path) == checkpoint.Glance()
+
+
+@pytest.mark.parametrize(
+    "value", [torch.ones(2, 8, dtype=torch.int32), torch.ones(2, 8, dtype=torch.complex64), torch.ones(2, 8, dtype=torch.float8_e4m3fn)]
+)
+def test_a_lora_of_other_numbers(load_model, tmp_path, value):
+    path = write_lora(tmp_path / "a.safetensors", load_model("small").module)
+    tensors = load_file(path)
+    save_file({**tensors, min(tensors): value}, path)
+    with refused(min(tensors)):
+        lora_files.read_lora(path)
+
+
+def test_a_lora_of_rank_0_or_of_no_scale(load_model, tmp_path):
+    path = write_lora(tmp_path / "a.safetensors", load_model("small").module)
+    tensors = {name: tensor[:0] if "lora_A" in name else tensor[:, :0] for name, tensor in load_file(path).items()}
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, {"lora_config": '{"alpha": 4}'})
+    with refused("empty", "rank 1"):
+        lora_files.read_lora(path)
+    comfy = lora_convert.convert(write_lora(tmp_path / "b.safetensors", load_model("small").module), tmp_path / "c.safetensors", "comfyui")
+    tensors = load_file(comfy)
+    save_file({name: torch.ones(3) if name.endswith("alpha") else tensor for name, tensor in tensors.items()}, comfy)
+    with refused("alpha has shape [3]"):
+        lora_files.read_lora(comfy)
+
+
+@pytest.mark.parametrize("content", [{"state_dict": {"a": 1}}, {"a": torch.ones(2).to_sparse()}, {1: torch.ones(2)}, [torch.ones(2)], {}])
+def test_a_pickle_of_anything_else(tmp_path, content):
+    torch.save(content, tmp_path / "a.ckpt")
+    with refused("no LoRA"):
+        lora_convert.convert(tmp_path / "a.ckpt", tmp_path / "b.safetensors")
+    assert not (tmp_path / "b.safetensors").exists()
+
+
+# Words
+
+
+@pytest.mark.parametrize("pattern", ["layers.[0-999999999]", "[0-99][0-99][0-99][0-99]", "[0-999999999]" * 50])
+def test_a_pattern_that_stands_for_billions(pattern):
+    start = time.perf_counter()
+    with refused("stand for more than"):
+        lora_files.matches("transformer.layers.0.ff", [pattern])
+    assert time.perf_counter() - start < 0.5
+
+
+def test_a_number_of_five_thousand_digits_is_no_range():
+    assert lora_files.expand(f"a[{'9' * 5000}-1]") == [f"a[{'9' * 5000}-1]"]
+
+
+@pytest.mark.parametrize("pattern", ["(a+)+$", ".*.*.*.*.*.*x", "[", "transformer.(layers|x)"])
+def test_an_expression_in_a_peft_config(load_model, tmp_path, pattern):
+    """Such an expression could run for ever."""
+    folder = lora_convert.convert(write_lora(tmp_path / "a.safetensors", load_model("small").module), tmp_path / "peft", "peft").parent
+    values = json.loads((folder / lora_files.PEFT_CONFIG).read_text())
+    (folder / lora_files.PEFT_CONFIG).write_text(json.dumps({**values, "alpha_pattern": {pattern: 4}}))
+    with refused("alpha_pattern", pattern, "layer's name"):
+        lora_files.read_lora(folder)
+
+
+def test_names_of_layers_in_a_peft_config(load_model, tmp_path):
+    folder = lora_convert.convert(
+        write_lora(tmp_path / "a.safetensors", load_model("small").module, rank=2), tmp_path / "peft", "peft"
+    ).parent
+    values = json.loads((folder / lora_files.PEFT_CONFIG).read_text())
+    patterns = {r"transformer\.layers\.0\.ff\.ff\.2": 8, "^to_cond_embed.0": 6, "^embed.0": 4, "layers.1.ff.ff.2$": 10}
+    (folder / lora_files.PEFT_CONFIG).write_text(json.dumps({**values, "alpha_pattern": patterns}))
+    layers = lora_files.read_lora(folder).layers
+    assert layers["transformer.layers.0.ff.ff.2"].scale == 4 and layers["to_cond_embed.0"].scale == 3
+    assert layers["transformer.layers.1.ff.ff.2"].scale == 5 and layers["to_cond_embed.2"].scale == 1
+
+
+def test_half_a_surrogate_pair_is_no_prompt(load_model):
+    with refused("no text at character 5"):
+        load_model("small").encode_text("rain \ud800")
+
+
+def test_tokens_that_the_encoder_does_not_know(release):
+    encoder = checkpoint.load_text_encoder(release("small") / TEXT_ENCODER)
+    encoder.tokenizer = SimpleNamespace(encode=lambda text, add_special_tokens: SimpleNamespace(ids=[1, encoder.config.vocab_size]))
+    with refused("different models"):
+        encoder.tokenize(["rain"], 8)
+
+
+@pytest.mark.parametrize(
+    "text", ["<think>" * 100_000, "\n" * 1_000_000, " \n" * 500_000, "Prompt:" * 100_000, '"' * 100_000, "```\n" * 100_000]
+)
+def test_an_answer_without_end(text):
+    start = time.perf_counter()
+    prompting.clean(text)
+    assert time.perf_counter() - start < 2
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "LICENSE\0",
+        "LICENSE:stream",
+        "NOTICE\n",
+        f"{TEXT_ENCODER}/a:b",
+        f"{TEXT_ENCODER}/..",
+        f"{TEXT_ENCODER}/.x",
+        f"{TEXT_ENCODER}/\u202e",
+    ],
+)
+def test_names_that_a_repository_may_not_have(name):
+    assert not download._is_licence(name) and not download._is_model_file(name)
+
+
+# Sound
+
+
+@pytest.mark.parametrize(("rate", "target"), [(48000, 44100), (44100, 48000), (96000, 44100), (22050, 44100), (44100, 8000)])
+def test_resampling_without_a_table_is_the_same(rate, target):
+    pytest.importorskip("torchaudio")
+    clip = randn(1, 2, 9000)
+    # torchaudio makes its table in float32
+    assert rel_error(audio._resample_directly(clip, rate, target), audio.resample(clip, rate, target)) < 2e-5
+
+
+@pytest.mark.parametrize("rate", [44101, 767_999])
+def test_rates_without_a_common_divisor(rate):
+    """A table of their phases would take gigabytes."""
+    n = rate // 10
+    tone = (torch.arange(n).double() * (2 * math.pi * 440 / rate)).sin().float()[None]
+    out = audio.resample(tone, rate, 44100)
+    wanted = (torch.arange(out.shape[-1]).double() * (2 * math.pi * 440 / 44100)).sin().float()[None]
+    assert rel_error(out[:, 200:-200], wanted[:, 200:-200]) < 1e-3  # of a kernel with six zero crossings
+
+
+@pytest.mark.parametrize("rate", [1, 7, 999, 768_001, 2**31, 2**40])
+def test_rates_of_no_recording(rate):
+    with refused("sample rate", str(rate)):
+        audio.check_clip("The AUDIO", torch.zeros(1, 2, 4000), rate)
