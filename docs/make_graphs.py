@@ -23,6 +23,8 @@ NOTES = {
     "sfx_pack": "A folder of effects from a list.\n\nOne effect per line, one duration for each line, a file for each. Choose small-sfx or "
     "medium in the loader. Another seed makes another set; each effect is the same alone and in the list. Name the thing, what happens "
     "to it, the room.",
+    "make_four_keep_one": "Make four, keep one.\n\nQueue once and listen: with keep at none nothing is saved. Tick the ones you like and queue "
+    "again: only the preview and what follows it run, and the ticked ones are saved. The seed under an item makes it again, alone.",
     "audio_to_audio": "Restyle a recording.\n\nnoise_level on the sampler: 0.1 a close variation, 0.6 the same shape in another sound, "
     "0.9 only a loose memory. The level is never exceeded.",
     "inpaint": "Make parts of a recording anew.\n\nWrite regions in seconds, several with commas: 0.5-1, 2.5-3. Everything outside stays "
@@ -37,6 +39,8 @@ NOTES = {
     "autoencoder_round_trip": "What the autoencoder alone does to a recording.\n\nChoose SAME-S, SAME-L or the demo. The result has the "
     "recording's length at 44.1 kHz.",
 }
+ROOMY = {"SA3_PreviewBatch": (460, 470)}  # nodes that show more than their widgets
+STEADY = ("make_four_keep_one",)  # queued again for another choice, which must not sample again
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 COLUMN, ROW, GAP = 280, 24, 50
 TALL_ROW = 34  # of the second renderer, whose nodes grow beyond their saved size
@@ -49,6 +53,9 @@ def editor_form(name: str, graph: dict, schemas: dict) -> dict:
         for key, node in graph.items():
             sources = [value[0] for value in node["inputs"].values() if isinstance(value, list)]
             depth[key] = max([depth[source] + 1 for source in sources], default=0)
+    widths = [COLUMN] * (max(depth.values()) + 1)
+    for key, node in graph.items():
+        widths[depth[key]] = max(widths[depth[key]], ROOMY.get(node["class_type"], (COLUMN,))[0])
     links, nodes, bottoms = [], [], {}
     outputs = {key: [[] for _ in schemas[node["class_type"]]["output"]] for key, node in graph.items()}
     for order, key in enumerate(sorted(graph, key=lambda k: (depth[k], int(k)))):
@@ -64,7 +71,7 @@ def editor_form(name: str, graph: dict, schemas: dict) -> dict:
                 entry["widget"] = {"name": input_name}
                 values.append(options.get("default", "") if given is None or isinstance(given, list) else given)
                 if options.get("control_after_generate"):
-                    values.append("randomize")
+                    values.append("fixed" if name in STEADY else "randomize")
                 if options.get("audio_upload"):
                     values.append(None)
             elif kind == "AUDIO_UI":
@@ -77,12 +84,12 @@ def editor_form(name: str, graph: dict, schemas: dict) -> dict:
         sockets = sum("widget" not in entry for entry in inputs)
         lines = sum(3 for spec in specs.values() if len(spec) > 1 and spec[1].get("multiline"))
         rows = max(sockets, len(schema["output"])) + len(values) + lines
-        height = ROW * rows + 20
-        top = bottoms.get(depth[key], 0)
-        bottoms[depth[key]] = top + TALL_ROW * rows + 2 * GAP
+        size = ROOMY.get(node["class_type"], (COLUMN, ROW * rows + 20))
+        left, top = sum(width + GAP for width in widths[: depth[key]]), bottoms.get(depth[key], 0)
+        bottoms[depth[key]] = top + max(TALL_ROW * rows, size[1]) + 2 * GAP
         nodes.append(
             {
-                "id": int(key), "type": node["class_type"], "pos": [depth[key] * (COLUMN + GAP), top], "size": [COLUMN, height],
+                "id": int(key), "type": node["class_type"], "pos": [left, top], "size": list(size),
                 "flags": {}, "order": order, "mode": 0, "inputs": inputs, "outputs": [],
                 "title": node.get("_meta", {}).get("title", schema["display_name"]),
                 "properties": {"Node name for S&R": node["class_type"]}, "widgets_values": values,

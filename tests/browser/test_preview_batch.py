@@ -1,0 +1,228 @@
+"""SA3_PreviewBatch as a user meets it: items are heard, one is ticked, the choice survives a reload; and a WAV opens its graph."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import struct
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("playwright", reason="no playwright; pip install playwright")
+
+from launcher.editor import Editor, find_chromium
+from launcher.environment import is_comfyui
+from launcher.server import LOCAL, Server
+
+ROOT = Path(__file__).parents[2]
+TREE = Path(os.environ.get("SA3_COMFYUI") or ROOT / ".run" / "comfyui")
+NODE = "window.app.graph.nodes.find(node => node.type === 'SA3_PreviewBatch')"
+KEEP = f"() => {NODE}.widgets.find(widget => widget.name === 'keep').value"
+LOADED = "() => { const a = [...document.querySelectorAll('.sa3-batch audio')]; return a.length && a.every(one => one.readyState >= 1) }"
+DROP = """([name, type, bytes]) => {
+  const files = new DataTransfer()
+  files.items.add(new File([Uint8Array.from(atob(bytes), c => c.charCodeAt(0))], name, { type }))
+  window.app.canvas.canvas.dispatchEvent(new DragEvent('drop', { dataTransfer: files, bubbles: true, cancelable: true }))
+}"""
+
+
+@pytest.fixture(scope="module")
+def comfy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    if not is_comfyui(TREE):
+        pytest.skip(f"no ComfyUI in {TREE}; run.py --test makes one, SA3_COMFYUI names another")
+    if find_chromium() is None:
+        pytest.skip("no Chromium on this machine")
+    with Server(TREE, tmp_path_factory.mktemp("comfyui"), packs=[ROOT], frontend=True) as server:
+        yield server
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["litegraph", "nodes2"])
+def editor(comfy: Server, request: pytest.FixtureRequest) -> Iterator[Editor]:
+    with Editor(comfy, nodes2=request.param) as editor:
+        yield editor
+
+
+def workflow() -> dict:
+    """The shared graph, shorter, with the decoded items as their own original, and WAV as the format."""
+    graph = json.loads((ROOT / "workflows" / "make_four_keep_one.json").read_text(encoding="utf-8"))
+    nodes = {node["type"]: node for node in graph["nodes"]}
+    nodes["SA3_EmptyLatent"]["widgets_values"][0] = 1.5
+    nodes["SA3_SaveAudio"]["widgets_values"][1] = "wav16"
+    decode, preview = nodes["SA3_SAMEDecode"], nodes["SA3_PreviewBatch"]
+    slot = next(i for i, one in enumerate(preview["inputs"]) if one["name"] == "original")
+    link = graph["last_link_id"] = graph["last_link_id"] + 1
+    graph["links"].append([link, decode["id"], 0, preview["id"], slot, "AUDIO"])
+    decode["outputs"][0]["links"].append(link)
+    preview["inputs"][slot]["link"] = link
+    return graph
+
+
+def history(server: Server) -> dict:
+    with LOCAL.open(f"{server.url}/history") as answer:
+        return json.load(answer)
+
+
+def queue(editor: Editor, server: Server, timeout: float = 120.0) -> set[str]:
+    """Runs the open graph to its end; the ids of the nodes that ran."""
+    before = history(server)
+    editor.page.locator("[data-testid=queue-button]").first.click()
+    deadline = time.monotonic() + timeout
+    while not (new := history(server).keys() - before.keys()):
+        assert time.monotonic() < deadline, server.log_tail()
+        editor.page.wait_for_timeout(50)  # the page goes on meanwhile
+    entry = history(server)[new.pop()]
+    messages = dict(entry["status"]["messages"])
+    assert "execution_error" not in messages, messages.get("execution_error")
+    return set(entry["prompt"][2]) - set(messages["execution_cached"]["nodes"])
+
+
+def ids(editor: Editor, *types: str) -> set[str]:
+    return set(editor.page.evaluate("types => app.graph.nodes.filter(n => types.includes(n.type)).map(n => String(n.id))", list(types)))
+
+
+def kept_files(server: Server) -> list[Path]:
+    return sorted((server.base_directory / "output" / "audio").glob("kept_*.wav"))
+
+
+def test_listen_tick_and_save(comfy: Server, editor: Editor):
+    page, before = editor.page, len(kept_files(comfy))
+    editor.load(workflow(), "choice")
+    queue(editor, comfy)
+    page.wait_for_function(LOADED, timeout=20_000)
+    durations = page.evaluate("() => [...document.querySelectorAll('.sa3-batch audio')].map(audio => audio.duration)")
+    assert durations == [1.5] * 8  # four items and the original of each
+    assert page.evaluate("() => [...document.querySelectorAll('.sa3-batch img')].every(one => one.naturalWidth === 640)")
+    assert len(kept_files(comfy)) == before  # none was kept
+
+    page.locator(".sa3-batch-keep input").nth(2).click()
+    assert page.evaluate(KEEP) == "3"
+    ran = queue(editor, comfy)
+    assert ran == ids(editor, "SA3_PreviewBatch", "SA3_SaveAudio")  # the sampler did not
+    assert len(kept_files(comfy)) == before + 1
+
+    page.evaluate(f"() => {{ const keep = {NODE}.widgets[0]; keep.value = '1, 3-4'; keep.callback(keep.value) }}")  # by hand
+    boxes = page.locator(".sa3-batch-keep input")
+    assert [boxes.nth(i).is_checked() for i in range(4)] == [True, False, True, True]
+    assert editor.dialogs() == [] and editor.errors == []
+
+
+def test_the_switch_to_the_original_keeps_the_place(editor: Editor):
+    page = editor.page
+    row = page.locator(".sa3-batch-row").nth(1)
+    state = "row => [...row.querySelectorAll('audio')].map(audio => [audio.paused, audio.currentTime])"
+    picture = row.locator(".sa3-batch-picture").bounding_box()
+    page.mouse.click(picture["x"] + picture["width"] / 2, picture["y"] + picture["height"] / 2)
+    page.wait_for_function("row => Math.abs(row.querySelector('audio').currentTime - 0.75) < 0.05", arg=row.element_handle())
+    row.locator(".sa3-batch-sides button").nth(1).click()
+    (_, item), (_, original) = row.evaluate(state)
+    assert abs(original - item) < 0.05
+    row.locator(".sa3-batch-play").click()
+    playing = "row => { const b = row.querySelectorAll('audio')[1]; return !b.paused && b.currentTime > 0.8 }"
+    page.wait_for_function(playing, arg=row.element_handle())
+    row.locator(".sa3-batch-sides button").nth(0).click()
+    (item_paused, item), (original_paused, _) = row.evaluate(state)
+    assert not item_paused and original_paused and item > 0.75
+    page.locator(".sa3-batch-play").nth(0).click()  # another player stops the first
+    assert row.evaluate(state)[0][0]
+    assert editor.errors == []
+
+
+def test_a_reload_brings_the_choice_and_the_items_back(editor: Editor):
+    page = editor.page
+    saved = page.evaluate("() => JSON.parse(JSON.stringify(window.app.graph.serialize()))")
+    page.reload()
+    page.wait_for_function("!!(window.app?.graph && window.LiteGraph?.registered_node_types?.SA3_PreviewBatch)", timeout=60_000)
+    editor.load(saved, "again")
+    assert page.evaluate(KEEP) == "1, 3-4"
+    page.wait_for_function(LOADED, timeout=20_000)
+    boxes = page.locator(".sa3-batch-keep input")
+    assert [boxes.nth(i).is_checked() for i in range(4)] == [True, False, True, True]
+    assert editor.errors == []
+
+
+def drop(editor: Editor, name: str, content: bytes, kind: str = "audio/wav") -> None:
+    editor.page.evaluate(DROP, [name, kind, base64.b64encode(content).decode()])
+
+
+def chunk(name: bytes, content: bytes) -> bytes:
+    return name + struct.pack("<I", len(content)) + content + b"\0" * (len(content) % 2)
+
+
+def riff(*chunks: bytes) -> bytes:
+    sound = chunk(b"fmt ", struct.pack("<HHIIHH", 1, 1, 8000, 16000, 2, 16)) + chunk(b"data", bytes(1600))
+    body = b"WAVE" + sound + b"".join(chunks)
+    return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
+TYPES = "() => window.app.graph.nodes.map(node => node.type).sort().join()"
+
+
+def types(editor: Editor) -> str:
+    return editor.page.evaluate(TYPES)
+
+
+def wait_for_types(editor: Editor, wanted: str) -> None:
+    editor.page.wait_for_function(f"wanted => ({TYPES})() === wanted", arg=wanted, timeout=20_000)
+
+
+SMALL = {"nodes": [{"id": 1, "type": "SA3_EmptyLatent", "pos": [0, 0], "size": [280, 140], "widgets_values": [3.0, 1, 6.0, ""]}],
+         "links": [], "version": 0.4}  # fmt: skip
+PROMPT = {"1": {"class_type": "SA3_ModelLoader", "inputs": {"model": "demo"}}}
+
+
+def test_a_saved_wav_opens_its_graph(comfy: Server, editor: Editor):
+    graph = types(editor)
+    editor.load(SMALL, "small")
+    drop(editor, "kept.wav", kept_files(comfy)[-1].read_bytes())
+    wait_for_types(editor, graph)
+    assert editor.page.evaluate(KEEP) in ("3", "1, 3-4") and editor.errors == []
+
+
+@pytest.mark.parametrize(
+    ("chunks", "wanted"),
+    [
+        ([chunk(b"LIST", b"INFO" + chunk(b"ICMT", json.dumps({"workflow": json.dumps(SMALL)}).encode()))], "SA3_EmptyLatent"),
+        ([chunk(b"sa3 ", json.dumps({"prompt": PROMPT, "x": float("nan")}).encode())], "SA3_ModelLoader"),
+    ],
+    ids=["in a comment", "API form with NaN"],
+)
+def test_other_ways_to_carry_a_graph(editor: Editor, chunks, wanted):
+    editor.load({**SMALL, "nodes": []}, "empty")
+    drop(editor, "other.wav", riff(*chunks))
+    wait_for_types(editor, wanted)
+    assert editor.errors == []
+
+
+BROKEN = {
+    "nothing": b"", "a torn head": b"RIFF", "no graph": riff(), "a size beyond the end": b"RIFF\xff\xff\xff\xffWAVEsa3 \xff\xff\xff\x01{",
+    "beyond reason": b"RIFF\xff\xff\xff\xffWAVEsa3 \xff\xff\xff\xff{", "no nodes": riff(chunk(b"sa3 ", b'{"workflow": {"nodes": 3}}')),
+    "no JSON": riff(chunk(b"sa3 ", b"not json")), "null": riff(chunk(b"sa3 ", b"null")),
+    "no class": riff(chunk(b"sa3 ", b'{"prompt": {"1": null}}')), "a torn comment": riff(chunk(b"LIST", b"INFOICMT\xff\xff\xff\xff{}")),
+    "empty chunks without end": riff(*[chunk(b"junk", b"")] * 2000),
+}  # fmt: skip
+
+
+def test_nothing_is_read_into_a_broken_wav(editor: Editor):
+    script = """async ([pack, bytes]) => {
+      const { graphOf } = await import(`/extensions/${pack}/wav/graph.js`)
+      return graphOf(new File([Uint8Array.from(atob(bytes), c => c.charCodeAt(0))], 'x.wav')).catch(error => error.name)
+    }"""
+    found = {name: editor.page.evaluate(script, [ROOT.name, base64.b64encode(content).decode()]) for name, content in BROKEN.items()}
+    damaged = ("a size beyond the end", "no JSON")
+    assert found == {name: "SyntaxError" if name in damaged else None for name in BROKEN}
+
+
+@pytest.mark.parametrize(("content", "ours"), [(riff(), False), (BROKEN["no JSON"], True)], ids=["plain", "damaged"])
+def test_a_wav_without_a_graph_is_left_to_comfyui(editor: Editor, content: bytes, ours: bool):
+    """Which makes a Load Audio of it, or says that it found no workflow, depending on its age."""
+    editor.load(SMALL, "small")
+    drop(editor, "plain.wav", content)
+    toast = "[...document.querySelectorAll('.p-toast-message')].map(one => one.innerText).join()"
+    editor.page.wait_for_function(f"() => ({TYPES})().includes('LoadAudio') || {toast}.includes('plain.wav')", timeout=20_000)
+    if ours:
+        editor.page.wait_for_function(f"() => {toast}.includes('damaged')")
+    assert "SA3_EmptyLatent" in types(editor) and editor.errors == []

@@ -1,0 +1,137 @@
+// The items of a batch as rows: a check box, a player, the facts.
+
+import { formatKeep, parseKeep } from "./keep.js"
+import { Player } from "./player.js"
+import { words } from "./words.js"
+
+/** keep: get() the text of the widget, set(text), linked() whether another node decides. `root` is the element. */
+export class ItemList {
+  constructor(keep) {
+    this.keep = keep
+    this.rows = []
+    this.root = make("div", "sa3-batch")
+    // What happens in here is not the canvas's business.
+    for (const name of ["pointerdown", "dblclick", "contextmenu"]) this.root.addEventListener(name, event => event.stopPropagation())
+    this.root.addEventListener("wheel", event => this.scrolls() && event.stopPropagation(), { passive: true })
+    this.show([])
+  }
+
+  show(items) {
+    this.clear()
+    const texts = words()
+    if (!items.length) return this.root.append(make("div", "sa3-batch-empty", texts.empty))
+    this.state = make("span")
+    const all = make("button", "", texts.all)
+    const none = make("button", "", texts.none)
+    all.onclick = () => this.write(new Set(this.rows.keys()))
+    none.onclick = () => this.write(new Set())
+    this.head = make("div", "sa3-batch-head")
+    this.head.append(this.state, all, none)
+    this.list = make("div", "sa3-batch-list")
+    this.rows = items.map((item, i) => this.row(item, i, texts))
+    this.list.append(...this.rows.map(row => row.root))
+    this.root.append(this.head, this.list)
+    this.read()
+  }
+
+  row(item, index, texts) {
+    const root = make("div", "sa3-batch-row")
+    const label = make("label", "sa3-batch-keep")
+    const box = Object.assign(document.createElement("input"), { type: "checkbox", title: texts.keep, ariaLabel: `${texts.keep} ${index + 1}` })
+    box.onchange = () => this.toggle(index, box.checked)
+    label.append(box, `${index + 1}`)
+    const button = make("button", "sa3-batch-play")
+    button.title = texts.play
+    const sides = make("div", "sa3-batch-sides")
+    const player = new Player(
+      item,
+      texts,
+      ({ playing, shown }) => {
+        root.classList.toggle("sa3-playing", playing)
+        button.textContent = playing ? "❚❚" : "▶"
+        sides.childNodes.forEach((side, i) => side.setAttribute("aria-pressed", String(i === shown)))
+      },
+      ({ picture }) => picture.isConnected && picture.replaceWith(make("div", "sa3-batch-gone", texts.gone)),
+    )
+    button.onclick = () => player.toggle()
+    if (item.original) {
+      ;["A", "B"].forEach((name, i) => {
+        const side = make("button", "", name)
+        side.title = [texts.item, texts.original][i]
+        side.onclick = () => player.switchTo(i)
+        sides.append(side)
+      })
+    }
+    root.tabIndex = 0
+    root.onkeydown = event => {
+      if (event.target !== root || event.ctrlKey || event.metaKey || event.altKey || !player.key(event.key)) return
+      event.preventDefault()
+      event.stopPropagation()
+    }
+    root.append(label, button, player.picture, sides, facts(item, texts))
+    player.draw()
+    return { root, box, player }
+  }
+
+  toggle(index, kept) {
+    const items = parseKeep(this.keep.get(), this.rows.length) ?? new Set()
+    if (kept) items.add(index)
+    else items.delete(index)
+    this.write(items)
+  }
+
+  write(items) {
+    this.keep.set(formatKeep(items, this.rows.length))
+    this.read()
+  }
+
+  /** Brings the boxes to what the text says. */
+  read() {
+    if (!this.rows.length) return
+    const texts = words()
+    const kept = parseKeep(this.keep.get(), this.rows.length)
+    const linked = this.keep.linked()
+    this.rows.forEach(({ root, box }, i) => {
+      box.disabled = linked
+      box.checked = !linked && !!kept?.has(i)
+      root.classList.toggle("sa3-dropped", !linked && !!kept?.size && !kept.has(i))
+    })
+    this.head.classList.toggle("sa3-unclear", !linked && !kept)
+    this.state.textContent = linked ? texts.linked : kept ? texts.kept(kept.size, this.rows.length) : texts.unclear
+  }
+
+  scrolls() {
+    return this.list && this.list.scrollHeight > this.list.clientHeight
+  }
+
+  clear() {
+    for (const { player } of this.rows) player.stop()
+    this.rows = []
+    this.root.replaceChildren()
+  }
+}
+
+function facts(item, texts) {
+  const line = make("div", "sa3-batch-facts")
+  const verdict = make("b", "", texts.verdicts[item.verdict] ?? item.verdict)
+  verdict.dataset.verdict = item.verdict
+  const values = [`${item.seconds.toFixed(3)} s`, level(item.integrated, "LUFS"), `RMS ${level(item.rms, "dB")}`, `peak ${level(item.true_peak, "dBTP")}`]
+  line.append(verdict, ...values.map(text => make("span", "", text)))
+  if (item.seed !== null) {
+    const seed = make("code", "", `seed ${item.seed}`)
+    seed.title = `${texts.seed}: ${item.seed}`
+    line.append(seed)
+  }
+  return line
+}
+
+function level(value, unit) {
+  return `${value === null ? "-∞" : value.toFixed(1)} ${unit}`
+}
+
+function make(tag, className = "", text = "") {
+  const element = document.createElement(tag)
+  if (className) element.className = className
+  if (text) element.textContent = text
+  return element
+}
