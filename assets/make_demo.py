@@ -1,39 +1,53 @@
-"""Writes assets/demo: a tiny checkpoint in the released layout, every weight drawn from a seed. It makes noise, not music.
+"""Trains the demo model, assets/demo, from nothing: a synthetic corpus, a small SAME, a small transformer with its own text encoder.
 
-    python assets/make_demo.py
+    python assets/make_demo.py --work FOLDER              # all stages; about two hours on two CPU cores
+    python assets/make_demo.py --work FOLDER --stage pack  # one stage: autoencoder, latents, transformer, pack
 
-Widths are small, mechanisms are those of the small family: plain transformer, chunked SAME, T5Gemma text encoder, tokenizer.
+Every stage resumes from what FOLDER holds. Same machine, threads and versions: same bytes. --compile needs a C++ compiler and makes
+the transformer's stage about twice as fast; its rounding differs from the run without it.
 """
 
+import argparse
+import concurrent.futures
 import json
-import math
 import sys
+import time
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT))
 
 from sa3_core import build  # noqa: E402
-from sa3_core.text_encoder import empty_model, encoder_config  # noqa: E402
+from sa3_core.conditioning import Condition  # noqa: E402
+from sa3_core.config import parse  # noqa: E402
+from sa3_core.network import Generator  # noqa: E402
+from sa3_core.same import SAME  # noqa: E402
+from sa3_core.text_encoder import config_from  # noqa: E402
+from sa3_core.training import autoencoder, corpus, flow  # noqa: E402
+from sa3_core.training.loop import Settings, Trainer  # noqa: E402
 
-SEED = 2026
-LATENTS, COND, TOKENS = 32, 64, 64
+LATENTS, WIDTH, PATCH, STRIDE = 128, 192, 1024, 2
+FRAME = PATCH * STRIDE
+COND, TOKENS = 64, 32
 SIDE = {
-    "channels": 64, "c_mults": [2], "strides": [16], "latent_dim": LATENTS, "transformer_depths": [2], "differential": True,
-    "dim_heads": 64, "variable_stride": True, "dyt": True, "chunk_size": 32, "chunk_midpoint_shift": True,
+    "channels": WIDTH, "c_mults": [1], "strides": [STRIDE], "latent_dim": LATENTS, "transformer_depths": [1], "differential": True,
+    "dim_heads": LATENTS // STRIDE, "variable_stride": True, "dyt": True, "chunk_size": 32, "chunk_midpoint_shift": True,
 }  # fmt: skip
 CONFIG = {
     "model_type": "diffusion_cond_inpaint", "sample_size": 5292032, "sample_rate": 44100, "audio_channels": 2,
     "model": {
         "pretransform": {"type": "autoencoder", "config": {
-            "pretransform": {"type": "patched", "config": {"patch_size": 256, "channels": 2}},
-            "encoder": {"type": "taae_v2", "config": {**SIDE, "in_channels": 512, "mask_noise": 0.0}},
-            "decoder": {"type": "taae_v2", "config": {**SIDE, "out_channels": 512, "conv_mapping": True, "mask_noise": 0.01}},
+            "pretransform": {"type": "patched", "config": {"patch_size": PATCH, "channels": 2}},
+            "encoder": {"type": "taae_v2", "config": {**SIDE, "in_channels": 2 * PATCH, "mask_noise": 0.0}},
+            "decoder": {"type": "taae_v2", "config": {
+                **SIDE, "transformer_depths": [2], "out_channels": 2 * PATCH, "conv_mapping": True, "mask_noise": 0.01}},
             "bottleneck": {"type": "softnorm", "config": {"dim": LATENTS, "noise_regularize": True, "auto_scale": True, "freeze": True}},
-            "latent_dim": LATENTS, "downsampling_ratio": 4096, "io_channels": 2,
+            "latent_dim": LATENTS, "downsampling_ratio": FRAME, "io_channels": 2,
         }},
         "conditioning": {"cond_dim": COND, "configs": [
             {"id": "prompt", "type": "t5gemma", "config": {
@@ -41,11 +55,11 @@ CONFIG = {
             {"id": "seconds_total", "type": "number", "config": {"min_val": 0, "max_val": 384, "fourier_features_type": "expo"}},
         ]},
         "diffusion": {
-            "type": "dit", "diffusion_objective": "rf_denoiser", "cross_attention_cond_ids": ["prompt", "seconds_total"],
+            "type": "dit", "diffusion_objective": "rectified_flow", "cross_attention_cond_ids": ["prompt", "seconds_total"],
             "global_cond_ids": ["seconds_total"], "local_add_cond_ids": ["inpaint_mask", "inpaint_masked_input"],
             "use_effective_length_for_schedule": True, "mask_padding_attention": True,
             "config": {
-                "io_channels": LATENTS, "embed_dim": 128, "depth": 2, "num_heads": 2, "cond_token_dim": COND, "global_cond_dim": COND,
+                "io_channels": LATENTS, "embed_dim": WIDTH, "depth": 6, "num_heads": 6, "cond_token_dim": COND, "global_cond_dim": COND,
                 "local_add_cond_dim": LATENTS + 1, "global_cond_type": "adaLN", "timestep_features_type": "expo",
                 "attn_kwargs": {"qk_norm": "rms"}, "norm_type": "rms_norm", "norm_kwargs": {"force_fp32": True},
                 "ff_kwargs": {"mult": 2.0}, "num_memory_tokens": 8},
@@ -53,66 +67,202 @@ CONFIG = {
         "io_channels": LATENTS,
     },
 }  # fmt: skip
-TEXT = {
+SPECIALS = ["<pad>", "<eos>", "<bos>", "<unk>"]
+VOCABULARY = [*SPECIALS, *corpus.vocabulary()]
+ENCODER = {
     "hidden_size": COND, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 32,
     "intermediate_size": 128, "hidden_activation": "gelu_pytorch_tanh", "attn_logit_softcapping": 50.0, "query_pre_attn_scalar": 32,
-    "rms_norm_eps": 1e-6, "sliding_window": 4096, "layer_types": ["sliding_attention", "full_attention"], "vocab_size": 260,
-    "max_position_embeddings": 512, "pad_token_id": 0, "model_type": "t5_gemma_module", "dropout_rate": 0.0, "attention_dropout": 0.0,
+    "rms_norm_eps": 1e-6, "sliding_window": 4096, "layer_types": ["sliding_attention", "full_attention"],
+    "vocab_size": len(VOCABULARY), "max_position_embeddings": 512, "pad_token_id": 0, "model_type": "t5_gemma_module",
+    "dropout_rate": 0.0, "attention_dropout": 0.0,
 }  # fmt: skip
+TEXT = {"model_type": "t5gemma", "is_encoder_decoder": True, "vocab_size": len(VOCABULARY), "encoder": ENCODER, "decoder": ENCODER}
+
+SEED = 0
+CROP = 16 * FRAME  # samples; what the chunked attention of this SAME sees at once
+AUTOENCODER = Settings(steps=9_000, lr=1.5e-3, warmup=200, save_every=500)
+TRANSFORMER = Settings(steps=8_500, lr=1e-3, warmup=200, save_every=500)
+FLOW = flow.FlowSettings(masks=(0.15, 0.65, 0.2))
+UNKNOWN = 0.02  # of the words are hidden in training, so that a word outside the vocabulary changes little
+# Windows of the transformer's training: frames, shortest and longest clip in seconds, number of clips, items a batch, share of the steps.
+WINDOWS = {"short": (96, 1.5, 4.0, 11_000, 16, 0.75), "long": (208, 3.0, 9.0, 5_000, 8, 0.25)}
 
 
 def tokenizer() -> dict:
-    """Bytes as tokens: <pad> and three unused specials, then the 256 byte values of UTF-8."""
-    alphabet = _byte_alphabet()
-    vocab = {"<pad>": 0, "<eos>": 1, "<bos>": 2, "<unk>": 3} | {char: 4 + i for i, char in enumerate(alphabet)}
+    """Words as tokens, in lower case; commas stand alone."""
     special = [
         {"id": i, "content": name, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-        for name, i in list(vocab.items())[:4]
+        for i, name in enumerate(SPECIALS)
     ]
-    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
     return {
-        "version": "1.0", "truncation": None, "padding": None, "added_tokens": special, "normalizer": None, "pre_tokenizer": level,
-        "post_processor": None, "decoder": level, "model": {
-            "type": "BPE", "dropout": None, "unk_token": "<unk>", "continuing_subword_prefix": None, "end_of_word_suffix": None,
-            "fuse_unk": False, "byte_fallback": False, "ignore_merges": False, "vocab": vocab, "merges": []},
+        "version": "1.0", "truncation": None, "padding": None, "added_tokens": special, "normalizer": {"type": "Lowercase"},
+        "pre_tokenizer": {"type": "Whitespace"}, "post_processor": None, "decoder": None,
+        "model": {"type": "WordLevel", "vocab": {word: i for i, word in enumerate(VOCABULARY)}, "unk_token": "<unk>"},
     }  # fmt: skip
 
 
-def _byte_alphabet() -> list[str]:
-    """The printable stand-ins that byte-level tokenizers use for the 256 byte values."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in printable]
-    table = {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(others)}
-    return [table[byte] for byte in range(256)]
+def compile_blocks(blocks) -> None:
+    for block in blocks:
+        block.compile()
 
 
-def draw(name: str, shape: torch.Size, generator: torch.Generator) -> torch.Tensor:
-    """A value for every kind of parameter that keeps activations near unit scale."""
-    leaf = name.rsplit(".", 1)[-1]
-    noise = torch.randn(shape, generator=generator)
-    if leaf in ("gamma", "weight_g", "scaling_factor", "running_std", "alpha"):
-        return 1 + 0.02 * noise
-    if leaf in ("beta", "bias", "to_scale_shift_gate", "noise_scaling_factor") or "norm" in name:
-        return 0.02 * noise
-    fan_in = math.prod(shape[1:]) if len(shape) > 1 else shape[0]
-    return noise / math.sqrt(max(fan_in, 1))
+def train_autoencoder(work: Path) -> SAME:
+    """9,000 steps of 8 crops of 0.74 s."""
+    same = build(autoencoder_config(), device="cpu", dtype=torch.float32)
+    trainer = Trainer(dict(same.named_parameters()), AUTOENCODER, work / "autoencoder")
+    if trainer.step < AUTOENCODER.steps:
+        bank = torch.stack([corpus.clip(SEED, i, 2.2).audio.half() for i in range(6000)])
+        if trainer.step == 0:
+            autoencoder.block_pca_start(same, bank[:500].float(), torch.Generator().manual_seed(SEED))
+            trainer.restart_average()
+
+        def crops(generator: torch.Generator) -> Tensor:
+            items = torch.randint(len(bank), (8,), generator=generator)
+            starts = torch.randint(bank.shape[-1] - CROP, (8,), generator=generator)
+            gain = 0.6 + 0.6 * torch.rand(8, 1, 1, generator=generator)
+            return gain * torch.stack([bank[i, :, s : s + CROP] for i, s in zip(items, starts, strict=True)]).float()
+
+        trainer.run(autoencoder.loss(same, crops, AUTOENCODER.steps, autoencoder.Weights()), report("autoencoder"))
+    same.load_state_dict(trainer.averaged(), strict=False)
+    same.requires_grad_(False)
+    autoencoder.measure_scale(same, [corpus.clip(SEED, i, CROP / corpus.RATE).audio[None] for i in range(200)])
+    return same
+
+
+def autoencoder_config() -> dict:
+    inner = CONFIG["model"]["pretransform"]["config"]
+    return {"model_type": "autoencoder", "sample_rate": CONFIG["sample_rate"], "audio_channels": 2, "model": inner}
+
+
+def encode_corpus(work: Path, same: SAME) -> None:
+    """The clips of the transformer's training as latents, silence behind each up to the window's end."""
+    for number, (window, (frames, shortest, longest, count, _, _)) in enumerate(WINDOWS.items()):
+        path = work / f"latents-{window}.safetensors"
+        if path.is_file():
+            continue
+
+        def one(i: int, number=number, frames=frames, shortest=shortest, longest=longest) -> tuple[Tensor, str, float]:
+            seconds = corpus.Draw(SEED, -1 - 100_000 * number - i).uniform(shortest, longest)
+            seconds = round(seconds) if i % 2 else seconds  # whole seconds are asked for most
+            clip = corpus.clip(SEED + 2 + 2 * number, i, seconds)
+            padded = torch.nn.functional.pad(clip.audio, (0, frames * FRAME - clip.audio.shape[-1]))
+            with torch.no_grad():
+                return same.encode(padded[None])[0].half(), clip.caption, clip.seconds
+
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+            done = list(pool.map(one, range(count)))
+        torch.set_num_threads(threads)
+        tensors = {"latents": torch.stack([z for z, _, _ in done]), "seconds": torch.tensor([s for _, _, s in done])}
+        save_file(tensors, path, {"captions": json.dumps([caption for _, caption, _ in done])})
+        print(f"latents {window}: {count} clips", flush=True)
+
+
+class Corpus:
+    """Batches of encoded clips with their conditions, for `flow.loss`."""
+
+    def __init__(self, work: Path, net: Generator, text: torch.nn.Module):
+        self.net, self.text, self.windows = net, text, {}
+        words = {word: i for i, word in enumerate(VOCABULARY)}
+        for window in WINDOWS:
+            with safe_open(work / f"latents-{window}.safetensors", "pt") as file:
+                captions = json.loads(file.metadata()["captions"])
+                rows = [[words[word] for word in caption.replace(",", " ,").split()] for caption in captions]
+                self.windows[window] = file.get_tensor("latents"), file.get_tensor("seconds"), rows
+
+    def __call__(self, generator: torch.Generator) -> flow.Batch:
+        window = "short" if float(torch.rand((), generator=generator)) < WINDOWS["short"][5] else "long"
+        latents, seconds, rows = self.windows[window]
+        items = torch.randint(len(rows), (WINDOWS[window][4],), generator=generator).tolist()
+        durations = [float(seconds[i]) for i in items]
+        lengths = [-(-round(s * corpus.RATE) // FRAME) for s in durations]
+        return flow.Batch(latents[items].float(), lengths, self.condition([rows[i] for i in items], durations, generator))
+
+    def condition(self, rows: list[list[int]], seconds: list[float], generator: torch.Generator) -> Condition:
+        n = max(map(len, rows))
+        ids, mask = torch.zeros(len(rows), n, dtype=torch.long), torch.zeros(len(rows), n, dtype=torch.bool)
+        for i, row in enumerate(rows):
+            ids[i, : len(row)], mask[i, : len(row)] = torch.tensor(row), True
+        hidden = torch.rand(ids.shape, generator=generator) < UNKNOWN
+        ids = torch.where(hidden & mask, SPECIALS.index("<unk>"), ids)
+        embeddings = self.text(input_ids=ids, attention_mask=mask.long()).last_hidden_state
+        return self.net.conditioner(embeddings, mask, seconds)
+
+
+def train_transformer(work: Path, compiled: bool) -> tuple[Generator, torch.nn.Module]:
+    """Transformer, conditioner and text encoder together."""
+    from transformers import T5GemmaEncoderModel
+
+    torch.manual_seed(SEED)
+    net = Generator(parse(CONFIG), device="cpu", dtype=torch.float32)
+    text = T5GemmaEncoderModel(config_from(TEXT)).train()
+    start(net)
+    parameters = dict(net.named_parameters()) | {f"text.{name}": p for name, p in text.named_parameters()}
+    trainer = Trainer(parameters, TRANSFORMER, work / "transformer")
+    if trainer.step < TRANSFORMER.steps:
+        if compiled:
+            compile_blocks(net.dit.transformer.layers)
+        trainer.run(flow.loss(net, Corpus(work, net, text), FLOW, corpus.RATE / FRAME), report("transformer"))
+    weights = trainer.averaged()
+    text.load_state_dict({name[5:]: p for name, p in weights.items() if name.startswith("text.")}, strict=False)
+    net.load_state_dict({name: p for name, p in weights.items() if not name.startswith("text.")}, strict=False)
+    return net, text
+
+
+@torch.no_grad()
+def start(net: Generator) -> None:
+    """Layers that begin as the identity: what they add starts at zero, as do the outer convolutions and the output."""
+    torch.nn.init.normal_(net.dit.transformer.memory_tokens, std=0.02)
+    net.conditioner.conditioners["prompt"].padding_embedding.normal_(std=0.1)
+    for name, p in net.named_parameters():
+        if name.endswith(("to_out.weight", "ff.ff.2.weight", "ff.ff.2.bias", "process_conv.weight", "project_out.weight")):
+            p.zero_()
+
+
+def pack(work: Path, same: SAME, net: Generator, text: torch.nn.Module) -> None:
+    """The released layout under assets/demo, 16-bit."""
+    demo = ROOT / "assets" / "demo"
+    folder = demo / "t5gemma-b-b-ul2"
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = net.state_dict() | {f"pretransform.model.{name}": t for name, t in same.state_dict().items()}
+    save_file(stored(weights), demo / "model.safetensors", {"format": "pt"})
+    save_file(stored({f"model.{name}": t for name, t in text.state_dict().items()}), folder / "model.safetensors", {"format": "pt"})
+    for path, values in ((demo / "model_config.json", CONFIG), (folder / "config.json", TEXT), (folder / "tokenizer.json", tokenizer())):
+        path.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    for stage in ("autoencoder", "transformer"):
+        (demo / f"{stage}.png").write_bytes((work / stage / "losses.png").read_bytes())
+
+
+def stored(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: t.detach().to(torch.float16).contiguous() for name, t in sorted(weights.items())}
+
+
+def report(stage: str):
+    begin = time.monotonic()
+
+    def say(step: int, means: dict[str, float]) -> None:
+        terms = "  ".join(f"{name} {value:.4f}" for name, value in means.items())
+        print(f"{stage} {step} ({time.monotonic() - begin:.0f} s): {terms}", flush=True)
+
+    return say
 
 
 def main() -> None:
-    demo, text = ROOT / "assets" / "demo", ROOT / "assets" / "demo" / "t5gemma-b-b-ul2"
-    text.mkdir(parents=True, exist_ok=True)
-    (demo / "model_config.json").write_text(json.dumps(CONFIG, indent=1) + "\n", encoding="utf-8")
-    config = {"model_type": "t5gemma", "is_encoder_decoder": True, "vocab_size": TEXT["vocab_size"], "encoder": TEXT, "decoder": TEXT}
-    (text / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
-    (text / "tokenizer.json").write_text(json.dumps(tokenizer(), ensure_ascii=False) + "\n", encoding="utf-8")
-    generator = torch.Generator().manual_seed(SEED)
-    weights = {name: draw(name, t.shape, generator).to(torch.bfloat16) for name, t in sorted(build(CONFIG).state_dict().items())}
-    save_file(weights, demo / "model.safetensors", {"format": "pt", "note": f"random weights from seed {SEED}: makes noise"})
-    encoder = {
-        f"model.{name}": draw(name, t.shape, generator).to(torch.bfloat16)
-        for name, t in sorted(empty_model(encoder_config(text)).state_dict().items())
-    }
-    save_file(encoder, text / "model.safetensors", {"format": "pt"})
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True, help="folder for states, encoded clips and curves")
+    parser.add_argument("--stage", choices=("autoencoder", "latents", "transformer", "pack"), help="one stage only; all when left out")
+    parser.add_argument("--compile", action="store_true", help="compile the transformer's layers (needs a C++ compiler)")
+    parser.add_argument("--threads", type=int, default=2)
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    same = train_autoencoder(given.work)
+    if given.stage in (None, "latents"):
+        encode_corpus(given.work, same)
+    if given.stage in (None, "transformer", "pack"):
+        net, text = train_transformer(given.work, given.compile)
+        if given.stage != "transformer":
+            pack(given.work, same, net, text)
 
 
 if __name__ == "__main__":

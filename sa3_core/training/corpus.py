@@ -1,0 +1,337 @@
+"""Synthetic sounds with captions from a small grammar of everyday words: 44.1 kHz stereo, a pure function of (seed, index).
+
+A caption is a template around one scene: a single sound, a steady rhythm, "A, then B" or "A and B". Pitch words name ranges of the
+fundamental (`PITCHES`); all other parameters are drawn continuously. A tenth of all captions is held out of training by `held_out`.
+"""
+
+import hashlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+RATE = 44100
+PITCHES = {"low": (80.0, 200.0), "mid": (250.0, 500.0), "high": (700.0, 1200.0)}  # Hz
+PITCH_WORDS = {"low": ("low", "deep"), "mid": ("mid", "middle"), "high": ("high", "bright")}
+TEMPI = (60, 75, 90, 100, 120, 140, 150, 180)  # beats per minute
+SPACINGS = {"every second": 1.0, "every half second": 0.5, "every quarter second": 0.25}
+MASS = ("wind", "rain", "static")  # that one does not count
+MASS_TEMPLATES = ("{}", "the {}", "some {}", "the sound of {}", "just {}")
+TEMPLATES = ("{}", "a {}", "the {}", "one {}", "the sound of a {}", "just a {}", "a plain {}", "a clear {}")
+
+
+class Draw:
+    """Random numbers of one clip."""
+
+    def __init__(self, seed: int, index: int):
+        digest = hashlib.sha256(f"{seed}/{index}".encode()).digest()
+        self.generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+    def uniform(self, low: float, high: float) -> float:
+        return low + (high - low) * float(torch.rand((), generator=self.generator))
+
+    def log_uniform(self, low: float, high: float) -> float:
+        return math.exp(self.uniform(math.log(low), math.log(high)))
+
+    def choice(self, options):
+        return options[int(torch.randint(len(options), (), generator=self.generator))]
+
+    def noise(self, n: int) -> Tensor:
+        return torch.randn(n, generator=self.generator)
+
+
+@dataclass(frozen=True)
+class Clip:
+    """audio (2, N) in [-1, 1]; kind: the class of the scene; spacing: seconds between the hits of a rhythm; parts: kinds of its sounds."""
+
+    caption: str
+    audio: Tensor
+    kind: str
+    pitch: str | None = None
+    spacing: float | None = None
+    parts: tuple[str, ...] = ()
+
+    @property
+    def seconds(self) -> float:
+        return self.audio.shape[-1] / RATE
+
+
+def _time(n: int) -> Tensor:
+    return torch.arange(n) / RATE
+
+
+def _sine(frequency: Tensor | float, n: int, phase: float = 0.0) -> Tensor:
+    """A sine of constant frequency, or one whose frequency (n,) in Hz changes."""
+    if isinstance(frequency, Tensor):
+        return torch.sin(2 * math.pi * torch.cumsum(frequency.double() / RATE, 0) + phase).float()
+    return torch.sin(2 * math.pi * frequency * _time(n).double() + phase).float()
+
+
+def _fade(x: Tensor, attack: float, release: float) -> Tensor:
+    """Linear ramps at both ends, in seconds."""
+    t = _time(len(x))
+    return x * (t / attack).clamp(max=1) * ((len(x) / RATE - t) / release).clamp(max=1)
+
+
+def _shape(noise: Tensor, gain: Callable[[Tensor], Tensor]) -> Tensor:
+    """Noise with the spectrum gain(frequency in Hz), rms 1."""
+    spectrum = torch.fft.rfft(noise) * gain(torch.fft.rfftfreq(len(noise), 1 / RATE))
+    x = torch.fft.irfft(spectrum, len(noise))
+    return x / x.square().mean().sqrt().clamp_min(1e-9)
+
+
+def _partials(d: Draw, f: float, n: int, ratios, gains, decays) -> Tensor:
+    t = _time(n)
+    parts = [
+        gain * _sine(f * ratio, n, d.uniform(0, 6.28)) * torch.exp(-t / decay)
+        for ratio, gain, decay in zip(ratios, gains, decays, strict=True)
+    ]
+    return _fade(sum(parts), 0.002, 0.02)
+
+
+def tone(d: Draw, n: int, f: float) -> Tensor:
+    x = _sine(f, n) + d.uniform(0, 0.15) * _sine(2 * f, n) + d.uniform(0, 0.08) * _sine(3 * f, n)
+    return _fade(x, d.uniform(0.01, 0.03), d.uniform(0.03, 0.1))
+
+
+def chord(ratios: tuple[float, ...]) -> Callable:
+    def make(d: Draw, n: int, f: float) -> Tensor:
+        return _fade(sum(_sine(0.8 * f * ratio, n, d.uniform(0, 6.28)) for ratio in ratios), 0.02, 0.1)
+
+    return make
+
+
+def bell(d: Draw, n: int, f: float) -> Tensor:
+    decay = d.uniform(0.5, 1.0)
+    return _partials(d, f, n, (1, 2, 2.76), (1, 0.4, 0.15), (decay, decay / 2, decay / 3))
+
+
+def pluck(d: Draw, n: int, f: float) -> Tensor:
+    decay = d.uniform(0.25, 0.5)
+    return _partials(d, f, n, (1, 2, 3, 4), (1, 0.45, 0.2, 0.1), (decay, decay / 2, decay / 3, decay / 4))
+
+
+def beep(d: Draw, n: int, f: float) -> Tensor:
+    length = min(n, int(d.uniform(0.12, 0.2) * RATE))
+    return torch.nn.functional.pad(_fade(_sine(f, length), 0.005, 0.02), (0, n - length))
+
+
+def sweep(direction: int) -> Callable:
+    def make(d: Draw, n: int, f: float) -> Tensor:
+        low, high = d.uniform(120, 220), d.uniform(800, 1200)
+        ramp = torch.linspace(0, 1, n) if direction > 0 else torch.linspace(1, 0, n)
+        return _fade(_sine(low * (high / low) ** ramp, n), 0.02, 0.05)
+
+    return make
+
+
+def siren(low: float, high: float) -> Callable:
+    """Goes up and down `low` to `high` times a second."""
+
+    def make(d: Draw, n: int, f: float) -> Tensor:
+        centre, depth, rate = d.uniform(550, 700), d.uniform(180, 260), d.uniform(low, high)
+        return _fade(_sine(centre + depth * torch.sin(2 * math.pi * rate * _time(n)), n), 0.02, 0.05)
+
+    return make
+
+
+def kick(d: Draw, n: int, f: float) -> Tensor:
+    t = _time(n)
+    frequency = d.uniform(45, 60) + d.uniform(80, 140) * torch.exp(-t / 0.03)
+    return _fade(_sine(frequency, n) * torch.exp(-t / d.uniform(0.08, 0.14)), 0.002, 0.01)
+
+
+def snare(d: Draw, n: int, f: float) -> Tensor:
+    t = _time(n)
+    body = _sine(d.uniform(170, 220), n) * torch.exp(-t / 0.05)
+    rattle = _shape(d.noise(n), lambda hz: 1 / (1 + (800 / hz.clamp_min(1)) ** 2)) * torch.exp(-t / d.uniform(0.06, 0.1))
+    return _fade(0.6 * body + 0.35 * rattle, 0.001, 0.01)
+
+
+def hat(d: Draw, n: int, f: float) -> Tensor:
+    return _shape(d.noise(n), lambda hz: 1 / (1 + (6000 / hz.clamp_min(1)) ** 4)) * torch.exp(-_time(n) / d.uniform(0.02, 0.04)) * 0.4
+
+
+def click(d: Draw, n: int, f: float) -> Tensor:
+    return _sine(d.uniform(1200, 1800), n) * torch.exp(-_time(n) / d.uniform(0.003, 0.006))
+
+
+def wind(d: Draw, n: int, f: float) -> Tensor:
+    corner, t = d.uniform(600, 1200), _time(n)
+    x = _shape(d.noise(n), lambda hz: (hz > 60) / (1 + (hz / corner) ** 1.2))
+    swell = 1 + 0.5 * torch.sin(2 * math.pi * d.uniform(0.2, 0.5) * t + d.uniform(0, 6.28))
+    return _fade(0.3 * x * swell, 0.05, 0.1)
+
+
+def rain(d: Draw, n: int, f: float) -> Tensor:
+    x = _shape(d.noise(n), lambda hz: 1 / (1 + (2500 / hz.clamp_min(1)) ** 2))
+    drops = (torch.rand(n, generator=d.generator) < 25 / RATE).float() * d.noise(n).abs() * 5
+    splash = torch.exp(-_time(1000) / 0.003)
+    size = n + 1000
+    wet = torch.fft.irfft(torch.fft.rfft(drops * torch.sign(d.noise(n)), size) * torch.fft.rfft(splash, size), size)[:n]
+    return _fade(0.15 * x + 0.1 * _shape(wet, lambda hz: 1 / (1 + (1500 / hz.clamp_min(1)) ** 2)), 0.03, 0.05)
+
+
+def static(d: Draw, n: int, f: float) -> Tensor:
+    return _fade(0.25 * d.noise(n), 0.02, 0.03)
+
+
+@dataclass(frozen=True)
+class Sound:
+    """nouns that name it; make(draw, samples, fundamental) -> mono; pitched: pitch words apply; sustained: fills its clip."""
+
+    nouns: tuple[str, ...]
+    make: Callable
+    pitched: bool = False
+    sustained: bool = True
+
+
+SOUNDS = {
+    "tone": Sound(("tone", "note", "hum", "steady tone"), tone, pitched=True),
+    "major chord": Sound(("major chord", "happy chord"), chord((1, 1.26, 1.498)), pitched=True),
+    "minor chord": Sound(("minor chord", "sad chord"), chord((1, 1.189, 1.498)), pitched=True),
+    "bell": Sound(("bell", "bell sound"), bell, pitched=True, sustained=False),
+    "pluck": Sound(("pluck", "string pluck", "plucked string"), pluck, pitched=True, sustained=False),
+    "beep": Sound(("beep", "short beep"), beep, pitched=True, sustained=False),
+    "rising chirp": Sound(("rising chirp", "rising sweep"), sweep(1)),
+    "falling chirp": Sound(("falling chirp", "falling sweep"), sweep(-1)),
+    "slow siren": Sound(("slow siren",), siren(0.4, 0.7)),
+    "fast siren": Sound(("fast siren",), siren(1.5, 2.5)),
+    "kick": Sound(("kick", "kick drum"), kick, sustained=False),
+    "snare": Sound(("snare", "snare drum"), snare, sustained=False),
+    "hat": Sound(("hat", "hi hat"), hat, sustained=False),
+    "click": Sound(("click", "short click"), click, sustained=False),
+    "wind": Sound(("wind", "blowing wind"), wind),
+    "rain": Sound(("rain", "falling rain"), rain),
+    "static": Sound(("static", "white noise", "noise"), static),
+}
+PITCHED = tuple(name for name, sound in SOUNDS.items() if sound.pitched)
+SUSTAINED = tuple(name for name, sound in SOUNDS.items() if sound.sustained)
+SINGLES = (*SOUNDS, "tone", "tone", "bell", "beep", "wind", "kick")  # what is hard to learn, or asked for first, comes more often
+HITS = ("kick", "kick", "kick", "snare", "hat", "click", "beep", "bell", "pluck")  # of rhythms; kicks three times as often
+
+
+@dataclass(frozen=True)
+class Part:
+    """One sound of a scene, not yet in a template: words, mono audio at peak 1."""
+
+    words: str
+    audio: Tensor
+    kind: str
+    pitch: str | None = None
+    spacing: float | None = None
+
+
+def _single(d: Draw, n: int, kind: str) -> Part:
+    sound = SOUNDS[kind]
+    pitch = d.choice(tuple(PITCHES)) if sound.pitched else None
+    f = d.log_uniform(*PITCHES[pitch or "mid"])
+    words = d.choice(sound.nouns)
+    if pitch:
+        words = f"{d.choice(PITCH_WORDS[pitch])} {words}"
+    if sound.sustained:
+        return Part(words, _peak(sound.make(d, n, f)), kind, pitch)
+    start = min(int(d.uniform(0.03, 0.08) * RATE), n // 4)
+    return Part(words, torch.cat((torch.zeros(start), _peak(sound.make(d, n - start, f)))), kind, pitch)
+
+
+def _rhythm(d: Draw, n: int, kind: str) -> Part:
+    """The same hit over and over. The first comes soon after the start; in a third of the clips anywhere within a period."""
+    sound = SOUNDS[kind]
+    if d.uniform(0, 1) < 0.6:
+        when, spacing = d.choice(tuple(SPACINGS.items()))
+    else:
+        tempo = d.choice(TEMPI)
+        when, spacing = f"at {tempo} bpm", 60 / tempo
+    pitch = d.choice(tuple(PITCHES)) if sound.pitched else None
+    f = d.log_uniform(*PITCHES[pitch or "mid"])
+    words = d.choice(sound.nouns)
+    if pitch:
+        words = f"{d.choice(PITCH_WORDS[pitch])} {words}"
+    first = d.uniform(0.03, 0.08) if d.uniform(0, 1) < 0.67 else d.uniform(0.0, spacing)
+    hit = _peak(sound.make(d, min(n, int(1.5 * RATE)), f))
+    out = torch.zeros(n + len(hit))
+    beat = 0
+    while (start := round((first + beat * spacing) * RATE)) < n:
+        out[start : start + len(hit)] += hit
+        beat += 1
+    return Part(f"{words} {when}", _peak(out[:n]), kind, pitch, spacing)
+
+
+def _peak(x: Tensor) -> Tensor:
+    return x / x.abs().max().clamp_min(1e-6)
+
+
+def _part(d: Draw, n: int, kind: str | None = None, rhythmic: float = 0.4) -> Part:
+    if d.uniform(0, 1) < rhythmic and kind in (None, *HITS):
+        return _rhythm(d, n, kind or d.choice(HITS))
+    return _single(d, n, kind or d.choice(SINGLES))
+
+
+def _one(part: Part) -> str:
+    return part.words if part.kind in MASS else f"a {part.words}"
+
+
+def clip(seed: int, index: int, seconds: float, kind: str | None = None) -> Clip:
+    """Clip number `index` of the corpus `seed`: `seconds` long, of class `kind` (a key of SOUNDS), or of any scene.
+
+    Captions that `held_out` names are drawn again with the next sub-seed unless the seed is odd: odd seeds are for tests.
+    """
+    for attempt in range(100):
+        d = Draw(seed, index * 100 + attempt)
+        made = _scene(d, round(seconds * RATE), kind)
+        if held_out(made.caption) == bool(seed % 2):
+            return made
+    raise AssertionError("a hundred captions in a row on the wrong side of the hold-out")
+
+
+def held_out(caption: str) -> bool:
+    """A tenth of all captions, by their hash: never trained on. The salt leaves some of every sound on either side."""
+    return hashlib.sha256(f"3164{caption}".encode()).digest()[0] % 10 == 0
+
+
+def templates(kind: str) -> tuple[str, ...]:
+    return MASS_TEMPLATES if kind in MASS else TEMPLATES
+
+
+def unseen(kind: str, pitch: str | None = None, when: str = "") -> list[str]:
+    """The captions of one sound that are held out of training. when: a key of SPACINGS, or "at 120 bpm"."""
+    prefixes = [f"{word} " for word in PITCH_WORDS[pitch]] if pitch else [""]
+    phrases = [f"{prefix}{noun} {when}".strip() for prefix in prefixes for noun in SOUNDS[kind].nouns]
+    captions = [template.format(phrase) for template in templates(kind) for phrase in phrases]
+    return [caption for caption in captions if held_out(caption)]
+
+
+def _scene(d: Draw, n: int, kind: str | None) -> Clip:
+    pick = d.uniform(0, 1) if kind is None else 0.0
+    if pick < 0.78:
+        part = _part(d, n, kind)
+        caption, mono, parts = d.choice(templates(part.kind)).format(part.words), part.audio, (part,)
+    elif pick < 0.92:
+        cut = int(n * d.uniform(0.45, 0.55))
+        parts = (_part(d, cut), _part(d, n - cut))
+        caption = f"{_one(parts[0])}, then {_one(parts[1])}"
+        mono = torch.cat((_fade(parts[0].audio, 1e-5, 0.01), parts[1].audio))
+    else:
+        parts = (_single(d, n, d.choice(SUSTAINED)), _rhythm(d, n, d.choice(HITS)))
+        caption = f"{_one(parts[0])} {d.choice(('and', 'with', 'under'))} {_one(parts[1])}"
+        mono = 0.4 * parts[0].audio + 0.6 * parts[1].audio
+    gain = d.uniform(0.45, 0.8)
+    mono = gain * mono
+    if d.uniform(0, 1) < 0.15:  # off-centre
+        pan = d.uniform(0.25, 0.75) * math.pi / 2
+        audio = math.sqrt(2) * torch.stack((math.cos(pan) * mono, math.sin(pan) * mono))
+    else:
+        audio = torch.stack((mono, mono))
+    main = parts[0]
+    name = main.kind if len(parts) == 1 else "scene"
+    return Clip(caption, audio.clamp(-1, 1), name, main.pitch, main.spacing if len(parts) == 1 else None, tuple(p.kind for p in parts))
+
+
+def vocabulary() -> list[str]:
+    """Every word a caption can hold, sorted."""
+    texts = [*TEMPLATES, *MASS_TEMPLATES, *SPACINGS, "at bpm then and with under ,", *map(str, TEMPI)]
+    texts += [noun for sound in SOUNDS.values() for noun in sound.nouns] + [word for words in PITCH_WORDS.values() for word in words]
+    return sorted({word for text in texts for word in text.replace("{}", "").replace(",", " , ").split()})

@@ -1,0 +1,150 @@
+"""Flow matching of the transformer, as the public code trains it: one step's draws, and its loss.
+
+t = 0 is data, t = 1 is noise; x_t = (1 - t) z + t n; the network predicts n - z. Masks here are True where audio is given.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..conditioning import Condition
+from ..errors import SA3Error
+from ..network import Generator
+
+TRUNCATION = 0.075  # of the logit-normal draw, before it is flipped
+TIMES = ("uniform", "logit_normal", "trunc_logit_normal", "log_snr", "log_snr_uniform")
+
+
+@dataclass(frozen=True)
+class FlowSettings:
+    """times: how t is drawn (TIMES). masks: chances of random segments, nothing given, a given beginning.
+
+    base_shift, max_shift: of logit(t), from min_length to max_length frames. silence: mean seconds of silence left behind the clip.
+    context_weight: of the loss over given frames. prompt_dropout: chance that the whole cross-attention input is zero.
+    """
+
+    times: str = "trunc_logit_normal"
+    masks: tuple[float, float, float] = (0.1, 0.8, 0.1)
+    base_shift: float = 0.5
+    max_shift: float = 1.15
+    min_length: int = 256
+    max_length: int = 4096
+    silence: float = 4.0
+    context_weight: float = 1.0
+    prompt_dropout: float = 0.1
+
+    def __post_init__(self):
+        if self.times not in TIMES:
+            raise SA3Error(f"times is '{self.times}', expected one of {', '.join(TIMES)}.")
+        if len(self.masks) != 3 or min(self.masks) < 0 or abs(sum(self.masks) - 1) > 1e-6:
+            raise SA3Error(f"masks are {self.masks}, expected three chances that sum to 1: segments, full, causal.")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """latents (B, D, T), silence behind the clips; lengths: valid frames per item; condition: what the transformer is told."""
+
+    latents: Tensor
+    lengths: Sequence[int]
+    condition: Condition
+
+
+def draw_times(name: str, n: int, generator: torch.Generator) -> Tensor:
+    """n noise levels in (0, 1], float32."""
+    if name == "uniform":
+        seed = int(torch.randint(2**31, (), generator=generator))
+        return torch.quasirandom.SobolEngine(1, scramble=True, seed=seed).draw(n)[:, 0]
+    z = torch.randn(n, generator=generator)
+    if name == "logit_normal":
+        return torch.sigmoid(z)
+    if name == "trunc_logit_normal":
+        low = _phi(torch.tensor(math.log(TRUNCATION / (1 - TRUNCATION))))
+        u = low + (1 - low) * _phi(z)
+        x = torch.sigmoid(math.sqrt(2) * torch.erfinv((2 * u - 1).clamp(-1 + 1e-7, 1 - 1e-7)))
+        return 1 - (x - TRUNCATION) / (1 - TRUNCATION)
+    log_snr = 2 * z - 1.2 if name == "log_snr" else 11 * torch.rand(n, generator=generator) - 6
+    return torch.sigmoid(-log_snr).clamp(1e-4, 1 - 1e-4)
+
+
+def _phi(z: Tensor) -> Tensor:
+    return 0.5 * (1 + torch.erf(z / math.sqrt(2)))
+
+
+def shift_times(t: Tensor, lengths: Sequence[int], settings: FlowSettings) -> Tensor:
+    """Longer clips are trained at higher noise: logit(t) + a line over the length in frames."""
+    length = torch.tensor(list(lengths), dtype=torch.float32).clamp(settings.min_length, settings.max_length)
+    share = (length - settings.min_length) / (settings.max_length - settings.min_length)
+    mu = settings.base_shift + (settings.max_shift - settings.base_shift) * share
+    return torch.exp(mu) * t / (torch.exp(mu) * t + 1 - t)
+
+
+def extend_lengths(lengths: Sequence[int], mean_frames: float, frames: int, generator: torch.Generator) -> list[int]:
+    """Valid frames with a random stretch of silence behind them, exponential with `mean_frames`, at most `frames` in all."""
+    if mean_frames <= 0:
+        return list(lengths)
+    extra = -mean_frames * torch.rand(len(lengths), generator=generator).clamp_min(1e-9).log()
+    return [min(frames, n + int(more)) for n, more in zip(lengths, extra.tolist(), strict=True)]
+
+
+def draw_given(lengths: Sequence[int], frames: int, chances: Sequence[float], generator: torch.Generator) -> Tensor:
+    """Inpainting masks (B, frames), True = given: segments are made anew, everything is, or all behind a given beginning."""
+
+    def whole(low: int, high: int) -> int:
+        return int(torch.randint(low, high + 1, (), generator=generator))
+
+    given = torch.zeros(len(lengths), frames, dtype=torch.bool)
+    for row, n in zip(given, lengths, strict=True):
+        kind = float(torch.rand((), generator=generator))
+        if kind < chances[0]:
+            row[:n] = True
+            count = whole(1, 10)
+            for _ in range(count):
+                length = whole(1, max(1, n // count))
+                start = whole(0, n - length)
+                row[start : start + length] = False
+        elif kind >= chances[0] + chances[1]:
+            row[: whole(0, n)] = True
+    return given
+
+
+def loss(generator_net: Generator, batches: Callable[[torch.Generator], Batch], settings: FlowSettings, frame_rate: float) -> Callable:
+    """The loss of one step for `loop.Trainer`. batches(generator) -> a Batch; frame_rate: latent frames per second."""
+
+    def step_loss(step: int, generator: torch.Generator) -> dict[str, Tensor]:
+        batch = batches(generator)
+        z = batch.latents
+        t = shift_times(draw_times(settings.times, len(z), generator), batch.lengths, settings)
+        noise = torch.randn(z.shape, generator=generator).to(z)
+        lengths = extend_lengths(batch.lengths, settings.silence * frame_rate, z.shape[-1], generator)
+        given = draw_given(lengths, z.shape[-1], settings.masks, generator)
+        kept = torch.rand(len(z), generator=generator) >= settings.prompt_dropout
+        return flow_loss(generator_net, z, noise, t, lengths, given, batch.condition, kept, settings.context_weight)
+
+    return step_loss
+
+
+def flow_loss(
+    net: Generator, z: Tensor, noise: Tensor, t: Tensor, lengths: Sequence[int], given: Tensor, condition: Condition, kept: Tensor,
+    context_weight: float = 1.0,
+) -> dict[str, Tensor]:  # fmt: skip
+    """The loss for these draws. z, noise (B, D, T); t (B,); given (B, T); kept (B,): items that see their prompt.
+
+    Every item counts alike, whatever its length; frames beyond `lengths` cost nothing.
+    """
+    device = z.device
+    level, given = t.to(z)[:, None, None], given.to(device)
+    x = (1 - level) * z + level * noise
+    known = given[:, None].to(z)
+    local = torch.cat((known, known * z), dim=1)
+    cross = condition.cross_attn * kept.to(condition.cross_attn)[:, None, None]
+    inputs = net.dit.prepare(cross, condition.global_cond, local, z.shape[-1], lengths)
+    frames = inputs.frames
+    error = (net.dit(x, t, inputs) - (noise - z)).float().square().mean(1)[:, :frames]  # (B, frames)
+    valid = (torch.arange(frames)[None] < torch.tensor(list(lengths))[:, None]).to(device)
+    generated, context = valid & ~given[:, :frames], valid & given[:, :frames]
+    main = ((error * generated).sum(1) / (generated.sum(1) + 1e-8)).mean()
+    side = ((error * context).sum(1) / (context.sum(1) + 1e-8)).mean()
+    return {"loss": main + context_weight * side, "generated": main, "context": side}

@@ -1,0 +1,62 @@
+"""What a clip is, in numbers: brightness, noisiness, onsets. Each takes mono audio (N,) at `RATE`."""
+
+import torch
+from torch import Tensor
+
+from .corpus import RATE
+
+SIZE = 2048
+
+
+def mono(audio: Tensor) -> Tensor:
+    """(C, N) -> (N,)."""
+    return audio.float().mean(0)
+
+
+def _power(x: Tensor) -> Tensor:
+    """Mean power spectrum (SIZE / 2 + 1,) over the frames that are loud enough to count (above -40 dB of the loudest)."""
+    x = torch.nn.functional.pad(x, (0, max(0, SIZE - len(x))))
+    power = torch.fft.rfft(x.unfold(0, SIZE, SIZE // 4) * torch.hann_window(SIZE)).abs().square()  # (frames, bins)
+    level = power.sum(1)
+    return power[level >= 1e-4 * level.max()].mean(0)
+
+
+def centroid(x: Tensor) -> float:
+    """Power-weighted mean frequency in Hz."""
+    power = _power(x)
+    return float((power * torch.fft.rfftfreq(SIZE, 1 / RATE)).sum() / power.sum().clamp_min(1e-20))
+
+
+def flatness(x: Tensor, low: float = 50.0, high: float = 8000.0) -> float:
+    """Geometric over arithmetic mean of the power spectrum between two frequencies: 1 for white noise, near 0 for a tone."""
+    hz = torch.fft.rfftfreq(SIZE, 1 / RATE)
+    power = _power(x)[(hz >= low) & (hz <= high)]
+    return float((power + 1e-12 * power.max()).log().mean().exp() / power.mean().clamp_min(1e-20))
+
+
+def onsets(x: Tensor, threshold: float = 0.3, apart: float = 0.12) -> list[float]:
+    """Times in seconds at which the level rises: peaks of its rise over 12 ms above `threshold` of the largest, at least `apart`."""
+    hop = 256
+    level = x.unfold(0, 4 * hop, hop).square().mean(1).sqrt()
+    rise = (level[2:] - level[:-2]).clamp_min(0)
+    times, limit = [], threshold * float(rise.max()) if len(rise) else 0.0
+    for i in torch.argsort(rise, descending=True).tolist():
+        if float(rise[i]) < max(limit, 1e-4):
+            break
+        time = (i + 1) * hop / RATE + 2 * hop / RATE
+        if all(abs(time - other) >= apart for other in times):
+            times.append(time)
+    return sorted(times)
+
+
+def spacing(x: Tensor) -> float:
+    """Median distance of neighbouring onsets in seconds; nan with fewer than three."""
+    times = onsets(x)
+    if len(times) < 3:
+        return float("nan")
+    return float(torch.tensor(times).diff().median())
+
+
+def level_db(x: Tensor) -> float:
+    """Root mean square in dB of full scale."""
+    return float(10 * torch.log10(x.square().mean().clamp_min(1e-12)))
