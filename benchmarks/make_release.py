@@ -23,7 +23,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT))
 
-from assets.make_demo import TEXT, draw, tokenizer  # noqa: E402
+from assets.make_demo import ENCODER  # noqa: E402
 from sa3_core.text_encoder import config_from, empty_model  # noqa: E402
 
 RELEASES = ROOT / "tests" / "data" / "releases"
@@ -31,7 +31,7 @@ SEED = 2026
 TYPES = {"fp32": ("F32", torch.float32), "bf16": ("BF16", torch.bfloat16)}
 LAYERS = 12
 T5GEMMA = {
-    **TEXT, "hidden_size": 768, "num_hidden_layers": LAYERS, "num_attention_heads": 12, "num_key_value_heads": 12, "head_dim": 64,
+    **ENCODER, "hidden_size": 768, "num_hidden_layers": LAYERS, "num_attention_heads": 12, "num_key_value_heads": 12, "head_dim": 64,
     "intermediate_size": 2048, "query_pre_attn_scalar": 64, "vocab_size": 256000, "max_position_embeddings": 8192,
     "layer_types": ["sliding_attention", "full_attention"] * (LAYERS // 2),
 }  # fmt: skip
@@ -39,6 +39,43 @@ T5GEMMA = {
 
 LAYOUTS = ("release", "mirror", "single", "same")
 PRETRANSFORM = "pretransform.model."
+
+
+def tokenizer() -> dict:
+    """Bytes as tokens: <pad> and three unused specials, then the 256 byte values of UTF-8."""
+    alphabet = _byte_alphabet()
+    vocab = {"<pad>": 0, "<eos>": 1, "<bos>": 2, "<unk>": 3} | {char: 4 + i for i, char in enumerate(alphabet)}
+    special = [
+        {"id": i, "content": name, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+        for name, i in list(vocab.items())[:4]
+    ]
+    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
+    return {
+        "version": "1.0", "truncation": None, "padding": None, "added_tokens": special, "normalizer": None, "pre_tokenizer": level,
+        "post_processor": None, "decoder": level, "model": {
+            "type": "BPE", "dropout": None, "unk_token": "<unk>", "continuing_subword_prefix": None, "end_of_word_suffix": None,
+            "fuse_unk": False, "byte_fallback": False, "ignore_merges": False, "vocab": vocab, "merges": []},
+    }  # fmt: skip
+
+
+def _byte_alphabet() -> list[str]:
+    """The printable stand-ins that byte-level tokenizers use for the 256 byte values."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    table = {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(others)}
+    return [table[byte] for byte in range(256)]
+
+
+def draw(name: str, shape: torch.Size, generator: torch.Generator) -> torch.Tensor:
+    """A value for every kind of parameter that keeps activations near unit scale."""
+    leaf = name.rsplit(".", 1)[-1]
+    noise = torch.randn(shape, generator=generator)
+    if leaf in ("gamma", "weight_g", "scaling_factor", "running_std", "alpha"):
+        return 1 + 0.02 * noise
+    if leaf in ("beta", "bias", "to_scale_shift_gate", "noise_scaling_factor") or "norm" in name:
+        return 0.02 * noise
+    fan_in = math.prod(shape[1:]) if len(shape) > 1 else shape[0]
+    return noise / math.sqrt(max(fan_in, 1))
 
 
 def write_random(path: Path, shapes: Sequence[tuple[str, Sequence[int]]], dtype: str, extra: dict[str, bytes] | None = None) -> None:
