@@ -13,6 +13,7 @@ from ...sa3_core import checkpoint
 from ...sa3_core.config import ConditioningConfig
 from ...sa3_core.errors import SA3Error
 from ...sa3_core.text_encoder import TextEncoder, Tokens
+from .memory import halvings, on_less
 
 KEY = "t5gemma"
 
@@ -92,7 +93,25 @@ def encode_prompts(clip, prompts: list[str]) -> list:
     """CONDITIONING with one row per prompt. A foreign CLIP is refused by name."""
     if not isinstance(getattr(clip, "tokenizer", None), PromptTokenizer):
         raise SA3Error(f"The CLIP is {_name(clip)}, not Stable Audio 3's text encoder; connect the CLIP of SA3_ModelLoader.")
-    return clip.encode_from_tokens_scheduled(clip.tokenize(prompts))
+    advice = "Close what else uses the device, or start ComfyUI with its text encoders on the CPU."
+
+    def encode(size: int) -> list:
+        groups = [prompts[i : i + size] for i in range(0, len(prompts), size)]
+        return joined([clip.encode_from_tokens_scheduled(clip.tokenize(group)) for group in groups])
+
+    return on_less("encoding text", "prompts", advice, halvings(len(prompts)), encode)
+
+
+def joined(parts: list[list]) -> list:
+    """CONDITIONING of several groups of prompts as one, padded to the longest prompt."""
+    if len(parts) == 1:
+        return parts[0]
+    rows = [(embeddings, values["attention_mask"]) for ((embeddings, values),) in parts]
+    n = max(embeddings.shape[1] for embeddings, _ in rows)
+    pad = torch.nn.functional.pad
+    embeddings = torch.cat([pad(embeddings, (0, 0, 0, n - embeddings.shape[1])) for embeddings, _ in rows])
+    mask = torch.cat([pad(mask, (0, n - mask.shape[1])) for _, mask in rows])
+    return [[embeddings, {**parts[0][0][1], "attention_mask": mask}]]
 
 
 def _name(clip) -> str:

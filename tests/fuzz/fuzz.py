@@ -28,7 +28,8 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 sys.path.insert(0, str(HERE))
 
-SECONDS = 5.0  # longest a case may take
+SECONDS = 5.0  # of the processor; longest a case may take, on a busy machine too
+PATIENCE = 12  # times that on the clock, for a case that waits
 MEMORY = 256 << 20  # bytes a case may hold beyond what the process holds already; no file here declares a tenth of it
 ADDRESSES = 2 << 30  # hard limit of the address space beyond the start
 WRITING = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.chmod", "shutil.move")
@@ -147,10 +148,11 @@ def work(seed: int, only: str | None, folder: Path) -> None:
         place = folder / f"case-{number}"
         target, run = prepare(corpus, seed, number, only, place)
         print(json.dumps(target), file=answers, flush=True)
-        start = time.perf_counter()
+        start = time.process_time()
         found = judge(run, watch, place, (SA3Error, SetupError))
+        seconds = time.process_time() - start
         shutil.rmtree(place, ignore_errors=True)
-        print(json.dumps({"number": number, **found, "seconds": time.perf_counter() - start}), file=answers, flush=True)
+        print(json.dumps({"number": number, **found, "seconds": seconds}), file=answers, flush=True)
 
 
 class Child:
@@ -176,14 +178,21 @@ class Child:
             self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environ, cwd=ROOT
         )
         self.buffer, self.done = b"", 0
-        if self.answer(120) != "ready":
+        if self.answer(600, 600) != "ready":
             raise RuntimeError(f"the worker did not start: {' '.join(self.command)}")
 
-    def answer(self, seconds: float):
-        """The next line; None when the process has ended or the time is over."""
-        deadline = time.monotonic() + seconds
+    def worked(self) -> float:
+        """Seconds of the processor that the child has used."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def answer(self, seconds: float, patience: float):
+        """The next line; None when the process has ended, has worked for `seconds`, or `patience` is over."""
+        deadline, before = time.monotonic() + patience, self.worked()
         while b"\n" not in self.buffer:
-            ready, _, _ = select.select([self.process.stdout], [], [], max(0.0, deadline - time.monotonic()))
+            ready, _, _ = select.select([self.process.stdout], [], [], 0.5)
+            if not ready and time.monotonic() < deadline and self.worked() - before < seconds:
+                continue
             piece = os.read(self.process.stdout.fileno(), 1 << 16) if ready else b""
             if not piece:
                 return None
@@ -198,8 +207,8 @@ class Child:
         self.process.stdin.write(f"{number}\n".encode())
         self.process.stdin.flush()
         self.done += 1
-        target = self.answer(60)  # making the files is not what is timed
-        found = target and self.answer(SECONDS)
+        target = self.answer(60, 600)  # making the files is not what is timed
+        found = target and self.answer(SECONDS, SECONDS * PATIENCE)
         if found:
             return {"target": target, **found}
         ended = self.process.poll()
