@@ -148,7 +148,11 @@ class Server:
             raise ExecutionFailed(end.data["node_type"], end.data["exception_message"].strip())
         if end.kind == "execution_interrupted":
             raise Interrupted(f"interrupted in {end.data['node_type']}")
-        return self._until(lambda: self._get(f"/history/{prompt_id}").get(prompt_id), 30.0, "an entry in the history")
+        return self._until(lambda: self.history(prompt_id), 30.0, "an entry in the history")
+
+    def history(self, prompt_id: str) -> dict[str, Any] | None:
+        """The history entry of a prompt that has ended, however it ended; None before."""
+        return self._get(f"/history/{prompt_id}").get(prompt_id)
 
     def interrupt(self) -> None:
         """Asks ComfyUI to interrupt what is running; may be called from `on_event`."""
@@ -186,6 +190,12 @@ class Server:
     def memory(self) -> int:
         """Bytes of memory that the process holds now."""
         return psutil.Process(self._process.pid).memory_info().rss
+
+    @property
+    def handles(self) -> tuple[int, int]:
+        """(threads, open files and connections) of the process."""
+        process = psutil.Process(self._process.pid)
+        return process.num_threads(), process.num_handles() if os.name == "nt" else process.num_fds()
 
     def log_tail(self, lines: int = 15) -> str:
         """The last lines of ComfyUI's log."""

@@ -27,13 +27,19 @@ def jobs(sa3, one) -> dict:
     latent = {"samples": randn(1, one.vae.latent_channels, 200), "type": "audio", "sa3_seconds": [15.0]}
     return {
         "encode": (sa3.core.same.Resampler, lambda: sa3.run("SA3_SAMEEncode", audio=clip, vae=one.vae)[0]["samples"]),
-        "text": (sa3.core.text_encoder.TextEncoder, lambda: sa3.prompt(one.clip, prompts, one_prompt_per_line=True)[0][0]),
+        "text": (sa3.core.text_encoder.TextEncoder, lambda: real_rows(sa3.prompt(one.clip, prompts, one_prompt_per_line=True))),
         "sample": (
             sa3.core.dit.DiT,
             lambda: sa3.sample(one.model, sa3.prompt(one.clip, "x"), sa3.empty(1.0, batch_size=4), steps=2, seed=9)[0]["samples"],
         ),
         "decode": (sa3.core.same.Resampler, lambda: sa3.decode(latent, one.vae)[0]["waveform"]),
     }
+
+
+def real_rows(conditioning) -> torch.Tensor:
+    """Embeddings with zeros where there is no token: what stands there is never read."""
+    ((embeddings, values),) = conditioning
+    return embeddings * values["attention_mask"][..., None]
 
 
 def size_of(stage: str, arguments) -> int:
@@ -139,4 +145,4 @@ def test_the_user_hears_it_on_the_node(sa3, load, short, monkeypatch):
     short("decode", cls, 70)
     with CurrentNodeContext("prompt", "17", 0):
         job()
-    assert [(node, "Out of memory while decoding" in text) for node, text in heard] == [("17", True)]
+    assert any(node == "17" and "Out of memory while decoding" in text for node, text in heard)
