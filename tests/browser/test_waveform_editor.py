@@ -1,0 +1,445 @@
+"""The waveform editor as a user meets it: the mouse and the keys on the picture, in a real ComfyUI, both renderers.
+
+Where SA3_SCREENSHOTS names a folder, what was seen is kept there.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import struct
+import wave
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("playwright", reason="no playwright; pip install playwright")
+
+from launcher.editor import Editor, find_chromium
+from launcher.environment import is_comfyui
+from launcher.server import Server
+from sa3_core.errors import SA3Error
+from sa3_core.regions import format_regions, merge_regions, parse_regions
+
+ROOT = Path(__file__).parents[2]
+TREE = Path(os.environ.get("SA3_COMFYUI") or ROOT / ".run" / "comfyui")
+SECONDS, RATE, PITCH = 4.0, 44100, 220.0
+INPAINT, CONTINUE = "SA3_InpaintMask", "SA3_Continue"
+
+FIND = "const node = app.graph.nodes.find(n => n.type === type); const editor = node.widgets.find(w => w.name === 'waveform').editor;"
+LOOK = f"""type => {{
+  {FIND}
+  const {{view, regions, selected, cursor, clip, player, parts, model}} = editor
+  return {{
+    state: model.state, regions, selected, cursor, duration: clip?.duration ?? 0, start: view.start, span: view.span,
+    playing: player.playing, heard: player.audio.currentTime, audio: [player.audio.readyState, player.audio.duration],
+    hint: parts.hint.textContent, message: parts.message.textContent, properties: node.properties.sa3_waveform ?? null,
+  }}
+}}"""
+PLACE = f"""type => {{
+  {FIND}
+  node.setSize([560, 520])
+  const [x, y] = node.getBounding(), view = app.canvas.ds
+  view.scale = 1; view.offset = [420 - x, 120 - y]
+  app.canvas.setDirty(true, true)
+}}"""
+
+
+class Waveform:
+    """The editor on one node of the open workflow."""
+
+    def __init__(self, editor: Editor, node: str) -> None:
+        self.editor, self.page, self.node = editor, editor.page, node
+        self.page.evaluate(PLACE, node)
+        self.until("editor.clip && !editor.surface.frame")
+        self.page.wait_for_function(
+            f"([type, box]) => {{ {FIND} return editor.parts.stage.getBoundingClientRect().x > box }}", arg=[node, 300]
+        )
+
+    @property
+    def stage(self):
+        return self.page.locator(".sa3w-stage:visible").first
+
+    def look(self) -> dict:
+        return self.page.evaluate(LOOK, self.node)
+
+    @property
+    def state(self):
+        return self.look()["state"]
+
+    def until(self, condition: str, *, timeout: float = 15.0) -> None:
+        """Waits for what a script says of `node` and `editor`."""
+        self.page.wait_for_function(f"type => {{ {FIND} return {condition} }}", arg=self.node, timeout=timeout * 1000)
+
+    def at(self, seconds: float, height: float = 0.3) -> tuple[float, float]:
+        """Where a time lies on the screen, at a part of the picture's height."""
+        box, seen = self.stage.bounding_box(), self.look()
+        return box["x"] + 1 + (seconds - seen["start"]) / seen["span"] * (box["width"] - 2), box["y"] + height * box["height"]
+
+    def drag(self, start: float, end: float, height: float = 0.3) -> None:
+        self.page.mouse.move(*self.at(start, height))
+        self.page.mouse.down()
+        self.page.mouse.move(*self.at((start + end) / 2, height))
+        self.page.mouse.move(*self.at(end, height))
+        self.page.mouse.up()
+
+    def press(self, *keys: str) -> None:
+        for key in keys:
+            self.stage.press(key)
+
+    def click(self, name: str) -> None:
+        self.page.locator(f".sa3w-button[data-action={name}]:visible").first.click()
+
+    def seconds(self) -> list[list[float]]:
+        return [[round(time, 1) for time in region] for region in self.look()["regions"]]
+
+    def type(self, text: str) -> None:
+        """Into the text widget, as a user."""
+        state = self.state
+        next(box for box in self.page.locator("textarea:visible").all() if box.input_value() == state).fill(text)
+
+    def picture(self, name: str) -> None:
+        if folder := os.environ.get("SA3_SCREENSHOTS"):
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            self.page.screenshot(path=Path(folder) / f"{name}_{'nodes2' if self.editor.nodes2 else 'litegraph'}.png")
+
+
+def read(name: str) -> dict:
+    return json.loads((ROOT / "workflows" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def comfy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server with a recording: a tone that swells and ends each second."""
+    if not is_comfyui(TREE):
+        pytest.skip(f"no ComfyUI in {TREE}; run.py --test makes one, SA3_COMFYUI names another")
+    if find_chromium() is None:
+        pytest.skip("no Chromium on this machine")
+    base = tmp_path_factory.mktemp("comfyui")
+    (base / "input").mkdir()
+    values = (int(20000 * (i / RATE % 1) * math.sin(2 * math.pi * PITCH * i / RATE)) for i in range(int(SECONDS * RATE)))
+    with wave.open(str(base / "input" / "recording.wav"), "wb") as out:
+        out.setparams((2, 2, RATE, 0, "NONE", ""))
+        out.writeframes(b"".join(struct.pack("<hh", value, value) for value in values))
+    (base / "input" / "broken.wav").write_bytes(b"RIFF of nothing")
+    with Server(TREE, base, packs=[ROOT], frontend=True) as server:
+        yield server
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["litegraph", "nodes2"])
+def editor(comfy: Server, request: pytest.FixtureRequest) -> Iterator[Editor]:
+    with Editor(comfy, nodes2=request.param) as editor:
+        yield editor
+
+
+@pytest.fixture
+def inpaint(editor: Editor) -> Iterator[Waveform]:
+    """The shared workflow, its regions 0.5-1. Nothing that a test does may end in an error of the page."""
+    editor.errors.clear()
+    editor.load(read("inpaint"), "inpaint")
+    yield Waveform(editor, INPAINT)
+    assert editor.errors == []
+
+
+def test_the_mouse_makes_moves_resizes_and_deletes(inpaint: Waveform):
+    assert inpaint.look()["duration"] == SECONDS and inpaint.seconds() == [[0.5, 1.0]]
+    inpaint.drag(2.0, 3.0)
+    assert inpaint.seconds() == [[0.5, 1.0], [2.0, 3.0]] and inpaint.look()["selected"] == 1
+    inpaint.drag(2.5, 2.9, height=0.7)  # by its body, in the spectrogram
+    assert inpaint.seconds() == [[0.5, 1.0], [2.4, 3.4]]
+    inpaint.drag(3.4, 3.8)
+    assert inpaint.seconds() == [[0.5, 1.0], [2.4, 3.8]]
+    inpaint.picture("regions")
+    inpaint.drag(2.4, 0.8)  # over the other one: they are one now
+    assert inpaint.seconds() == [[0.5, 3.8]]
+    inpaint.press("Control+z")
+    assert inpaint.seconds() == [[0.5, 1.0], [2.4, 3.8]]
+    inpaint.drag(3.0, 9.0)  # not beyond the end
+    assert inpaint.seconds()[1] == [2.6, 4.0]
+    inpaint.press("Delete")
+    assert inpaint.state == "0.5-1"
+    assert inpaint.page.evaluate(f"() => app.graph.nodes.some(n => n.type === '{INPAINT}')"), "the key deleted the node"
+    inpaint.click("undo")
+    inpaint.click("undo")
+    inpaint.click("redo")
+    assert inpaint.seconds() == [[0.5, 1.0], [2.6, 4.0]]
+
+
+def test_the_keys_do_all_that_the_mouse_does(inpaint: Waveform):
+    inpaint.stage.focus()
+    inpaint.press("Home", "ArrowDown", "ArrowRight", "Shift+ArrowRight", "Alt+ArrowLeft")
+    assert inpaint.state == "0.61-1.1"
+    inpaint.press("Escape", "End", "Shift+ArrowLeft", "Shift+ArrowLeft", "Shift+ArrowLeft", "Enter")
+    assert inpaint.state == "0.61-1.1, 3.7-3.9"
+    inpaint.press("ArrowUp", "Delete")
+    assert inpaint.state == "3.7-3.9"
+    inpaint.press("Control+z", "Control+z", "Control+y", "Control+Shift+z", "Control+z", "Control+z")
+    assert inpaint.state == "0.61-1.1"
+    inpaint.press("Control+z", "Control+z", "Control+z")
+    assert inpaint.state == "0.5-1"
+    inpaint.press("+", "+", "Home")
+    seen = inpaint.look()
+    assert seen["span"] == pytest.approx(1.0) and seen["start"] == 0 and seen["cursor"] == 0
+    inpaint.press("End", "-")
+    assert inpaint.look()["span"] == pytest.approx(2.0) and inpaint.look()["cursor"] == SECONDS
+    inpaint.press("0", "h")
+    assert inpaint.page.locator(".sa3w-keys:visible").count() == 1
+    inpaint.picture("keys")
+
+
+def test_edges_snap(inpaint: Waveform):
+    inpaint.click("beats")
+    inpaint.page.locator(".sa3w-number input:visible").first.fill("100")  # a beat each 0.6 s
+    inpaint.page.locator(".sa3w-number input:visible").first.press("Enter")
+    inpaint.drag(1.75, 2.5)
+    assert inpaint.state == "0.5-1, 1.8-2.4"
+    inpaint.picture("beats")
+    inpaint.press("ArrowRight")
+    assert inpaint.state == "0.5-1, 2.4-3"
+    inpaint.click("beats")
+    inpaint.click("zero")
+    inpaint.drag(1.204, 1.707)
+    for time in inpaint.look()["regions"][1]:
+        crossings = time * 2 * PITCH  # the tone crosses zero at whole ones; the sample behind it is the edge
+        assert 0 <= (crossings - round(crossings)) / (2 * PITCH) * RATE < 1.001
+    assert inpaint.look()["properties"] == {"zero": True, "bpm": 100}
+
+
+def test_text_and_picture_follow_each_other(inpaint: Waveform):
+    inpaint.type("0:02-0:03, 1-1.5")
+    inpaint.until("editor.regions.length === 2")
+    assert inpaint.look()["regions"] == [[1, 1.5], [2, 3]] and inpaint.state == "0:02-0:03, 1-1.5"
+    inpaint.type("2-3, 1.5-")
+    inpaint.until("editor.error")
+    assert "1.5-" in inpaint.look()["hint"]
+    inpaint.drag(3.2, 3.6)
+    assert inpaint.state == "2-3, 1.5-", "what cannot be read must stay"
+    inpaint.picture("unreadable")
+    inpaint.type("2-3")
+    inpaint.until("!editor.error")
+    inpaint.drag(3.2, 3.6)
+    text = inpaint.state
+    assert text.startswith("2-3, 3.") and inpaint.editor.prompt()[node_id(inpaint)]["inputs"]["regions"] == text
+    inpaint.type("3-9")
+    inpaint.until("editor.view.to === 9")
+    assert inpaint.look()["regions"] == [[3, 9]] and "0:04" in inpaint.look()["hint"]
+
+
+def node_id(waveform: Waveform) -> str:
+    return waveform.page.evaluate("type => String(app.graph.nodes.find(n => n.type === type).id)", waveform.node)
+
+
+def test_it_plays_from_a_point_and_a_region(inpaint: Waveform):
+    inpaint.page.mouse.click(*inpaint.at(2.0))
+    inpaint.press("Space")
+    inpaint.until("editor.player.audio.currentTime > 2.1")
+    ready, duration = inpaint.look()["audio"]
+    assert ready >= 2 and duration == pytest.approx(SECONDS, abs=0.01)
+    inpaint.press("Space")
+    assert not inpaint.look()["playing"]
+    inpaint.page.mouse.click(*inpaint.at(0.75))
+    inpaint.click("playRegion")
+    inpaint.until("!editor.player.playing && editor.player.audio.currentTime >= 1")
+    assert inpaint.look()["heard"] < 1.3
+
+
+def test_zoom_and_scroll_with_the_wheel(inpaint: Waveform):
+    scale = "() => app.canvas.ds.scale"
+    inpaint.page.mouse.click(*inpaint.at(2.0))
+    inpaint.page.mouse.wheel(0, -600)
+    inpaint.until("editor.view.span < 2")
+    seen = inpaint.look()
+    assert seen["start"] + seen["span"] / 2 == pytest.approx(2.0, abs=0.05), "the time under the mouse stays there"
+    assert inpaint.page.evaluate(scale) == 1
+    inpaint.page.mouse.wheel(300, 0)
+    inpaint.until(f"editor.view.start > {seen['start']}")
+    inpaint.picture("zoomed")
+    inpaint.page.mouse.click(*inpaint.at(0, height=0.97))  # the overview
+    inpaint.until("node.properties.sa3_waveform?.span < 2")
+
+
+def test_saved_reloaded_copied_and_undone_by_the_graph(inpaint: Waveform):
+    page = inpaint.page
+    inpaint.drag(2.0, 3.0)
+    inpaint.press("+")
+    inpaint.until("node.properties.sa3_waveform?.span")
+    wanted = inpaint.look()
+    saved = page.evaluate("() => JSON.parse(JSON.stringify(app.graph.serialize()))")
+    (node,) = (node for node in saved["nodes"] if node["type"] == INPAINT)
+    assert node["widgets_values"] == [wanted["state"]]
+    title = page.evaluate(
+        f"""type => {{ {FIND} const [x, y] = node.getBounding(), v = app.canvas.ds, f = app.canvas.canvas.getBoundingClientRect()
+        return [(x + 100 + v.offset[0]) * v.scale + f.left, (y + 15 + v.offset[1]) * v.scale + f.top] }}""",
+        INPAINT,
+    )
+    page.mouse.click(*title)
+    page.keyboard.press("Control+c")
+    page.keyboard.press("Control+v")
+    page.wait_for_function(f"() => app.graph.nodes.filter(n => n.type === '{INPAINT}').length === 2")
+    copies = page.evaluate(
+        """type => app.graph.nodes.filter(n => n.type === type)
+        .map(n => [n.widgets.find(w => w.name === 'regions').value, n.properties.sa3_waveform])""",
+        INPAINT,
+    )
+    assert copies[0] == copies[1] == [wanted["state"], wanted["properties"]]
+    page.keyboard.press("Control+z")  # the graph's own: the copy goes, then the region
+    page.wait_for_function(f"() => app.graph.nodes.filter(n => n.type === '{INPAINT}').length === 1")
+    for _ in range(3):
+        if inpaint.state == "0.5-1":
+            break
+        page.keyboard.press("Control+z")
+        page.wait_for_timeout(300)
+    assert inpaint.state == "0.5-1"
+    page.reload()
+    page.wait_for_function("!!(window.app?.graph && window.LiteGraph?.registered_node_types?.SaveAudio)", timeout=60_000)
+    inpaint.editor.load(saved, "saved")
+    again = Waveform(inpaint.editor, INPAINT).look()
+    for key in ("state", "regions", "properties", "start", "span"):
+        assert again[key] == wanted[key], key
+
+
+def test_the_graph_runs_with_what_was_drawn(inpaint: Waveform):
+    inpaint.drag(2.0, 3.0)
+    sent = inpaint.editor.prompt()[node_id(inpaint)]["inputs"]
+    assert set(sent) == {"latent", "audio", "regions"} and sent["regions"] == inpaint.state
+    assert "/view?" in inpaint.editor.run()
+    assert inpaint.editor.dialogs() == []
+
+
+def test_audio_that_is_no_file_shows_after_a_run(comfy: Server, inpaint: Waveform):
+    """A node between the loader and the editor makes new audio, which the editor gets from its own node."""
+    page = inpaint.page
+    page.evaluate(
+        """type => {
+          const graph = app.graph, node = graph.nodes.find(n => n.type === type), loader = graph.nodes.find(n => n.type === 'LoadAudio')
+          const empty = LiteGraph.createNode('SA3_SAMEDecode')
+          graph.add(empty)
+          const encode = graph.nodes.find(n => n.type === 'SA3_SAMEEncode'), model = graph.nodes.find(n => n.type === 'SA3_ModelLoader')
+          encode.connect(0, empty, 0)
+          model.connect(2, empty, 1)
+          empty.connect(0, node, node.inputs.findIndex(input => input.name === 'audio'))
+        }""",
+        INPAINT,
+    )
+    inpaint.until("!editor.clip && editor.parts.message.textContent")
+    assert inpaint.state == "0.5-1" and "once" in inpaint.look()["message"]
+    inpaint.picture("before_a_run")
+    inpaint.editor.run()
+    inpaint.until("editor.clip")
+    assert inpaint.look()["duration"] == pytest.approx(SECONDS, abs=0.1)
+    (written,) = (comfy.base_directory / "temp").glob("sa3_*.wav")
+    stamp = written.stat().st_mtime_ns
+    inpaint.drag(2.0, 3.0)
+    inpaint.editor.run()
+    assert [one.stat().st_mtime_ns for one in (comfy.base_directory / "temp").glob("sa3_*.wav")] == [stamp]
+
+
+def test_a_recording_that_cannot_be_read_is_said(inpaint: Waveform):
+    inpaint.page.evaluate("() => { app.graph.nodes.find(n => n.type === 'LoadAudio').widgets[0].value = 'broken.wav' }")
+    inpaint.until("!editor.clip && /cannot read/.test(editor.parts.message.textContent)")
+    inpaint.page.evaluate("() => { app.graph.nodes.find(n => n.type === 'LoadAudio').widgets[0].value = 'gone.wav' }")
+    inpaint.until("!editor.clip && /not there/.test(editor.parts.message.textContent)")
+    assert inpaint.state == "0.5-1"
+    inpaint.page.evaluate("() => { app.graph.nodes.find(n => n.type === 'LoadAudio').widgets[0].value = 'recording.wav' }")
+    inpaint.until("editor.clip")
+
+
+@pytest.mark.parametrize("side", ["after", "before"])
+def test_the_new_part_of_a_continuation(editor: Editor, side: str):
+    editor.errors.clear()
+    editor.load(read("continue"), "continue")
+    waveform = Waveform(editor, CONTINUE)
+    editor.page.evaluate(
+        """([type, side]) => {
+          const node = app.graph.nodes.find(n => n.type === type), widget = name => node.widgets.find(w => w.name === name)
+          for (const [name, value] of [['side', side], ['seconds', 2]]) {
+            widget(name).value = value
+            widget(name).callback?.(value)
+          }
+        }""",
+        [CONTINUE, side],
+    )
+    edge = SECONDS + 2 if side == "after" else -2
+    waveform.until(f"editor.regions[0]?.[{1 if side == 'after' else 0}] === {edge}")
+    waveform.drag(edge, edge + (1 if side == "after" else -1))
+    assert waveform.state == pytest.approx(3.0, abs=0.03)
+    waveform.picture(f"continue_{side}")
+    waveform.drag(1.0, 2.0)  # no free regions here
+    assert waveform.state == pytest.approx(3.0, abs=0.03) and len(waveform.look()["regions"]) == 1
+    waveform.press("ArrowRight", "Control+z", "Control+z")
+    assert waveform.state == 2
+    waveform.page.mouse.click(*waveform.at(1.0))
+    waveform.press("Space")
+    waveform.until("editor.player.audio.currentTime > 1.05")
+    waveform.press("Space")
+    (sent,) = (node["inputs"] for node in editor.prompt().values() if node["class_type"] == CONTINUE)
+    assert set(sent) == {"audio", "vae", "seconds", "side", "padding", "chunk_size", "overlap"} and sent["seconds"] == 2
+    assert editor.errors == []
+
+
+TEXTS = [
+    "", " , ;\n", "1.5-3, 10-12.25", "0.5-1;2-3\n4-5", "1:05-1:10, 0:01.5-0:03", "1:00:00.5-1:00:01", "5-6, 1-2, 1.5-3, 3-4", "1–2",
+    ".5-1.", "+1-2", "1e1-1.2E1", "1e-3-2", "1_0-2_0", "1__0-20", "１.５-３", "٣-٤", "inf-2", "1-Infinity", "nan-1", "2-1", "1-1", "-1-2",
+    "1-", "1", "a-b", "1.5-3, x", "1-2-3", "0x1-2", "1:-2", ":1-2", "1 . 5-3", "\u00a01\u2003-\u30002\x1f", "\ufeff1-2", "0.0009765625-1",
+    "0.0029296875-1", "0.1234567891-0.9999999999", "1e22-1e23", "0-1e400", "1,5-3", "1e-12-3e-12", "08-09", "1-2,,3-4",
+]  # fmt: skip
+
+
+def test_regions_read_and_write_as_in_python(editor: Editor):
+    found = editor.page.evaluate(
+        """async ([address, texts]) => {
+          const {parseRegions, mergeRegions, formatRegions} = await import(address)
+          return texts.map(text => { try { return formatRegions(mergeRegions(parseRegions(text))) } catch { return null } })
+        }""",
+        [f"/extensions/{ROOT.name}/waveform/regions.js", TEXTS],
+    )
+    assert dict(zip(TEXTS, found, strict=True)) == {text: in_python(text) for text in TEXTS}
+
+
+def in_python(text: str) -> str | None:
+    try:
+        return format_regions(merge_regions(parse_regions(text)))
+    except SA3Error:
+        return None
+
+
+def test_the_modules_without_a_page(editor: Editor):
+    """Undo, snapping, the outline and the spectrum, on values known by heart."""
+    found = editor.page.evaluate(
+        """async folder => {
+          const [{History}, snap, {Peaks}, {Fft, column, rowBins}, {sampleRateOf}] =
+            await Promise.all(['history', 'snap', 'peaks', 'spectrum', 'header'].map(name => import(`${folder}/${name}.js`)))
+          const history = new History('a')
+          for (const [state, join] of [['b'], ['c', 'x'], ['d', 'x'], ['d'], ['e', 'y']]) history.push(state, join)
+          const path = [history.undo(), history.undo(), history.redo(), history.undo(), history.undo(), history.undo()]
+          history.push('f')
+          const tone = Float32Array.from({length: 50000}, (_, i) => 0.5 * Math.sin(2 * Math.PI * 1000 * i / 44100))
+          const peaks = await Peaks.build([tone, tone.map(value => -value / 2)])
+          const power = new Fft().at(tone, 20000)
+          const bins = rowBins(50, 44100), rows = column(new Fft(), tone, 20000, 100, 1, bins, new Float32Array(50))
+          const loudest = rows.indexOf(Math.max(...rows))
+          const wav = new Uint8Array(await (await fetch('/view?filename=recording.wav&type=input')).arrayBuffer())
+          return {
+            path, redo: history.canRedo, state: history.state,
+            beats: [snap.nearestBeat(1.1, 120), snap.nearestBeat(1.1, 120, 0.2)],
+            zero: [snap.nearestZero(tone, 44100, 0.10012), snap.nearestZero(new Float32Array(9000).fill(1), 44100, 0.1)],
+            peak: peaks.peak, over: peaks.over(1000, 40000), bin: power.indexOf(Math.max(...power)), level: Math.max(...power),
+            pitch: bins[loudest].map(bin => bin * 44100 / 1024), quiet: rows[5],
+            rates: [wav, Uint8Array.from([102, 76, 97, 67, ...Array(14).fill(0), 0x0b, 0xb8, 2, 0, 0]), wav.slice(40)].map(sampleRateOf),
+          }
+        }""",
+        f"/extensions/{ROOT.name}/waveform",
+    )
+    assert found["path"] == ["d", "b", "d", "b", "a", "a"] and found["state"] == "f" and not found["redo"]
+    assert found["beats"] == pytest.approx([1.0, 1.2])
+    assert found["zero"] == [pytest.approx(0.1, abs=1 / 44100), None]
+    assert found["peak"] == pytest.approx(0.5, abs=1e-3)
+    over = found["over"]
+    assert over["max"] == pytest.approx(0.5, abs=1e-3) and over["min"] == -over["max"]
+    assert over["rms"] == pytest.approx(0.5 * math.sqrt((1 + 0.25) / 4), rel=0.01)
+    assert abs(found["bin"] * 44100 / 1024 - 1000) < 44100 / 1024 and found["level"] == pytest.approx(0.25, rel=0.2)
+    low, high = found["pitch"]
+    assert low - 50 < 1000 < high + 50 and found["quiet"] == 0
+    assert found["rates"] == [44100, 48000, None]

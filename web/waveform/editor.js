@@ -1,0 +1,296 @@
+// The editor of one node: what it shows, what is selected, and how the widget changes. Its face is surface.js, the mouse gestures.js.
+
+import { ACTIONS } from "./actions.js"
+import { loadClip } from "./audio.js"
+import { cursorFor, Gestures } from "./gestures.js"
+import { History } from "./history.js"
+import { press } from "./keys.js"
+import { Player } from "./player.js"
+import { RegionError } from "./regions.js"
+import { keptSettings, readSettings, writeSettings } from "./settings.js"
+import { roundTo, snap } from "./snap.js"
+import { fileUrl, findSource } from "./source.js"
+import { Surface } from "./surface.js"
+import { fill } from "./texts.js"
+import { Tiles } from "./tiles.js"
+import { build } from "./toolbar.js"
+import { View } from "./view.js"
+
+const PATIENCE = 300 // milliseconds from the last of several small changes to their being kept
+
+export class WaveformEditor {
+  /** model: RegionsModel or ExtensionModel. host: {api, texts, outputs(), capture(), forward(event)}, the front end around it. */
+  constructor(node, model, host) {
+    Object.assign(this, { node, model, host, texts: host.texts })
+    this.view = new View(0, 10)
+    this.regions = []
+    Object.assign(this, { draft: null, selected: null, cursor: 0, head: null, over: null })
+    Object.assign(this, { clip: null, tiles: null, error: null, seen: null, source: "", notice: "", bounds: [0, 0] })
+    this.settings = readSettings(node)
+    this.history = null
+    this.parts = build(this.texts, model.free, name => this.act(name))
+    this.surface = new Surface(this, this.parts)
+    this.player = new Player(time => this.movePlayhead(time), () => this.movePlayhead(null))
+    this.gestures = new Gestures(this)
+    this.watch()
+  }
+
+  get element() {
+    return this.parts.root
+  }
+
+  get focused() {
+    return this.element.contains(document.activeElement)
+  }
+
+  get duration() {
+    return this.clip?.duration ?? 0
+  }
+
+  /** Whether the mouse and the keys may change the widget. */
+  get editable() {
+    return Boolean(this.clip) && !this.error && !this.model.linked
+  }
+
+  // -- following the graph ------------------------------------------------------------------------------------------
+
+  watch() {
+    const { stage, root, inputs } = this.parts
+    stage.addEventListener("keydown", event => {
+      if (!press(this, event)) return
+      event.preventDefault()
+      event.stopPropagation()
+    })
+    for (const name of ["pointerdown", "pointermove", "pointerup"]) {
+      root.addEventListener(name, event => (event.button === 1 || event.buttons & 4 ? this.host.forward(event) : event.stopPropagation()))
+    }
+    for (const [name, input] of Object.entries(inputs)) {
+      input.addEventListener("change", () => this.setNumber(name, input))
+      input.addEventListener("keydown", event => event.stopPropagation())
+    }
+  }
+
+  /** Takes over what has changed in the graph since the last time. Cheap when nothing has. */
+  sync() {
+    if (!this.started) return
+    this.followSettings()
+    this.followSource()
+    const { state } = this.model
+    const seen = JSON.stringify([state, this.model.before, this.model.linked, this.duration])
+    if (seen !== this.seen) {
+      this.seen = seen
+      this.history ??= new History(state)
+      this.history.push(state, "typed")
+      this.readModel()
+    }
+    this.surface.follow()
+  }
+
+  /** From here on the widgets hold what was loaded or pasted. */
+  start() {
+    this.started = true
+    this.sync()
+  }
+
+  readModel() {
+    this.error = null
+    try {
+      const { regions, from, to, low, high } = this.model.read(this.duration)
+      this.regions = regions
+      this.bounds = [low, high]
+      this.view.setLimits(from, to)
+    } catch (error) {
+      if (!(error instanceof RegionError)) throw error
+      this.error = error
+    }
+    if (this.selected !== null && this.selected >= this.regions.length) this.selected = null
+    this.repaint()
+  }
+
+  followSettings() {
+    const kept = keptSettings(this.node)
+    if (kept === this.kept) return
+    this.kept = kept
+    this.settings = readSettings(this.node)
+    this.surface.showSettings(this.settings)
+    if (this.clip) this.restoreView()
+    this.repaint()
+  }
+
+  followSource() {
+    const found = findSource(this.node, this.host.outputs())
+    const source = JSON.stringify(found)
+    if (source === this.source) return
+    this.source = source
+    this.player.stop()
+    if (found.files.length) this.load(found.files, source)
+    else this.setClip(null, this.texts[found.missing])
+  }
+
+  /** Shows the first of several files that can be read; a newer source wins over an older one that is still on its way. */
+  async load(files, source) {
+    this.setClip(null, this.texts.loading)
+    let failure = null
+    for (const file of files) {
+      try {
+        const clip = await loadClip(fileUrl(this.host.api, file))
+        if (this.source === source) this.setClip(clip, "")
+        return
+      } catch (error) {
+        failure ??= error
+      }
+    }
+    if (this.source === source) this.setClip(null, fill(this.texts[failure.reason] ?? this.texts.unreadable, failure))
+  }
+
+  setClip(clip, message) {
+    this.tiles?.stop()
+    this.clip = clip
+    this.tiles = clip && new Tiles(clip, () => this.repaint())
+    this.parts.message.textContent = message
+    this.parts.stage.dataset.state = clip ? "ready" : message === this.texts.loading ? "loading" : "empty"
+    if (clip) {
+      this.readModel()
+      this.restoreView()
+    }
+    this.repaint()
+  }
+
+  restoreView() {
+    if (this.settings.span === null) this.view.fit()
+    else this.view.show(this.settings.start ?? this.view.from, this.settings.span)
+  }
+
+  remove() {
+    this.player.remove()
+    this.tiles?.stop()
+    this.surface.remove()
+    clearTimeout(this.keeping)
+    clearTimeout(this.capturing)
+  }
+
+  // -- changing the widget ------------------------------------------------------------------------------------------
+
+  /** Regions that are not the widget's yet, while the mouse is down; null gives up. */
+  preview(regions, selected = this.selected) {
+    this.draft = regions
+    if (regions) this.selected = selected
+    this.repaint()
+  }
+
+  drop() {
+    const { draft, selected } = this
+    this.draft = null
+    if (draft) this.commit(draft, selected)
+    this.repaint()
+  }
+
+  /** Writes regions into the widget, merged and sorted, and keeps the region selected that lies where the chosen one was. */
+  commit(regions, selected, join = null) {
+    if (!this.editable) return
+    const middle = selected === null ? null : (regions[selected][0] + regions[selected][1]) / 2
+    this.setState(this.model.stateOf(regions), join)
+    if (middle !== null) this.selected = this.regions.findIndex(([start, end]) => middle >= start && middle <= end)
+    this.repaint()
+  }
+
+  setState(state, join = null) {
+    if (state === this.model.state) return
+    this.history.push(state, join) // before the widget, whose own callback comes back here
+    this.model.state = state
+    this.sync()
+    clearTimeout(this.capturing)
+    if (join === null) this.host.capture()
+    else this.capturing = setTimeout(() => this.host.capture(), PATIENCE)
+  }
+
+  travel(state) {
+    if (this.model.linked || state === this.model.state) return
+    this.model.state = state
+    this.sync()
+    this.host.capture()
+  }
+
+  // -- actions ------------------------------------------------------------------------------------------------------
+
+  act(name) {
+    ACTIONS[name](this)
+    this.repaint()
+  }
+
+  select(index) {
+    this.selected = index
+    this.repaint()
+  }
+
+  setCursor(time, reveal = false) {
+    this.cursor = Math.min(Math.max(time, this.view.from), this.view.to)
+    if (reveal) this.view.reveal(this.cursor)
+    if (this.player.playing) this.playFrom(this.cursor)
+    this.repaint()
+  }
+
+  async playFrom(start, end = Infinity) {
+    if (!this.clip) return
+    this.notice = ""
+    const from = start < 0 || start >= this.duration - 0.01 ? 0 : start
+    try {
+      await this.player.play(this.clip.url, from, end)
+    } catch {
+      this.notice = this.texts.silent
+    }
+    this.repaint()
+  }
+
+  movePlayhead(time) {
+    this.head = time
+    if (time !== null && !this.gestures.drag && (time < this.view.start || time > this.view.end)) {
+      this.view.show(time, this.view.span)
+      this.repaint()
+    }
+    this.repaint("marks")
+  }
+
+  hover(target) {
+    this.parts.stage.style.cursor = target ? cursorFor(target, this.model.free) : ""
+    this.over = target?.kind === "edge" ? { region: this.regions[target.index][0], edge: target.edge } : null
+    this.repaint("marks")
+  }
+
+  /** Where an edge lands that is dragged to a time. loose: only rounded. */
+  snapped(time, loose = false) {
+    const perPixel = this.view.span / Math.max(this.surface.width, 1)
+    if (loose) return Math.min(Math.max(roundTo(time, perPixel), this.bounds[0]), this.bounds[1])
+    return snap(time, this.settings, this.clip, perPixel, ...this.bounds)
+  }
+
+  /** what: "marks" for what lies above the picture alone. */
+  repaint(what) {
+    this.surface.repaint(what)
+  }
+
+  // -- settings -----------------------------------------------------------------------------------------------------
+
+  setNumber(name, input) {
+    const value = Number(input.value)
+    if (input.value !== "" && value >= input.min && value <= input.max) this.settings[name] = value
+    this.keepSettings()
+    this.repaint()
+  }
+
+  keepSettings() {
+    writeSettings(this.node, this.settings)
+    this.kept = keptSettings(this.node)
+    this.surface.showSettings(this.settings)
+  }
+
+  /** Remembers what is seen, once the scrolling has come to rest. */
+  keepView() {
+    clearTimeout(this.keeping)
+    this.keeping = setTimeout(() => {
+      const { view, settings } = this
+      Object.assign(settings, view.whole ? { start: null, span: null } : { start: view.start, span: view.span })
+      this.keepSettings()
+    }, PATIENCE)
+  }
+}

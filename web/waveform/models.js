@@ -1,0 +1,89 @@
+// What an editor edits: a widget of its node, seen as regions on the recording's time line.
+
+import { formatRegions, mergeRegions, parseRegions } from "./regions.js"
+import { isLinked } from "./source.js"
+
+const SHORTEST = 0.01 // seconds of a region made with the mouse
+
+class WidgetModel {
+  constructor(node, name) {
+    this.node = node
+    this.name = name
+  }
+
+  get widget() {
+    return this.node.widgets.find(widget => widget.name === this.name)
+  }
+
+  /** The value comes through a link, so it is not the user's to change here. */
+  get linked() {
+    return isLinked(this.node, this.name)
+  }
+
+  /** The whole state as one plain value, for undo. */
+  get state() {
+    return this.widget.value
+  }
+
+  set state(value) {
+    const { widget } = this
+    widget.value = value
+    if (!widget.element) widget.callback?.(value) // a text widget calls it by itself
+  }
+}
+
+/** Free regions in the text widget of SA3_InpaintMask. */
+export class RegionsModel extends WidgetModel {
+  free = true
+  shortest = SHORTEST
+
+  constructor(node) {
+    super(node, "regions")
+  }
+
+  /** {regions, from, to, low, high}: the regions, the time line's ends, and how far an edge may be dragged. Throws RegionError. */
+  read(duration) {
+    const regions = mergeRegions(parseRegions(String(this.state ?? "")))
+    const last = regions.at(-1)?.[1] ?? 0
+    return { regions, from: 0, to: Math.max(duration, last) || 10, low: 0, high: Math.max(duration, last) }
+  }
+
+  /** The state that says these regions. */
+  stateOf(regions) {
+    return formatRegions(mergeRegions(regions))
+  }
+}
+
+/** The new part before or behind the recording, by the seconds of SA3_Continue. Times before the recording are negative. */
+export class ExtensionModel extends WidgetModel {
+  free = false
+
+  constructor(node) {
+    super(node, "seconds")
+  }
+
+  get before() {
+    return this.node.widgets.find(widget => widget.name === "side")?.value === "before"
+  }
+
+  get shortest() {
+    return this.widget.options?.min ?? 0.1
+  }
+
+  /** The edge that can be dragged: 0 = start, 1 = end. */
+  get edge() {
+    return this.before ? 0 : 1
+  }
+
+  read(duration) {
+    const seconds = Number(this.state)
+    const most = this.widget.options?.max ?? 380
+    const room = Math.min(seconds + Math.max(2, 0.2 * (duration + seconds)), most) // beyond the edge, to drag it into
+    if (this.before) return { regions: [[-seconds, 0]], from: -room, to: duration || 1, low: -most, high: 0 }
+    return { regions: [[duration, duration + seconds]], from: 0, to: duration + room, low: duration, high: duration + most }
+  }
+
+  stateOf([[start, end]]) {
+    return Number((end - start).toFixed(3))
+  }
+}

@@ -1,0 +1,33 @@
+// Where an edge may land: on beats, on zero crossings, or on a round number.
+
+/** The beat nearest to a time. first: where any beat lies, in seconds. */
+export function nearestBeat(time, bpm, first = 0) {
+  const beat = 60 / bpm
+  return first + Math.round((time - first) / beat) * beat
+}
+
+/** The time of the sample nearest to `time`, at most `reach` seconds away, from which the signal crosses zero; else null. */
+export function nearestZero(samples, rate, time, reach = 0.02) {
+  const centre = Math.round(time * rate)
+  const most = Math.round(reach * rate)
+  const crosses = i => i > 0 && i < samples.length && (samples[i] === 0 || samples[i - 1] < 0 !== samples[i] < 0)
+  for (let away = 0; away <= most; away++) {
+    if (crosses(centre - away)) return (centre - away) / rate
+    if (crosses(centre + away)) return (centre + away) / rate
+  }
+  return null
+}
+
+/** A time rounded to a step that the eye can tell from its neighbours, `perPixel` seconds being one pixel; at the finest 1 us. */
+export function roundTo(time, perPixel) {
+  const decimals = Math.min(Math.max(Math.ceil(-Math.log10(perPixel)), 2), 6)
+  return Number(time.toFixed(decimals))
+}
+
+/** settings: {beats, zero, bpm, first}; clip: {samples, rate} or null. Times are kept inside [low, high]. */
+export function snap(time, settings, clip, perPixel, low, high) {
+  let snapped = roundTo(time, perPixel)
+  if (settings.beats) snapped = nearestBeat(time, settings.bpm, settings.first)
+  if (settings.zero && clip) snapped = nearestZero(clip.samples, clip.rate, snapped) ?? snapped
+  return Math.min(Math.max(snapped, low), high)
+}

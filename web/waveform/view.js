@@ -1,0 +1,85 @@
+// Which part of a time line is seen, in seconds.
+
+export const SHORTEST = 0.002 // seconds across the picture, at the closest
+
+export class View {
+  constructor(from = 0, to = 1) {
+    this.setLimits(from, to)
+    this.fit()
+  }
+
+  get end() {
+    return this.start + this.span
+  }
+
+  get length() {
+    return this.to - this.from
+  }
+
+  get whole() {
+    return this.span >= this.length - 1e-9
+  }
+
+  /** The time line's ends; what is seen stays where it is as far as it lies inside. */
+  setLimits(from, to) {
+    const whole = this.from === undefined || this.whole
+    this.from = from
+    this.to = Math.max(to, from + SHORTEST)
+    if (whole) this.fit()
+    else this.show(this.start, this.span)
+  }
+
+  fit() {
+    this.start = this.from
+    this.span = this.length
+  }
+
+  show(start, span) {
+    this.span = Math.min(Math.max(span, SHORTEST), this.length)
+    this.start = Math.min(Math.max(start, this.from), this.to - this.span)
+  }
+
+  /** factor below 1 comes closer; the time `at` keeps its place in the picture. */
+  zoom(factor, at) {
+    const span = Math.min(Math.max(this.span * factor, SHORTEST), this.length)
+    this.show(at - ((at - this.start) / this.span) * span, span)
+  }
+
+  scroll(seconds) {
+    this.show(this.start + seconds, this.span)
+  }
+
+  /** Scrolls as little as needed to have a time in the picture. */
+  reveal(time) {
+    if (time < this.start) this.show(time - 0.1 * this.span, this.span)
+    else if (time > this.end) this.show(time - 0.9 * this.span, this.span)
+  }
+
+  toX(time, width) {
+    return ((time - this.start) / this.span) * width
+  }
+
+  toTime(x, width) {
+    return this.start + (x / width) * this.span
+  }
+}
+
+/** Distance of a ruler's marks: the smallest of 1, 2, 5 times a power of ten, or of whole minutes, not below `seconds`. */
+export function tickStep(seconds) {
+  const minutes = [60, 120, 300, 600, 1800, 3600]
+  if (seconds > 30) return minutes.find(step => step >= seconds) ?? 3600 * Math.ceil(seconds / 3600)
+  if (seconds > 10) return seconds > 20 ? 30 : 20
+  const ten = 10 ** Math.floor(Math.log10(seconds))
+  return [1, 2, 5, 10].find(step => step * ten >= seconds * (1 - 1e-9)) * ten
+}
+
+/** Seconds as m:ss with as many decimals as a step needs. */
+export function clockText(seconds, step = 0.001) {
+  const decimals = Math.min(Math.max(Math.ceil(-Math.log10(step) - 1e-9), 0), 6)
+  const unit = 10 ** decimals
+  const rounded = Math.round(Math.abs(seconds) * unit) / unit
+  const minutes = Math.floor(rounded / 60)
+  const rest = (rounded - 60 * minutes).toFixed(decimals)
+  const sign = seconds < 0 && rounded > 0 ? "-" : ""
+  return `${sign}${minutes}:${rest.padStart(decimals ? decimals + 3 : 2, "0")}`
+}

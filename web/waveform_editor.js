@@ -1,0 +1,89 @@
+// The waveform editor on SA3_InpaintMask and SA3_Continue: an extension of ComfyUI's front end.
+
+import { api } from "../../scripts/api.js"
+import { app } from "../../scripts/app.js"
+import { WaveformEditor } from "./waveform/editor.js"
+import { ExtensionModel, RegionsModel } from "./waveform/models.js"
+import { shownFile } from "./waveform/source.js"
+import { textsFor } from "./waveform/texts.js"
+
+const MODELS = { SA3_InpaintMask: RegionsModel, SA3_Continue: ExtensionModel }
+const HEIGHT = 270 // CSS pixels, at least
+const NEW_SIZE = [520, 460] // of a node that is new
+const TEXT_HEIGHT = 60 // of the text widget, so that the picture gets the room
+const EVERY = 300 // milliseconds between two looks at the graph: links and other nodes' widgets say nothing when they change
+
+const editors = new Set()
+const FORWARD = { pointerdown: "processMouseDown", pointermove: "processMouseMove", pointerup: "processMouseUp", wheel: "processMouseWheel" }
+
+/** What an editor needs of the front end. */
+function makeHost() {
+  return {
+    api,
+    texts: textsFor(app.extensionManager?.setting?.get("Comfy.Locale")),
+    outputs: () => app.nodeOutputs,
+    capture() {
+      app.canvas?.emitBeforeChange?.() // an empty transaction: the graph's undo takes note of what is new
+      app.canvas?.emitAfterChange?.()
+      app.canvas?.setDirty?.(true, true)
+    },
+    forward(event) {
+      event.preventDefault()
+      event.stopPropagation()
+      app.canvas?.[FORWARD[event.type]]?.(event)
+    },
+  }
+}
+
+function chain(target, name, after) {
+  const before = target[name]
+  target[name] = function (...values) {
+    const result = before?.apply(this, values)
+    after.apply(this, values)
+    return result
+  }
+}
+
+function attach(node, Model) {
+  const editor = new WaveformEditor(node, new Model(node), makeHost())
+  const widget = node.addDOMWidget("waveform", "sa3_waveform", editor.element, {
+    serialize: false,
+    hideOnZoom: false,
+    getMinHeight: () => HEIGHT,
+    getValue: () => "",
+    setValue: () => {},
+  })
+  widget.serialize = false
+  widget.editor = editor
+  if (editor.model.free) Object.assign(editor.model.widget.options, { getMinHeight: () => TEXT_HEIGHT, getMaxHeight: () => TEXT_HEIGHT })
+  const sync = () => editor.sync()
+  const watched = editor.model.free ? ["regions"] : ["seconds", "side"]
+  for (const one of node.widgets.filter(({ name }) => watched.includes(name))) chain(one, "callback", sync)
+  chain(node, "onConnectionsChange", sync)
+  chain(node, "onConfigure", sync)
+  chain(node, "onExecuted", output => {
+    node.sa3Shown = shownFile(output)
+    sync()
+  })
+  chain(node, "onRemoved", () => {
+    editors.delete(editor)
+    editor.remove()
+  })
+  node.setSize([Math.max(node.size[0], NEW_SIZE[0]), Math.max(node.size[1], NEW_SIZE[1])])
+  editors.add(editor)
+  requestAnimationFrame(() => editor.start()) // once the values of a loaded or pasted node are in place
+}
+
+app.registerExtension({
+  name: "sa3.waveformEditor",
+  init() {
+    const style = document.createElement("link")
+    Object.assign(style, { rel: "stylesheet", href: new URL("./waveform/editor.css", import.meta.url).href })
+    document.head.append(style)
+    setInterval(() => document.hidden || editors.forEach(editor => editor.sync()), EVERY)
+  },
+  nodeCreated(node) {
+    const Model = MODELS[node.comfyClass]
+    if (Model) attach(node, Model)
+  },
+})
