@@ -73,7 +73,8 @@ def write(path: Path, waveform: Tensor, rate: int, kind: str, metadata: dict[str
     waveform = _checked(waveform, rate)
     samples, said = (waveform.float(), []) if fmt.floating else quantize(waveform, fmt.bits)
     encode = _write_wav if fmt.suffix == "wav" else _write_flac
-    _publish(path, lambda file: encode(file, samples, rate, fmt, metadata or {}))
+    texts = {key: text.encode("utf-8", "replace").decode() for key, text in (metadata or {}).items()}  # JSON can hold half a character
+    _publish(path, lambda file: encode(file, samples, rate, fmt, texts))
     return said
 
 

@@ -12,7 +12,7 @@ from lora_support import write_lora
 from safetensors.torch import load_file, save_file
 
 import sa3_core
-from sa3_core import audio, checkpoint, download, info, lora_convert, lora_files, prompting
+from sa3_core import audio, audio_files, checkpoint, download, info, lora_convert, lora_files, prompting
 
 DEEP = "[" * 100_000
 
@@ -288,6 +288,12 @@ def test_names_that_a_repository_may_not_have(name):
 
 
 # Sound
+
+
+@pytest.mark.parametrize("kind", ["wav16", "flac"])
+def test_half_a_surrogate_pair_in_the_metadata(tmp_path, kind):
+    audio_files.write(tmp_path / "x", torch.zeros(2, 500), 44100, kind, {"sa3": "\ud800", "prompt": '{"a": "\ud800"}'})
+    assert (tmp_path / "x").stat().st_size > 100
 
 
 @pytest.mark.parametrize(("rate", "target"), [(48000, 44100), (44100, 48000), (96000, 44100), (22050, 44100), (44100, 8000)])
