@@ -13,10 +13,11 @@ from .host import model as host_model
 from .host import vae as host_vae
 from .host.extend import ExtendJob
 from .host.latent import encode_line, mark, read_audio, read_clip
+from .host.live import live_picture
 from .host.sampling import check_conditioning, check_guidance
 from .host.schema import SEED, io, schema
 from .latents import CHUNK_INPUT, OVERLAP_INPUT
-from .sampling import GUIDANCE
+from .sampling import GUIDANCE, PREVIEW
 
 ROLL = "sa3_roll"  # key of an AUDIO: samples by which a loop was turned, to be turned back after splicing
 PADDING_INPUT = {"default": PADDING_SECONDS, "min": 0.0, "max": 30.0, "step": 0.5, "tooltip": "Headroom behind the clip, in seconds."}
@@ -218,6 +219,7 @@ class Extend(io.ComfyNode):
                 io.Combo.Input("sampler", options=["auto", *SAMPLERS], default="auto", tooltip="auto = the checkpoint's own."),
                 io.Float.Input("cfg", default=0.0, min=0.0, max=30.0, step=0.1, tooltip="Guidance scale. 0 = the checkpoint's own."),
                 io.Float.Input("crossfade", default=0.02, min=0.0, max=5.0, step=0.005, tooltip="Seconds over which a join settles."),
+                io.Combo.Input("preview", **PREVIEW),
             ],
             outputs=[io.Audio.Output("AUDIO"), io.String.Output("REPORT")],
             hidden=[io.Hidden.unique_id],
@@ -225,8 +227,9 @@ class Extend(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model, vae, positive, audio, seconds, context, window, seed, steps, sampler, cfg, crossfade, negative=None, guidance=None
-    ) -> io.NodeOutput:
+        cls, model, vae, positive, audio, seconds, context, window, seed, steps, sampler, cfg, crossfade, negative=None, guidance=None,
+        preview="auto",
+    ) -> io.NodeOutput:  # fmt: skip
         inner, vae = host_model.require(model), host_vae.require(vae)
         for name, conditioning in (("positive", positive), ("negative", negative)):
             if conditioning is not None:
@@ -235,7 +238,7 @@ class Extend(io.ComfyNode):
         if waveform.shape[0] != 1:
             raise SA3Error(f"SA3_Extend takes one recording, the AUDIO holds {waveform.shape[0]}.")
         settings = dataclasses.replace(check_guidance(guidance), cfg=cfg or inner.sa3_config.default_cfg)
-        job = ExtendJob(model, vae, positive, negative, settings, seed, steps or None, sampler, crossfade)
+        job = ExtendJob(model, vae, positive, negative, settings, seed, steps or None, sampler, crossfade, live_picture(preview, vae))
         out, report = job.run(waveform, rate, round(seconds * rate), context, window)
         return io.NodeOutput({"waveform": out, "sample_rate": rate}, report)
 

@@ -8,7 +8,7 @@ from ..sa3_core.same import Noise
 from ..sa3_core.timeline import PADDING_SECONDS, check_padding, decode_frames, seconds_of
 from .host import vae as host_vae
 from .host.latent import FRAMES, PADDING, SECONDS, encode_line, read_clip, read_latent
-from .host.progress import say
+from .host.progress import Progress, say
 from .host.schema import SEED, io, schema
 
 RATE, FRAME, CHANNELS, ALIGN = 44100, 4096, 256, 2  # of the released models; the Sampler fits an empty LATENT to its model
@@ -168,12 +168,15 @@ class SAMEDecode(io.ComfyNode):
         samples = latent["samples"] if read.samples is None else read.samples
         if samples.shape[1] != vae.latent_channels:
             raise SA3Error("The LATENT is empty; connect it to SA3 Sampler first.")
-        clips = []
+        clips, bar = [], Progress(1, "decoding chunk")
         for i, index in enumerate(read.indices):
             frames = decode_frames(vae.sa3_config, read.lengths, i)
             drawn = Noise(seed, [index]) if noise == "seeded" else None
-            audio = vae.decode_latents(samples[i : i + 1, :, :frames], chunk_size, overlap, drawn)
+            part = bar.part(i, len(read.indices), "item")
+            audio = vae.decode_latents(samples[i : i + 1, :, :frames], chunk_size, overlap, drawn, part)
+            part(1, 1)  # a short clip is a single chunk, which reports nothing
             clips.append(audio[:, :, : read.lengths.samples[i]])
+        bar.finish()
         doubts = [doubt for clip in clips for doubt in advice.after(clip)]
         say(list(dict.fromkeys(doubts)), cls.hidden.unique_id if cls.hidden else None)
         rate = vae.sa3_config.sample_rate

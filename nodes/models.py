@@ -8,7 +8,9 @@ from ..sa3_core.errors import SA3Error
 from ..sa3_core.infer import OBJECTIVES, TEXT_SUBFOLDER
 from .host import folders
 from .host.clip import load_clip
+from .host.live import remember
 from .host.model import load_model
+from .host.progress import LARGE, Progress, tell
 from .host.schema import io, schema
 from .host.vae import load_vae
 
@@ -78,7 +80,9 @@ class ModelLoader(io.ComfyNode):
         opened = open_checkpoint(folders.find_release(model, file), objective)
         if opened.config.dit is None:
             raise SA3Error(f"{opened.path} is a standalone autoencoder; load it with SA3_AutoencoderLoader.")
-        encoder = folders.find_text_encoder(text_encoder, opened)
+        encoder, bar = folders.find_text_encoder(text_encoder, opened), Progress(1)
+        if opened.tensors.path.stat().st_size > LARGE:
+            tell(f"reading {opened.name}")
         watch.lap("open")
         clip = load_clip(encoder, opened.config.conditioning, dtype_of(dtype))
         watch.lap("text encoder")
@@ -86,6 +90,8 @@ class ModelLoader(io.ComfyNode):
         watch.lap("transformer")
         vae = load_vae(opened, dtype_of(dtype))
         watch.lap("autoencoder")
+        remember(patcher, vae)
+        bar.finish()
         patcher.model.sa3_loaded = info.load_record(opened, patcher.model.get_dtype(), patcher.load_device, watch)
         return io.NodeOutput(patcher, clip, vae)
 

@@ -10,11 +10,19 @@ from ..sa3_core.samplers import SAMPLERS
 from .host import model as host_model
 from .host import sampling as host
 from .host.latent import read_latent, schedule_lengths
+from .host.live import MODES, autoencoder, live_picture
 from .host.progress import say
 from .host.schema import SEED, io, schema
 
 GUIDANCE = io.Custom("SA3_GUIDANCE")
 MODELS_OWN = "the model's"
+PREVIEW = {
+    "options": list(MODES),
+    "default": MODES[0],
+    "optional": True,
+    "tooltip": "Show a rough spectrogram of what is coming while it is sampled, for at most 4 % more time. auto: when ComfyUI's own live "
+    "previews are on. The result is the same.",
+}
 
 
 class Schedule(io.ComfyNode):
@@ -166,6 +174,7 @@ class Sampler(io.ComfyNode):
                     step=0.01,
                     tooltip="1 = make anew. Below 1 the LATENT's sound is kept in part: 0.9 loose, 0.1 a close variation.",
                 ),
+                io.Combo.Input("preview", **PREVIEW),
             ],
             outputs=[io.Latent.Output("LATENT"), io.String.Output("run_info")],
             hidden=[io.Hidden.unique_id],
@@ -173,8 +182,9 @@ class Sampler(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model, positive, latent, seed, steps, sampler, cfg, noise_level, negative=None, sigmas=None, guidance=None
-    ) -> io.NodeOutput:
+        cls, model, positive, latent, seed, steps, sampler, cfg, noise_level, negative=None, sigmas=None, guidance=None,
+        preview="auto",
+    ) -> io.NodeOutput:  # fmt: skip
         watch = info.Stopwatch()
         inner = host_model.require(model)
         config = inner.sa3_config
@@ -195,7 +205,7 @@ class Sampler(io.ComfyNode):
         settings = dataclasses.replace(host.check_guidance(guidance), cfg=cfg or config.default_cfg)
         warnings = advice.before(config, plan, settings)
         say(warnings, cls.hidden.unique_id if cls.hidden else None)
-        samples = host.sample(model, positive, read, plan, settings, negative)
+        samples = host.sample(model, positive, read, plan, settings, negative, live=live_picture(preview, autoencoder(model)))
         out = {**latent, "samples": samples, "type": "audio"}
         watch.lap("sample")
         record = info.record(inner.sa3_name, plan, settings, warnings, stages=watch.stages, **host_model.run_record(model))

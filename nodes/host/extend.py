@@ -22,7 +22,10 @@ class ExtendJob:
 
     unfinished: dict[str, list[Tensor]] = {}  # of the last interrupted job only
 
-    def __init__(self, model, vae, positive, negative, guidance: Guidance, seed: int, steps: int | None, sampler: str, crossfade: float):
+    def __init__(
+        self, model, vae, positive, negative, guidance: Guidance, seed: int, steps: int | None, sampler: str, crossfade: float, live=None
+    ):
+        self.live = live  # draws the pictures of the run
         self.model, self.vae, self.positive, self.negative, self.guidance = model, vae, positive, negative, guidance
         self.seed, self.steps, self.sampler, self.crossfade = seed, steps, sampler, crossfade
         self.config = model.model.sa3_config
@@ -40,12 +43,13 @@ class ExtendJob:
         self.unfinished[key] = finished
         if finished:
             logger.warning("%d of %d windows were finished before an interruption and are kept.", len(finished), len(passes))
-        progress, steps = Progress(1), self.steps or self.config.default_steps
+        bar = Progress(1)
         for i, part in enumerate(passes):
             if i == len(finished):
-                finished.append(self._pass(tail[..., -part.context :], part, i, lambda d, n, i=i: progress(i * steps + d, len(passes) * n)))
+                finished.append(self._pass(tail[..., -part.context :], part, i, bar.part(i, len(passes), "window")))
             tail = torch.cat((tail, finished[i]), dim=-1)[..., -tail_length:]
         del self.unfinished[key]
+        bar.finish()
         return self._joined(waveform, rate, added, torch.cat(finished, dim=-1))
 
     def _pass(self, tail: Tensor, part: Window, number: int, progress) -> Tensor:
@@ -55,7 +59,7 @@ class ExtendJob:
         latent, _ = mark(encode_line(self.vae, tail, seconds, 0.0, CHUNK, OVERLAP, quietly), [(given, seconds)])
         read = read_latent(latent, self.config)
         plan = sampling.plan(self.config, read.lengths, steps=self.steps, sampler=self.sampler, seed=sampling.item_seed(self.seed, number))
-        z = host.sample(self.model, self.positive, read, plan, self.guidance, self.negative, progress)
+        z = host.sample(self.model, self.positive, read, plan, self.guidance, self.negative, progress, self.live)
         audio = self.vae.decode_latents(z[..., : decode_frames(self.config, read.lengths, 0)], progress=quietly)
         audio = torch.nn.functional.pad(audio, (0, max(0, part.samples - audio.shape[-1])))[..., : part.samples]
         line = torch.nn.functional.pad(tail, (0, part.new))

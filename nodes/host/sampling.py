@@ -12,7 +12,9 @@ from ...sa3_core.guidance import Guidance
 from ...sa3_core.sampling import Draws, Plan
 from . import model as host_model
 from .latent import Latents
-from .progress import Progress, check_interrupt, logger
+from .live import LivePicture
+from .memory import halvings, on_less
+from .progress import Progress, check_interrupt, tell_loading
 
 
 class Guider(comfy.samplers.CFGGuider):
@@ -42,43 +44,54 @@ class Guider(comfy.samplers.CFGGuider):
 class RunSampler(comfy.samplers.Sampler):
     """`sa3_core.sampling.run` as one of ComfyUI's samplers."""
 
-    def __init__(self, plan: Plan, channels: int, init: Tensor | None, callback):
-        self.plan, self.channels, self.init, self.callback = plan, channels, init, callback
+    def __init__(self, plan: Plan, channels: int, init: Tensor | None, callback, begin):
+        self.plan, self.channels, self.init, self.callback, self.begin = plan, channels, init, callback, begin
 
     def sample(self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False):
         def velocity(x: Tensor, t: Tensor) -> Tensor:
             time = t.to(x.device, torch.float32)
             return (x - model_wrap(x, time, **extra_args)) / time[:, None, None]
 
+        self.begin()  # the weights are where they belong
         return sampling.run(velocity, self.plan, channels=self.channels, device=noise.device, init=self.init, callback=self.callback)
 
 
-def sample(model, positive, latents: Latents, plan: Plan, guidance: Guidance, negative=None, progress=None) -> Tensor:
-    """Run the plan on a MODEL: latents (B, D, T), float32, on ComfyUI's intermediate device. progress(done, total).
+def sample(
+    model, positive, latents: Latents, plan: Plan, guidance: Guidance, negative=None, progress=None, live: LivePicture | None = None
+) -> Tensor:
+    """Run the plan on a MODEL: latents (B, D, T), float32, on ComfyUI's intermediate device.
+
+    progress(done, total, words, picture): in place of the node's own bar. live: what draws the pictures.
 
     A batch that does not fit into memory is made in groups, with the draws it would have as one.
     """
     inner = host_model.require(model)
     if guidance.cfg != 1 and negative is None:
         negative = [[torch.zeros(1, 1, inner.sa3_config.conditioning.cond_dim), {}]]
-    batch, done, parts = len(plan.lengths), 0, []
-    size = _group_size(model, plan)
-    progress = progress or Progress(plan.steps * batch)
-    while done < batch:
-        items = range(done, min(done + size, batch))
+    batch, parts = len(plan.lengths), []  # finished items stay when the rest goes on in smaller groups
+    bar = progress or Progress(plan.steps * batch)
+    tell_loading(model, "the model")
 
-        def report(step: int, total: int, denoised: Tensor, items=items) -> None:
-            progress(items.start * total + (step + 1) * len(items), batch * total)
+    def rest(size: int) -> None:
+        while (done := sum(map(len, parts))) < batch:
+            items = range(done, min(done + size, batch))
 
-        try:
-            parts.append(_sample_group(model, positive, negative, latents, plan, guidance, items, report))
-        except comfy.model_management.OOM_EXCEPTION:
-            if size == 1:
-                raise SA3Error("Out of memory while sampling a single item; shorten it, or use a 16-bit dtype.") from None
-            size = -(-size // 2)
-            logger.warning("Out of memory: the batch goes on in groups of %d, with the same draws.", size)
-            continue
-        done = items.stop
+            def begin(first=not parts) -> None:
+                if first and progress is None:
+                    bar.start()
+                if live is not None:
+                    live.begin()
+
+            def report(step: int, total: int, denoised: Tensor, items=items) -> None:
+                words = f"step {step + 1} of {total}" + ("" if len(items) == batch else f", items {items.start + 1} to {items.stop}")
+                picture = None if live is None else live(denoised, plan.lengths.pick(items))
+                bar(items.start * total + (step + 1) * len(items), batch * total, words, picture)
+
+            parts.append(_sample_group(model, positive, negative, latents, plan, guidance, items, report, begin))
+
+    on_less("sampling", "items", "Shorten the clip, or use a 16-bit dtype.", halvings(_group_size(model, plan)), rest)
+    if progress is None:
+        bar.finish()
     return torch.cat(parts).to(comfy.model_management.intermediate_device())
 
 
@@ -92,7 +105,7 @@ def _group_size(model, plan: Plan) -> int:
     return max(1, min(len(plan.lengths), int(0.8 * free / each)))
 
 
-def _sample_group(model, positive, negative, latents: Latents, plan: Plan, guidance: Guidance, items: range, report) -> Tensor:
+def _sample_group(model, positive, negative, latents: Latents, plan: Plan, guidance: Guidance, items: range, report, begin) -> Tensor:
     rows, batch = list(items), len(plan.lengths)
     part = plan.pick(rows)
     channels = model.model.sa3_config.same.latent_dim
@@ -107,7 +120,7 @@ def _sample_group(model, positive, negative, latents: Latents, plan: Plan, guida
     guider.set_conds(_for_run(positive, run, rows, batch), _for_run(negative, run, rows, batch) if guidance.cfg != 1 else [])
     options = guider.model_options.get("transformer_options", {})
     guider.model_options = {**guider.model_options, "transformer_options": {**options, host_model.SIGMAS: part.sigmas}}
-    sampler = RunSampler(part, channels, samples if part.noise_level < 1 else None, report)
+    sampler = RunSampler(part, channels, samples if part.noise_level < 1 else None, report, begin)
     # The run draws its own noise, per item and on the CPU; core needs only the shape.
     blank = torch.zeros(len(rows), channels, part.lengths.frames)
     return guider.sample(blank, blank, sampler, part.sigmas[0], disable_pbar=True, seed=part.seed)

@@ -12,9 +12,12 @@ from ...sa3_core.checkpoint import Checkpoint
 from ...sa3_core.config import ModelConfig
 from ...sa3_core.errors import SA3Error
 from ...sa3_core.same import SAME, Noise
-from .progress import Progress
+from .memory import halvings, on_less
+from .progress import Progress, tell_loading
 
 CHUNK, OVERLAP = 128, 32  # latent frames, as the public tools decode
+LEAST_CHUNK = 16
+ADVICE = "Shorten the clip, make the batch smaller, or close what else uses the device."
 ROWS_PER_TOKEN = 30  # live activations of a block in rows of `width` per token
 
 
@@ -58,21 +61,45 @@ class SA3VAE(comfy.sd.VAE):
         memory = tokens * side.width * ROWS_PER_TOKEN * comfy.model_management.dtype_size(self.vae_dtype)
         comfy.model_management.load_models_gpu([self.patcher], memory_required=memory)
 
+    def _chunks(self, chunk: int, overlap: int, frames: int) -> list[int]:
+        """Chunk sizes to try: the asked one, then ever smaller ones whose joins stay as they are."""
+        align = self.sa3_config.same.decoder.align
+        smaller = halvings(min(chunk, -(-frames // align) * align), max(2 * overlap, LEAST_CHUNK), align)[1:]
+        return [chunk, *smaller] if smaller[0] > overlap else [chunk, chunk]
+
     @torch.inference_mode()
     def decode_latents(
         self, z: Tensor, chunk_size: int = CHUNK, overlap: int = OVERLAP, noise: Noise | None = None, progress=None
     ) -> Tensor:
         """(B, D, T) -> float32 (B, C, N) where ComfyUI keeps results. progress(done, total), the node's own bar when None."""
-        self._load(z.shape[0], z.shape[-1])
-        audio = self.first_stage_model.decode(z.to(self.device, self.vae_dtype), chunk_size, overlap, noise, progress or Progress(1))
-        return audio.float().to(self.output_device)
+        bar = progress or Progress(1, "decoding chunk")
+        tell_loading(self.patcher, "the autoencoder")
+
+        def decode(chunk: int) -> Tensor:
+            self._load(z.shape[0], z.shape[-1])
+            audio = self.first_stage_model.decode(z.to(self.device, self.vae_dtype), chunk, overlap, noise, bar)
+            return audio.float().to(self.output_device)
+
+        audio = on_less("decoding", "frames", ADVICE, self._chunks(chunk_size, overlap, z.shape[-1]), decode)
+        if progress is None:
+            bar.finish()
+        return audio
 
     @torch.inference_mode()
     def encode_audio(self, audio: Tensor, chunk_size: int = CHUNK, overlap: int = OVERLAP, progress=None) -> Tensor:
         """(B, C, N) at the model's rate -> float32 (B, D, T)."""
-        self._load(audio.shape[0], -(-audio.shape[-1] // self.downscale_ratio))
-        z = self.first_stage_model.encode(audio.to(self.device, self.vae_dtype), chunk_size, overlap, None, progress or Progress(1))
-        return z.float().to(self.output_device)
+        tell_loading(self.patcher, "the autoencoder")
+        bar, frames = progress or Progress(1, "encoding chunk"), -(-audio.shape[-1] // self.downscale_ratio)
+
+        def encode(chunk: int) -> Tensor:
+            self._load(audio.shape[0], frames)
+            z = self.first_stage_model.encode(audio.to(self.device, self.vae_dtype), chunk, overlap, None, bar)
+            return z.float().to(self.output_device)
+
+        z = on_less("encoding audio", "frames", ADVICE, self._chunks(chunk_size, overlap, frames), encode)
+        if progress is None:
+            bar.finish()
+        return z
 
     def decode(self, samples_in: Tensor, vae_options: dict | None = None, **kwargs) -> Tensor:
         return self.decode_latents(samples_in).movedim(1, -1)

@@ -1,0 +1,215 @@
+"""While it runs: the picture of what is coming, its budget, and the words under the node. The result knows nothing of them."""
+
+import importlib
+import itertools
+import math
+from types import SimpleNamespace
+
+import comfy.utils
+import pytest
+import server
+import torch
+from comfy.cli_args import LatentPreviewMethod, args
+
+
+@pytest.fixture(scope="module")
+def live(sa3):
+    return importlib.import_module("sa3_pack.nodes.host.live")
+
+
+@pytest.fixture(scope="module")
+def words(sa3):
+    return importlib.import_module("sa3_pack.nodes.host.progress")
+
+
+@pytest.fixture
+def browser(monkeypatch):
+    """A browser that looks on: .lines of (node, text), .pictures, .bars of (done, total)."""
+    from comfy_execution.utils import CurrentNodeContext
+
+    seen = SimpleNamespace(lines=[], pictures=[], bars=[])
+
+    def hook(done, total, picture, node_id=None):
+        seen.bars.append((done, total))
+        if picture is not None:
+            seen.pictures.append(picture)
+
+    instance = SimpleNamespace(client_id="browser", send_progress_text=lambda text, node: seen.lines.append((node, text)))
+    monkeypatch.setattr(server.PromptServer, "instance", instance, raising=False)
+    monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", hook)
+    with CurrentNodeContext("prompt", "17", 0):
+        yield seen
+
+
+@pytest.fixture
+def generous(live, monkeypatch):
+    monkeypatch.setattr(live, "EVERY", 0.0)
+    monkeypatch.setattr(live, "SHARE", 1e6)
+    monkeypatch.setattr(live, "FINER", 1.0)
+
+
+def sampled(sa3, one, **inputs):
+    return sa3.sample(one.model, sa3.prompt(one.clip, "rain"), sa3.empty(1.5, batch_size=2), seed=3, steps=4, **inputs)[0]["samples"]
+
+
+@pytest.mark.parametrize("variant", ["small", "medium"])
+def test_the_result_is_the_same_with_and_without(sa3, load, browser, generous, variant):
+    one = load(variant)
+    without = sampled(sa3, one, preview="off")
+    assert browser.pictures == []
+    shown = sampled(sa3, one, preview="on")
+    assert torch.equal(shown, without)
+    assert len(browser.pictures) == 3  # the first of four steps tells what a piece costs
+    kind, image, side = browser.pictures[-1]
+    assert kind == "JPEG" and image.size == (384, 192) and side == 384
+
+
+def test_extend_shows_it_too(sa3, load, browser, generous):
+    one = load("small")
+    audio = {"waveform": 0.1 * torch.randn(1, 2, 44100, generator=torch.Generator().manual_seed(0)), "sample_rate": 44100}
+    text = sa3.prompt(one.clip, "rain")
+
+    def extended(mode):
+        inputs = {"model": one.model, "vae": one.vae, "positive": text, "audio": audio, "seconds": 1.0, "context": 0.5, "steps": 3}
+        return sa3.run("SA3_Extend", **inputs, preview=mode)[0]["waveform"]
+
+    assert torch.equal(extended("on"), extended("off")) and browser.pictures
+
+
+def test_who_decides(live, browser, monkeypatch):
+    none, rgb = LatentPreviewMethod.NoPreviews, LatentPreviewMethod.Latent2RGB
+    for method, mode, expected in [(none, "auto", False), (none, "on", True), (rgb, "auto", True), (rgb, "off", False)]:
+        monkeypatch.setattr(args, "preview_method", method)
+        assert live.wanted(mode) is expected
+    server.PromptServer.instance.client_id = None
+    assert not live.wanted("on")
+
+
+def test_an_unknown_choice_is_refused(sa3, load):
+    with sa3.refused("preview is 'maybe'", "auto, on, off"):
+        sampled(sa3, load("small"), preview="maybe")
+
+
+class Clock:
+    def __init__(self):
+        self.now = 100.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.mark.parametrize(("step", "piece", "lanes"), [(2.0, 0.02, 1), (0.05, 0.001, 4), (10.0, 1.0, 1), (0.3, 0.0001, 2)])
+def test_the_budget_is_kept(live, monkeypatch, step, piece, lanes):
+    """Never more than the share of the run so far, but for the first piece; never twice a second."""
+    clock = Clock()
+    monkeypatch.setattr(live, "time", SimpleNamespace(perf_counter=clock))
+    module = torch.nn.Linear(1, 1)
+    vae = SimpleNamespace(sa3_config=None, first_stage_model=module, vae_dtype=torch.float32)
+    pictures = live.LivePicture(vae)
+
+    def draw(estimate, lengths, count):
+        clock.now += count * estimate.shape[0] * piece
+        return clock.now
+
+    monkeypatch.setattr(pictures, "_draw", draw)
+    pictures.begin()
+    shown, computed = [], 0.0
+    for _ in range(round(200 / step)):
+        clock.now += step
+        computed += step
+        if (made := pictures(torch.zeros(lanes, 4, 8), None)) is not None:
+            shown.append(made)
+        assert pictures.spent <= 0.04 * computed + lanes * piece + 1e-9
+    assert all(later - earlier >= live.EVERY for earlier, later in itertools.pairwise(shown))
+    assert len(shown) >= (1 if piece < 0.5 else 0)
+
+
+def test_low_tones_are_low_and_later_is_further_right(live):
+    rate, frame = 44100, 4096
+    same = SimpleNamespace(decoder=SimpleNamespace(align=2), samples_per_frame=frame)
+    time = torch.arange(2 * frame) / rate
+
+    def decode(pieces):  # what the latents say: the first channel is the frequency
+        return torch.stack([0.3 * torch.sin(2 * math.pi * float(piece[0, 0]) * time)[None] for piece in pieces])
+
+    module = torch.nn.Linear(1, 1)
+    module.decode = decode
+    vae = SimpleNamespace(sa3_config=SimpleNamespace(same=same, sample_rate=rate), first_stage_model=module, vae_dtype=torch.float32)
+    z = torch.zeros(1, 4, 40)
+    z[0, 0, :20], z[0, 0, 20:] = 200.0, 8000.0
+    _, image, _ = live.LivePicture(vae)._draw(z, SimpleNamespace(samples=(40 * frame,)), 20)
+    light = torch.frombuffer(bytearray(image.convert("L").tobytes()), dtype=torch.uint8).reshape(192, 384).float()
+    early, late = light[:, 20:150].mean(1), light[:, 230:360].mean(1)
+    assert int(early.argmax()) > 170 and int(late.argmax()) < 80
+
+
+# -- words --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def clock(words, monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(words, "time", SimpleNamespace(monotonic=clock))
+    return clock
+
+
+def test_a_stage_and_the_time_left(words, browser, clock):
+    progress = words.Progress(8, "decoding chunk")
+    for done in range(1, 9):
+        clock.now += 10
+        progress(done, 8)
+    progress.finish()
+    assert browser.lines[0] == ("17", "decoding chunk 1 of 8, 1:10 min left")
+    assert browser.lines[5] == ("17", "decoding chunk 6 of 8, 20 s left")
+    assert browser.lines[-1] == ("17", "done in 1:20 min") and len(browser.lines) == 8
+    assert browser.bars == [(done, 8) for done in range(1, 9)]
+
+
+def test_a_short_stage_says_nothing_and_a_fast_one_little(words, browser, clock):
+    progress = words.Progress(4, "decoding chunk")
+    for done in range(1, 5):
+        clock.now += 0.2
+        progress(done, 4)
+    progress.finish()
+    assert browser.lines == []
+    progress = words.Progress(1000, "step")
+    for done in range(1, 1001):
+        clock.now += 0.01
+        progress(done, 1000)
+    assert 10 <= len(browser.lines) <= 20
+
+
+def test_parts_count_as_one(words, browser, clock):
+    progress = words.Progress(1, "decoding chunk")
+    for item in range(2):
+        part = progress.part(item, 2, "item")
+        for done in range(1, 3):
+            clock.now += 5
+            part(done, 2)
+    assert browser.bars == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert [text for _, text in browser.lines] == [
+        "item 1 of 2, decoding chunk 1 of 2, 15 s left", "item 1 of 2, decoding chunk 2 of 2, 10 s left",
+        "item 2 of 2, decoding chunk 1 of 2, 5 s left",
+    ]  # fmt: skip
+
+
+def test_what_was_said_stays(words, browser, clock):
+    words.say(["Mind the gap."], "17")
+    progress = words.Progress(2, "step")
+    clock.now += 5
+    progress(1, 2)
+    progress.finish()
+    assert [text for _, text in browser.lines] == ["Mind the gap.", "step 1 of 2, 5 s left\nMind the gap.", "done in 5 s\nMind the gap."]
+
+
+def test_the_sampler_counts_its_steps(sa3, load, words, browser, monkeypatch):
+    monkeypatch.setattr(words, "PATIENCE", 0.0)
+    monkeypatch.setattr(words, "PAUSE", 0.0)
+    sampled(sa3, load("small"), preview="off")
+    texts = [text for node, text in browser.lines if node == "17"]
+    assert texts[0].startswith("step 1 of 4, ") and texts[2].startswith("step 3 of 4, ") and texts[-1].startswith("done in ")
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0.4, "0 s"), (59.4, "59 s"), (59.6, "1:00 min"), (3725, "1:02:05 h")])
+def test_durations(words, seconds, text):
+    assert words.duration(seconds) == text
