@@ -27,8 +27,8 @@ NOTES = {
     "again: only the preview and what follows it run, and the ticked ones are saved. The seed under an item makes it again, alone.",
     "audio_to_audio": "Restyle a recording.\n\nnoise_level on the sampler: 0.1 a close variation, 0.6 the same shape in another sound, "
     "0.9 only a loose memory. The level is never exceeded.",
-    "inpaint": "Make parts of a recording anew.\n\nWrite regions in seconds, several with commas: 0.5-1, 2.5-3. Everything outside stays "
-    "bit-identical: the splice pastes the recording back at its own rate and channels. For audio to audio inside the regions, lower "
+    "inpaint": "Make parts of a recording anew.\n\nDraw regions in the picture, or write them in seconds: 0.5-1, 2.5-3. Everything outside "
+    "stays bit-identical: the splice pastes the recording back at its own rate and channels. For audio to audio inside the regions, lower "
     "noise_level.",
     "continue": "Go on where a recording ends, or lead into its start (side).\n\nThe splice keeps the recording bit-identical "
     "and reports the step at the join. For more than the model's longest clip use SA3 Extend.",
@@ -39,7 +39,8 @@ NOTES = {
     "autoencoder_round_trip": "What the autoencoder alone does to a recording.\n\nChoose SAME-S, SAME-L or the demo. The result has the "
     "recording's length at 44.1 kHz.",
 }
-ROOMY = {"SA3_PreviewBatch": (460, 470)}  # nodes that show more than their widgets
+# nodes that show more than their widgets
+ROOMY = {"SA3_PreviewBatch": (460, 470), "SA3_InpaintMask": (480, 460), "SA3_Continue": (480, 520)}
 STEADY = ("make_four_keep_one",)  # queued again for another choice, which must not sample again
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 COLUMN, ROW, GAP = 280, 24, 50

@@ -14,12 +14,15 @@ from .host import vae as host_vae
 from .host.extend import ExtendJob
 from .host.latent import encode_line, mark, read_audio, read_clip
 from .host.live import live_picture
+from .host.picture import picture
 from .host.sampling import check_conditioning, check_guidance
 from .host.schema import SEED, io, schema
 from .latents import CHUNK_INPUT, OVERLAP_INPUT
 from .sampling import GUIDANCE, PREVIEW
 
 ROLL = "sa3_roll"  # key of an AUDIO: samples by which a loop was turned, to be turned back after splicing
+SHOWN = [io.Hidden.prompt, io.Hidden.extra_pnginfo, io.Hidden.unique_id]  # what `picture` asks
+SLACK = 0.1  # seconds by which a region may end behind the clip
 PADDING_INPUT = {"default": PADDING_SECONDS, "min": 0.0, "max": 30.0, "step": 0.5, "tooltip": "Headroom behind the clip, in seconds."}
 
 
@@ -41,11 +44,12 @@ class InpaintMask(io.ComfyNode):
                 ),
             ],
             outputs=[io.Latent.Output("LATENT"), io.String.Output("REGIONS")],
+            hidden=SHOWN,
         )
 
     @classmethod
     def execute(cls, latent, regions, audio=None) -> io.NodeOutput:
-        return io.NodeOutput(*mark(latent, parse_regions(regions)))
+        return io.NodeOutput(*mark(latent, parse_regions(regions), SLACK), ui=picture(audio, cls.hidden))
 
 
 class Continue(io.ComfyNode):
@@ -67,6 +71,7 @@ class Continue(io.ComfyNode):
                 io.Int.Input("overlap", **OVERLAP_INPUT),
             ],
             outputs=[io.Latent.Output("LATENT"), io.String.Output("REGIONS"), io.Audio.Output("ORIGINAL")],
+            hidden=SHOWN,
         )
 
     @classmethod
@@ -86,7 +91,7 @@ class Continue(io.ComfyNode):
         clip = read_clip({"waveform": laid, "sample_rate": rate}, vae.sa3_config)
         latent = encode_line(vae, clip, seconds_of(clip.shape[-1], vae.sa3_config.sample_rate), padding, chunk_size, overlap)
         region = (given, total) if side == "after" else (0.0, added / rate)
-        return io.NodeOutput(*mark(latent, [region]), {"waveform": laid, "sample_rate": rate})
+        return io.NodeOutput(*mark(latent, [region]), {"waveform": laid, "sample_rate": rate}, ui=picture(audio, cls.hidden))
 
 
 class Loop(io.ComfyNode):

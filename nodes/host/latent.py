@@ -124,14 +124,19 @@ def encode_line(vae, clip: Tensor, seconds: float, padding: float, chunk_size: i
     return {"samples": samples, "type": "audio", **line}
 
 
-def mark(latent: dict, regions: list[tuple[float, float]]) -> tuple[dict, str]:
-    """The LATENT with a noise mask (B, 1, T), 1 = regenerate, over these regions and those it had; and all regions as text."""
+def mark(latent: dict, regions: list[tuple[float, float]], slack: float = 0.0) -> tuple[dict, str]:
+    """The LATENT with a noise mask (B, 1, T), 1 = regenerate, over these regions and those it had; and all regions as text.
+
+    slack: seconds by which a region may end behind the clip and then ends with it; browsers decode lossy files a little longer.
+    """
     samples = latent.get("samples") if isinstance(latent, dict) else None
     if not isinstance(samples, Tensor) or samples.dim() != 3 or not bool(samples.any()):
         raise SA3Error("The LATENT is empty; connect SA3 SAME Encode, which holds the sound around the regions.")
     frame = latent.get(FRAMES, FRAME)
     seconds = latent.get(SECONDS) or [samples.shape[-1] * frame / RATE] * samples.shape[0]
-    merged = merge_regions([*latent.get(REGIONS, []), *regions], max(seconds))
+    last = max(seconds)
+    regions = [(start, last if last < end <= last + slack else end) for start, end in regions]
+    merged = merge_regions([*latent.get(REGIONS, []), *regions], last)
     if not merged:
         raise SA3Error("No region is given; write start-end in seconds, for example: 1.5-3.")
     mask = generate_mask(merged, [int(duration * RATE) for duration in seconds], samples.shape[-1], frame, RATE)
