@@ -14,6 +14,7 @@ from ...sa3_core.config import ConditioningConfig
 from ...sa3_core.errors import SA3Error
 from ...sa3_core.text_encoder import TextEncoder, Tokens
 from .memory import halvings, on_less
+from .progress import Progress, tell_loading
 
 KEY = "t5gemma"
 
@@ -99,7 +100,11 @@ def encode_prompts(clip, prompts: list[str]) -> list:
         groups = [prompts[i : i + size] for i in range(0, len(prompts), size)]
         return joined([clip.encode_from_tokens_scheduled(clip.tokenize(group)) for group in groups])
 
-    return on_less("encoding text", "prompts", advice, halvings(len(prompts)), encode)
+    bar = Progress(1)
+    tell_loading(clip.patcher, "the text encoder")
+    conditioning = on_less("encoding text", "prompts", advice, halvings(len(prompts)), encode)
+    bar.finish()
+    return conditioning
 
 
 def joined(parts: list[list]) -> list:
