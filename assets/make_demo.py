@@ -9,6 +9,7 @@ the transformer's stage about twice as fast; its rounding differs from the run w
 
 import argparse
 import concurrent.futures
+import functools
 import json
 import sys
 import time
@@ -80,8 +81,10 @@ TEXT = {"model_type": "t5gemma", "is_encoder_decoder": True, "vocab_size": len(V
 
 SEED = 0
 CROP = 16 * FRAME  # samples; what the chunked attention of this SAME sees at once
-AUTOENCODER = Settings(steps=9_000, lr=1.5e-3, warmup=200, save_every=500)
-TRANSFORMER = Settings(steps=8_500, lr=1e-3, warmup=200, save_every=500)
+# The waveform first; then, for a shorter time, textures: what cannot be coded is made up with the right spectrum.
+WAVEFORM = Settings(steps=9_000, lr=1.5e-3, warmup=200), autoencoder.Weights()
+TEXTURE = Settings(steps=2_500, lr=6e-4, warmup=100), autoencoder.Weights(spectral=0.5, spectral_from=-1, spectral_full=0, saturating=True)
+TRANSFORMER = Settings(steps=5_500, lr=1e-3, warmup=200)
 FLOW = flow.FlowSettings(masks=(0.15, 0.65, 0.2))
 UNKNOWN = 0.02  # of the words are hidden in training, so that a word outside the vocabulary changes little
 # Windows of the transformer's training: frames, shortest and longest clip in seconds, number of clips, items a batch, share of the steps.
@@ -103,30 +106,32 @@ def tokenizer() -> dict:
 
 def compile_blocks(blocks) -> None:
     for block in blocks:
-        block.compile()
+        block.compile(dynamic=False)
 
 
 def train_autoencoder(work: Path) -> SAME:
-    """9,000 steps of 8 crops of 0.74 s."""
-    same = build(autoencoder_config(), device="cpu", dtype=torch.float32)
-    trainer = Trainer(dict(same.named_parameters()), AUTOENCODER, work / "autoencoder")
-    if trainer.step < AUTOENCODER.steps:
-        bank = torch.stack([corpus.clip(SEED, i, 2.2).audio.half() for i in range(6000)])
-        if trainer.step == 0:
-            autoencoder.block_pca_start(same, bank[:500].float(), torch.Generator().manual_seed(SEED))
-            trainer.restart_average()
-
-        def crops(generator: torch.Generator) -> Tensor:
-            items = torch.randint(len(bank), (8,), generator=generator)
-            starts = torch.randint(bank.shape[-1] - CROP, (8,), generator=generator)
-            gain = 0.6 + 0.6 * torch.rand(8, 1, 1, generator=generator)
-            return gain * torch.stack([bank[i, :, s : s + CROP] for i, s in zip(items, starts, strict=True)]).float()
-
-        trainer.run(autoencoder.loss(same, crops, AUTOENCODER.steps, autoencoder.Weights()), report("autoencoder"))
-    same.load_state_dict(trainer.averaged(), strict=False)
+    """Two phases over 8 crops of 0.74 s a step."""
+    same, bank = build(autoencoder_config(), device="cpu", dtype=torch.float32), None
+    for phase, (settings, weights) in {"waveform": WAVEFORM, "texture": TEXTURE}.items():
+        trainer = Trainer(dict(same.named_parameters()), settings, work / phase)
+        if trainer.step < settings.steps:
+            bank = torch.stack([corpus.clip(SEED, i, 2.2).audio.half() for i in range(6000)]) if bank is None else bank
+            if trainer.step == 0 and phase == "waveform":
+                autoencoder.block_pca_start(same, bank[:500].float(), torch.Generator().manual_seed(SEED))
+                trainer.restart_average()
+            trainer.run(autoencoder.loss(same, functools.partial(crops, bank), settings.steps, weights), report(phase))
+        same.load_state_dict(trainer.averaged(), strict=False)
     same.requires_grad_(False)
     autoencoder.measure_scale(same, [corpus.clip(SEED, i, CROP / corpus.RATE).audio[None] for i in range(200)])
     return same
+
+
+def crops(bank: Tensor, generator: torch.Generator) -> Tensor:
+    """Eight random stretches (8, 2, CROP) of the clips (n, 2, N), at random levels."""
+    items = torch.randint(len(bank), (8,), generator=generator)
+    starts = torch.randint(bank.shape[-1] - CROP, (8,), generator=generator)
+    gain = 0.6 + 0.6 * torch.rand(8, 1, 1, generator=generator)
+    return gain * torch.stack([bank[i, :, s : s + CROP] for i, s in zip(items, starts, strict=True)]).float()
 
 
 def autoencoder_config() -> dict:
@@ -216,7 +221,9 @@ def start(net: Generator) -> None:
     torch.nn.init.normal_(net.dit.transformer.memory_tokens, std=0.02)
     net.conditioner.conditioners["prompt"].padding_embedding.normal_(std=0.1)
     for name, p in net.named_parameters():
-        if name.endswith(("to_out.weight", "ff.ff.2.weight", "ff.ff.2.bias", "process_conv.weight", "project_out.weight")):
+        if name.endswith(
+            ("to_out.weight", "ff.ff.2.weight", "ff.ff.2.bias", "process_conv.weight", "project_out.weight", "to_local_embed.2.weight")
+        ):
             p.zero_()
 
 
@@ -230,7 +237,7 @@ def pack(work: Path, same: SAME, net: Generator, text: torch.nn.Module) -> None:
     save_file(stored({f"model.{name}": t for name, t in text.state_dict().items()}), folder / "model.safetensors", {"format": "pt"})
     for path, values in ((demo / "model_config.json", CONFIG), (folder / "config.json", TEXT), (folder / "tokenizer.json", tokenizer())):
         path.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    for stage in ("autoencoder", "transformer"):
+    for stage in ("waveform", "texture", "transformer"):
         (demo / f"{stage}.png").write_bytes((work / stage / "losses.png").read_bytes())
 
 

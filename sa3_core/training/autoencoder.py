@@ -109,10 +109,15 @@ def _aim(block: Block, config: ResamplerConfig, heads: list[tuple[int, slice, sl
         out[torch.arange(width)[target], rows] = 1
 
 
-def waveform_loss(made: Tensor, audio: Tensor) -> Tensor:
-    """Squared error relative to the energy of each item, (B,) -> mean; 0.01 is 20 dB."""
+def waveform_loss(made: Tensor, audio: Tensor, saturating: bool = False) -> Tensor:
+    """Squared error relative to the energy of each item, mean over the items; 0.01 is 20 dB.
+
+    saturating: e / (1 + e) of each item. What cannot be coded, as noise, then may be made up instead of being left out: the right
+    level costs 2/3, silence 1/2.
+    """
     error, energy = (made - audio).square().mean((1, 2)), audio.square().mean((1, 2))
-    return (error / (energy + 1e-4)).mean()
+    relative = error / (energy + 1e-4)
+    return (relative / (1 + relative) if saturating else relative).mean()
 
 
 def spectral_loss(made: Tensor, audio: Tensor, angles: Tensor, sizes=(2048, 512, 128), floor: float = 1e-3) -> Tensor:
@@ -150,6 +155,7 @@ class Weights:
     soft_norm: float = 0.003
     spectral_from: float = 0.3
     spectral_full: float = 0.5
+    saturating: bool = False  # see waveform_loss
     latent_noise: float = 0.05  # in units of the latents' deviation, added before decoding
     new_token_noise: float = 0.01
 
@@ -162,7 +168,7 @@ def loss(same: SAME, audio: Callable[[torch.Generator], Tensor], steps: int, wei
         z = same.encode(batch)
         noisy = z + weights.latent_noise * z.detach().std() * torch.randn(z.shape, generator=generator)
         made = same.decode(noisy, noise=_TokenNoise(generator) if weights.new_token_noise else None)
-        wave, norm = waveform_loss(made, batch), soft_norm_loss(z)
+        wave, norm = waveform_loss(made, batch, weights.saturating), soft_norm_loss(z)
         share = (step / steps - weights.spectral_from) / max(weights.spectral_full - weights.spectral_from, 1e-6)
         angles = math.pi * torch.rand(len(batch), generator=generator)
         spectral = spectral_loss(made, batch, angles) if share > 0 or step % 10 == 0 else torch.zeros(())
