@@ -1,9 +1,10 @@
 """Takes the pictures: a real ComfyUI with this pack and its editor in Chromium.
 
-    python docs/make_pictures.py [--comfyui PATH] [readme] [templates] [nodes]
+    python docs/make_pictures.py [--comfyui PATH] [readme] [templates] [nodes] [waveform]
 
 readme: a shared workflow that has just run, docs/pictures/*.png. templates: what the template browser shows, workflows/*.jpg.
-nodes: each node alone, for its help page, web/docs/pictures/*.png. Without a word: all. Needs playwright, Chromium and Pillow.
+nodes: each node alone, for its help page, web/docs/pictures/*.png. waveform: the waveform editor at work,
+docs/pictures/waveform.png. Without a word: all. Needs playwright, Chromium and Pillow.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import math
 import sys
 import tempfile
 import wave
 from pathlib import Path
 
+import torch
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -25,7 +28,7 @@ from launcher.editor import Editor  # noqa: E402
 from launcher.server import Server  # noqa: E402
 
 WORKFLOWS = ["text_to_audio"]
-KINDS = ("readme", "templates", "nodes")
+KINDS = ("readme", "templates", "nodes", "waveform")
 THUMBNAIL = 800  # pixels wide
 COLOURS = 64  # of a node's picture
 PANELS = ".p-tooltip, .actionbar-container, .side-tool-bar-container { display: none }"
@@ -39,6 +42,23 @@ ALONE = """type => {
   window.app.graph.add(node)
   window.app.canvas.setDirty(true, true)
   node.setSize([Math.max(node.size[0], 340), node.computeSize()[1]])
+}"""
+AT_WORK = """() => {
+  const shown = ['LoadAudio', 'SA3_InpaintMask']
+  for (const node of [...window.app.graph.nodes]) if (!shown.includes(node.type)) window.app.graph.remove(node)
+  const [loader, node] = shown.map(type => window.app.graph.nodes.find(one => one.type === type))
+  loader.pos = [0, 0]
+  node.pos = [340, 0]
+  node.setSize([640, 470])
+  node.widgets.find(widget => widget.name === 'regions').value = '1.5-2.5, 5-7.25'
+  const editor = node.widgets.find(widget => widget.name === 'waveform').editor
+  editor.settings.beats = true
+  editor.keepSettings()
+  editor.select(1)
+}"""
+DRAWN = """() => {
+  const { editor } = window.app.graph.nodes.find(node => node.type === 'SA3_InpaintMask').widgets.find(widget => widget.name === 'waveform')
+  return editor.clip && editor.regions.length === 2 && !editor.surface.frame && !editor.tiles.wanted.length && !editor.tiles.job
 }"""
 PLACE = """([scale, x, y]) => {
   const view = window.app.canvas.ds
@@ -97,6 +117,26 @@ def nodes(editor: Editor, names: list[str]) -> None:
         picture.quantize(COLOURS).save(pictures / f"{name}.png", optimize=True)
 
 
+def waveform(editor: Editor) -> None:
+    open_workflow(editor, "inpaint")
+    editor.page.wait_for_function("() => window.app.graph.nodes.length > 2")
+    editor.page.evaluate(AT_WORK)
+    editor.page.wait_for_function(DRAWN)
+    (ROOT / "docs" / "pictures" / "waveform.png").write_bytes(take(editor))
+
+
+def recording() -> bytes:
+    """Eight seconds of beats, ticks and a swelling chord at 120 BPM: 16-bit stereo at 44.1 kHz."""
+    t = torch.arange(8 * 44100, dtype=torch.float64) / 44100
+    noise = torch.rand(len(t), generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 2 - 1
+    beat, tick = t % 0.5, (t + 0.25) % 0.5
+    sound = 0.6 * torch.exp(-14 * beat) * torch.sin(2 * math.pi * (55 * beat - 2.5 * torch.exp(-30 * beat)))
+    sound += 0.25 * torch.exp(-45 * tick) * noise
+    for i, pitch in enumerate((220.0, 277.2, 329.6, 440.0)):
+        sound += 0.07 * torch.sin(2 * math.pi * pitch * t) * (0.6 + 0.4 * torch.sin(math.pi / 2 * t + i))
+    return (sound.clamp(-1, 1) * 32767).short()[:, None].expand(-1, 2).contiguous().numpy().tobytes()
+
+
 def lay_out(base: Path) -> None:
     """The files that the shared workflows name."""
     for graph in (ROOT / "workflows" / "api").glob("*.json"):
@@ -108,7 +148,7 @@ def lay_out(base: Path) -> None:
     for file in (base / "input").iterdir():
         with wave.open(str(file), "wb") as out:
             out.setparams((2, 2, 44100, 0, "NONE", ""))
-            out.writeframes(bytes(4 * 44100))
+            out.writeframes(recording())
 
 
 def main() -> None:
@@ -131,6 +171,8 @@ def main() -> None:
                 templates(editor, sorted(file.stem for file in (ROOT / "workflows").glob("*.json")))
             if "nodes" in kinds:
                 nodes(editor, sorted(name for name in server.object_info() if name.startswith("SA3_")))
+            if "waveform" in kinds:
+                waveform(editor)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import os
 import shutil
 from typing import Any, NamedTuple
 
-from playwright.sync_api import Page, Playwright, sync_playwright
+from playwright.sync_api import Browser, Page, Playwright, sync_playwright
 
 from .server import Graph, Server
 
@@ -65,18 +65,14 @@ class Editor:
         self._settings = {**SETTINGS, "Comfy.VueNodes.Enabled": nodes2}
         self._view = {"viewport": {"width": size[0], "height": size[1]}, "device_scale_factor": scale}
         self._playwright: Playwright | None = None
+        self._browser: Browser | None = None
         self.page: Page | None = None
 
     def __enter__(self) -> Editor:
         self._playwright = sync_playwright().start()
         try:
-            browser = self._playwright.chromium.launch(executable_path=find_chromium(), args=FLAGS)
-            self.page = browser.new_page(**self._view)
-            self.page.on("console", lambda message: self._note(message.text) if message.type == "error" else None)
-            self.page.on("pageerror", lambda error: self._note(str(error)))
-            self.page.request.post(f"{self._server.url}/api/settings", data=self._settings)
-            self.page.goto(self._server.url)
-            self.page.wait_for_function("!!(window.app?.graph && window.LiteGraph?.registered_node_types?.SaveAudio)", timeout=60_000)
+            self._browser = self._playwright.chromium.launch(executable_path=find_chromium(), args=FLAGS)
+            self.open()
         except BaseException:
             self.__exit__()
             raise
@@ -84,6 +80,17 @@ class Editor:
 
     def __exit__(self, *_: object) -> None:
         self._playwright.stop()  # ends the browser too
+
+    def open(self) -> None:
+        """The page as a browser shows it that has never been here; the page before is closed."""
+        if self.page is not None:
+            self.page.context.close()
+        self.page = self._browser.new_page(**self._view)
+        self.page.on("console", lambda message: self._note(message.text) if message.type == "error" else None)
+        self.page.on("pageerror", lambda error: self._note(str(error)))
+        self.page.request.post(f"{self._server.url}/api/settings", data=self._settings)
+        self.page.goto(self._server.url)
+        self.page.wait_for_function("!!(window.app?.graph && window.LiteGraph?.registered_node_types?.SaveAudio)", timeout=60_000)
 
     def load(self, workflow: dict[str, Any], name: str = "workflow") -> None:
         """Opens a workflow in UI form and fits it into the window."""

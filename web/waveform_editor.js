@@ -10,7 +10,8 @@ import { textsFor } from "./waveform/texts.js"
 const MODELS = { SA3_InpaintMask: RegionsModel, SA3_Continue: ExtensionModel }
 const HEIGHT = 270 // CSS pixels, at least
 const NEW_SIZE = [520, 460] // of a node that is new
-const TEXT_HEIGHT = 60 // of the text widget, so that the picture gets the room
+const ONE_LINE = { getMinHeight: () => 60, getMaxHeight: () => 60 } // of the text widget, so that the picture gets the room
+const TO_THE_MILLISECOND = { precision: 3, round: 0.001 } // of the number widget, which else rounds what is dragged to its step
 const EVERY = 300 // milliseconds between two looks at the graph: links and other nodes' widgets say nothing when they change
 
 const editors = new Set()
@@ -55,7 +56,7 @@ function attach(node, Model) {
   })
   widget.serialize = false
   widget.editor = editor
-  if (editor.model.free) Object.assign(editor.model.widget.options, { getMinHeight: () => TEXT_HEIGHT, getMaxHeight: () => TEXT_HEIGHT })
+  Object.assign(editor.model.widget.options, editor.model.free ? ONE_LINE : TO_THE_MILLISECOND)
   const sync = () => editor.sync()
   const watched = editor.model.free ? ["regions"] : ["seconds", "side"]
   for (const one of node.widgets.filter(({ name }) => watched.includes(name))) chain(one, "callback", sync)

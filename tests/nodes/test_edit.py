@@ -1,7 +1,10 @@
 """Working on a recording through the nodes: audio to audio, inpaint, continue, loop, splice, extend."""
 
 import math
+import wave
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -192,3 +195,53 @@ def test_core_samplers_understand_the_marked_latent(sa3, load, comfy):
     given = marked["noise_mask"][0, 0] == 0
     assert rel(out[..., given], latent["samples"][..., given]) < 1e-5
     assert rel(out[..., ~given], latent["samples"][..., ~given]) > 1e-2
+
+
+@pytest.fixture
+def shown(sa3, comfy, tmp_path, monkeypatch):
+    """shown(node, **inputs) -> the ui result of a node queued by a browser, its audio made by the node `source`."""
+    monkeypatch.setattr(comfy.folder_paths, "temp_directory", str(tmp_path))
+
+    def run(node: str, source: dict | None = None, workflow: bool = True, **inputs):
+        made = source or {"class_type": "VAEDecodeAudio", "inputs": {}}
+        prompt = {"1": made, "2": {"class_type": node, "inputs": {"audio": ["1", 0]}}}
+        hidden = SimpleNamespace(prompt=prompt, unique_id="2", extra_pnginfo={"workflow": {}} if workflow else {})
+        bound = type("Bound", (sa3.classes[node],), {"hidden": hidden})
+        return bound.execute.__func__(bound, **inputs).ui
+
+    return run
+
+
+@pytest.mark.parametrize("node", ["SA3_InpaintMask", "SA3_Continue"])
+def test_the_editor_gets_a_file_of_what_the_node_was_given(sa3, load, shown, tmp_path, node):
+    one, source = load("small"), clip(1.0, 48000, 6)
+    inputs = {"latent": sa3.run("SA3_SAMEEncode", audio=clip(1.0), vae=one.vae)[0], "regions": "0.2-0.5"}
+    if node == "SA3_Continue":
+        source = clip(1.0, 48000)
+        inputs = {"vae": one.vae, "seconds": 1.0, "side": "after", "padding": 6.0, "chunk_size": 128, "overlap": 32}
+    (file,) = shown(node, audio=source, **inputs)["sa3_waveform"]
+    with wave.open(str(tmp_path / file["filename"])) as found:
+        assert (found.getnchannels(), found.getframerate(), found.getnframes()) == (2, 48000, 48000)
+        samples = np.frombuffer(found.readframes(48000), "<i2").reshape(-1, 2).T / 32768
+    assert file["type"] == "temp" and np.abs(samples - source["waveform"][0, :2].numpy()).max() <= 0.5 / 32768 + 1e-7
+    stamp = (tmp_path / file["filename"]).stat().st_mtime_ns
+    again = shown(node, audio={**source, "waveform": source["waveform"].clone()}, **inputs)
+    assert again["sa3_waveform"] == [file] and (tmp_path / file["filename"]).stat().st_mtime_ns == stamp
+    loader = {"class_type": "LoadAudio", "inputs": {"audio": "take.wav"}}
+    assert shown(node, source=loader, audio=source, **inputs) is None
+    assert shown(node, workflow=False, audio=source, **inputs) is None
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_audio_for_the_picture_alone_never_stops_a_run(sa3, load, shown):
+    latent = sa3.run("SA3_SAMEEncode", audio=clip(1.0), vae=load("small").vae)[0]
+    broken = {"waveform": torch.full((1, 2, 500), float("nan")), "sample_rate": 44100}
+    for audio in (None, broken, {"waveform": None}):
+        assert shown("SA3_InpaintMask", audio=audio, latent=latent, regions="0.2-0.5") is None
+
+
+def test_a_region_may_end_a_little_behind_the_clip(sa3, load):
+    latent = sa3.run("SA3_SAMEEncode", audio=clip(2.0), vae=load("small").vae)[0]
+    assert sa3.run("SA3_InpaintMask", latent=latent, regions="1-2.06")[1] == "1-2"
+    with sa3.refused("outside the clip"):
+        sa3.run("SA3_InpaintMask", latent=latent, regions="1-2.2")
