@@ -29,8 +29,8 @@ class SaveAudio(io.ComfyNode):
                     "format",
                     options=list(audio_files.FORMATS),
                     default="flac",
-                    tooltip="flac (24 bits) is small and lossless. Each kind restores its graph when dropped on the canvas. wav32f keeps what "
-                    "exceeds full scale. Where 16 or 24 bits must hold finer samples they are dithered.",
+                    tooltip="flac (24 bits) is small and lossless. Each kind restores its graph when dropped on the canvas. wav32f keeps "
+                    "what exceeds full scale. Where 16 or 24 bits must hold finer samples they are dithered.",
                 ),
                 io.Custom("AUDIO_UI").Input("audioUI", optional=True),
             ],
