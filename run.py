@@ -1,6 +1,6 @@
 """Set everything up and make one audio file, or run the tests.
 
-    python run.py "a prompt" --duration 3 --seed 7
+    python run.py "a low tone, then a kick every half second" --duration 4 --seed 7
     python run.py --test [pytest arguments ...]
 
 Needs only Python 3.10 to 3.13: it finds the ComfyUI around this folder, takes the one named with --comfyui, or makes

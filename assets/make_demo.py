@@ -227,9 +227,8 @@ def start(net: Generator) -> None:
             p.zero_()
 
 
-def pack(work: Path, same: SAME, net: Generator, text: torch.nn.Module) -> None:
-    """The released layout under assets/demo, 16-bit."""
-    demo = ROOT / "assets" / "demo"
+def pack(work: Path, demo: Path, same: SAME, net: Generator, text: torch.nn.Module) -> None:
+    """The released layout in the folder `demo`, 16-bit, and the curves."""
     folder = demo / "t5gemma-b-b-ul2"
     folder.mkdir(parents=True, exist_ok=True)
     weights = net.state_dict() | {f"pretransform.model.{name}": t for name, t in same.state_dict().items()}
@@ -260,6 +259,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder for states, encoded clips and curves")
     parser.add_argument("--stage", choices=("autoencoder", "latents", "transformer", "pack"), help="one stage only; all when left out")
     parser.add_argument("--compile", action="store_true", help="compile the transformer's layers (needs a C++ compiler)")
+    parser.add_argument("--out", type=Path, default=ROOT / "assets" / "demo", help="where the model goes")
     parser.add_argument("--threads", type=int, default=2)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
@@ -269,7 +269,7 @@ def main() -> None:
     if given.stage in (None, "transformer", "pack"):
         net, text = train_transformer(given.work, given.compile)
         if given.stage != "transformer":
-            pack(given.work, same, net, text)
+            pack(given.work, given.out, same, net, text)
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ class ModelLoader(io.ComfyNode):
                     options=[folders.AUTO, *folders.VARIANTS, "demo"],
                     default=folders.AUTO,
                     tooltip="Which release to use. auto takes the first one found in ComfyUI's model folders, and the embedded demo "
-                    "(random weights: it makes noise) when there is none. -base models need about 50 steps and cfg 7.",
+                    "(a tiny model of tones, beats and noises) when there is none. -base models need about 50 steps and cfg 7.",
                 ),
                 io.Combo.Input(
                     "file",
@@ -109,7 +109,7 @@ class AutoencoderLoader(io.ComfyNode):
                     options=[*folders.AUTOENCODERS, "demo"],
                     default=folders.AUTOENCODERS[0],
                     tooltip="SAME-S belongs to the small models, SAME-L to medium. A standalone file is preferred; else it is taken out of "
-                    "a generative model on disk. demo: the embedded one with random weights.",
+                    "a generative model on disk. demo: that of the embedded tiny model.",
                 ),
                 io.Combo.Input(
                     "file",

@@ -1,7 +1,7 @@
 """Nodes that turn words into CONDITIONING."""
 
 from ..sa3_core import prompting
-from .host.clip import encode_prompts
+from .host.clip import encode_prompts, unknown_words
 from .host.progress import say
 from .host.schema import io, schema
 
@@ -29,12 +29,15 @@ class TextEncode(io.ComfyNode):
                 ),
             ],
             outputs=[io.Conditioning.Output("CONDITIONING")],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
     def execute(cls, clip, text, one_prompt_per_line=False) -> io.NodeOutput:
         prompts = [line.strip() for line in text.splitlines() if line.strip()] if one_prompt_per_line else [text]
-        return io.NodeOutput(encode_prompts(clip, prompts or [""]))
+        conditioning = encode_prompts(clip, prompts or [""])
+        say(unknown_words(clip, prompts), cls.hidden.unique_id if cls.hidden else None)
+        return io.NodeOutput(conditioning)
 
 
 class PromptHelper(io.ComfyNode):

@@ -74,6 +74,15 @@ class TextEncoder(nn.Module):
             mask[i, : len(row)] = True
         return Tokens(ids, mask)
 
+    def unknown_words(self, prompts: Sequence[str]) -> list[str]:
+        """What the tokenizer has no token for, in the order of its first appearance. Empty for tokenizers that fall back to bytes."""
+        unknown = getattr(self.tokenizer.model, "unk_token", None)
+        found = {}
+        for prompt in prompts:
+            row = self.tokenizer.encode(prompt, add_special_tokens=False)
+            found |= {prompt[a:b]: None for token, (a, b) in zip(row.tokens, row.offsets, strict=True) if token == unknown}
+        return list(found)
+
     @torch.no_grad()
     def forward(self, tokens: Tokens) -> Tensor:
         """Embeddings (B, n, width) of the first n positions, n = the longest prompt's real tokens (at least 1)."""

@@ -107,6 +107,14 @@ def encode_prompts(clip, prompts: list[str]) -> list:
     return conditioning
 
 
+def unknown_words(clip, prompts: list[str]) -> list[str]:
+    """A sentence about words that this text encoder has never seen, as the demo's small vocabulary has most."""
+    words = clip.tokenizer.encoder.unknown_words(prompts)
+    if not words:
+        return []
+    return [f"This model does not know: {', '.join(words)}. The demo has a small vocabulary, listed in assets/demo/README.md."]
+
+
 def joined(parts: list[list]) -> list:
     """CONDITIONING of several groups of prompts as one, padded to the longest prompt."""
     if len(parts) == 1:
