@@ -5,6 +5,7 @@ import { Peaks } from "./peaks.js"
 
 export const LONGEST = 1200 // seconds; the browser decodes the whole clip into memory
 const KEPT = 3
+const PATIENCE = 5000 // milliseconds for the header; a browser with too many players open never answers
 const RATES = [3000, 384000] // what browsers decode at
 const clips = new Map() // address -> promise of a clip, the least recently used first
 
@@ -64,9 +65,12 @@ function durationOf(url) {
     const audio = new Audio()
     const end = seconds => {
       audio.onloadedmetadata = audio.onerror = null
+      clearTimeout(timer)
       audio.removeAttribute("src")
+      audio.load()
       resolve(Number.isFinite(seconds) ? seconds : 0)
     }
+    const timer = setTimeout(end, PATIENCE, 0)
     audio.preload = "metadata"
     audio.onloadedmetadata = () => end(audio.duration)
     audio.onerror = () => end(0)

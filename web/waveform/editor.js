@@ -165,6 +165,7 @@ export class WaveformEditor {
     this.player.remove()
     this.tiles?.stop()
     this.surface.remove()
+    this.gestures.remove()
     clearTimeout(this.keeping)
     clearTimeout(this.capturing)
   }

@@ -42,7 +42,13 @@ export class Gestures {
     on("pointercancel", this.cancel)
     on("pointerleave", () => editor.hover(null))
     on("dblclick", this.double)
-    stage.addEventListener("wheel", this.wheel.bind(this), { passive: false })
+    // at the window, before the front end takes what it holds for a gesture on the graph
+    this.turn = event => stage.contains(event.target) && this.wheel(event)
+    window.addEventListener("wheel", this.turn, { capture: true, passive: false })
+  }
+
+  remove() {
+    window.removeEventListener("wheel", this.turn, { capture: true })
   }
 
   down(event) {

@@ -47,7 +47,7 @@ function paintRuler(context, { view, theme, origin, width }) {
   context.font = FONT
   context.textBaseline = "middle"
   context.fillStyle = theme.text
-  for (let k = Math.ceil((view.start - origin) / step - 1e-6); origin + k * step <= view.end; k++) {
+  for (let k = Math.max(Math.ceil((view.start - origin) / step - 1e-6), 0); origin + k * step <= view.end; k++) {
     const x = Math.round(view.toX(origin + k * step, width))
     fill(context, theme.line, x, RULER - 5, 1, 5)
     context.fillStyle = theme.text
