@@ -23,6 +23,7 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT))
 
+import sa3_core  # noqa: E402
 from sa3_core import build  # noqa: E402
 from sa3_core.conditioning import Condition  # noqa: E402
 from sa3_core.config import parse  # noqa: E402
@@ -80,6 +81,7 @@ ENCODER = {
 TEXT = {"model_type": "t5gemma", "is_encoder_decoder": True, "vocab_size": len(VOCABULARY), "encoder": ENCODER, "decoder": ENCODER}
 
 SEED = 0
+CLIPS = 6000  # of 2.2 s, for the autoencoder
 CROP = 16 * FRAME  # samples; what the chunked attention of this SAME sees at once
 # The waveform first; then, for a shorter time, textures: what cannot be coded is made up with the right spectrum.
 WAVEFORM = Settings(steps=9_000, lr=1.5e-3, warmup=200), autoencoder.Weights()
@@ -109,15 +111,18 @@ def compile_blocks(blocks) -> None:
         block.compile(dynamic=False)
 
 
-def train_autoencoder(work: Path) -> SAME:
-    """Two phases over 8 crops of 0.74 s a step."""
+def train_autoencoder(work: Path, before: sa3_core.Model | None = None) -> SAME:
+    """Two phases over 8 crops of 0.74 s a step. before: the model whose weights are trained on."""
     same, bank = build(autoencoder_config(), device="cpu", dtype=torch.float32), None
     for phase, (settings, weights) in {"waveform": WAVEFORM, "texture": TEXTURE}.items():
         trainer = Trainer(dict(same.named_parameters()), settings, work / phase)
         if trainer.step < settings.steps:
-            bank = torch.stack([corpus.clip(SEED, i, 2.2).audio.half() for i in range(6000)]) if bank is None else bank
+            bank = torch.stack([corpus.clip(SEED, i, 2.2).audio.half() for i in range(CLIPS)]) if bank is None else bank
             if trainer.step == 0 and phase == "waveform":
-                autoencoder.block_pca_start(same, bank[:500].float(), torch.Generator().manual_seed(SEED))
+                if before is None:
+                    autoencoder.block_pca_start(same, bank[:500].float(), torch.Generator().manual_seed(SEED))
+                else:
+                    same.load_state_dict(before.autoencoder.state_dict())
                 trainer.restart_average()
             trainer.run(autoencoder.loss(same, functools.partial(crops, bank), settings.steps, weights), report(phase))
         same.load_state_dict(trainer.averaged(), strict=False)
@@ -195,14 +200,18 @@ class Corpus:
         return self.net.conditioner(embeddings, mask, seconds)
 
 
-def train_transformer(work: Path, compiled: bool) -> tuple[Generator, torch.nn.Module]:
+def train_transformer(work: Path, compiled: bool, before: sa3_core.Model | None = None) -> tuple[Generator, torch.nn.Module]:
     """Transformer, conditioner and text encoder together."""
     from transformers import T5GemmaEncoderModel
 
     torch.manual_seed(SEED)
     net = Generator(parse(CONFIG), device="cpu", dtype=torch.float32)
     text = T5GemmaEncoderModel(config_from(TEXT)).train()
-    start(net)
+    if before is None:
+        start(net)
+    else:
+        net.load_state_dict(before.module.state_dict(), strict=False)  # beside it the autoencoder's
+        text.load_state_dict(before.text_encoder.model.state_dict())
     parameters = dict(net.named_parameters()) | {f"text.{name}": p for name, p in text.named_parameters()}
     trainer = Trainer(parameters, TRANSFORMER, work / "transformer")
     if trainer.step < TRANSFORMER.steps:
@@ -259,15 +268,17 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder for states, encoded clips and curves")
     parser.add_argument("--stage", choices=("autoencoder", "latents", "transformer", "pack"), help="one stage only; all when left out")
     parser.add_argument("--compile", action="store_true", help="compile the transformer's layers (needs a C++ compiler)")
+    parser.add_argument("--start", metavar="MODEL", help="go on from the weights of a demo made before (a folder, or: demo)")
     parser.add_argument("--out", type=Path, default=ROOT / "assets" / "demo", help="where the model goes")
     parser.add_argument("--threads", type=int, default=2)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    same = train_autoencoder(given.work)
+    before = sa3_core.load(given.start) if given.start else None
+    same = train_autoencoder(given.work, before)
     if given.stage in (None, "latents"):
         encode_corpus(given.work, same)
     if given.stage in (None, "transformer", "pack"):
-        net, text = train_transformer(given.work, given.compile)
+        net, text = train_transformer(given.work, given.compile, before)
         if given.stage != "transformer":
             pack(given.work, given.out, same, net, text)
 
