@@ -129,18 +129,18 @@ def test_out_of_memory_halves_the_groups_and_ends_with_a_sentence(sa3, load, mon
     group = sa3.host.sampling._sample_group
     sizes = []
 
-    def short_of_memory(model, positive, negative, latents, plan, guidance, items, report):
+    def short_of_memory(model, positive, negative, latents, plan, guidance, items, *reports):
         sizes.append(len(items))
         if len(items) > room:
             raise comfy.management.OOM_EXCEPTION("out of memory")
-        return group(model, positive, negative, latents, plan, guidance, items, report)
+        return group(model, positive, negative, latents, plan, guidance, items, *reports)
 
     monkeypatch.setattr(sa3.host.sampling, "_sample_group", short_of_memory)
     room = 1
     parts, _ = sa3.sample(one.model, positive, latent, steps=2, seed=9)
     assert sizes == [4, 2, 1, 1, 1, 1] and rel(parts["samples"], whole["samples"]) < 1e-4
     room = 0
-    with sa3.refused("memory", "single item"):
+    with sa3.refused("memory", "even with 1 items"):
         sa3.sample(one.model, positive, latent, steps=2, seed=9)
 
 
