@@ -46,6 +46,11 @@ def editor(comfy: Server, request: pytest.FixtureRequest) -> Iterator[Editor]:
         yield editor
 
 
+@pytest.fixture(autouse=True)
+def no_old_errors(editor: Editor) -> None:
+    editor.errors.clear()
+
+
 def workflow() -> dict:
     """The shared graph, shorter, with the decoded items as their own original, and WAV as the format."""
     graph = json.loads((ROOT / "workflows" / "make_four_keep_one.json").read_text(encoding="utf-8"))
