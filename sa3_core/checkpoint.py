@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,7 +124,7 @@ def optimized(path: Path) -> SA3Error | None:
 
 def check_file(path: Path) -> None:
     """What can be said about a file before reading it."""
-    if not path.exists():
+    if not os.path.exists(path):  # unlike Path's own, never raises, whatever the name
         raise SA3Error(f"{path} does not exist.")
     if (refusal := optimized(path)) is not None:
         raise refusal
@@ -231,7 +232,7 @@ def open_checkpoint(path: str | Path, objective: str = "auto", autoencoder: bool
 
 def find_weights(path: Path) -> Path:
     """The weights file of a folder; a file is its own."""
-    if not path.exists():
+    if not os.path.exists(path):
         raise SA3Error(f"{path} does not exist; expected a folder with {CONFIG} and {WEIGHTS}, or a .safetensors file.")
     if not path.is_dir():
         return path

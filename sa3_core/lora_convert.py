@@ -3,6 +3,8 @@
 import json
 import os
 import re
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -65,23 +67,41 @@ def convert(source: str | Path, target: str | Path, layout: str = "native", base
     file = target / PEFT_FILE if layout == "peft" else target
     if file.suffix != ".safetensors":
         raise SA3Error(f"{file} must end in .safetensors.")
-    if file.exists() or (config is not None and (target / PEFT_CONFIG).exists()):
-        raise SA3Error(f"{file} exists already; choose another name.")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    if config is not None:
-        (target / PEFT_CONFIG).write_text(json.dumps(config, indent=2), encoding="utf-8")
-    return _publish(tensors, file, metadata)
+    if target.exists():
+        raise SA3Error(f"{target} exists already; choose another name.")
 
+    def write(part: Path) -> None:
+        if config is None:
+            return _save(tensors, part, metadata)
+        part.mkdir()
+        _save(tensors, part / PEFT_FILE, metadata)
+        (part / PEFT_CONFIG).write_text(json.dumps(config, indent=2), encoding="utf-8")
 
-def _publish(tensors: dict[str, Tensor], file: Path, metadata: dict[str, str] | None = None) -> Path:
-    """The file appears whole under its name or not at all."""
-    part = file.with_name(f"{file.name}.part")
-    try:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part, metadata)
-        os.replace(part, file)
-    finally:
-        part.unlink(missing_ok=True)
+    _publish(target, write)
     return file
+
+
+def _save(tensors: dict[str, Tensor], file: Path, metadata: dict[str, str] | None = None) -> None:
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file, metadata)
+
+
+def _publish(target: Path, write: Callable[[Path], None]) -> None:
+    """A file or folder that appears whole under its name or not at all."""
+    part = target.with_name(f".{target.name}.part")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _discard(part)  # what a killed process has left
+    try:
+        write(part)
+        os.rename(part, target)
+    finally:
+        _discard(part)
+
+
+def _discard(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _native(lora: LoRA):
@@ -153,5 +173,6 @@ def convert_bases(source: str | Path, target: str | Path) -> Path:
     pairs = list(content.values()) if isinstance(content, dict) else []
     if not pairs or not all(isinstance(pair, dict) and all(_is_plain(pair.get(part)) for part in ("U", "V")) for pair in pairs):
         raise SA3Error(f"{source} holds no SVD bases: expected U and V for each weight.")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    return _publish({f"{name}.{part}": pair[part] for name, pair in content.items() for part in ("U", "V")}, target)
+    tensors = {f"{name}.{part}": pair[part] for name, pair in content.items() for part in ("U", "V")}
+    _publish(target, lambda part: _save(tensors, part))
+    return target

@@ -13,6 +13,7 @@ from ...sa3_core.lora_files import BASES, PEFT_CONFIG
 from ...sa3_core.lora_stack import Stack, checkpoint_bases, make_row, open_lora, weight_name
 from . import folders
 from . import model as host_model
+from .saving import UNSAFE
 
 KEY = "loras"  # ComfyUI's folder
 KEPT_FILES = 4  # per model: an -xs file takes minutes to complete
@@ -91,7 +92,7 @@ def state_of(name: str) -> str:
 def new_file(key: str, name: str) -> Path:
     """Where a new file or folder of this name goes below a folder of ComfyUI's."""
     name = name.strip()
-    if not name or Path(name).name != name or name.startswith("."):
+    if not name or Path(name).name != name or name.startswith(".") or "\\" in name or UNSAFE.search(name):
         raise SA3Error(f"'{name}' is no plain file name; folders are not part of it.")
     return Path(folder_paths.get_folder_paths(key)[0]) / name
 

