@@ -9,6 +9,7 @@ const NODE = "SA3_PreviewBatch"
 const ITEMS = "sa3_items" // of the node's ui result, and of its properties: what was shown last survives a reload
 const ROW = 90
 const HEAD = 34
+const MARGINS = 20 // that LiteGraph leaves around a DOM widget
 const WIDTH = 420
 
 app.registerExtension({
@@ -29,6 +30,7 @@ app.registerExtension({
     const show = items => {
       rows = items.length
       list.show(items.map(withAddresses))
+      list.root.style.minHeight = `${height() - MARGINS}px` // the second renderer of older editors asks nobody for a height
       const [width, least] = node.computeSize()
       node.setSize([Math.max(node.size[0], width, rows ? WIDTH : 0), Math.max(node.size[1], least)])
       app.graph?.setDirtyCanvas(true, true)

@@ -1,8 +1,8 @@
 // How the list of a batch looks, in the colours of ComfyUI's theme.
 
 const CSS = `
-.sa3-batch { display: flex; flex-direction: column; gap: 6px; box-sizing: border-box; width: 100%; height: 100%; overflow: hidden;
-  font: 12px/1.35 Inter, system-ui, sans-serif; color: var(--input-text, #ddd); user-select: none; }
+.sa3-batch { pointer-events: auto; display: flex; flex-direction: column; gap: 6px; box-sizing: border-box; width: 100%; height: 100%;
+  overflow: hidden; font: 12px/1.35 Inter, system-ui, sans-serif; color: var(--input-text, #ddd); user-select: none; }
 .sa3-batch button { font: inherit; color: inherit; cursor: pointer; border: 1px solid var(--border-color, #4e4e4e); border-radius: 5px;
   background: var(--comfy-input-bg, #222); padding: 2px 8px; }
 .sa3-batch button:hover { filter: brightness(1.25); }
