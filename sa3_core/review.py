@@ -1,7 +1,6 @@
 """Looking through a batch: what each item measures, what is likely wrong with it, which draw it was, and which items to keep."""
 
 import dataclasses
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from .advice import SILENT
 from .errors import SA3Error
+from .json_files import parse_json
 from .loudness import FLOOR, Levels, db, measure
 from .sampling import item_seed
 
@@ -76,8 +76,8 @@ def parse_items(text: str, count: int) -> list[int]:
         first, dash, last = (part.strip() for part in word.partition("-"))
         if not word.strip():
             continue
-        if not (first.isdecimal() and (last.isdecimal() if dash else True)):
-            raise SA3Error(f"keep has '{word.strip()}'; expected 'all', 'none', or numbers of items such as 1, 3-4.")
+        if not (first.isdecimal() and (last.isdecimal() if dash else True)) or len(word) > 40:
+            raise SA3Error(f"keep has '{word.strip()[:80]}'; expected 'all', 'none', or numbers of items such as 1, 3-4.")
         low, high = int(first), int(last or first)
         if not 1 <= low <= high <= count:
             wrong = f"{low}-{high}" if dash else f"{low}"
@@ -91,8 +91,8 @@ def item_seeds(records: Sequence[str], count: int) -> list[int | None]:
     seeds: list[int] = []
     for text in records:
         try:
-            record = json.loads(text)
+            record = parse_json(text, "run_info", "the run_info of SA3 Sampler")
             seeds += [item_seed(int(record["seed"]), int(index)) for index in record["batch_index"]]
-        except (ValueError, TypeError, KeyError):
+        except (SA3Error, ValueError, TypeError, KeyError, OverflowError):
             return [None] * count
     return seeds if len(seeds) == count else [None] * count

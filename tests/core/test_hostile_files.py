@@ -12,7 +12,7 @@ from lora_support import write_lora
 from safetensors.torch import load_file, save_file
 
 import sa3_core
-from sa3_core import audio, audio_files, checkpoint, download, info, lora_convert, lora_files, prompting
+from sa3_core import audio, audio_files, checkpoint, download, info, lora_convert, lora_files, prompting, review
 
 DEEP = "[" * 100_000
 
@@ -222,6 +222,17 @@ def test_a_pattern_that_stands_for_billions(pattern):
     with refused("stand for more than"):
         lora_files.matches("transformer.layers.0.ff", [pattern])
     assert time.process_time() - start < 0.5
+
+
+@pytest.mark.parametrize("text", ["9" * 5000, "1-" + "9" * 5000, "9" * 5000 + "-1"])
+def test_a_number_of_five_thousand_digits_is_no_item(text):
+    with refused("keep has"):
+        review.parse_items(text, 8)
+
+
+@pytest.mark.parametrize("text", [DEEP, '{"seed": Infinity, "batch_index": [0]}', '{"seed": 1e999, "batch_index": [0]}', "[]", "\ud800"])
+def test_a_record_that_is_none_has_no_seeds(text):
+    assert review.item_seeds([text], 2) == [None, None]
 
 
 def test_a_number_of_five_thousand_digits_is_no_range():

@@ -1,5 +1,6 @@
 """What is fed with damaged files: good files to start from, and every loader of the pack with what a run does next."""
 
+import contextlib
 import functools
 import json
 import os
@@ -23,7 +24,7 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 
 import sa3_core  # noqa: E402
 from launcher import job  # noqa: E402
-from sa3_core import audio, audio_files, checkpoint, download, hub, lora_convert, prompting, regions, splice  # noqa: E402
+from sa3_core import audio, audio_files, checkpoint, download, hub, lora_convert, prompting, regions, review, splice  # noqa: E402
 from sa3_core.lora import apply_stack  # noqa: E402
 from sa3_core.lora_files import read_bases, read_lora  # noqa: E402
 from sa3_core.lora_stack import Stack, make_row, open_lora, targets  # noqa: E402
@@ -286,13 +287,22 @@ def words(corpus: Corpus, rng: random.Random, folder: Path):
     """The small languages: regions, patterns of layers, answers of language models, prompts."""
     line, prompt = text(rng), text(rng)
 
+    known = [
+        lambda: prompting.clean(line),
+        lambda: prompting.write("instrument loop", line, line, line, rng.choice([0.0, 120.0]), line, 8.0, line),
+        lambda: prompting.estimated_tokens(line),
+        lambda: corpus.model.text_encoder.tokenize([prompt], 32),
+        lambda: make_row(read_lora(corpus.loras[0]), corpus.model.module, "small-music", skip_layers=line),
+        lambda: review.parse_items(line, 8),
+        lambda: review.item_seeds([line, prompt], 8),
+        lambda: regions.format_regions(regions.merge_regions(regions.parse_regions(line), 100.0)),
+    ]
+
     def run():
-        prompting.clean(line)
-        prompting.write("instrument loop", line, line, line, rng.choice([0.0, 120.0]), line, 8.0, line)
-        corpus.model.text_encoder.tokenize([prompt], 32)
-        prompting.estimated_tokens(line)
-        make_row(read_lora(corpus.loras[0]), corpus.model.module, "small-music", skip_layers=line)
-        regions.format_regions(regions.merge_regions(regions.parse_regions(line), 100.0))
+        for parse in known[:-1]:
+            with contextlib.suppress(sa3_core.SA3Error):
+                parse()
+        known[-1]()
 
     return run
 
