@@ -23,7 +23,8 @@ NOTES = {
     "sfx_pack": "A folder of effects from a list.\n\nOne effect per line, one duration for each line, a file for each. Choose small-sfx or "
     "medium in the loader. Another seed makes another set; each effect is the same alone and in the list. Name the thing, what happens "
     "to it, the room.",
-    "make_four_keep_one": "Make four, keep one.\n\nQueue once and listen: with keep at none nothing is saved. Tick the ones you like and queue "
+    "make_four_keep_one": "Make four, keep one.\n\nQueue once and listen: with keep at none nothing is saved. Tick the ones you "
+    "like and queue "
     "again: only the preview and what follows it run, and the ticked ones are saved. The seed under an item makes it again, alone.",
     "audio_to_audio": "Restyle a recording.\n\nnoise_level on the sampler: 0.1 a close variation, 0.6 the same shape in another sound, "
     "0.9 only a loose memory. The level is never exceeded.",
