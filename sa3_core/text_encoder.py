@@ -15,11 +15,11 @@ SIZES = {
     "vocab_size": 2**20, "hidden_size": 2**16, "intermediate_size": 2**18, "num_hidden_layers": 256, "num_attention_heads": 1024,
     "num_key_value_heads": 1024, "head_dim": 2**14,
 }  # fmt: skip
-SETTINGS = {
-    "query_pre_attn_scalar", "layer_types", "hidden_activation", "rms_norm_eps", "rope_theta", "rope_parameters", "sliding_window",
-    "attn_logit_softcapping", "final_logit_softcapping", "attention_bias", "max_position_embeddings", "pad_token_id", "bos_token_id",
-    "eos_token_id",
+NUMBERS = {
+    "query_pre_attn_scalar", "rms_norm_eps", "rope_theta", "sliding_window", "attn_logit_softcapping", "final_logit_softcapping",
+    "max_position_embeddings",
 }  # fmt: skip
+OTHERS = {"layer_types", "hidden_activation", "rope_parameters", "attention_bias", "pad_token_id", "bos_token_id", "eos_token_id"}
 
 
 @dataclass(frozen=True)
@@ -111,14 +111,15 @@ def config_from(values: dict, where: str | Path = "the text encoder"):
     """The same from the values of a config.json. Only what the encoder computes with is taken over: a config could also name code."""
     from transformers import T5GemmaConfig
 
-    part = {name: value for name, value in values["encoder"].items() if name in SIZES or name in SETTINGS}
+    part = {name: value for name, value in values["encoder"].items() if name in SIZES or name in NUMBERS | OTHERS}
     for name, largest in SIZES.items():
         value = part.get(name)
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= largest:
             raise SA3Error(f"{where}: the encoder's '{name}' is {str(value)[:80]}; expected a whole number from 1 to {largest}.")
-    for name in SETTINGS & part.keys():
-        if isinstance(part[name], (int, float)) and not abs(part[name]) < 2**31:
-            raise SA3Error(f"{where}: the encoder's '{name}' is {part[name]:g}; expected a smaller number.")
+    for name in NUMBERS & part.keys():
+        value = part[name]
+        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 2**31):
+            raise SA3Error(f"{where}: the encoder's '{name}' is {str(value)[:80]}; expected a number.")
     if part["num_attention_heads"] % part["num_key_value_heads"]:
         raise SA3Error(f"{where}: {part['num_attention_heads']} heads cannot share {part['num_key_value_heads']} keys and values.")
     known = {"model_type": "t5gemma", "encoder": dict(part), "decoder": dict(part), "vocab_size": part["vocab_size"]}

@@ -89,7 +89,7 @@ def test_a_config_cannot_ask_for_more_than_a_model_has(place, value, word):
     [
         ("num_hidden_layers", 10**9), ("vocab_size", 2**40), ("head_dim", 10**12), ("num_attention_heads", 0), ("num_key_value_heads", 3),
         ("layer_types", ["sliding_attention", []]), ("sliding_window", 2**64), ("hidden_size", "64"), ("query_pre_attn_scalar", 0),
-        ("rope_parameters", {"rope_type": "none"}), ("hidden_activation", "no such"), ("rms_norm_eps", "x"),
+        ("hidden_activation", "no such"), ("rms_norm_eps", "x"),
     ],
 )  # fmt: skip
 def test_a_text_encoders_config_too(release, key, value):
