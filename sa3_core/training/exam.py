@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..splice import splice
 from . import corpus
 from .autoencoder import snr
 from .measures import centroid, flatness, level_db, mono, onsets, spacing
@@ -74,7 +75,9 @@ def inpainted(model, seed: int, **options) -> dict[str, float]:
     neighbouring samples at the two seams over the largest one elsewhere.
     """
     tone = _source("tone", "low", 4.0)
-    (clip,) = make(model, pick("tone", "high", count=1), 4.0, seed, source_audio=(corpus.RATE, tone), regions=[(1.5, 2.5)], **options)
+    region = [(1.5, 2.5)]
+    (made,) = make(model, pick("tone", "high", count=1), 4.0, seed, source_audio=(corpus.RATE, tone), regions=region, **options)
+    clip = splice(tone[None], made[None], region, corpus.RATE)[0][0]
     start, stop = round(1.5 * corpus.RATE), round(2.5 * corpus.RATE)
     fade = round(0.05 * corpus.RATE)
     kept = torch.cat(((clip - tone)[:, : start - fade], (clip - tone)[:, stop + fade :]), dim=1)

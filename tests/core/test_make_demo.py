@@ -50,4 +50,4 @@ def test_training_goes_on_from_a_finished_model(recipe, monkeypatch, tmp_path):
     make(recipe, monkeypatch, "--work", tmp_path / "work", "--out", tmp_path / "out", "--start", "demo")
     demo, made = sa3_core.load("demo"), sa3_core.load(tmp_path / "out")
     for found, before in zip(made.module.parameters(), demo.module.parameters(), strict=True):
-        assert float((found - before).abs().max()) < 0.01  # two steps away
+        assert not found.numel() or float((found - before).abs().max()) < 0.01  # two steps away

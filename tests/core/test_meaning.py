@@ -1,0 +1,72 @@
+"""The demo model makes what the words say: captions held out of its training, seeds that nothing was tuned on.
+
+Thresholds leave a margin below what was measured; the figures are in assets/demo/README.md.
+"""
+
+import statistics
+
+import pytest
+
+import sa3_core
+from sa3_core.training import corpus, exam
+
+SEED = 7001
+# What this size and an hour of training have not reached; strict, so that a better model says so.
+UNLEARNED = pytest.mark.xfail(strict=True, reason="not learned yet, see what the model card says of rhythms and beeps")
+
+
+@pytest.fixture(scope="module")
+def demo():
+    return sa3_core.load("demo")
+
+
+@pytest.mark.parametrize(("kind", "pitch"), [("tone", "low"), ("tone", "mid"), ("beep", "low"), ("beep", "mid"), ("bell", "low")])
+def test_the_autoencoder_keeps_the_waveform_of_sounds_below_1_khz(demo, kind, pitch):
+    assert statistics.median(exam.round_trip(demo, kind, pitch)) >= 15
+
+
+@pytest.mark.parametrize("kind", ["tone", "pluck", "bell", pytest.param("beep", marks=UNLEARNED)])
+def test_pitch_words_order_the_brightness_in_every_pair(demo, kind):
+    right, pairs = exam.ordered_pairs(exam.centroids(demo, kind, SEED))
+    assert right == pairs == 48
+
+
+def test_noise_is_flatter_than_tones(demo):
+    tones = exam.flatnesses(demo, "tone", SEED, 6)
+    noises = [value for kind in corpus.MASS for value in exam.flatnesses(demo, kind, SEED, 6)]
+    assert statistics.median(noises) >= 3 * statistics.median(tones)
+
+
+@UNLEARNED
+def test_a_kick_every_half_second_comes_every_half_second(demo):
+    assert exam.on_the_beat(exam.spacings(demo, "every half second", SEED), 0.5) >= 5
+
+
+def test_inpainting_makes_the_asked_sound_inside_and_joins(demo):
+    found = exam.inpainted(demo, SEED)
+    assert found["inside"] > 2.5 * found["outside"]
+    assert found["kept"] == 0
+    assert found["seam"] < 2
+
+
+@UNLEARNED
+def test_continuing_keeps_the_rhythm(demo):
+    assert statistics.mean(exam.continued(demo, SEED)) >= 0.6
+
+
+def test_audio_to_audio_keeps_the_source_at_low_noise_and_leaves_it_at_high(demo):
+    source, near = exam.varied(demo, SEED, 0.2)
+    _, far = exam.varied(demo, SEED, 1.0)
+    assert abs(near / source - 1) < 0.15
+    assert far < 0.6 * source
+
+
+def test_a_negative_prompt_moves_away(demo):
+    from_low, from_high = exam.pushed_away(demo, SEED)
+    assert from_low > 1.3 * from_high
+
+
+def test_durations_are_honoured(demo):
+    for seconds, (samples, tail) in zip((1.5, 2.0, 3.0, 5.0), exam.tails(demo, SEED), strict=True):
+        assert samples == int(seconds * corpus.RATE)
+        assert tail > -12  # a tone sounds to its end
