@@ -31,6 +31,7 @@ CORE_NOISE = (
     "[Jobs API]",
     "data:application/wasm",
     "ComfyApp graph accessed",
+    "(reading 'id')\n    at onChange",  # front end 1.32.9 applies its settings before it has a graph
 )
 IDLE = "async () => { const q = await (await fetch('/queue')).json(); return !q.queue_running.length && !q.queue_pending.length }"
 

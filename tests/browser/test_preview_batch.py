@@ -143,9 +143,9 @@ def test_the_switch_to_the_original_keeps_the_place(editor: Editor):
 
 
 def test_a_reload_brings_the_choice_and_the_items_back(editor: Editor):
+    saved = editor.page.evaluate("() => JSON.parse(JSON.stringify(window.app.graph.serialize()))")
+    editor.open()
     page = editor.page
-    saved = page.evaluate("() => JSON.parse(JSON.stringify(window.app.graph.serialize()))")
-    page.reload()
     page.wait_for_function("!!(window.app?.graph && window.LiteGraph?.registered_node_types?.SA3_PreviewBatch)", timeout=60_000)
     editor.load(saved, "again")
     assert page.evaluate(KEEP) == "1, 3-4"

@@ -58,7 +58,7 @@ def samples(path: Path) -> bytes:
 def test_the_script_and_the_options(comfy: Server, comfyui_tree: Path, recording: Path, tmp_path: Path):
     """A server with --disable-metadata and --use-sage-attention makes the same sound, and files without a record."""
     said, (file,) = run_page(comfy, recording, tmp_path / "results")
-    assert "sample: 8 of 8" in said and str(file) in said
+    assert re.search(r"sample: (\d+) of \1\n", said) and str(file) in said
     assert b"sa3 " in file.read_bytes() and b"SA3_Sampler" in file.read_bytes() and b"Community License" in file.read_bytes()
 
     (tmp_path / "modules").mkdir()
