@@ -69,7 +69,8 @@ def test_without_any_model_the_workflow_runs_as_it_is_shared(comfy: Server):
     prompt, (file,) = made(comfy, GRAPH)
     rate, samples = sound(file)
     assert (rate, samples.shape) == (44100, (2, 441000)) and samples.any()
-    assert comfy.progress(prompt, SAMPLER)[-1] == (8, 8)
+    done, total = comfy.progress(prompt, SAMPLER)[-1]
+    assert done == total > 1
 
 
 @pytest.mark.parametrize("seconds", [0.1, 0.7, 1.2345, 3.0])
