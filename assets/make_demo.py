@@ -106,11 +106,6 @@ def tokenizer() -> dict:
     }  # fmt: skip
 
 
-def compile_blocks(blocks) -> None:
-    for block in blocks:
-        block.compile(dynamic=False)
-
-
 def train_autoencoder(work: Path, before: sa3_core.Model | None = None) -> SAME:
     """Two phases over 8 crops of 0.74 s a step. before: the model whose weights are trained on."""
     same, bank = build(autoencoder_config(), device="cpu", dtype=torch.float32), None
@@ -216,7 +211,8 @@ def train_transformer(work: Path, compiled: bool, before: sa3_core.Model | None 
     trainer = Trainer(parameters, TRANSFORMER, work / "transformer")
     if trainer.step < TRANSFORMER.steps:
         if compiled:
-            compile_blocks(net.dit.transformer.layers)
+            for layer in net.dit.transformer.layers:
+                layer.compile(dynamic=False)
         trainer.run(flow.loss(net, Corpus(work, net, text), FLOW, corpus.RATE / FRAME), report("transformer"))
     weights = trainer.averaged()
     text.load_state_dict({name[5:]: p for name, p in weights.items() if name.startswith("text.")}, strict=False)

@@ -1,10 +1,7 @@
 """LoRA files from one format into another, and the only place that opens pickled ones: for tensors and plain values, never for code."""
 
 import json
-import os
 import re
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -14,6 +11,7 @@ from torch import Tensor
 from .checkpoint import PICKLES
 from .errors import SA3Error
 from .lora_files import PEFT_CONFIG, PEFT_FILE, LoRA, from_tensors, read_lora
+from .publish import publish
 
 LAYOUTS = ("native", "peft", "comfyui")
 
@@ -77,31 +75,12 @@ def convert(source: str | Path, target: str | Path, layout: str = "native", base
         _save(tensors, part / PEFT_FILE, metadata)
         (part / PEFT_CONFIG).write_text(json.dumps(config, indent=2), encoding="utf-8")
 
-    _publish(target, write)
+    publish(target, write)
     return file
 
 
 def _save(tensors: dict[str, Tensor], file: Path, metadata: dict[str, str] | None = None) -> None:
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file, metadata)
-
-
-def _publish(target: Path, write: Callable[[Path], None]) -> None:
-    """A file or folder that appears whole under its name or not at all."""
-    part = target.with_name(f".{target.name}.part")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    _discard(part)  # what a killed process has left
-    try:
-        write(part)
-        os.rename(part, target)
-    finally:
-        _discard(part)
-
-
-def _discard(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def _native(lora: LoRA):
@@ -174,5 +153,5 @@ def convert_bases(source: str | Path, target: str | Path) -> Path:
     if not pairs or not all(isinstance(pair, dict) and all(_is_plain(pair.get(part)) for part in ("U", "V")) for pair in pairs):
         raise SA3Error(f"{source} holds no SVD bases: expected U and V for each weight.")
     tensors = {f"{name}.{part}": pair[part] for name, pair in content.items() for part in ("U", "V")}
-    _publish(target, lambda part: _save(tensors, part))
+    publish(target, lambda part: _save(tensors, part))
     return target

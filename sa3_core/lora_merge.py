@@ -12,6 +12,7 @@ from .errors import SA3Error
 from .lora import apply_stack
 from .lora_stack import Stack, weight_name
 from .network import build
+from .publish import publish
 
 TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -40,12 +41,11 @@ def merge(checkpoint: str | Path, stack: Stack, target: str | Path, progress=Non
         end += size
     head = json.dumps(header).encode()
     head += b" " * (-len(head) % 8)
-    partial = target.with_name(f".{target.name}.part")
-    shutil.rmtree(partial, ignore_errors=True)  # what a killed process has left
-    partial.mkdir(parents=True)
-    try:
+
+    def write(folder: Path) -> None:
+        folder.mkdir()
         names = list(header)[1:]
-        with open(partial / WEIGHTS, "wb") as file:
+        with open(folder / WEIGHTS, "wb") as file:
             file.write(len(head).to_bytes(8, "little") + head)
             for done, name in enumerate(names, 1):
                 tensor = apply_stack(opened.tensors.read(opened.prefix + name), entries.get(name, []))
@@ -53,13 +53,11 @@ def merge(checkpoint: str | Path, stack: Stack, target: str | Path, progress=Non
                 if progress is not None:
                     progress(done, len(names))
         if (config := opened.tensors.path.parent / CONFIG).is_file():
-            shutil.copyfile(config, partial / CONFIG)
+            shutil.copyfile(config, folder / CONFIG)
         if opened.text_encoder is not None and opened.text_encoder.is_dir():
-            shutil.copytree(opened.text_encoder, partial / opened.text_encoder.name, copy_function=_link)
-        os.rename(partial, target)
-    except BaseException:  # an interruption too: nothing half made stays behind
-        shutil.rmtree(partial)
-        raise
+            shutil.copytree(opened.text_encoder, folder / opened.text_encoder.name, copy_function=_link)
+
+    publish(target, write)
     return target / WEIGHTS
 
 

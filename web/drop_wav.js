@@ -1,6 +1,7 @@
 // A WAV that holds a graph opens it, as ComfyUI's own formats do. Every other file goes on to ComfyUI untouched.
 
 import { app } from "../../scripts/app.js"
+import { spoken } from "./frontend.js"
 import { graphOf } from "./wav/graph.js"
 
 const TYPES = ["audio/wav", "audio/x-wav", "audio/wave", "audio/vnd.wave"]
@@ -43,7 +44,6 @@ async function read(file) {
 }
 
 function complain(file, error) {
-  const language = String(app.extensionManager?.setting?.get("Comfy.Locale") ?? "en").split("-")[0]
-  const summary = (WORDS[language] ?? WORDS.en)(file.name)
+  const summary = spoken(WORDS)(file.name)
   app.extensionManager?.toast?.add({ severity: "warn", summary, detail: String(error?.message ?? error), life: 8000 })
 }

@@ -2,6 +2,7 @@
 
 import { api } from "../../scripts/api.js"
 import { app } from "../../scripts/app.js"
+import { after } from "./frontend.js"
 import { ItemList } from "./preview/list.js"
 import { addStyle } from "./preview/style.js"
 
@@ -46,16 +47,6 @@ app.registerExtension({
     after(node, "onRemoved", () => list.clear())
   },
 })
-
-/** Calls `act` whenever `name` of `object` is called, behind what is there. */
-function after(object, name, act) {
-  const before = object[name]
-  object[name] = function (...values) {
-    const result = before?.apply(this, values)
-    act(...values)
-    return result
-  }
-}
 
 function write(node, keep, text) {
   if (keep.value === text) return

@@ -2,6 +2,7 @@
 
 import { api } from "../../scripts/api.js"
 import { app } from "../../scripts/app.js"
+import { after } from "./frontend.js"
 import { WaveformEditor } from "./waveform/editor.js"
 import { ExtensionModel, RegionsModel } from "./waveform/models.js"
 import { shownFile } from "./waveform/source.js"
@@ -36,15 +37,6 @@ function makeHost() {
   }
 }
 
-function chain(target, name, after) {
-  const before = target[name]
-  target[name] = function (...values) {
-    const result = before?.apply(this, values)
-    after.apply(this, values)
-    return result
-  }
-}
-
 function attach(node, Model) {
   const editor = new WaveformEditor(node, new Model(node), makeHost())
   const widget = node.addDOMWidget("waveform", "sa3_waveform", editor.element, {
@@ -59,14 +51,14 @@ function attach(node, Model) {
   Object.assign(editor.model.widget.options, editor.model.free ? ONE_LINE : TO_THE_MILLISECOND)
   const sync = () => editor.sync()
   const watched = editor.model.free ? ["regions"] : ["seconds", "side"]
-  for (const one of node.widgets.filter(({ name }) => watched.includes(name))) chain(one, "callback", sync)
-  chain(node, "onConnectionsChange", sync)
-  chain(node, "onConfigure", sync)
-  chain(node, "onExecuted", output => {
+  for (const one of node.widgets.filter(({ name }) => watched.includes(name))) after(one, "callback", sync)
+  after(node, "onConnectionsChange", sync)
+  after(node, "onConfigure", sync)
+  after(node, "onExecuted", output => {
     node.sa3Shown = shownFile(output)
     sync()
   })
-  chain(node, "onRemoved", () => {
+  after(node, "onRemoved", () => {
     editors.delete(editor)
     editor.remove()
   })

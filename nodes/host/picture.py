@@ -1,14 +1,7 @@
 """The audio that a node was given, for the picture in its editor: a file in ComfyUI's temporary folder."""
 
-import contextlib
-import hashlib
-from pathlib import Path
-
-import folder_paths
-import torch
-
-from ...sa3_core import audio_files
 from ...sa3_core.errors import SA3Error
+from . import preview
 from .latent import read_audio
 from .progress import logger
 
@@ -31,11 +24,10 @@ def picture(audio, hidden, name: str = "audio") -> dict[str, list[dict[str, str]
         waveform, rate = read_audio("The AUDIO", audio)
         if waveform.shape[-1] > LONGEST * rate:
             return None
-        file = _write(waveform[0, :2], rate)
+        return {KEY: [preview.sound(waveform[0, :2], rate)]}
     except (SA3Error, OSError) as error:
         logger.warning("The editor shows no picture: %s", error)
         return None
-    return {KEY: [{"filename": file.name, "subfolder": "", "type": "temp"}]}
 
 
 def _is_file(prompt: dict, node: str, name: str) -> bool:
@@ -44,16 +36,3 @@ def _is_file(prompt: dict, node: str, name: str) -> bool:
     source = prompt.get(link[0], {}) if isinstance(link, list) else {}
     file = source.get("inputs", {}).get("audio")
     return source.get("class_type") == "LoadAudio" and isinstance(file, str) and file.lower().endswith(BROWSER_FORMATS)
-
-
-def _write(waveform: torch.Tensor, rate: int) -> Path:
-    samples = waveform.detach().to("cpu", torch.float32).contiguous()  # (C, N)
-    digest = hashlib.sha256(f"{rate} {tuple(samples.shape)}".encode())
-    digest.update(samples.numpy().data)
-    file = Path(folder_paths.get_temp_directory()) / f"sa3_{digest.hexdigest()[:24]}.wav"
-    if not file.exists():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        whole = samples.mul(32768).round_().clamp_(-32768, 32767).div_(32768)  # rounded here, so nothing is left to dither
-        with contextlib.suppress(FileExistsError):
-            audio_files.write(file, whole, rate, "wav16")
-    return file

@@ -21,9 +21,9 @@ NOTHING = ExecutionBlocker(None)  # as an output: what follows does not run, wit
 def sound(clip: Tensor, rate: int) -> dict[str, str]:
     """A clip (C, N) as a 16-bit WAV that every browser seeks in, as ComfyUI's /view wants it named."""
     clip = clip.detach().cpu().float().nan_to_num(0, 0, 0)
-    whole = clip.mul(32768).round_().clamp_(-32768, 32767).div_(32768)  # rounded here, so nothing is left to dither
-    path = _place(whole, f"{rate}", "wav")
+    path = _place(clip, f"{rate}", "wav")
     if not path.exists():
+        whole = clip.mul(32768).round_().clamp_(-32768, 32767).div_(32768)  # rounded here, so nothing is left to dither
         with contextlib.suppress(FileExistsError):
             audio_files.write(path, whole, rate, "wav16")
     return _named(path)

@@ -224,13 +224,17 @@ class Part:
     spacing: float | None = None
 
 
-def _single(d: Draw, n: int, kind: str) -> Part:
-    sound = SOUNDS[kind]
+def _named(d: Draw, sound: Sound) -> tuple[str, str | None, float]:
+    """Words for a sound, the pitch that they name, and a fundamental in Hz within it."""
     pitch = d.choice(tuple(PITCHES)) if sound.pitched else None
     f = d.log_uniform(*PITCHES[pitch or "mid"])
     words = d.choice(sound.nouns)
-    if pitch:
-        words = f"{d.choice(PITCH_WORDS[pitch])} {words}"
+    return f"{d.choice(PITCH_WORDS[pitch])} {words}" if pitch else words, pitch, f
+
+
+def _single(d: Draw, n: int, kind: str) -> Part:
+    sound = SOUNDS[kind]
+    words, pitch, f = _named(d, sound)
     if sound.sustained:
         return Part(words, _peak(sound.make(d, n, f)), kind, pitch)
     start = min(int(d.uniform(0.03, 0.08) * RATE), n // 4)
@@ -245,19 +249,20 @@ def _rhythm(d: Draw, n: int, kind: str) -> Part:
     else:
         tempo = d.choice(TEMPI)
         when, spacing = f"at {tempo} bpm", 60 / tempo
-    pitch = d.choice(tuple(PITCHES)) if sound.pitched else None
-    f = d.log_uniform(*PITCHES[pitch or "mid"])
-    words = d.choice(sound.nouns)
-    if pitch:
-        words = f"{d.choice(PITCH_WORDS[pitch])} {words}"
+    words, pitch, f = _named(d, sound)
     first = d.uniform(0.03, 0.08) if d.uniform(0, 1) < 0.67 else d.uniform(0.0, spacing)
     hit = _peak(sound.make(d, min(n, int(1.5 * RATE)), f))
+    return Part(f"{words} {when}", _peak(repeated(hit, n, first, spacing)), kind, pitch, spacing)
+
+
+def repeated(hit: Tensor, n: int, first: float, spacing: float) -> Tensor:
+    """A hit (N,) at `first` seconds and every `spacing` seconds after, as n samples."""
     out = torch.zeros(n + len(hit))
     beat = 0
     while (start := round((first + beat * spacing) * RATE)) < n:
         out[start : start + len(hit)] += hit
         beat += 1
-    return Part(f"{words} {when}", _peak(out[:n]), kind, pitch, spacing)
+    return out[:n]
 
 
 def _peak(x: Tensor) -> Tensor:

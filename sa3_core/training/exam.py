@@ -1,7 +1,6 @@
 """What a model trained on the corpus has learned: it is asked with captions that were held out, and its answers are measured."""
 
 import itertools
-import math
 from collections.abc import Sequence
 
 import torch
@@ -144,8 +143,4 @@ def _rhythm(index: int) -> tuple[Tensor, float]:
     hit = corpus.SOUNDS["kick"].make(d, corpus.RATE // 2, 0.0)
     hit = 0.6 * hit / hit.abs().max()
     first = d.uniform(0.03, 0.3)
-    out = torch.zeros(2 * corpus.RATE + len(hit))
-    for beat in range(math.ceil((2.0 - first) / 0.5)):
-        start = round((first + 0.5 * beat) * corpus.RATE)
-        out[start : start + len(hit)] += hit
-    return out[: 2 * corpus.RATE].expand(2, -1).clone(), first
+    return corpus.repeated(hit, 2 * corpus.RATE, first, 0.5).expand(2, -1).clone(), first

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..conditioning import Condition
 from ..errors import SA3Error
 from ..network import Generator
+from ..schedule import SHIFTS
 
 TRUNCATION = 0.075  # of the logit-normal draw, before it is flipped
 TIMES = ("uniform", "logit_normal", "trunc_logit_normal", "log_snr", "log_snr_uniform")
@@ -74,11 +75,15 @@ def _phi(z: Tensor) -> Tensor:
 
 
 def shift_times(t: Tensor, lengths: Sequence[int], settings: FlowSettings) -> Tensor:
-    """Longer clips are trained at higher noise: logit(t) + a line over the length in frames."""
-    length = torch.tensor(list(lengths), dtype=torch.float32).clamp(settings.min_length, settings.max_length)
-    share = (length - settings.min_length) / (settings.max_length - settings.min_length)
-    mu = settings.base_shift + (settings.max_shift - settings.base_shift) * share
-    return torch.exp(mu) * t / (torch.exp(mu) * t + 1 - t)
+    """Longer clips are trained at higher noise: t (B,) shifted as the schedule `full` does for lengths in frames."""
+    return SHIFTS["full"](
+        t,
+        torch.tensor(list(lengths), dtype=torch.float32),
+        base_shift=settings.base_shift,
+        max_shift=settings.max_shift,
+        min_length=settings.min_length,
+        max_length=settings.max_length,
+    )
 
 
 def extend_lengths(lengths: Sequence[int], mean_frames: float, frames: int, generator: torch.Generator) -> list[int]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import os
 import struct
 import sys
 import wave
@@ -16,8 +15,7 @@ import pytest
 
 pytest.importorskip("playwright", reason="no playwright; pip install playwright")
 
-from launcher.editor import Box, Editor, find_chromium
-from launcher.environment import is_comfyui
+from launcher.editor import Box, Editor
 from launcher.server import LOCAL, Graph, Server
 
 ROOT = Path(__file__).parents[2]
@@ -27,7 +25,6 @@ from lora_support import write_lora  # noqa: E402
 
 import sa3_core  # noqa: E402
 
-TREE = Path(os.environ.get("SA3_COMFYUI") or ROOT / ".run" / "comfyui")
 API = ROOT / "workflows" / "api"
 SHARED = sorted(file for file in (ROOT / "workflows").glob("*.json") if (API / file.name).is_file())
 
@@ -37,12 +34,8 @@ def read(file: Path) -> dict:
 
 
 @pytest.fixture(scope="module")
-def comfy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def comfy(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server with the front end, and every recording that a shared workflow asks for."""
-    if not is_comfyui(TREE):
-        pytest.skip(f"no ComfyUI in {TREE}; run.py --test makes one, SA3_COMFYUI names another")
-    if find_chromium() is None:
-        pytest.skip("no Chromium on this machine")
     base = tmp_path_factory.mktemp("comfyui")
     (base / "input").mkdir()
     for file in SHARED:
@@ -51,14 +44,8 @@ def comfy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
                 write_tone(base / "input" / node["inputs"]["audio"])
             if node["class_type"] == "SA3_LoRAStack":
                 write_lora(base / "models" / "loras" / node["inputs"]["lora"], sa3_core.load("demo").module)
-    with Server(TREE, base, packs=[ROOT], frontend=True) as server:
+    with Server(tree, base, packs=[ROOT], frontend=True) as server:
         yield server
-
-
-@pytest.fixture(scope="module", params=[False, True], ids=["litegraph", "nodes2"])
-def editor(comfy: Server, request: pytest.FixtureRequest) -> Iterator[Editor]:
-    with Editor(comfy, nodes2=request.param) as editor:
-        yield editor
 
 
 def write_tone(file: Path, seconds: float = 4.0, rate: int = 44100) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,22 +10,16 @@ import pytest
 
 pytest.importorskip("playwright", reason="no playwright; pip install playwright")
 
-from launcher.editor import Editor, find_chromium
-from launcher.environment import is_comfyui
+from launcher.editor import Editor
 from launcher.server import Server
 
 ROOT = Path(__file__).parents[2]
-TREE = Path(os.environ.get("SA3_COMFYUI") or ROOT / ".run" / "comfyui")
 NODE = "SA3_Sampler"
 
 
 @pytest.fixture(scope="module")
-def editor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Editor]:
-    if not is_comfyui(TREE):
-        pytest.skip(f"no ComfyUI in {TREE}; run.py --test makes one, SA3_COMFYUI names another")
-    if find_chromium() is None:
-        pytest.skip("no Chromium on this machine")
-    with Server(TREE, tmp_path_factory.mktemp("comfyui"), packs=[ROOT], frontend=True) as server, Editor(server) as editor:
+def editor(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Editor]:
+    with Server(tree, tmp_path_factory.mktemp("comfyui"), packs=[ROOT], frontend=True) as server, Editor(server) as editor:
         yield editor
 
 

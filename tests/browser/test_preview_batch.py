@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import struct
 import time
 from collections.abc import Iterator
@@ -14,12 +13,10 @@ import pytest
 
 pytest.importorskip("playwright", reason="no playwright; pip install playwright")
 
-from launcher.editor import Editor, find_chromium
-from launcher.environment import is_comfyui
+from launcher.editor import Editor
 from launcher.server import LOCAL, Server
 
 ROOT = Path(__file__).parents[2]
-TREE = Path(os.environ.get("SA3_COMFYUI") or ROOT / ".run" / "comfyui")
 NODE = "window.app.graph.nodes.find(node => node.type === 'SA3_PreviewBatch')"
 KEEP = f"() => {NODE}.widgets.find(widget => widget.name === 'keep').value"
 LOADED = "() => { const a = [...document.querySelectorAll('.sa3-batch audio')]; return a.length && a.every(one => one.readyState >= 1) }"
@@ -31,19 +28,9 @@ DROP = """([name, type, bytes]) => {
 
 
 @pytest.fixture(scope="module")
-def comfy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    if not is_comfyui(TREE):
-        pytest.skip(f"no ComfyUI in {TREE}; run.py --test makes one, SA3_COMFYUI names another")
-    if find_chromium() is None:
-        pytest.skip("no Chromium on this machine")
-    with Server(TREE, tmp_path_factory.mktemp("comfyui"), packs=[ROOT], frontend=True) as server:
+def comfy(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with Server(tree, tmp_path_factory.mktemp("comfyui"), packs=[ROOT], frontend=True) as server:
         yield server
-
-
-@pytest.fixture(scope="module", params=[False, True], ids=["litegraph", "nodes2"])
-def editor(comfy: Server, request: pytest.FixtureRequest) -> Iterator[Editor]:
-    with Editor(comfy, nodes2=request.param) as editor:
-        yield editor
 
 
 @pytest.fixture(autouse=True)

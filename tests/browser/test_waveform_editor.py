@@ -19,14 +19,12 @@ pytest.importorskip("playwright", reason="no playwright; pip install playwright"
 
 from playwright.sync_api import TimeoutError
 
-from launcher.editor import Editor, find_chromium
-from launcher.environment import is_comfyui
+from launcher.editor import Editor
 from launcher.server import Server
 from sa3_core.errors import SA3Error
 from sa3_core.regions import format_regions, merge_regions, parse_regions
 
 ROOT = Path(__file__).parents[2]
-TREE = Path(os.environ.get("SA3_COMFYUI") or ROOT / ".run" / "comfyui")
 SECONDS, RATE, PITCH = 4.0, 44100, 220.0
 INPAINT, CONTINUE = "SA3_InpaintMask", "SA3_Continue"
 
@@ -119,12 +117,8 @@ def read(name: str) -> dict:
 
 
 @pytest.fixture(scope="module")
-def comfy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def comfy(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server with a recording: a tone that swells and ends each second."""
-    if not is_comfyui(TREE):
-        pytest.skip(f"no ComfyUI in {TREE}; run.py --test makes one, SA3_COMFYUI names another")
-    if find_chromium() is None:
-        pytest.skip("no Chromium on this machine")
     base = tmp_path_factory.mktemp("comfyui")
     (base / "input").mkdir()
     values = (int(20000 * (i / RATE % 1) * math.sin(2 * math.pi * PITCH * i / RATE)) for i in range(int(SECONDS * RATE)))
@@ -132,14 +126,8 @@ def comfy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         out.setparams((2, 2, RATE, 0, "NONE", ""))
         out.writeframes(b"".join(struct.pack("<hh", value, value) for value in values))
     (base / "input" / "broken.wav").write_bytes(b"RIFF of nothing")
-    with Server(TREE, base, packs=[ROOT], frontend=True) as server:
+    with Server(tree, base, packs=[ROOT], frontend=True) as server:
         yield server
-
-
-@pytest.fixture(scope="module", params=[False, True], ids=["litegraph", "nodes2"])
-def editor(comfy: Server, request: pytest.FixtureRequest) -> Iterator[Editor]:
-    with Editor(comfy, nodes2=request.param) as editor:
-        yield editor
 
 
 @pytest.fixture
@@ -382,6 +370,7 @@ def test_the_recording_is_found_at_the_far_end(inpaint: Waveform):
 
 @pytest.mark.parametrize("side", ["after", "before"])
 def test_the_new_part_of_a_continuation(editor: Editor, side: str):
+    editor.open()  # front end 1.32.9 moves a graph further away with each one that is loaded in Nodes 2.0, until clicks miss it
     editor.errors.clear()
     editor.load(read("continue"), "continue")
     waveform = Waveform(editor, CONTINUE)

@@ -1,6 +1,6 @@
 // What the list of a batch says, in the editor's language.
 
-import { app } from "../../../scripts/app.js"
+import { spoken } from "../frontend.js"
 
 const WORDS = {
   en: {
@@ -54,6 +54,5 @@ const WORDS = {
 }
 
 export function words() {
-  const language = String(app.extensionManager?.setting?.get("Comfy.Locale") ?? "en").split("-")[0]
-  return WORDS[language] ?? WORDS.en
+  return spoken(WORDS)
 }
