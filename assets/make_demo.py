@@ -13,6 +13,7 @@ import functools
 import json
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -86,11 +87,32 @@ CROP = 16 * FRAME  # samples; what the chunked attention of this SAME sees at on
 # The waveform first; then, for a shorter time, textures: what cannot be coded is made up with the right spectrum.
 WAVEFORM = Settings(steps=9_000, lr=1.5e-3, warmup=200), autoencoder.Weights()
 TEXTURE = Settings(steps=2_500, lr=6e-4, warmup=100), autoencoder.Weights(spectral=0.5, spectral_from=-1, spectral_full=0, saturating=True)
-TRANSFORMER = Settings(steps=5_500, lr=1e-3, warmup=200)
+# Each phase of the transformer draws its batches from the windows with these chances; the second hears rhythms and beeps more often.
+TRANSFORMER = Settings(steps=5_500, lr=1e-3, warmup=200), {"short": 0.75, "long": 0.25}
+RHYTHM = Settings(steps=9_000, lr=8e-4, warmup=200), {"short": 0.3, "long": 0.15, "beats": 0.55}
 FLOW = flow.FlowSettings(masks=(0.15, 0.65, 0.2))
 UNKNOWN = 0.02  # of the words are hidden in training, so that a word outside the vocabulary changes little
-# Windows of the transformer's training: frames, shortest and longest clip in seconds, number of clips, items a batch, share of the steps.
-WINDOWS = {"short": (96, 1.5, 4.0, 11_000, 16, 0.75), "long": (208, 3.0, 9.0, 5_000, 8, 0.25)}
+
+
+@dataclass(frozen=True)
+class Window:
+    """Clips of one length of window. seconds: shortest and longest; batch: items a step; kinds: of the clips, by turns, None = any
+    scene; rhythmic: chance of a steady rhythm where a sound can be one."""
+
+    frames: int
+    seconds: tuple[float, float]
+    clips: int
+    batch: int
+    kinds: tuple[str | None, ...] = (None,)
+    rhythmic: float = 0.4
+
+
+BEATS = ("kick", "beep", "kick", "snare", "kick", "beep", "kick", "bell", "kick", "pluck", "kick", "hat", "click")
+WINDOWS = {
+    "short": Window(96, (1.5, 4.0), 11_000, 16),
+    "long": Window(208, (3.0, 9.0), 5_000, 8),
+    "beats": Window(96, (2.0, 4.0), 11_000, 16, BEATS, 0.8),
+}
 
 
 def tokenizer() -> dict:
@@ -141,45 +163,47 @@ def autoencoder_config() -> dict:
 
 def encode_corpus(work: Path, same: SAME) -> None:
     """The clips of the transformer's training as latents, silence behind each up to the window's end."""
-    for number, (window, (frames, shortest, longest, count, _, _)) in enumerate(WINDOWS.items()):
-        path = work / f"latents-{window}.safetensors"
+    for number, (name, window) in enumerate(WINDOWS.items()):
+        path = work / f"latents-{name}.safetensors"
         if path.is_file():
             continue
 
-        def one(i: int, number=number, frames=frames, shortest=shortest, longest=longest) -> tuple[Tensor, str, float]:
-            seconds = corpus.Draw(SEED, -1 - 100_000 * number - i).uniform(shortest, longest)
+        def one(i: int, number=number, window=window) -> tuple[Tensor, str, float]:
+            seconds = corpus.Draw(SEED, -1 - 100_000 * number - i).uniform(*window.seconds)
             seconds = round(seconds) if i % 2 else seconds  # whole seconds are asked for most
-            clip = corpus.clip(SEED + 2 + 2 * number, i, seconds)
-            padded = torch.nn.functional.pad(clip.audio, (0, frames * FRAME - clip.audio.shape[-1]))
+            kind = window.kinds[i % len(window.kinds)]
+            clip = corpus.clip(SEED + 2 + 2 * number, i, seconds, kind, window.rhythmic)
+            padded = torch.nn.functional.pad(clip.audio, (0, window.frames * FRAME - clip.audio.shape[-1]))
             with torch.no_grad():
                 return same.encode(padded[None])[0].half(), clip.caption, clip.seconds
 
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-            done = list(pool.map(one, range(count)))
+            done = list(pool.map(one, range(window.clips)))
         torch.set_num_threads(threads)
         tensors = {"latents": torch.stack([z for z, _, _ in done]), "seconds": torch.tensor([s for _, _, s in done])}
         save_file(tensors, path, {"captions": json.dumps([caption for _, caption, _ in done])})
-        print(f"latents {window}: {count} clips", flush=True)
+        print(f"latents {name}: {window.clips} clips", flush=True)
 
 
 class Corpus:
-    """Batches of encoded clips with their conditions, for `flow.loss`."""
+    """Batches of encoded clips with their conditions, for `flow.loss`. chances: of each window."""
 
-    def __init__(self, work: Path, net: Generator, text: torch.nn.Module):
+    def __init__(self, work: Path, net: Generator, text: torch.nn.Module, chances: dict[str, float]):
         self.net, self.text, self.windows = net, text, {}
+        self.chances = torch.tensor(list(chances.values()))
         words = {word: i for i, word in enumerate(VOCABULARY)}
-        for window in WINDOWS:
+        for window in chances:
             with safe_open(work / f"latents-{window}.safetensors", "pt") as file:
                 captions = json.loads(file.metadata()["captions"])
                 rows = [[words[word] for word in caption.replace(",", " ,").split()] for caption in captions]
                 self.windows[window] = file.get_tensor("latents"), file.get_tensor("seconds"), rows
 
     def __call__(self, generator: torch.Generator) -> flow.Batch:
-        window = "short" if float(torch.rand((), generator=generator)) < WINDOWS["short"][5] else "long"
+        window = list(self.windows)[int(torch.multinomial(self.chances, 1, generator=generator))]
         latents, seconds, rows = self.windows[window]
-        items = torch.randint(len(rows), (WINDOWS[window][4],), generator=generator).tolist()
+        items = torch.randint(len(rows), (WINDOWS[window].batch,), generator=generator).tolist()
         durations = [float(seconds[i]) for i in items]
         lengths = [-(-round(s * corpus.RATE) // FRAME) for s in durations]
         return flow.Batch(latents[items].float(), lengths, self.condition([rows[i] for i in items], durations, generator))
@@ -196,7 +220,7 @@ class Corpus:
 
 
 def train_transformer(work: Path, compiled: bool, before: sa3_core.Model | None = None) -> tuple[Generator, torch.nn.Module]:
-    """Transformer, conditioner and text encoder together."""
+    """Transformer, conditioner and text encoder together, in two phases."""
     from transformers import T5GemmaEncoderModel
 
     torch.manual_seed(SEED)
@@ -208,15 +232,16 @@ def train_transformer(work: Path, compiled: bool, before: sa3_core.Model | None 
         net.load_state_dict(before.module.state_dict(), strict=False)  # beside it the autoencoder's
         text.load_state_dict(before.text_encoder.model.state_dict())
     parameters = dict(net.named_parameters()) | {f"text.{name}": p for name, p in text.named_parameters()}
-    trainer = Trainer(parameters, TRANSFORMER, work / "transformer")
-    if trainer.step < TRANSFORMER.steps:
-        if compiled:
-            for layer in net.dit.transformer.layers:
-                layer.compile(dynamic=False)
-        trainer.run(flow.loss(net, Corpus(work, net, text), FLOW, corpus.RATE / FRAME), report("transformer"))
-    weights = trainer.averaged()
-    text.load_state_dict({name[5:]: p for name, p in weights.items() if name.startswith("text.")}, strict=False)
-    net.load_state_dict({name: p for name, p in weights.items() if not name.startswith("text.")}, strict=False)
+    if compiled:
+        for layer in net.dit.transformer.layers:
+            layer.compile(dynamic=False)
+    for name, (settings, chances) in {"transformer": TRANSFORMER, "rhythm": RHYTHM}.items():
+        trainer = Trainer(parameters, settings, work / name)
+        if trainer.step < settings.steps:
+            trainer.run(flow.loss(net, Corpus(work, net, text, chances), FLOW, corpus.RATE / FRAME), report(name))
+        with torch.no_grad():
+            for key, mean in trainer.averaged().items():
+                parameters[key].copy_(mean)
     return net, text
 
 
@@ -241,7 +266,7 @@ def pack(work: Path, demo: Path, same: SAME, net: Generator, text: torch.nn.Modu
     save_file(stored({f"model.{name}": t for name, t in text.state_dict().items()}), folder / "model.safetensors", {"format": "pt"})
     for path, values in ((demo / "model_config.json", CONFIG), (folder / "config.json", TEXT), (folder / "tokenizer.json", tokenizer())):
         path.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    for stage in ("waveform", "texture", "transformer"):
+    for stage in ("waveform", "texture", "transformer", "rhythm"):
         (demo / f"{stage}.png").write_bytes((work / stage / "losses.png").read_bytes())
 
 

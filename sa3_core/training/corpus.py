@@ -269,7 +269,7 @@ def _peak(x: Tensor) -> Tensor:
     return x / x.abs().max().clamp_min(1e-6)
 
 
-def _part(d: Draw, n: int, kind: str | None = None, rhythmic: float = 0.4) -> Part:
+def _part(d: Draw, n: int, kind: str | None, rhythmic: float) -> Part:
     if d.uniform(0, 1) < rhythmic and kind in (None, *HITS):
         return _rhythm(d, n, kind or d.choice(HITS))
     return _single(d, n, kind or d.choice(SINGLES))
@@ -279,14 +279,15 @@ def _one(part: Part) -> str:
     return part.words if part.kind in MASS else f"a {part.words}"
 
 
-def clip(seed: int, index: int, seconds: float, kind: str | None = None) -> Clip:
+def clip(seed: int, index: int, seconds: float, kind: str | None = None, rhythmic: float = 0.4) -> Clip:
     """Clip number `index` of the corpus `seed`: `seconds` long, of class `kind` (a key of SOUNDS), or of any scene.
 
+    rhythmic: the chance that a sound comes as a steady rhythm where it can.
     Captions that `held_out` names are drawn again with the next sub-seed unless the seed is odd: odd seeds are for tests.
     """
     for attempt in range(100):
         d = Draw(seed, index * 100 + attempt)
-        made = _scene(d, round(seconds * RATE), kind)
+        made = _scene(d, round(seconds * RATE), kind, rhythmic)
         if held_out(made.caption) == bool(seed % 2):
             return made
     raise AssertionError("a hundred captions in a row on the wrong side of the hold-out")
@@ -309,14 +310,14 @@ def unseen(kind: str, pitch: str | None = None, when: str = "") -> list[str]:
     return [caption for caption in captions if held_out(caption)]
 
 
-def _scene(d: Draw, n: int, kind: str | None) -> Clip:
+def _scene(d: Draw, n: int, kind: str | None, rhythmic: float) -> Clip:
     pick = d.uniform(0, 1) if kind is None else 0.0
     if pick < 0.78:
-        part = _part(d, n, kind)
+        part = _part(d, n, kind, rhythmic)
         caption, mono, parts = d.choice(templates(part.kind)).format(part.words), part.audio, (part,)
     elif pick < 0.92:
         cut = int(n * d.uniform(0.45, 0.55))
-        parts = (_part(d, cut), _part(d, n - cut))
+        parts = (_part(d, cut, None, rhythmic), _part(d, n - cut, None, rhythmic))
         caption = f"{_one(parts[0])}, then {_one(parts[1])}"
         mono = torch.cat((_fade(parts[0].audio, 1e-5, 0.01), parts[1].audio))
     else:
