@@ -12,7 +12,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, window: int | None = None, key_ma
     """softmax(q k^T / sqrt(D)) v.
 
     q (B, H, N, D); k, v (B, H, M, D). `window`: a query sees only keys at distance <= window (N = M).
-    `key_mask` (B, M), True = visible: hidden keys leave the softmax altogether. Returns (B, H, N, D).
+    `key_mask` (B, M), True = visible: hidden keys leave the softmax altogether; without a window also float32, added to the scores of
+    each key. Returns (B, H, N, D).
     """
     if window is not None and q.shape[2] > window + 1:
         return _attend_window(q, k, v, window, key_mask)

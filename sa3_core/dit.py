@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .attention import attend
 from .config import DiTConfig
-from .layers import FOURIER_DIM, FeedForward, RMSNorm, at, expo_features, merge_heads, rotary_table, rotate, split_heads
+from .layers import FOURIER_DIM, FeedForward, RMSNorm, at, expo_features, merge_heads, over_rms, rotary_table, rotate, split_heads
 
 
 @dataclass(frozen=True)
@@ -47,13 +47,15 @@ class DiTInputs:
     """The constants of a run for B items; B may be a multiple of the local rows (guidance runs two contexts over one input).
 
     cross_attn (B, n, cond_dim), global_cond (B, cond_dim): what the rest was made of. cross_kv: per layer (k, v) or (k, k2, v),
-    heads (B, H, n, 64). local: None = absent. global_embed (B, width). key_mask (B, memory + frames), True = valid, or None.
-    frames: those the network computes. adapted: room for what adapters that come and go during the run make of these inputs.
+    heads (B, H, n, 64). cross_bias (B, n): log of how many rows of the context each stands for, None = one. local: None = absent.
+    global_embed (B, width). key_mask (B, memory + frames), True = valid, or None. frames: those the network computes.
+    adapted: room for what adapters that come and go during the run make of these inputs.
     """
 
     cross_attn: Tensor
     global_cond: Tensor
     cross_kv: list[tuple[Tensor, ...]]
+    cross_bias: Tensor | None
     local: LocalInput | None
     global_embed: Tensor
     rotary: tuple[Tensor, Tensor]
@@ -71,16 +73,31 @@ class DiTInputs:
         local = first.local
         if local is not None:
             local = LocalInput.join([one.local for one in inputs], [one.batch for one in inputs])
+        if any(one.cross_bias is not None for one in inputs):
+            rows = max(one.cross_attn.shape[1] for one in inputs)
+            inputs = [one._with_rows(rows) for one in inputs]
         return replace(
             first,
             cross_attn=torch.cat([one.cross_attn for one in inputs]),
             global_cond=torch.cat([one.global_cond for one in inputs]),
             cross_kv=[tuple(map(torch.cat, zip(*layer, strict=True))) for layer in zip(*(one.cross_kv for one in inputs), strict=True)],
+            cross_bias=None if inputs[0].cross_bias is None else torch.cat([one.cross_bias for one in inputs]),
             local=local,
             global_embed=torch.cat([one.global_embed for one in inputs]),
             key_mask=None if first.key_mask is None else torch.cat([one.key_mask for one in inputs]),
             modulations={},
             adapted={},
+        )
+
+    def _with_rows(self, rows: int) -> "DiTInputs":
+        """With rows of the context that nothing attends to, up to `rows`."""
+        more = rows - self.cross_attn.shape[1]
+        bias = torch.zeros(self.cross_attn.shape[:2], device=self.cross_attn.device) if self.cross_bias is None else self.cross_bias
+        return replace(
+            self,
+            cross_attn=F.pad(self.cross_attn, (0, 0, 0, more)),
+            cross_kv=[tuple(F.pad(part, (0, 0, 0, more)) for part in layer) for layer in self.cross_kv],
+            cross_bias=F.pad(bias, (0, more), value=-torch.inf),
         )
 
     def pick(self, items: Sequence[int]) -> "DiTInputs":
@@ -90,6 +107,7 @@ class DiTInputs:
             self.cross_attn[rows],
             self.global_cond[rows],
             [tuple(part[rows] for part in layer) for layer in self.cross_kv],
+            None if self.cross_bias is None else self.cross_bias[rows],
             None if self.local is None else self.local.pick(rows),
             self.global_embed[rows],
             self.rotary,
@@ -100,6 +118,29 @@ class DiTInputs:
     @property
     def batch(self) -> int:
         return self.global_embed.shape[0]
+
+
+ROWS_MULTIPLE = 8  # few different numbers of rows: compiled layers are made anew for each
+
+
+def distinct_rows(rows: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Runs of equal rows (B, n, D) as one row each (B, m, D), and the log of their lengths (B, m), float32; -inf: no row.
+
+    Softmax over r equal keys is softmax over one of them with log r added to its score. A prompt's padding, some 240 rows of the
+    learned vector, so costs one row. On other devices the plain attention is the faster one: rows as they are, None.
+    """
+    batch, n, width = rows.shape
+    if rows.device.type != "cpu":
+        return rows, None
+    begins = F.pad((rows[:, 1:] != rows[:, :-1]).any(-1), (1, 0), value=True)
+    run = begins.long().cumsum(1) - 1  # which run each row belongs to
+    m = -(-(int(run.max()) + 1) // ROWS_MULTIPLE) * ROWS_MULTIPLE
+    if m >= n:
+        return rows, None
+    first = torch.zeros(batch, m, dtype=torch.long)
+    first.scatter_reduce_(1, run, torch.arange(n).expand(batch, n), "amin", include_self=False)
+    lengths = torch.zeros(batch, m).scatter_add_(1, run, torch.ones(batch, n))
+    return rows.gather(1, first[..., None].expand(-1, -1, width)), lengths.log()
 
 
 class SelfAttention(nn.Module):
@@ -113,12 +154,18 @@ class SelfAttention(nn.Module):
         self.k_norm = RMSNorm(config.head_dim, 1e-6, **kw)
 
     def forward(self, x: Tensor, rotary, key_mask: Tensor | None) -> Tensor:
-        q, k, v, *second = (split_heads(part, self.head_dim) for part in self.to_qkv(x).chunk(5 if self.differential else 3, dim=-1))
-        out = attend(rotate(self.q_norm(q), rotary), rotate(self.k_norm(k), rotary), v, key_mask=key_mask)
-        if second:
-            q, k = second
-            out = out - attend(rotate(self.q_norm(q), rotary), rotate(self.k_norm(k), rotary), v, key_mask=key_mask)
+        parts = self.to_qkv(x).unflatten(-1, (5 if self.differential else 3, -1, self.head_dim))  # q, k, v, q2, k2: (B, N, parts, H, D)
+        v = parts[:, :, 2].transpose(1, 2)
+        out = attend(*self._turned(parts[:, :, :2], rotary), v, key_mask=key_mask)
+        if self.differential:
+            out = out - attend(*self._turned(parts[:, :, 3:], rotary), v, key_mask=key_mask)
         return self.to_out(merge_heads(out))
+
+    def _turned(self, qk: Tensor, rotary) -> tuple[Tensor, Tensor]:
+        """Queries and keys (B, N, 2, H, D), normed and turned in float32, each (B, H, N, D)."""
+        gains = torch.stack((at(self.q_norm.gamma, qk, torch.float32), at(self.k_norm.gamma, qk, torch.float32)))[:, None]
+        turned = rotate(over_rms(qk.float(), self.q_norm.eps) * gains, rotary).to(qk.dtype)
+        return tuple(part.transpose(1, 2) for part in turned.unbind(2))
 
 
 class CrossAttention(nn.Module):
@@ -136,12 +183,10 @@ class CrossAttention(nn.Module):
         *keys, v = (split_heads(part, self.head_dim) for part in self.to_kv(context).chunk(3 if self.differential else 2, dim=-1))
         return *map(self.k_norm, keys), v
 
-    def forward(self, x: Tensor, kv: tuple[Tensor, ...]) -> Tensor:
+    def forward(self, x: Tensor, kv: tuple[Tensor, ...], bias: Tensor | None) -> Tensor:
         *keys, v = kv
-        outs = [
-            attend(self.q_norm(split_heads(q, self.head_dim)), k, v)
-            for q, k in zip(self.to_q(x).chunk(len(keys), dim=-1), keys, strict=True)
-        ]
+        queries = self.q_norm(self.to_q(x).unflatten(-1, (len(keys), -1, self.head_dim)))  # (B, N, one or two, H, D)
+        outs = [attend(queries[:, :, i].transpose(1, 2), k, v, key_mask=bias) for i, k in enumerate(keys)]
         return self.to_out(merge_heads(outs[0] - outs[1] if self.differential else outs[0]))
 
 
@@ -160,15 +205,15 @@ class Layer(nn.Module):
         self.ff = FeedForward(width, int(width * config.ff_mult), operations=operations, **kw)
         self.to_scale_shift_gate = nn.Parameter(torch.zeros(6 * width, device=kw["device"], dtype=kw["dtype"]))
 
-    def forward(self, h: Tensor, modulation: Tensor, kv, local: Tensor | None, rotary, key_mask, memory: int) -> Tensor:
+    def forward(self, h: Tensor, modulation: Tensor, kv, bias, local: Tensor | None, rotary, key_mask, memory: int) -> Tensor:
         parts = (at(self.to_scale_shift_gate, h) + modulation)[:, None].chunk(6, dim=-1)
         scale1, shift1, gate1, scale2, shift2, gate2 = parts
-        a = torch.addcmul(shift1, self.pre_norm(h), 1 + scale1)
+        a = self.pre_norm.modulated(h, scale1, shift1)
         h = torch.addcmul(h, self.self_attn(a, rotary, key_mask), torch.sigmoid(1 - gate1))
-        h = h + self.cross_attn(self.cross_attend_norm(h), kv)
+        h = h + self.cross_attn(self.cross_attend_norm(h), kv, bias)
         if local is not None:
             h.unflatten(0, (-1, local.shape[0]))[:, :, memory:].add_(local)  # h is fresh here; memory tokens get nothing
-        b = torch.addcmul(shift2, self.ff_norm(h), 1 + scale2)
+        b = self.ff_norm.modulated(h, scale2, shift2)
         return torch.addcmul(h, self.ff(b), torch.sigmoid(1 - gate2))
 
 
@@ -227,10 +272,12 @@ class DiT(nn.Module):
         if min(lengths) < frames:
             valid = torch.arange(-memory, frames)[None] < torch.tensor(lengths)[:, None]
             mask = valid.to(device)
+        cross_attn, bias = distinct_rows(cross_attn)
         return DiTInputs(
             cross_attn,
             global_cond,
             self._cross_kv(cross_attn),
+            bias,
             self.local_embeddings(local, frames) if isinstance(local, Tensor) else local,
             self.to_global_embed(global_cond),
             rotary_table(memory + frames, self.config.rotary_dim, device),
@@ -285,7 +332,9 @@ class DiT(nn.Module):
         h = torch.cat((at(core.memory_tokens, h).expand(h.shape[0], -1, -1), h), dim=1)
         for i, layer in enumerate(core.layers):
             local = None if inputs.local is None else inputs.local.embeddings[i]
-            h = layer(h, modulation, inputs.cross_kv[i], local, inputs.rotary, inputs.key_mask, self.config.memory_tokens)
+            h = layer(
+                h, modulation, inputs.cross_kv[i], inputs.cross_bias, local, inputs.rotary, inputs.key_mask, self.config.memory_tokens
+            )
         y = core.project_out(h[:, self.config.memory_tokens :]).transpose(1, 2)
         y = self.postprocess_conv(y) + y
         return F.pad(y, (0, padding)) if padding else y

@@ -22,22 +22,23 @@ def expo_features(u: Tensor) -> Tensor:
 
 
 def rotary_table(n: int, dim: int, device=None, theta: float = 10000.0) -> tuple[Tensor, Tensor]:
-    """cos, sin (n, dim / 2) in float32, positions 0..n-1. Always recomputed: 16-bit checkpoints carry rounded frequencies."""
+    """cos, sin (n, dim) in float32 of positions 0..n-1 as `rotate` takes them: both halves alike but for the sign of the sine.
+
+    Always recomputed: 16-bit checkpoints carry rounded frequencies.
+    """
     inv_freq = 1.0 / theta ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim)
     angles = torch.arange(n, dtype=torch.float32)[:, None] * inv_freq
-    return angles.cos().to(device), angles.sin().to(device)
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat((cos, cos), dim=1).to(device), torch.cat((-sin, sin), dim=1).to(device)
 
 
 def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotary embedding on the first 2 x table-width channels of x (B, H, N, D), channel i paired with i + width."""
-    cos, sin = table
-    half = cos.shape[-1]
-    a, b = x[..., :half].float(), x[..., half : 2 * half].float()
-    out = torch.empty_like(x)
-    out[..., :half] = torch.addcmul(a * cos, b, sin, value=-1)
-    out[..., half : 2 * half] = torch.addcmul(b * cos, a, sin)
-    out[..., 2 * half :] = x[..., 2 * half :]
-    return out
+    """Rotary embedding of x (B, N, ..., D) in float32: channel i of the table's width is paired with the one half a width on."""
+    cos, sin = (part.unflatten(0, (-1, *(1,) * (x.dim() - 3))) for part in table)  # (N, 1..., width)
+    width = cos.shape[-1]
+    turned = x[..., :width]
+    swapped = torch.cat((turned[..., width // 2 :], turned[..., : width // 2]), dim=-1)
+    return torch.cat((torch.addcmul(turned * cos, swapped, sin), x[..., width:]), dim=-1)
 
 
 def split_heads(x: Tensor, head_dim: int) -> Tensor:
@@ -54,6 +55,13 @@ def at(parameter: Tensor, x: Tensor, dtype: torch.dtype | None = None) -> Tensor
     return parameter.to(device=x.device, dtype=dtype or x.dtype)
 
 
+def over_rms(x: Tensor, eps: float) -> Tensor:
+    """x / rms(x) over the last axis, float32. On the CPU torch's own rms_norm takes four times as long."""
+    if x.device.type != "cpu":
+        return F.rms_norm(x, x.shape[-1:], None, eps)
+    return x * (torch.linalg.vector_norm(x, dim=-1, keepdim=True).square() / x.shape[-1] + eps).rsqrt()
+
+
 class RMSNorm(nn.Module):
     """x / rms(x) * gamma, in float32 whatever the input."""
 
@@ -63,7 +71,12 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x.float(), x.shape[-1:], at(self.gamma, x, torch.float32), self.eps).to(x.dtype)
+        return (over_rms(x.float(), self.eps) * at(self.gamma, x, torch.float32)).to(x.dtype)
+
+    def modulated(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        """forward(x) * (1 + scale) + shift, rounded once."""
+        gain = at(self.gamma, x, torch.float32) * (1 + scale.float())
+        return torch.addcmul(shift.float(), over_rms(x.float(), self.eps), gain).to(x.dtype)
 
 
 class DyT(nn.Module):
@@ -76,7 +89,7 @@ class DyT(nn.Module):
         self.beta = nn.Parameter(torch.zeros(dim, device=device, dtype=dtype))
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.addcmul(at(self.beta, x), at(self.gamma, x), torch.tanh(x * at(self.alpha, x)))
+        return torch.addcmul(at(self.beta, x), at(self.gamma, x), (x * at(self.alpha, x)).tanh_())
 
 
 class GatedLinear(nn.Module):
@@ -89,7 +102,8 @@ class GatedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         value, g = self.proj(x).chunk(2, dim=-1)
-        return value * self.gate(g)
+        opened = self.gate(g)
+        return value * opened if torch.is_grad_enabled() else opened.mul_(value)  # large: another tensor would cost as much again
 
 
 def sine_gate(g: Tensor) -> Tensor:

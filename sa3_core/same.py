@@ -12,7 +12,7 @@ from .attention import attend
 from .audio import check_finite
 from .config import ResamplerConfig, SAMEConfig
 from .errors import SA3Error
-from .layers import DyT, FeedForward, WeightNormConv1d, at, merge_heads, rotary_table, rotate, sine_gate, split_heads
+from .layers import DyT, FeedForward, WeightNormConv1d, at, merge_heads, rotary_table, rotate, sine_gate
 
 REGULARIZE = 1e-3  # latent noise on decode, in units of running_std
 NOISE_BLOCK = 32  # frames per draw: any stretch of a clip can be drawn alone, so chunks agree with the whole
@@ -59,8 +59,9 @@ class DifferentialAttention(nn.Module):
 
     def forward(self, x: Tensor, rotary, window: int | None) -> Tensor:
         # DyT lets queries and keys reach +-50: in 16 bits their products, and what the two softmaxes leave of each other, are too coarse.
-        q, k, v, q2, k2 = (split_heads(part.float(), self.head_dim) for part in self.to_qkv(x).chunk(5, dim=-1))
+        q, k, v, q2, k2 = self.to_qkv(x).float().unflatten(-1, (5, -1, self.head_dim)).unbind(2)  # (B, N, H, D)
         q, k, q2, k2 = (rotate(norm(part), rotary) for norm, part in zip((self.q_norm, self.k_norm) * 2, (q, k, q2, k2), strict=True))
+        q, k, v, q2, k2 = (part.transpose(1, 2) for part in (q, k, v, q2, k2))
         out = attend(q, k, v, window=window) - attend(q2, k2, v, window=window)
         return self.to_out(merge_heads(out).to(x.dtype))
 
@@ -220,10 +221,10 @@ class SAME(nn.Module):
 
 
 def _in_chunks(run: Callable, frames: int, scale: int, chunk: int | None, overlap: int, side: ResamplerConfig, progress) -> Tensor:
-    """Overlapping passes over `frames`, half the overlap trimmed at inner edges, the last pass anchored to the end.
+    """Overlapping passes over `frames`, half the overlap trimmed at inner edges.
 
     Starts lie on multiples of the side's `align`, so that SAME-S's chunks are cut as in a single pass. An overlap beyond the
-    network's reach changes nothing, so it is not computed.
+    network's reach changes nothing, so it is not computed; with less, the last pass is anchored to the end as in the public code.
     """
     if chunk is None:
         return run(0, frames)
@@ -233,9 +234,11 @@ def _in_chunks(run: Callable, frames: int, scale: int, chunk: int | None, overla
         raise SA3Error(f"Chunk size {chunk} with overlap {overlap}: this autoencoder needs both to be multiples of {side.align} frames.")
     if frames <= chunk:
         return run(0, frames)
-    overlap = min(overlap, 2 * -(-side.reach // side.align) * side.align)
-    starts = list(range(0, frames - chunk, chunk - overlap))
-    starts.append(-(-(frames - chunk) // side.align) * side.align)
+    needed = 2 * -(-side.reach // side.align) * side.align
+    exact, overlap = overlap >= needed, min(overlap, needed)
+    starts = list(range(0, frames - (overlap if exact else chunk), chunk - overlap))
+    if not exact:
+        starts.append(-(-(frames - chunk) // side.align) * side.align)
     out = None
     for i, start in enumerate(starts):
         piece = run(start, min(start + chunk, frames))

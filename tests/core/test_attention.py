@@ -7,6 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from sa3_core.attention import WINDOW_BLOCK, WINDOW_BLOCKS_AT_ONCE, attend
+from sa3_core.dit import distinct_rows
 
 GROUP = WINDOW_BLOCK * WINDOW_BLOCKS_AT_ONCE  # queries that the window path gathers at once
 
@@ -113,3 +114,22 @@ def test_the_memory_measure_sees_a_full_mask():
     with LargestTensor() as largest:
         definition(q, k, v, window=17)
     assert largest.numel >= 500 * 500
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_equal_rows_of_a_context_count_by_their_number(dtype):
+    context = randn(2, 60, 8, seed=9, dtype=torch.float32).to(dtype)
+    context[0, 5:59] = context[0, 5]  # a short prompt, its padding, the row of seconds
+    context[1] = 0  # no prompt at all
+    few, bias = distinct_rows(context)
+    assert few.shape == (2, 8, 8) and bias.shape == (2, 8)
+    assert bias.exp().sum(1).tolist() == pytest.approx([60, 60], rel=1e-6)
+    q = randn(2, 1, 33, 8, seed=3, dtype=torch.float32).to(dtype)
+    whole, short = attend(q, context[:, None], context[:, None]), attend(q, few[:, None], few[:, None], key_mask=bias)
+    assert rel_error(short, whole) < (1e-6 if dtype == torch.float32 else 1e-2)
+
+
+def test_a_context_without_equal_rows_stays_as_it_is():
+    context = randn(1, 20, 8, seed=9, dtype=torch.float32)
+    few, bias = distinct_rows(context)
+    assert few is context and bias is None

@@ -6,6 +6,8 @@ import pytest
 import torch
 from core_support import FAMILIES, randn, recorded, refused, rel_error
 
+from sa3_core import dit
+
 T = 24
 
 
@@ -108,3 +110,16 @@ def test_the_same_time_is_embedded_once(load_model):
     inputs = model.dit.prepare(case["dit.cross_attn"], case["dit.global"], None, T)
     assert model.dit.modulation(case["dit.t"], inputs) is model.dit.modulation(case["dit.t"].clone(), inputs)
     assert model.dit.modulation(case["dit.t"] * 0.5, inputs) is not model.dit.modulation(case["dit.t"], inputs)
+
+
+@pytest.mark.parametrize("variant", FAMILIES)
+def test_padding_rows_of_the_prompt_may_be_told_once(model, case, variant, monkeypatch):
+    """The CPU computes equal rows of the context once; elsewhere every row has a key of its own."""
+    case["cross_attn"][:, 4:-1] = case["cross_attn"][:, 4:5]
+    negative = torch.zeros_like(case["cross_attn"])
+    negative[:, :9] = case["cross_attn"][:, -1:].flip(0)
+    options = {"cfg": 4.0, "negative_cross_attn": negative}
+    once = velocity(model, case), velocity(model, case, **options)
+    monkeypatch.setattr(dit, "distinct_rows", lambda rows: (rows, None))
+    for short, whole in zip(once, (velocity(model, case), velocity(model, case, **options)), strict=True):
+        assert rel_error(short, whole) < 1e-5
