@@ -280,7 +280,7 @@ class DiT(nn.Module):
             bias,
             self.local_embeddings(local, frames) if isinstance(local, Tensor) else local,
             self.to_global_embed(global_cond),
-            rotary_table(memory + frames, self.config.rotary_dim, device),
+            rotary_table(memory + frames, self.config.rotary_dim, self.config.head_dim, device),
             mask,
             frames,
         )

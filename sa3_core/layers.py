@@ -21,24 +21,25 @@ def expo_features(u: Tensor) -> Tensor:
     return torch.cat((args.cos(), args.sin()), dim=-1)
 
 
-def rotary_table(n: int, dim: int, device=None, theta: float = 10000.0) -> tuple[Tensor, Tensor]:
-    """cos, sin (n, dim) in float32 of positions 0..n-1 as `rotate` takes them: both halves alike but for the sign of the sine.
+def rotary_table(n: int, dim: int, head_dim: int, device=None, theta: float = 10000.0) -> tuple[Tensor, Tensor]:
+    """cos (n, head_dim), sin (n, dim) in float32 of positions 0..n-1, as `rotate` takes them: channels beyond `dim` stay as they are.
 
     Always recomputed: 16-bit checkpoints carry rounded frequencies.
     """
     inv_freq = 1.0 / theta ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim)
     angles = torch.arange(n, dtype=torch.float32)[:, None] * inv_freq
     cos, sin = angles.cos(), angles.sin()
-    return torch.cat((cos, cos), dim=1).to(device), torch.cat((-sin, sin), dim=1).to(device)
+    return torch.cat((cos, cos, torch.ones(n, head_dim - dim)), dim=1).to(device), torch.cat((-sin, sin), dim=1).to(device)
 
 
 def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
     """Rotary embedding of x (B, N, ..., D) in float32: channel i of the table's width is paired with the one half a width on."""
     cos, sin = (part.unflatten(0, (-1, *(1,) * (x.dim() - 3))) for part in table)  # (N, 1..., width)
-    width = cos.shape[-1]
-    turned = x[..., :width]
-    swapped = torch.cat((turned[..., width // 2 :], turned[..., : width // 2]), dim=-1)
-    return torch.cat((torch.addcmul(turned * cos, swapped, sin), x[..., width:]), dim=-1)
+    width, half = sin.shape[-1], sin.shape[-1] // 2
+    out = x * cos
+    out[..., :half].addcmul_(x[..., half:width], sin[..., :half])
+    out[..., half:width].addcmul_(x[..., :half], sin[..., half:])
+    return out
 
 
 def split_heads(x: Tensor, head_dim: int) -> Tensor:

@@ -112,12 +112,12 @@ class Resampler(nn.Module):
         c = self.config
         rotary_dim = c.head_dim // 2
         if c.window is not None:
-            rotary = rotary_table(h.shape[1], rotary_dim, h.device)
+            rotary = rotary_table(h.shape[1], rotary_dim, c.head_dim, h.device)
             for block in self.transformers:
                 h = block(h, rotary, c.window, dtype)
             return h
         chunk = c.align * (c.stride + 1)
-        rotary = rotary_table(chunk, rotary_dim, h.device)
+        rotary = rotary_table(chunk, rotary_dim, c.head_dim, h.device)
         half = c.depth // 2 if c.midpoint_shift else c.depth
         h = self._chunked(h, self.transformers[:half], chunk, rotary, dtype)
         if half == c.depth:
