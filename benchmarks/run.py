@@ -167,13 +167,12 @@ def main() -> None:
         if options.models is None:
             make_release(options.release, folder)
         weights = "random weights" if options.models is None else f"weights of {options.models}"
-        print(
-            f"{options.threads} threads; torch {torch.__version__}; {options.release}, {options.seconds:g} s, {options.steps} steps, {weights}"
-        )
+        print(f"{options.threads} threads; torch {torch.__version__}; {options.release}, {weights}")
+        print(f"{options.seconds:g} s, {options.steps} steps; median (fastest) of {options.repeat} rounds", end="; ")
+        print("memory: peak of anonymous memory above what the process held before")
         columns, products = start(options, models, folder, stack)
         print("text encoder: " + ", ".join(f"{name_of(column)} in {column.text_dtype}" for column in columns))
         together = measure(options, columns, products, results)
-        print(f"median (fastest) of {options.repeat} rounds; memory: peak of anonymous memory above what the process held before")
         print_times(columns)
         print_ratios(options, columns, products, together)
         print_agreement(columns, results)
