@@ -140,13 +140,15 @@ class Engine:
     """The parent's side: a process that has loaded when this is made."""
 
     def __init__(self, kind: str, folder: Path, dtype: str, threads: int, reference: Path | None = None):
-        self.kind, self.dtype, self.stages, self.extra = kind, dtype, {}, 0
+        self.kind, self.dtype = kind, dtype
         command = [sys.executable, __file__, "--kind", kind, "--folder", str(folder), "--dtype", dtype, "--threads", str(threads)]
         command += ["--reference", str(reference)] if reference else []
         environ = {**os.environ, "OMP_NUM_THREADS": str(threads)}
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environ)
         loaded = self._answer()
-        self.stages["load"], self.load_extra, self.text_dtype = [loaded["load"]], loaded["extra"], loaded["text_dtype"]
+        self.text_dtype = loaded["text_dtype"]
+        self.stages: dict[str, list[float]] = {"load": [loaded["load"]]}  # seconds
+        self.peaks = {"load": loaded["extra"], "whole run": 0}  # bytes
 
     def __enter__(self) -> Engine:
         return self
@@ -165,7 +167,7 @@ class Engine:
         if count:
             for stage, times in answer["stages"].items():
                 self.stages.setdefault(stage, []).extend(times)
-            self.extra = max(self.extra, answer["extra"])
+            self.peaks["whole run"] = max(self.peaks["whole run"], answer["extra"])
         return answer
 
     def _answer(self) -> dict:

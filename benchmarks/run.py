@@ -28,7 +28,7 @@ from benchmarks.measure import DTYPES, cell, cosine, hardware, relative, snr, ta
 from benchmarks.reference import ANCHORED, ANCHORS  # noqa: E402
 from benchmarks.through_server import ServerEngine  # noqa: E402
 
-STAGES = ["load", "text encode", "text again", "step", "decode", "whole run"]
+STAGES = ["load", "text encode", "text again", "step", "decode", "whole run", "first run"]
 COMPARED = ["text encode", "step", "decode", "whole run"]
 Column = Engine | ServerEngine
 
@@ -81,11 +81,11 @@ def measure(options: argparse.Namespace, columns: list[Column], products: list[E
 
 def print_times(columns: list[Column]) -> None:
     head = ["stage", *map(name_of, columns)]
-    extra = {"load": lambda column: column.load_extra, "whole run": lambda column: column.extra}
-    rows = []
-    for stage in STAGES:
-        if any(column.stages.get(stage) for column in columns):
-            rows.append([stage, *(cell(c.stages.get(stage, []), extra.get(stage, lambda _: 0)(c)) for c in columns)])
+    rows = [
+        [stage, *(cell(column.stages.get(stage, []), column.peaks.get(stage, 0)) for column in columns)]
+        for stage in STAGES
+        if any(column.stages.get(stage) for column in columns)
+    ]
     print("\n" + table(head, rows))
 
 

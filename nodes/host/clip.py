@@ -96,11 +96,11 @@ class SA3CLIP(comfy.sd.CLIP):
         self.tokenizer_options = {}
         self._known = False
 
-    def encode_from_tokens(self, tokens, return_pooled=False, return_dict=False):
+    def encode_from_tokens(self, tokens, *args, **kwargs):
         model = self.cond_stage_model
         plain = model.as_loaded and self.patcher.patches_uuid == model.unpatched
         self._known = plain and model.encoder.knows(model.parse(tokens))
-        return super().encode_from_tokens(tokens, return_pooled, return_dict)
+        return super().encode_from_tokens(tokens, *args, **kwargs)
 
     def load_model(self, *args, **kwargs):
         """Core calls it before it encodes; what is known needs no weights on the device."""
