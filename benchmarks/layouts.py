@@ -28,7 +28,7 @@ def measure(load) -> dict:
     import os
     import time
 
-    from benchmarks.run import Peak
+    from benchmarks.measure import Peak
 
     start = time.perf_counter()
     with Peak(os.getpid()) as peak:

@@ -70,6 +70,8 @@ def draw(name: str, shape: torch.Size, generator: torch.Generator) -> torch.Tens
     """A value for every kind of parameter that keeps activations near unit scale."""
     leaf = name.rsplit(".", 1)[-1]
     noise = torch.randn(shape, generator=generator)
+    if leaf == "inv_freq":  # the public code reads its rotary tables from the file
+        return 1.0 / 10000.0 ** (torch.arange(len(noise)) / len(noise))
     if leaf in ("gamma", "weight_g", "scaling_factor", "running_std", "alpha"):
         return 1 + 0.02 * noise
     if leaf in ("beta", "bias", "to_scale_shift_gate", "noise_scaling_factor") or "norm" in name:
@@ -158,6 +160,8 @@ def write_text_encoder(folder: Path) -> None:
     config, shapes = text_encoder_shapes()
     (folder / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer(), ensure_ascii=False), encoding="utf-8")
+    how = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "<pad>", "padding_side": "right"}  # for the public code
+    (folder / "tokenizer_config.json").write_text(json.dumps(how), encoding="utf-8")
     write_random(folder / "model.safetensors", shapes, "bf16")
 
 

@@ -1,160 +1,147 @@
-"""Times a real-size model stage by stage, through sa3_core and through a real ComfyUI server, and prints one table.
+"""Times a real-size model stage by stage: ours, the public code and a real ComfyUI server, taking turns in one run; prints tables.
 
-    python benchmarks/run.py [--release small-music] [--seconds 30] [--server]
+    python benchmarks/run.py [--seconds 30] [--dtype fp32,bf16] [--reference PATH [--reference-dtype fp32]] [--server] [--batch 8]
 
 Without --models the weights are random, made in a temporary folder and deleted afterwards: time and memory do not depend on them.
+--reference names a checkout of Stability-AI/stable-audio-3; without it the figures once recorded with it are printed beside ours.
+Every column is a process of its own that loads once; a short run warms it up; then they take turns. Linux only.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
-import os
 import statistics
 import sys
 import tempfile
-import threading
-import time
-from collections import defaultdict
 from contextlib import ExitStack
 from pathlib import Path
 
-import psutil
 import torch
+from safetensors.torch import load_file
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT))
 
-import sa3_core  # noqa: E402
+from benchmarks.engine import Engine  # noqa: E402
 from benchmarks.make_release import make_release  # noqa: E402
-from launcher.job import fill, read_graph  # noqa: E402
-from launcher.server import Event, Server  # noqa: E402
+from benchmarks.measure import DTYPES, cell, cosine, hardware, relative, snr, table  # noqa: E402
+from benchmarks.reference import ANCHORED, ANCHORS  # noqa: E402
+from benchmarks.through_server import ServerEngine  # noqa: E402
 
-PROMPT = "Warm analogue pads over a slow four to the floor beat, 100 BPM"
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-STAGES = ["load", "text encode", "step", "decode", "whole run"]
-NODES = {"SA3_ModelLoader": "load", "SA3_TextEncode": "text encode", "SA3_SAMEDecode": "decode"}
-Measured = dict[str, list[tuple[float, int]]]  # stage -> runs of seconds, bytes of extra peak anonymous memory
-
-
-class Peak:
-    """The most anonymous memory of a process in a block, above what it held when the block began."""
-
-    def __init__(self, pid: int) -> None:
-        self._status = Path(f"/proc/{pid}/status")
-        self._over = threading.Event()
-        self.extra = 0
-
-    def __enter__(self) -> Peak:
-        self._start = self._now()
-        self._thread = threading.Thread(target=self._watch)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        while not self._over.wait(0.01):
-            self.extra = max(self.extra, self._now() - self._start)
-
-    def _now(self) -> int:
-        line = next(line for line in self._status.read_text().splitlines() if line.startswith("RssAnon"))
-        return int(line.split()[1]) * 1024
+STAGES = ["load", "text encode", "text again", "step", "decode", "whole run", "first run"]
+COMPARED = ["text encode", "step", "decode", "whole run"]
+Column = Engine | ServerEngine
 
 
-def timed(job) -> tuple[float, int]:
-    """Seconds and extra peak memory of one call."""
-    with Peak(os.getpid()) as peak:
-        start = time.perf_counter()
-        job()
-        seconds = time.perf_counter() - start
-    return seconds, peak.extra
+def dtypes(text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names or set(names) - set(DTYPES):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a list of {', '.join(DTYPES)}")
+    return list(dict.fromkeys(names))
 
 
-def in_process(folder: Path, options: argparse.Namespace) -> Measured:
-    """The stages through sa3_core; a first short run warms up."""
-    loaded = []
-    stages: Measured = defaultdict(list)
-    stages["load"].append(timed(lambda: loaded.append(sa3_core.load(folder, dtype=DTYPES[options.dtype]))))
-    (model,) = loaded
-    model.generate(PROMPT, duration=1.0, steps=1)
-    for seed in range(options.repeat):
-        stages["text encode"].append(timed(lambda: model.encode_text(PROMPT)))
-        ticks = []
-        run = timed(lambda seed=seed, ticks=ticks: sample(model, options, seed, ticks))
-        stages["whole run"].append(run)
-        stages["step"] += [(after - before, 0) for before, after in itertools.pairwise(ticks[:-1])]
-        stages["decode"].append((ticks[-1] - ticks[-2], 0))
-    return stages
+def median(column: Column, stage: str) -> float | None:
+    return statistics.median(column.stages[stage]) if column.stages.get(stage) else None
 
 
-def sample(model, options: argparse.Namespace, seed: int, ticks: list[float]) -> None:
-    """One whole run; `ticks` gets the time after each step and at the end."""
-    model.generate(PROMPT, duration=options.seconds, steps=options.steps, seed=seed, callback=lambda *_: ticks.append(time.perf_counter()))
-    ticks.append(time.perf_counter())
+def name_of(column: Column) -> str:
+    return f"{column.kind} {column.dtype}"
 
 
-def through_server(comfyui: Path, models: Path, options: argparse.Namespace) -> Measured:
-    """The same through ComfyUI and the shared workflow: the first prompt loads, the later ones have other seeds and prompts."""
-    graph = read_graph(ROOT / "workflows" / "api" / "text_to_audio.json")
-    loader = next(node for node in graph.values() if node["class_type"] == "SA3_ModelLoader")
-    loader["inputs"] |= {"model": options.release, "dtype": options.dtype}
-    stages: Measured = defaultdict(list)
-    with tempfile.TemporaryDirectory() as base, Server(comfyui, Path(base), packs=[ROOT], models=[models]) as server:
-        (process,) = psutil.Process().children()
-        for seed in range(options.repeat + 1):
-            values = {"duration": options.seconds, "seed": seed, "steps": options.steps, "prompt": f"{PROMPT}, take {seed}"}
-            clock = Clock(fill(graph, values))
-            with Peak(process.pid) as peak:
-                server.wait(server.queue(clock.graph), clock)
-            for stage, times in clock.stages().items():
-                if (seed == 0) == (stage == "load"):
-                    stages[stage] += [(seconds, 0) for seconds in times]
-            stages["first run" if seed == 0 else "whole run"].append((clock.total, peak.extra))
-    return stages
+def start(options: argparse.Namespace, models: Path, folder: Path, stack: ExitStack) -> tuple[list[Column], list[Engine]]:
+    """The columns of the table, and the products to which their steps are compared."""
+
+    def engine(kind: str, dtype: str) -> Engine:
+        return stack.enter_context(Engine(kind, folder, dtype, options.threads, options.reference if kind == "reference" else None))
+
+    columns: list[Column] = [engine("ours", dtype) for dtype in options.dtype]
+    if options.reference:
+        columns += [engine("reference", dtype) for dtype in options.reference_dtype]
+    if options.server:
+        comfyui = options.comfyui.expanduser().absolute()
+        columns.append(stack.enter_context(ServerEngine(comfyui, models.absolute(), options.release, options.dtype[0], options.threads)))
+    return columns, [engine("products", dtype) for dtype in options.dtype]
 
 
-class Clock:
-    """When each node of a run began and each step ended."""
-
-    def __init__(self, graph: dict) -> None:
-        self.graph = graph
-        self._seen: list[tuple[float, str, str]] = []  # when, kind of event, class of node
-
-    def __call__(self, event: Event) -> None:
-        node = self.graph.get(str(event.data.get("node")), {}).get("class_type", "")
-        self._seen.append((time.perf_counter(), event.kind, node))
-
-    @property
-    def total(self) -> float:
-        return self._seen[-1][0] - self._seen[0][0]
-
-    def stages(self) -> dict[str, list[float]]:
-        """Seconds of each node's stage, and of each step but the first (it waits for the weights)."""
-        marks = [(when, node) for when, kind, node in self._seen if kind == "executing"] + [(self._seen[-1][0], "")]
-        out = {NODES[node]: [end - start] for (start, node), (end, _) in itertools.pairwise(marks) if node in NODES}
-        steps = [when for when, kind, node in self._seen if kind == "progress" and node == "SA3_Sampler"]
-        return out | {"step": [after - before for before, after in itertools.pairwise(steps)]}
+def measure(options: argparse.Namespace, columns: list[Column], products: list[Engine], results: Path) -> dict[str, float]:
+    """All take turns; what the first round made lies in `results`. -> seconds of one run of a whole batch, by number format."""
+    job = {"seconds": options.seconds, "steps": options.steps}
+    for column in (*columns, *products):
+        column.run(count=False, seed=0, seconds=min(1.0, options.seconds), steps=1)
+    for seed in range(1, options.repeat + 1):
+        for i, column in enumerate((*columns, *products)):
+            column.run(seed=seed, **job, save=str(results / f"{i}.safetensors") if seed == 1 else None)
+    together = {}
+    for column in columns if options.batch > 1 else []:
+        if column.kind == "ours":
+            answer = column.run(count=False, seed=options.repeat + 1, batch=options.batch, **job)
+            together[column.dtype] = answer["stages"]["whole run"][0]
+    return together
 
 
-def hardware() -> str:
-    """Processor, cores, instruction set, memory."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown processor")
-    flags = next((line for line in lines if line.startswith("flags")), "")
-    units = [torch.backends.cpu.get_cpu_capability(), *(["AMX"] if "amx_tile" in flags else [])]
-    return f"{name}, {os.cpu_count()} cores ({' + '.join(units)}), {psutil.virtual_memory().total / 2**30:.0f} GB"
+def print_times(columns: list[Column]) -> None:
+    head = ["stage", *map(name_of, columns)]
+    rows = [
+        [stage, *(cell(column.stages.get(stage, []), column.peaks.get(stage, 0)) for column in columns)]
+        for stage in STAGES
+        if any(column.stages.get(stage) for column in columns)
+    ]
+    print("\n" + table(head, rows))
 
 
-def cell(runs: list[tuple[float, int]]) -> str:
-    """`1.23 s (1.20), +567 MB`: the median, the fastest of several, the most memory where it was watched."""
-    if not runs:
-        return ""
-    times, extra = [seconds for seconds, _ in runs], max(extra for _, extra in runs)
-    fastest = f" ({min(times):.2f})" if len(times) > 1 else ""
-    return f"{statistics.median(times):.2f} s{fastest}" + (f", +{extra / 1e6:,.0f} MB" if extra else "")
+def print_ratios(options: argparse.Namespace, columns: list[Column], products: list[Engine], together: dict[str, float]) -> None:
+    """What the project's limits are about, a line each."""
+    ours = {column.dtype: column for column in columns if column.kind == "ours"}
+    rows = []
+
+    def add(words: str, above: float | None, below: float | None, digits: int = 2) -> None:
+        if above and below:
+            rows.append([words, f"{above / below:.{digits}f}"])
+
+    for one in products:
+        own = median(one, "step")
+        add(f"step {one.dtype} over its own matrix products ({own:.3f} s)", median(ours[one.dtype], "step"), own)
+    for other in (column for column in columns if column.kind == "reference"):
+        for one in ours.values():
+            for stage in COMPARED:
+                add(f"{name_of(other)} over ours {one.dtype}, {stage}", median(other, stage), median(one, stage))
+    for server in (column for column in columns if column.kind == "ComfyUI"):
+        for stage in COMPARED[1:]:
+            add(f"ComfyUI over ours {server.dtype}, {stage}", median(server, stage), median(ours[server.dtype], stage), 3)
+    for dtype, seconds in together.items():
+        n = options.batch
+        add(f"ours {dtype}: {n} items in one batch ({seconds:.1f} s) over {n} runs", seconds, n * median(ours[dtype], "whole run"))
+    print("\n" + table(["ratio of medians", ""], rows))
+
+
+def print_agreement(columns: list[Column], results: Path) -> None:
+    """The first round's results against ours in the first number format: same prompt, seed and draws."""
+    made = [(column, load_file(results / f"{i}.safetensors")) for i, column in enumerate(columns) if column.kind != "ComfyUI"]
+    (first, wanted), rows = made[0], []
+    for column, found in made[1:]:
+        n, frames = min(wanted["audio"].shape[-1], found["audio"].shape[-1]), min(wanted["latents"].shape[-1], found["latents"].shape[-1])
+        pair = found["latents"][..., :frames], wanted["latents"][..., :frames]
+        loud = snr(found["audio"][..., :n], wanted["audio"][..., :n])
+        rows.append([name_of(column), f"{cosine(*pair):.6f}", f"{relative(*pair):.1e}", f"{loud:.1f} dB"])
+    if rows:
+        print(
+            f"\nLatents and sound of seed 1 against {name_of(first)}. The reference masks padding otherwise, adds noise in its decoder, and"
+        )
+        print("in 16 bits draws other noise (PARITY.md); random weights are no measure of what trained ones would give.\n")
+        print(table(["", "cosine of latents", "relative error", "SNR of the audio"], rows))
+
+
+def print_anchors(columns: list[Column]) -> None:
+    rows = [
+        [f"{name}, {stage}", f"{seconds:.2f} s", f"{seconds / median(column, stage):.2f}"]
+        for name, stages in ANCHORS.items()
+        for stage, seconds in stages.items()
+        for column in columns
+        if column.kind == "ours" and column.dtype == name and median(column, stage)
+    ]
+    if rows:
+        print(f"\nThe reference, {ANCHORED}: not this run, so only a hint.\n")
+        print(table(["recorded", "seconds", "over ours here"], rows))
 
 
 def main() -> None:
@@ -163,31 +150,34 @@ def main() -> None:
     parser.add_argument("--models", type=Path, help="holds checkpoints/stable-audio-3-RELEASE, as ComfyUI's models folder does")
     parser.add_argument("--seconds", type=float, default=30.0)
     parser.add_argument("--steps", type=int, default=8)
-    parser.add_argument("--dtype", choices=DTYPES, default="fp32")
+    parser.add_argument("--dtype", type=dtypes, default=["fp32"], help="one number format or several, separated by commas")
+    parser.add_argument("--reference", type=Path, help="a checkout of Stability-AI/stable-audio-3 to compare with")
+    parser.add_argument("--reference-dtype", type=dtypes, default=["fp32"], help="the same for it; fp32 is its default on a CPU")
     parser.add_argument("--repeat", type=int, default=3, help="runs of which the median is told")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--server", action="store_true", help="also through a real ComfyUI")
+    parser.add_argument("--batch", type=int, default=1, help="also this many items in one batch, against as many runs")
+    parser.add_argument("--server", action="store_true", help="also through a real ComfyUI, in the first number format")
     parser.add_argument("--comfyui", type=Path, default=ROOT / ".run" / "comfyui", help="a ComfyUI tree (else the one run.py made)")
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    os.environ["OMP_NUM_THREADS"] = str(options.threads)  # for the server
-    busy = os.getloadavg()[0]
+    print(hardware())
     with ExitStack() as stack:
         models = options.models or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        results = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         folder = models / "checkpoints" / f"stable-audio-3-{options.release}"
         if options.models is None:
             make_release(options.release, folder)
-        columns = {"sa3_core": in_process(folder, options)}
-        if options.server:
-            columns["ComfyUI server"] = through_server(options.comfyui.expanduser().absolute(), models, options)
-    weights = "random weights" if options.models is None else f"weights of {options.models}"
-    print(f"{hardware()}, load average {busy:.1f} before; {options.threads} threads; torch {torch.__version__}")
-    job = f"{options.release}, {options.seconds:g} s, {options.steps} steps, {options.dtype}, {weights}"
-    print(f"{job}; median (fastest) of {options.repeat} runs\n")
-    print("| stage | " + " | ".join(columns) + " |\n|---|" + "---|" * len(columns))
-    for stage in [*STAGES, "first run"]:
-        if any(stage in measured for measured in columns.values()):
-            print(f"| {stage} | " + " | ".join(cell(measured.get(stage, [])) for measured in columns.values()) + " |")
+        weights = "random weights" if options.models is None else f"weights of {options.models}"
+        print(f"{options.threads} threads; torch {torch.__version__}; {options.release}, {weights}")
+        print(f"{options.seconds:g} s, {options.steps} steps; median (fastest) of {options.repeat} rounds", end="; ")
+        print("memory: peak of anonymous memory above what the process held before")
+        columns, products = start(options, models, folder, stack)
+        print("text encoder: " + ", ".join(f"{name_of(column)} in {column.text_dtype}" for column in columns))
+        together = measure(options, columns, products, results)
+        print_times(columns)
+        print_ratios(options, columns, products, together)
+        print_agreement(columns, results)
+    if not options.reference and (options.release, options.seconds) == ("small-music", 30.0):
+        print_anchors(columns)
 
 
 if __name__ == "__main__":

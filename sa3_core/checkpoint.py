@@ -3,7 +3,7 @@
 import hashlib
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,6 +97,12 @@ class TensorFile:
         if not math.isfinite(float(tensor.sum(dtype=torch.float32))) and not bool(torch.isfinite(tensor).all()):
             raise SA3Error(f"{self.path}: tensor '{name}' contains NaN or infinite values; the file is damaged, download it again.")
         return tensor.to(device=device, dtype=dtype, copy=True)
+
+
+def file_state(*files: Path) -> tuple:
+    """Changes whenever one of these files is replaced or written to."""
+    stats = [(str(file.resolve()), file.stat()) for file in files]
+    return tuple((name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino) for name, stat in stats)
 
 
 def sha256(path: Path, progress=None) -> str:
@@ -333,10 +339,13 @@ def load_text_encoder(path: str | Path, dtype: torch.dtype | None = None, device
         files = dict.fromkeys(file.names - {spiece.SPIECE}, file)
         config = config_from(spiece.config_values(file.names, file.shape, str(path)), path)
         tokenizer = spiece.read_spiece(file.read, file.names, str(path))
+        identity = file_state(path)
     else:
         tokenizer = read_tokenizer(path)
         config = encoder_config(path)
-        files = {name: file for file in _weight_files(path) for name in file.names}
+        weights = _weight_files(path)
+        files = {name: file for file in weights for name in file.names}
+        identity = file_state(path / "config.json", *(file.path for file in weights))
     if width is not None and config.encoder.hidden_size != width:
         raise SA3Error(
             f"The text encoder in {path} is {config.encoder.hidden_size} wide, this model expects {width}: it belongs to another model. "
@@ -357,14 +366,14 @@ def load_text_encoder(path: str | Path, dtype: torch.dtype | None = None, device
     if strange:
         raise SA3Error(f"The text encoder in {path} holds the unexpected tensor '{strange[0]}'; expected T5Gemma.")
     model.load_state_dict(state, strict=True, assign=True)
-    return TextEncoder(model.to(device), tokenizer, config.encoder)
+    return TextEncoder(model.to(device), tokenizer, config.encoder, identity)
 
 
 def _decoder_part(name: str) -> bool:
     return "decoder." in name or name.startswith("lm_head") or name.endswith("inv_freq")
 
 
-def _weight_files(folder: Path) -> Iterable[TensorFile]:
+def _weight_files(folder: Path) -> list[TensorFile]:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         content = read_json(index, "a list of weight files")

@@ -1,6 +1,9 @@
 """T5Gemma's encoder half through `transformers`: prompts -> one vector per token."""
 
-from collections.abc import Sequence
+import threading
+import weakref
+from collections import OrderedDict
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,12 +45,68 @@ class Text:
     input_ids: Tensor
 
 
-class TextEncoder(nn.Module):
-    """Tokenizer and encoder. Build with `load`; parameters live under `model` with transformers' names."""
+class Encodings:
+    """The encodings used last, on the CPU, whatever asks for them: at most `entries` of them and `size` bytes."""
 
-    def __init__(self, model: nn.Module, tokenizer, config):
+    def __init__(self, entries: int = 32, size: int = 32 * 2**20):
+        self.entries, self.size = entries, size
+        self._found: OrderedDict[tuple, Tensor] = OrderedDict()
+        self._lock = threading.Lock()
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self._found.values())
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    def __contains__(self, key: tuple) -> bool:
+        return key in self._found
+
+    def get(self, key: tuple) -> Tensor | None:
+        """A copy: who asks may write into it."""
+        with self._lock:
+            if key not in self._found:
+                return None
+            self._found.move_to_end(key)
+            return self._found[key].clone()
+
+    def put(self, key: tuple, embeddings: Tensor) -> None:
+        if embeddings.nbytes > self.size:
+            return
+        with self._lock:
+            self._found[key] = embeddings.detach().to("cpu", copy=True)
+            while len(self._found) > self.entries or self.nbytes > self.size:
+                self._found.popitem(last=False)
+
+    def keep(self, encoders: set[Hashable]) -> None:
+        """Drop what others than these text encoders said."""
+        with self._lock:
+            for key in [key for key in self._found if key[0] not in encoders]:
+                del self._found[key]
+
+    def clear(self) -> None:
+        self.keep(set())
+
+
+ENCODINGS = Encodings()
+
+
+class TextEncoder(nn.Module):
+    """Tokenizer and encoder. Build with `load`; parameters live under `model` with transformers' names.
+
+    identity: the state of the files that the weights are from. Encoders of one identity share their encodings, also with one that is
+    loaded later; None = nothing is kept. home: where it computes, for hosts that move the weights in between; None = where they are.
+    """
+
+    _alive: weakref.WeakSet = weakref.WeakSet()
+
+    def __init__(self, model: nn.Module, tokenizer, config, identity: Hashable = None):
         super().__init__()
-        self.model, self.tokenizer, self.config = model, tokenizer, config
+        self.model, self.tokenizer, self.config, self.identity = model, tokenizer, config, identity
+        self.home: torch.device | None = None
+        self._alive.add(self)
+        ENCODINGS.keep({encoder.identity for encoder in self._alive})
 
     @property
     def width(self) -> int:
@@ -83,14 +142,39 @@ class TextEncoder(nn.Module):
             found |= {prompt[a:b]: None for token, (a, b) in zip(row.tokens, row.offsets, strict=True) if token == unknown}
         return list(found)
 
-    @torch.no_grad()
     def forward(self, tokens: Tokens) -> Tensor:
-        """Embeddings (B, n, width) of the first n positions, n = the longest prompt's real tokens (at least 1)."""
-        n = max(1, int(tokens.mask.sum(1).max()))
+        """Embeddings (B, n, width) of the first n positions, n = the longest prompt's real tokens (at least 1); from the cache or new."""
+        if self.identity is None:
+            return self.compute(tokens)
+        key = self._key(tokens)
+        embeddings = ENCODINGS.get(key)
+        if embeddings is None:
+            embeddings = self.compute(tokens)
+            ENCODINGS.put(key, embeddings)
+        return embeddings.to(self.model.device)
+
+    def knows(self, tokens: Tokens) -> bool:
+        """Whether `forward` would compute nothing."""
+        return self.identity is not None and self._key(tokens) in ENCODINGS
+
+    @torch.no_grad()
+    def compute(self, tokens: Tokens) -> Tensor:
+        """`forward` without the cache."""
+        n = _longest(tokens)
         device = self.model.device
         mask = tokens.mask[:, :n].clone()
         mask[:, 0] = True  # an empty prompt has no token to attend to; its row is replaced by padding afterwards
         return self.model(input_ids=tokens.ids[:, :n].to(device), attention_mask=mask.long().to(device)).last_hidden_state
+
+    def _key(self, tokens: Tokens) -> tuple:
+        """Prompts of a batch are rounded together, so it is known as a whole: the bytes never depend on what came before."""
+        n = _longest(tokens)
+        content = tuple(map(tuple, tokens.ids[:, :n].tolist())), tuple(map(tuple, tokens.mask[:, :n].tolist()))
+        return self.identity, self.model.dtype, str(self.home or self.model.device), content
+
+
+def _longest(tokens: Tokens) -> int:
+    return max(1, int(tokens.mask.sum(1).max()))
 
 
 def encoder_config(folder: str | Path):

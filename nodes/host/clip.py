@@ -40,6 +40,13 @@ class PromptEncoder(nn.Module):
     def __init__(self, encoder: TextEncoder):
         super().__init__()
         self.encoder = encoder
+        self.unpatched = None  # the uuid of ComfyUI's patcher as long as it patches nothing
+        self.current_weight_patches_uuid = None  # set by the patcher that has loaded it last
+
+    @property
+    def as_loaded(self) -> bool:
+        """Whether the weights are those of the file: adapters and hooks may have changed them."""
+        return self.current_weight_patches_uuid in (None, self.unpatched)
 
     def set_clip_options(self, options) -> None:
         pass
@@ -49,6 +56,13 @@ class PromptEncoder(nn.Module):
 
     def encode_token_weights(self, tokens: dict) -> tuple[Tensor, None, dict]:
         """(B, n, dim) embeddings of the real tokens, right-padded to the longest prompt, and their mask."""
+        parsed = self.parse(tokens)
+        embeddings = self.encoder(parsed) if self.as_loaded else self.encoder.compute(parsed)
+        output = comfy.model_management.intermediate_device()
+        return embeddings.float().to(output), None, {"attention_mask": parsed.mask.to(output)}
+
+    @staticmethod
+    def parse(tokens: dict) -> Tokens:
         if KEY not in tokens:
             raise SA3Error(f"These tokens come from another CLIP ({', '.join(tokens)}); use the CLIP of SA3_ModelLoader for both steps.")
         rows = [[int(pair[0]) for pair in row] for row in tokens[KEY]]
@@ -57,9 +71,7 @@ class PromptEncoder(nn.Module):
         for i, row in enumerate(rows):
             ids[i, : len(row)] = torch.tensor(row, dtype=torch.long)
             mask[i, : len(row)] = True
-        embeddings = self.encoder(Tokens(ids, mask))
-        output = comfy.model_management.intermediate_device()
-        return embeddings.float().to(output), None, {"attention_mask": mask.to(output)}
+        return Tokens(ids, mask)
 
 
 class SA3CLIP(comfy.sd.CLIP):
@@ -74,12 +86,29 @@ class SA3CLIP(comfy.sd.CLIP):
             load_device=comfy.model_management.text_encoder_device(),
             offload_device=comfy.model_management.text_encoder_offload_device(),
         )
+        self.cond_stage_model.unpatched = self.patcher.patches_uuid
+        encoder.home = self.patcher.load_device
         self.patcher.hook_mode = comfy.hooks.EnumHookMode.MinVram
         self.patcher.is_clip = True
         self.apply_hooks_to_conds = None
         self.layer_idx = None
         self.use_clip_schedule = False
         self.tokenizer_options = {}
+        self._known = False
+
+    def encode_from_tokens(self, tokens, *args, **kwargs):
+        model = self.cond_stage_model
+        plain = model.as_loaded and self.patcher.patches_uuid == model.unpatched
+        self._known = plain and model.encoder.knows(model.parse(tokens))
+        return super().encode_from_tokens(tokens, *args, **kwargs)
+
+    def load_model(self, *args, **kwargs):
+        """Core calls it before it encodes; what is known needs no weights on the device."""
+        known, self._known = self._known, False
+        if known:
+            return self.patcher
+        tell_loading(self.patcher, "the text encoder")
+        return super().load_model(*args, **kwargs)
 
 
 def load_clip(path: Path, config: ConditioningConfig, dtype: torch.dtype | None) -> SA3CLIP:
@@ -101,7 +130,6 @@ def encode_prompts(clip, prompts: list[str]) -> list:
         return joined([clip.encode_from_tokens_scheduled(clip.tokenize(group)) for group in groups])
 
     bar = Progress(1)
-    tell_loading(clip.patcher, "the text encoder")
     conditioning = on_less("encoding text", "prompts", advice, halvings(len(prompts)), encode)
     bar.finish()
     return conditioning

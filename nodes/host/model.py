@@ -169,7 +169,9 @@ def load_model(opened: Checkpoint, weight_dtype: torch.dtype | None) -> comfy.mo
     dtype = weight_dtype or comfy.model_management.unet_dtype(
         device, parameters, supported_dtypes=[torch.float16, torch.bfloat16, torch.float32]
     )
-    cast = comfy.model_management.unet_manual_cast(dtype, device, [torch.float16, torch.bfloat16, torch.float32])
+    cast = None
+    if weight_dtype is None or not computes_in(dtype, device):
+        cast = comfy.model_management.unet_manual_cast(dtype, device, [torch.float16, torch.bfloat16, torch.float32])
     operations = comfy.ops.disable_weight_init if cast is None else comfy.ops.manual_cast
     denoiser = Denoiser(opened.config, operations, dtype)
     initial = comfy.model_management.unet_inital_load_device(parameters, dtype)
@@ -177,6 +179,15 @@ def load_model(opened: Checkpoint, weight_dtype: torch.dtype | None) -> comfy.mo
     model = SA3Model(opened.config, denoiser, cast or dtype, opened.name, opened.path)
     patcher = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
     return patcher(model, load_device=device, offload_device=offload)
+
+
+def computes_in(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether a CPU multiplies in this 16-bit type. ComfyUI takes every CPU for one that does not, and casts all weights in each step."""
+    if not comfy.model_management.is_device_cpu(device) or not torch.backends.mkldnn.is_available():
+        return False
+    asked = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}.get(dtype)
+    known = getattr(torch.ops.mkldnn, asked, None) if asked else None
+    return known is not None and bool(known())
 
 
 def _parameters(opened: Checkpoint) -> int:

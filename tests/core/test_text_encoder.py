@@ -49,7 +49,7 @@ def test_softmax_sees_capped_logits(encoder, monkeypatch):
         return original(x, *args, **kwargs)
 
     monkeypatch.setattr(torch.nn.functional, "softmax", watch)
-    encoder(encoder.tokenize(PROMPTS[:1], 32))
+    encoder.compute(encoder.tokenize(PROMPTS[:1], 32))
     assert len(seen) == encoder.config.num_hidden_layers
     assert 20 < max(seen) <= 50
 

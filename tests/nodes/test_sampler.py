@@ -185,3 +185,13 @@ def test_seeds_out_of_range(sa3, load, seed):
     parts = load("small")
     with sa3.refused("seed", str(seed), str(2**64 - 1)):
         sa3.sample(parts.model, sa3.prompt(parts.clip, "rain"), sa3.empty(1.0), seed=seed)
+
+
+@pytest.mark.parametrize("capable", [True, False])
+def test_16_bits_that_were_asked_for_are_computed_in_where_the_cpu_can(sa3, shelf, monkeypatch, capable):
+    """Else ComfyUI casts all weights to fp32 in each step, which takes longer than fp32 itself."""
+    monkeypatch.setattr(sa3.host.model, "computes_in", lambda dtype, device: capable)
+    for kind in ("fp16", "bf16"):
+        model = sa3.load(file="stable-audio-3-small-music", dtype=kind).model.model
+        assert (model.compute_dtype == model.get_dtype()) is capable
+    assert sa3.load(file="stable-audio-3-small-music").model.model.compute_dtype == torch.float32

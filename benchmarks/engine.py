@@ -1,0 +1,191 @@
+"""One side of a comparison in a process of its own, which loads once and then runs when it is told: lines of JSON in and out.
+
+run.py starts one for each column of its table and lets them take turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.append(str(ROOT))
+
+import sa3_core  # noqa: E402
+from benchmarks.measure import DTYPES, Peak, timed  # noqa: E402
+from benchmarks.reference import Reference  # noqa: E402
+from sa3_core import config as configs  # noqa: E402
+from sa3_core import timeline  # noqa: E402
+
+PROMPT = "Warm analogue pads over a slow four to the floor beat, 100 BPM"
+TEXT_ONLY = 900_000  # number of the first prompt that no run uses
+ONCE = ("to_kv", "to_local_embed", "to_cond_embed", "to_global_embed")  # computed once per run, not in a step
+ONE_ROW = ("to_timestep_embed", "global_cond_embedder")
+
+
+def prompt_of(seed: int) -> str:
+    """Words that were not encoded before, as many for every seed."""
+    return f"{PROMPT}, take {seed:06}"
+
+
+class Ours:
+    """A release through sa3_core."""
+
+    def __init__(self, folder: Path, dtype: torch.dtype):
+        self.model = sa3_core.load(folder, dtype=dtype)
+        self.text_dtype = self.model.text_encoder.model.dtype
+
+    def text(self, seed: int) -> None:
+        self.model.encode_text(prompt_of(seed))
+
+    def run(self, seed: int, seconds: float, steps: int, batch: int, stages: dict, keep: dict) -> None:
+        """One whole job; what it took goes into `stages`, its results into `keep`."""
+        ticks, decode = [], self.model.decode
+
+        def timed_decode(z, *args, **kwargs):
+            keep.setdefault("latents", z.clone())
+            start = time.perf_counter()
+            audio = decode(z, *args, **kwargs)
+            stages.setdefault("decode", []).append(time.perf_counter() - start)
+            return audio
+
+        self.model.decode = timed_decode
+        prompts = [prompt_of(1000 * seed + i) for i in range(batch)]
+        done = self.model.generate(prompts, seconds, steps=steps, seed=seed, callback=lambda *_: ticks.append(time.perf_counter()))
+        del self.model.decode
+        stages["decode"] = [sum(stages["decode"])]
+        stages["step"] = [after - before for before, after in itertools.pairwise(ticks)]
+        keep["audio"] = done.audio[0]
+
+
+class Products:
+    """The Linear products of one step, nothing else: plain torch, same shapes and number format, weights of its own for each layer."""
+
+    def __init__(self, folder: Path, dtype: torch.dtype):
+        self.config = configs.read(folder / "model_config.json")
+        self.dit, self.dtype, self.text_dtype = sa3_core.build(self.config).dit, dtype, dtype
+        self.weights = {
+            name: torch.empty(module.weight.shape, dtype=dtype).uniform_(-0.03, 0.03)
+            for name, module in self.dit.named_modules()
+            if isinstance(module, torch.nn.Linear) and not any(part in name for part in ONCE)
+        }
+
+    @torch.inference_mode()
+    def run(self, seed: int, seconds: float, steps: int, batch: int, stages: dict, keep: dict) -> None:
+        frames = max(timeline.lengths(self.config, [seconds]).valid)
+        items = batch if self.config.default_cfg == 1 else 2 * batch
+        inputs = {}
+        for name, weight in self.weights.items():
+            tokens = frames if "project_" in name else frames + self.config.dit.memory_tokens
+            shape = (items, weight.shape[1]) if any(part in name for part in ONE_ROW) else (items, tokens, weight.shape[1])
+            inputs[name] = shape
+        made = {shape: torch.randn(shape).to(self.dtype) for shape in set(inputs.values())}
+
+        def step() -> None:
+            for name, weight in self.weights.items():
+                F.linear(made[inputs[name]], weight)
+
+        stages["step"] = [timed(step) for _ in range(steps)]
+
+
+def make(options: argparse.Namespace):
+    if options.kind == "reference":
+        return Reference(options.reference, options.folder, DTYPES[options.dtype])
+    return {"ours": Ours, "products": Products}[options.kind](options.folder, DTYPES[options.dtype])
+
+
+def serve(options: argparse.Namespace) -> None:
+    """Answer each line that says what to do with one that says how long it took."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what others print is no answer
+    torch.set_num_threads(options.threads)
+
+    def answer(**values) -> None:
+        print(json.dumps(values), file=answers, flush=True)
+
+    with Peak() as peak:
+        start = time.perf_counter()
+        engine = make(options)
+        seconds = time.perf_counter() - start
+    answer(load=seconds, extra=peak.extra, text_dtype=str(engine.text_dtype).removeprefix("torch."))
+    for line in sys.stdin:
+        answer(**work(engine, **json.loads(line)))
+
+
+def work(engine, seed: int, seconds: float, steps: int, batch: int = 1, save: str | None = None) -> dict:
+    """One job: seconds of its stages, and the most memory that it took."""
+    stages, keep = {}, {}
+    if hasattr(engine, "text"):
+        stages = {stage: [timed(lambda: engine.text(TEXT_ONLY + seed))] for stage in ("text encode", "text again")}
+    with Peak() as peak:
+        whole = timed(lambda: engine.run(seed, seconds, steps, batch, stages, keep))
+    if "decode" in stages:
+        stages["whole run"] = [whole]
+    if keep and save:
+        save_file({name: tensor.float().contiguous() for name, tensor in keep.items()}, save)
+    return {"stages": stages, "extra": peak.extra}
+
+
+class Engine:
+    """The parent's side: a process that has loaded when this is made."""
+
+    def __init__(self, kind: str, folder: Path, dtype: str, threads: int, reference: Path | None = None):
+        self.kind, self.dtype = kind, dtype
+        command = [sys.executable, __file__, "--kind", kind, "--folder", str(folder), "--dtype", dtype, "--threads", str(threads)]
+        command += ["--reference", str(reference)] if reference else []
+        environ = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environ)
+        loaded = self._answer()
+        self.text_dtype = loaded["text_dtype"]
+        self.stages: dict[str, list[float]] = {"load": [loaded["load"]]}  # seconds
+        self.peaks = {"load": loaded["extra"], "whole run": 0}  # bytes
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.stdin.close()
+        self._process.terminate()
+        self._process.wait()
+        self._process.stdout.close()
+
+    def run(self, count: bool = True, **job) -> dict:
+        """One job (seed, seconds, steps, batch, save); its stages are added to those before, unless it only warms up."""
+        self._process.stdin.write(json.dumps(job) + "\n")
+        self._process.stdin.flush()
+        answer = self._answer()
+        if count:
+            for stage, times in answer["stages"].items():
+                self.stages.setdefault(stage, []).extend(times)
+            self.peaks["whole run"] = max(self.peaks["whole run"], answer["extra"])
+        return answer
+
+    def _answer(self) -> dict:
+        line = self._process.stdout.readline()
+        if not line:
+            sys.exit(f"The process of '{self.kind}' in {self.dtype} ended with {self._process.wait()}; its own words are above.")
+        return json.loads(line)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kind", choices=["ours", "reference", "products"], required=True)
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--dtype", choices=list(DTYPES), required=True)
+    parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--reference", type=Path)
+    serve(parser.parse_args())
+
+
+if __name__ == "__main__":
+    main()
