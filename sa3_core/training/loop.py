@@ -29,7 +29,7 @@ class Settings:
     clip: float = 1.0
     ema: float = 0.999
     record_every: int = 100
-    save_every: int = 500  # a multiple of record_every
+    save_every: int = 500
     seed: int = 0
     loss_scale: float = 1.0  # of the backward pass, for networks in float16; a step whose gradients overflow is left out
 
@@ -140,7 +140,7 @@ class Trainer:
         os.replace(f"{path}.part", path)
         write_losses(self.folder / "losses.csv", self.history)
         if self.history:
-            names = [name for name in self.history[-1] if name != "step"]
+            names = [name for name in dict.fromkeys(name for row in self.history for name in row) if name != "step"]
             write_curves(self.folder / "losses.png", [h["step"] for h in self.history], {n: [h.get(n, math.nan) for h in self.history] for n in names})
 
     def _load(self) -> None:
@@ -163,5 +163,6 @@ class Trainer:
 def write_losses(path: Path, rows: Iterable[dict]) -> None:
     rows = list(rows)
     if rows:
-        lines = [",".join(rows[-1])] + [",".join(f"{row[name]:.6g}" if name in row else "" for name in rows[-1]) for row in rows]
-        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        names = list(dict.fromkeys(name for row in rows for name in row))
+        lines = [",".join(f"{row[name]:.6g}" if name in row else "" for name in names) for row in rows]
+        path.write_text("\n".join([",".join(names), *lines]) + "\n", encoding="utf-8")
