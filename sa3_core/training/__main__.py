@@ -57,7 +57,7 @@ class Lines(Watch):
             print(f"step {step} of {steps}, loss {loss:.4f}, {left / 60:.1f} minutes left", flush=True)
         self._heed()
 
-    def record(self, history: list[dict], curves: Path) -> None:
+    def record(self, history: list[dict]) -> None:
         if "training" in history[-1]:
             print("  ".join(f"{name} {value:.6g}" for name, value in history[-1].items()), flush=True)
 

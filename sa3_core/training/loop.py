@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import SA3Error
-from .curves import write_curves
+from .curves import by_name, write_curves
 
 
 @dataclass(frozen=True)
@@ -140,8 +140,7 @@ class Trainer:
         os.replace(f"{path}.part", path)
         write_losses(self.folder / "losses.csv", self.history)
         if self.history:
-            names = [name for name in dict.fromkeys(name for row in self.history for name in row) if name != "step"]
-            write_curves(self.folder / "losses.png", [h["step"] for h in self.history], {n: [h.get(n, math.nan) for h in self.history] for n in names})
+            write_curves(self.folder / "losses.png", [row["step"] for row in self.history], by_name(self.history))
 
     def _load(self) -> None:
         with safe_open(self.folder / "state.safetensors", "pt") as file:
@@ -163,6 +162,6 @@ class Trainer:
 def write_losses(path: Path, rows: Iterable[dict]) -> None:
     rows = list(rows)
     if rows:
-        names = list(dict.fromkeys(name for row in rows for name in row))
+        names = list(dict.fromkeys(name for row in reversed(rows) for name in row))
         lines = [",".join(f"{row[name]:.6g}" if name in row else "" for name in names) for row in rows]
         path.write_text("\n".join([",".join(names), *lines]) + "\n", encoding="utf-8")

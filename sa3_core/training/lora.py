@@ -116,8 +116,8 @@ class Watch:
     def step(self, step: int, steps: int, loss: float) -> None:
         """After each step."""
 
-    def record(self, history: list[dict], curves: Path) -> None:
-        """After each record: the history so far. curves: where the picture is, once there is one."""
+    def record(self, history: list[dict]) -> None:
+        """After each record: the history so far."""
 
     def sample(self, step: int, waveform: Tensor, rate: int) -> None:
         """A sample (C, N) made with the adapters as they are."""
@@ -125,13 +125,15 @@ class Watch:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The LoRA, the run's records, its loss curves (PNG), the last sample (C, N) if any was made, and a report in words."""
+    """The LoRA, the run's records, its loss curves (PNG), the last sample (C, N) if any was made, a report in words, and a sentence for
+    each file that was left out."""
 
     path: Path
     history: list[dict]
     curves: Path
     sample: Tensor | None
     report: str
+    rejected: list[str]
 
 
 def digest_of(module: nn.Module) -> str:
@@ -251,7 +253,7 @@ class _Run:
             return self._fixed() if trainer.step % MEASURE_EVERY == 0 or trainer.step == settings.steps else {}
 
         def report(step: int, means: dict) -> None:
-            self.watch.record(trainer.history, self.curves)
+            self.watch.record(trainer.history)
 
         def between(step: int, terms: dict) -> None:
             if settings.save_every and step % settings.save_every == 0 and step < settings.steps:
@@ -365,7 +367,7 @@ class _Run:
                     f"lowest {best[name]:.4f} at step {best['step']}"
                 )
         lines.append(self.clips.describe())
-        return Outcome(self.out, trainer.history, self.curves, self.last_sample, "\n".join(lines))
+        return Outcome(self.out, trainer.history, self.curves, self.last_sample, "\n".join(lines), self.clips.rejected)
 
 
 def load_base(source: Source, dtype: str = "fp32") -> Generator:
