@@ -1,6 +1,6 @@
 """Two LoRAs trained on the embedded demo, each on one sound that it does not know, and what they then do.
 
-    python benchmarks/train_lora.py [--steps 600] [--work FOLDER]
+    python benchmarks/train_lora.py [--steps 500] [--work FOLDER]
 
 A new sound is a steady chord of three partials at frequencies of no chord or bell of the demo's corpus. Its folder holds as many clips
 of other sounds, made by the demo itself, so that they stay what they are. Printed, for prompts with and without the LoRAs: how much of
@@ -30,7 +30,7 @@ from sa3_core.training.lora import LoRASettings, train  # noqa: E402
 from sa3_core.training.measures import centroid, mono  # noqa: E402
 
 OTHERS = ("a low tone", "a high tone", "a pluck", "wind", "a kick every half second", "a rising chirp")
-KEPT = ("a {} tone", "the {} note", "a {} bell", "a {} pluck", "a {} beep", "the sound of a {} hum")  # made by the base beside the new sound
+KEPT = ("a {} tone", "the {} note", "a {} bell", "a {} pluck", "a {} beep", "the sound of a {} hum")  # made by the base itself
 KEPT_TOO = ("a kick", "wind", "rain", "a rising chirp", "a falling sweep", "a snare every half second")
 
 
@@ -101,7 +101,7 @@ def show(title: str, model, prompts) -> dict[str, dict[str, float]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--kind", default="dora-rows")
     parser.add_argument("--rank", type=int, default=8)
@@ -119,7 +119,8 @@ def main() -> None:
         )  # fmt: skip
         data, start = write_folder(work / name, SOUNDS[name], keep=model), time.monotonic()
         done = train(source_of("demo", None, "cpu"), data, work / f"{name}.safetensors", work / f"{name}.training", settings, Lines())
-        print(f"{done.report}\n{time.monotonic() - start:.0f} s, {torch.get_num_threads()} threads, {done.path.stat().st_size / 1e3:.0f} kB")
+        seconds, size = time.monotonic() - start, done.path.stat().st_size / 1e3
+        print(f"{done.report}\n{seconds:.0f} s, {torch.get_num_threads()} threads, {size:.0f} kB")
         files[name] = done.path
     real = {name: [mono(make_clip(sound, i, 7)) for i in range(8)] for name, sound in SOUNDS.items()}
     for name, clips in real.items():

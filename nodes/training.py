@@ -1,9 +1,10 @@
 """The node that trains a LoRA."""
 
 from ..sa3_core.lora import TYPES
+from ..sa3_core.training.base import DTYPES
 from ..sa3_core.training.curves import draw_history
 from ..sa3_core.training.dataset import find_clips
-from ..sa3_core.training.lora import DTYPES, LoRASettings
+from ..sa3_core.training.lora import LoRASettings
 from .host import preview
 from .host import training as host
 from .host.lora import add_lora
@@ -26,17 +27,19 @@ class TrainLoRA(io.ComfyNode):
             description="Trains a LoRA on a folder of audio with captions. Stopped, it saves; queued again with the same settings, it goes "
             "on where it was. The result works on the -base model and on the post-trained one of its size.",
             inputs=[
-                io.Model.Input("model", tooltip="A -base model of SA3 Model Loader. Only its file is used; the MODEL itself stays untouched."),
+                io.Model.Input("model", tooltip="A -base model of SA3 Model Loader. Only its file is read; the MODEL stays untouched."),
                 io.Clip.Input("clip", tooltip="The CLIP of the same loader; it reads the captions."),
                 io.Vae.Input("vae", tooltip="The VAE of the same loader; it encodes the audio, once."),
                 io.String.Input(
                     "folder",
                     default="training",
-                    tooltip="A folder below ComfyUI's input folder: audio files, each with its caption in a .txt file of the same name, or a "
-                    "table captions.csv with the columns file and caption.",
+                    tooltip="A folder below ComfyUI's input folder: audio files, each with its caption in a .txt file of the same name, or "
+                    "a table captions.csv with the columns file and caption.",
                 ),
                 io.String.Input(
-                    "name", default="my_lora", tooltip="Name of the new file in ComfyUI's loras folder. A file of another run is never overwritten."
+                    "name",
+                    default="my_lora",
+                    tooltip="Name of the new file in ComfyUI's loras folder. A file of another run is never overwritten.",
                 ),
                 io.Combo.Input(
                     "kind",
@@ -58,30 +61,35 @@ class TrainLoRA(io.ComfyNode):
                     tooltip="Constant over the run. 0.0001 is the official value; half of it when the loss jumps about.",
                 ),
                 count("batch_size", 1, 1, 64, "Clips a step. More is steadier and takes as much more time and memory."),
-                number("seconds", 30.0, 0.5, 380.0, 0.5, "Longest stretch of a clip that is seen at once; longer clips are cropped at random. "
+                number("seconds", 30.0, 0.5, 380.0, 0.5, "Longest stretch of a clip seen at once; longer clips are cropped at random. "
                        "Decides memory and time."),
                 count("training_seed", 42, 0, 2**31 - 1, "Same seed, data and settings: the same LoRA."),
                 io.Combo.Input(
                     "dtype",
                     options=["auto", *DTYPES],
                     default="auto",
-                    tooltip="Number format of the frozen base. auto: bf16 on a GPU that has it, else fp32. The adapter is always trained in fp32.",
+                    tooltip="Number format of the frozen base. auto: bf16 on a GPU that has it, else fp32. The adapter is always fp32.",
                 ),
-                number("validation", 0.1, 0.0, 0.5, 0.01, "Share of the clips that is held out to see whether it learns more than these very "
+                number("validation", 0.1, 0.0, 0.5, 0.01, "Share of the clips held out, to see whether it learns more than these very "
                        "clips. Chosen by name, always the same. 0 = none."),
                 io.String.Input(
-                    "include", default="", tooltip="Only these layers: parts of their names, separated by commas; [a-b] stands for numbers. Empty = all."
+                    "include",
+                    default="",
+                    tooltip="Only these layers: parts of their names, separated by commas; [a-b] stands for numbers. Empty = all.",
                 ),
                 io.String.Input(
                     "exclude",
                     default="",
-                    tooltip="Not these layers. seconds_total leaves out the duration's embedder: wise for small sets, and for LoRAs to be stacked.",
+                    tooltip="Not these layers. seconds_total leaves out the duration's embedder: wise for small sets, and for LoRAs to be "
+                    "stacked.",
                 ),
-                count("save_every", 250, 0, 1_000_000, "Steps from one LoRA on the way to the next, name_step000250 and so on. 0 = only the last."),
+                count("save_every", 250, 0, 1_000_000, "Steps from one LoRA on the way to the next, name_step000250 and so on. 0 = the "
+                      "last alone."),
                 io.String.Input(
                     "prompt", default="", multiline=True, tooltip="What the samples are made of. Empty = the first caption of the folder."
                 ),
-                count("preview_every", 250, 0, 1_000_000, "Steps from one sample to the next; each is one whole run of the model. 0 = only at the end."),
+                count("preview_every", 250, 0, 1_000_000, "Steps from one sample to the next; each is a whole run of the model. 0 = only "
+                      "at the end."),
                 number("preview_seconds", 10.0, 0.5, 380.0, 0.5, "Length of a sample."),
             ],
             outputs=[

@@ -12,8 +12,9 @@ from torch import Tensor
 from ...sa3_core import picture
 from ...sa3_core.errors import SA3Error
 from ...sa3_core.training import dataset
+from ...sa3_core.training.base import Source, digest_of
 from ...sa3_core.training.curves import draw_history
-from ...sa3_core.training.lora import LoRASettings, Outcome, Source, Watch, digest_of, train
+from ...sa3_core.training.lora import LoRASettings, Outcome, Watch, train
 from . import clip as host_clip
 from . import model as host_model
 from . import vae as host_vae
@@ -89,7 +90,8 @@ class NodeWatch(Watch):
         """Curves, and below them the last sample, with the next step."""
         if self.curves is None:
             return
-        small = torch.nn.functional.interpolate(self.curves.movedim(-1, 0)[None], size=(SIZE[0] // 2, SIZE[0]), mode="area")[0].movedim(0, -1)
+        planes = self.curves.movedim(-1, 0)[None]
+        small = torch.nn.functional.interpolate(planes, size=(SIZE[0] // 2, SIZE[0]), mode="area")[0].movedim(0, -1)
         whole = small if self.sound is None else torch.cat((small, self.sound))
         self.shown = ("JPEG", image(whole), max(whole.shape[:2]))
 

@@ -20,8 +20,9 @@ from ..errors import SA3Error
 from ..lora import TYPES
 from ..pipeline import DEMO
 from ..same import SAME
+from .base import DTYPES, Source, digest_of
 from .dataset import ENCODE_CHUNK, ENCODE_OVERLAP
-from .lora import DTYPES, LoRASettings, Source, Watch, digest_of, train
+from .lora import LoRASettings, Watch, train
 
 EVERY = 5.0  # seconds between two lines of progress
 
@@ -94,9 +95,7 @@ def source_of(model: str, text_encoder: str | None, device: str) -> Source:
 
 def parser() -> argparse.ArgumentParser:
     default = {one.name: None if one.default is MISSING else one.default for one in fields(LoRASettings)}
-    made = argparse.ArgumentParser(
-        "python -m sa3_core.training", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    made = argparse.ArgumentParser("python -m sa3_core.training", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--data", required=True, help="folder with audio and captions")
     made.add_argument("--model", required=True, help="a -base release: its folder or file, or: demo")
     made.add_argument("--out", required=True, type=Path, help="the LoRA, NAME.safetensors; nothing else is overwritten")

@@ -143,7 +143,8 @@ def _from_table(table: Path, folder: Path) -> dict[Path, str]:
         except csv.Error as error:
             raise SA3Error(f"{table} is no table ({error}); expected a first line 'file,caption'.") from error
     else:
-        rows = [parse_json(line, f"{table}, line {i}", "one object per line") for i, line in enumerate(text.splitlines(), 1) if line.strip()]
+        lines = [(i, line) for i, line in enumerate(text.splitlines(), 1) if line.strip()]
+        rows = [parse_json(line, f"{table}, line {i}", "one object per line") for i, line in lines]
     captions = {}
     for number, row in enumerate(rows, 2 if table.suffix == ".csv" else 1):
         row = row if isinstance(row, dict) else {}

@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,26 +18,21 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .. import __version__, audio_files, sampling, timeline
-from ..checkpoint import load_into, open_checkpoint
+from .. import __version__, audio_files
 from ..conditioning import Condition
-from ..config import ModelConfig
-from ..dit import DiTInputs
 from ..errors import SA3Error
-from ..guidance import Guidance
 from ..json_files import read_json
 from ..lora import TYPES
 from ..lora_files import BASES, read_bases, read_lora
 from ..lora_stack import checkpoint_bases
-from ..network import Generator, Predictor
 from ..publish import publish
 from . import dataset
 from .adapters import Adapters
+from .base import DTYPES, Source, load_base, sample
 from .flow import Batch, FlowSettings, fixed_loss
 from .flow import loss as flow_loss
 from .loop import Settings, Trainer
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 RECORD_EVERY, MEASURE_EVERY, PROBES = 20, 100, 4  # steps; clips of each side of the split that the fixed losses are measured on
 STATE = "state.safetensors"
 FLOW = FlowSettings(pairing=True)
@@ -89,24 +84,6 @@ class LoRASettings:
         return {key: value for key, value in json.loads(json.dumps(dataclasses.asdict(self))).items() if key not in passing}
 
 
-@dataclass
-class Source:
-    """The base model and the parts around it.
-
-    checkpoint: the file or folder of the base. autoencoder: a word that changes with its weights. encode(): an encoder, made ready.
-    texts(prompts): rows (B, n, dim) and mask (B, n). decode(latents (1, D, T)) -> audio (1, C, N).
-    """
-
-    config: ModelConfig
-    name: str
-    checkpoint: Path
-    autoencoder: str
-    encode: Callable[[], dataset.Encode]
-    texts: Callable[[list[str]], tuple[Tensor, Tensor]]
-    decode: Callable[[Tensor], Tensor]
-    device: torch.device | str = "cpu"
-
-
 class Watch:
     """What is told while it goes on. `stage` and `step` may raise to stop the run; it goes on where it was when started again."""
 
@@ -134,15 +111,6 @@ class Outcome:
     sample: Tensor | None
     report: str
     rejected: list[str]
-
-
-def digest_of(module: nn.Module) -> str:
-    """A word that changes with any weight of a module."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:16]
 
 
 def train(
@@ -198,7 +166,9 @@ class _Run:
             begun = begun if isinstance(begun, dict) else {}
             other = [f"{key} {begun.get(key)} is now {value}" for key, value in self.identity.items() if begun.get(key) != value]
             if other:
-                raise SA3Error(f"The run in {self.folder} was begun with other settings ({'; '.join(other)}); give another name, or set them back.")
+                raise SA3Error(
+                    f"The run in {self.folder} was begun with other settings ({'; '.join(other)}); give another name, or set them back."
+                )
         if self.out.exists() and (not (self.folder / STATE).is_file() or read_lora(self.out).config.get("run") != self.word):
             raise SA3Error(f"{self.out} exists already and is not of this run; choose another name.")
         try:
@@ -357,7 +327,8 @@ class _Run:
         if settings.prompt:
             self._sample(trainer.step)
         measured = [row for row in trainer.history if "training" in row]
-        lines = [f"{self.out.name}: {settings.kind}, rank {settings.rank}, {len(self.adapters.layers)} layers, trained on {self.source.name}"]
+        shape = f"{settings.kind}, rank {settings.rank}, {len(self.adapters.layers)} layers"
+        lines = [f"{self.out.name}: {shape}, trained on {self.source.name}"]
         lines.append(f"{trainer.step} steps" + (f", {self.resumed} of them before" if self.resumed else "") + f" of batch {settings.batch}")
         for name in ("training", "validation"):
             if measured and name in measured[-1]:
@@ -368,29 +339,3 @@ class _Run:
                 )
         lines.append(self.clips.describe())
         return Outcome(self.out, trainer.history, self.curves, self.last_sample, "\n".join(lines), self.clips.rejected)
-
-
-def load_base(source: Source, dtype: str = "fp32") -> Generator:
-    """Transformer and conditioner of the base, frozen, from its file: whatever a host has on its own copy takes no part."""
-    opened = open_checkpoint(source.checkpoint)
-    net = Generator(source.config, device="meta", dtype=DTYPES[dtype])
-    return load_into(net, opened.tensors, opened.prefix, DTYPES[dtype], source.device)
-
-
-@torch.no_grad()
-def sample(source: Source, net: Generator, condition: Condition, seconds: float, seed: int, steps: int | None = None, callback=None) -> Tensor:
-    """A clip (C, N) of the network as it is, with the base's own sampler and guidance."""
-    config = source.config
-    line = timeline.lengths(config, [seconds])
-    plan = sampling.plan(config, line, steps=steps, seed=seed % sampling.MAX_SEED)
-    cross = condition.cross_attn
-    local = torch.zeros(1, config.dit.local_dim, line.frames, device=cross.device, dtype=cross.dtype)
-
-    def prepared(context: Tensor) -> DiTInputs:
-        return net.dit.prepare(context, condition.global_cond, local, line.frames, line.valid)
-
-    blank = prepared(net.conditioner.unconditional(1, cross))
-    velocity = Predictor(net.dit, prepared(cross), blank, Guidance(config.default_cfg), line.valid)
-    z = sampling.run(velocity, plan, channels=config.same.latent_dim, device=cross.device, callback=callback)
-    audio = source.decode(z[:, :, : timeline.decode_frames(config, line, 0)])
-    return audio[0, :, : line.samples[0]].float().cpu().clamp(-1, 1)

@@ -20,7 +20,8 @@ from sa3_core.lora_stack import targets
 from sa3_core.training import dataset, flow
 from sa3_core.training.__main__ import main, source_of
 from sa3_core.training.adapters import Adapters
-from sa3_core.training.lora import LoRASettings, Watch, load_base, train
+from sa3_core.training.base import load_base
+from sa3_core.training.lora import LoRASettings, Watch, train
 
 RATE = 44100
 QUICK = LoRASettings(rank=2, steps=6, seconds=1.0, save_every=0, preview_every=0, validation=0.25)
@@ -94,13 +95,16 @@ def stirred(adapters, size=0.05):
 @pytest.mark.parametrize("kind", TYPES)
 def test_training_starts_exactly_at_the_base(source, kind, dtype):
     net = load_base(source, dtype)
-    plain = loss_of(net)
+    plain, layers = loss_of(net), targets(net)
+    inputs = {name: randn(2, *reversed(layer.weight.shape[1:]), 5, seed=1).squeeze(1).to(layer.weight) for name, layer in layers.items()}
+    inputs = {name: x if isinstance(layers[name], torch.nn.Conv1d) else x.mT for name, x in inputs.items()}
+    before = {name: layer(inputs[name]) for name, layer in layers.items()}
     adapters = Adapters(net, kind, 3, bases=bases_of(net))
+    assert set(adapters.layers) == set(layers)
     with adapters.active():
-        assert torch.equal(loss_of(net), plain)
-        with torch.no_grad():
-            assert torch.equal(loss_of(net), plain)
-    assert set(adapters.layers) == set(targets(net))
+        assert [name for name, layer in layers.items() if not torch.equal(layer(inputs[name]), before[name])] == []
+        # As a whole to rounding: torch takes other kernels where there are gradients, or another layout in memory.
+        assert rel_error(loss_of(net).detach(), plain) < {"fp32": 1e-6, "bf16": 1e-2}[dtype]
 
 
 @pytest.mark.parametrize("kind", TYPES)
@@ -164,9 +168,10 @@ def test_include_and_exclude_choose_layers(source):
 def test_noises_go_to_the_items_that_they_lie_near():
     z = randn(6, 3, 5)
     order = torch.randperm(6, generator=generator(1))
-    assert torch.equal(flow.pair_noise(z, z[order] + 0.01 * randn(6, 3, 5, seed=2)).round(decimals=1), z.round(decimals=1)) or rel_error(
-        flow.pair_noise(z, z[order] + 0.01 * randn(6, 3, 5, seed=2)), z
-    ) < 0.02
+    assert (
+        torch.equal(flow.pair_noise(z, z[order] + 0.01 * randn(6, 3, 5, seed=2)).round(decimals=1), z.round(decimals=1))
+        or rel_error(flow.pair_noise(z, z[order] + 0.01 * randn(6, 3, 5, seed=2)), z) < 0.02
+    )
     noise = randn(8, 3, 5, seed=4)
     paired = flow.pair_noise(randn(8, 3, 5, seed=5), noise)
     assert sorted(map(float, paired.flatten(1).sum(1))) == sorted(map(float, noise.flatten(1).sum(1)))  # a permutation
