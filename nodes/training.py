@@ -48,9 +48,10 @@ class TrainLoRA(io.ComfyNode):
                     tooltip="Type of the adapter. dora-rows is the official default; lora is the plainest; the -xs types make tiny files "
                     "and need the base's singular vectors, which takes minutes once.",
                 ),
-                count("rank", 16, 1, 1024, "Size of the adapter. 4 to 16 for one sound, 32 and more for a style with much variety."),
+                count("rank", 16, 1, 1024, "Size of the adapter; file and memory grow with it. 16 is the official value."),
                 number("alpha", 0.0, 0.0, 10000.0, 0.5, "Its effect is scaled by alpha / rank. 0 = the rank, which is no scaling."),
-                count("steps", 1000, 1, 1_000_000, "Steps in all. To go on with a finished run, set more."),
+                count("steps", 1000, 1, 1_000_000, "Steps in all; the official guide suggests 1000. To go on with a finished run, set "
+                      "more."),
                 io.Float.Input(
                     "learning_rate",
                     default=1e-4,
@@ -58,7 +59,7 @@ class TrainLoRA(io.ComfyNode):
                     max=0.1,
                     step=1e-6,
                     round=False,
-                    tooltip="Constant over the run. 0.0001 is the official value; half of it when the loss jumps about.",
+                    tooltip="Constant over the run. 0.0001 is the official value.",
                 ),
                 count("batch_size", 1, 1, 64, "Clips a step. More is steadier and takes as much more time and memory."),
                 number("seconds", 30.0, 0.5, 380.0, 0.5, "Longest stretch of a clip seen at once; longer clips are cropped at random. "
