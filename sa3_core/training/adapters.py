@@ -7,15 +7,48 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ..errors import SA3Error
-from ..lora import TYPES, Adapter, Form, adapter_of, compose
+from ..lora import EPS, TYPES, Adapter, Form, adapter_of
 from ..lora_convert import native_tensors
 from ..lora_files import LoRA, selected
 from ..lora_stack import beside, targets
 
 Bases = Callable[[str, int], tuple[Tensor, Tensor]]  # (layer, rank) -> U (out, rank), V (in, rank)
+
+
+class Product(torch.autograd.Function):
+    """W x of a frozen weight (out, in), in float32: nothing but the weight as it is stored is kept for the backward pass.
+
+    transposed: W^T x. squared: of the squares of the weight's entries.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, transposed: bool, squared: bool) -> Tensor:
+        ctx.weight, ctx.transposed, ctx.squared = weight, transposed, squared
+        return Product._matrix(weight, transposed, squared) @ x
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        return Product._matrix(ctx.weight, not ctx.transposed, ctx.squared) @ gradient, None, None, None
+
+    @staticmethod
+    def _matrix(weight: Tensor, transposed: bool, squared: bool) -> Tensor:
+        w = weight.float()
+        w = w.square() if squared else w
+        return w.T if transposed else w
+
+
+def norms(weight: Tensor, up: Tensor, down: Tensor, squares: Tensor, transposed: bool = False, scale: Tensor | None = None) -> Tensor:
+    """Norms of the rows of V = W + up down (transposed: of its columns) without making V; scale: V's rows are multiplied by it first.
+
+    |V_i|^2 = |W_i|^2 + 2 up_i . (W down^T)_i + up_i (down down^T) up_i^T. squares: |W_i|^2, of the scaled W.
+    """
+    left, right = (down.T, up) if transposed else (up, down.T)
+    right = right if scale is None else scale[:, None] * right
+    inner = right.T @ right
+    crossed = Product.apply(right if scale is None else scale[:, None] * right, weight, transposed, False)
+    return (squares + 2 * (left * crossed).sum(1) + ((left @ inner) * left).sum(1)).clamp_min(1e-24).sqrt()
 
 
 class TrainedLayer(nn.Module):
@@ -36,32 +69,35 @@ class TrainedLayer(nn.Module):
             made = {"M_xs": torch.zeros(rank, rank)}
             for name, basis in zip("UV", bases, strict=True):
                 self.register_buffer(name, basis[:, :rank].float().to(weight.device), persistent=False)
-        axes = TYPES[kind]
-        for axis, dim in (("r", 1), ("c", 0)):
-            if axis in axes:
-                made[f"magnitude_{axis}" if len(axes) == 2 else "magnitude"] = weight.norm(dim=dim)
-        if axes == "rc":  # columns act on what the rows left, which at the start is the weight
-            rows = made["magnitude_r"] / (made["magnitude_r"] + 1e-12)
-            made["magnitude_c"] = (rows[:, None] * weight).norm(dim=0)
+        axes, squares = TYPES[kind], {"r": weight.square().sum(1), "c": weight.square().sum(0)}
+        if axes == "rc":  # columns act on what the rows have left, which at the start is the weight
+            squares["c"] = Product.apply(torch.ones_like(weight[:, 0]), layer.weight.detach().flatten(1), True, True)
+        for axis in axes:
+            made[f"magnitude_{axis}" if len(axes) == 2 else "magnitude"] = squares[axis].clamp_min(1e-24).sqrt()
+            self.register_buffer(f"squares_{axis}", squares[axis], persistent=False)
         for name, value in made.items():
             self.register_parameter(name, nn.Parameter(value.to(weight.device)))
 
+    def bases(self) -> dict[str, Tensor]:
+        """U and V of an -xs adapter."""
+        return {name: basis for name, basis in self.named_buffers() if name in ("U", "V")}
+
     def adapter(self, complete: bool = True) -> Adapter:
         """As inference has it. complete: an -xs one with its bases."""
-        tensors = dict(self.named_parameters()) | (dict(self.named_buffers()) if complete else {})
-        return adapter_of(self.kind, tensors, self.alpha, self.rank)
+        return adapter_of(self.kind, dict(self.named_parameters()) | (self.bases() if complete else {}), self.alpha, self.rank)
 
     def form(self) -> Form:
-        """What the layer computes now, differentiable."""
-        layer = self.target[0]
-        if not TYPES[self.kind]:
-            return compose(torch.empty(0, device=layer.weight.device), [(self.adapter(), 1.0, "chain")])
-
-        def made(*parameters: Tensor) -> Form:
-            return compose(layer.weight.detach().flatten(1).float(), [(self.adapter(), 1.0, "chain")])
-
-        # Norms need the whole changed matrix. Made again in the backward pass, it is not kept for every layer.
-        return checkpoint(made, *self.parameters(), use_reentrant=False, preserve_rng_state=False) if torch.is_grad_enabled() else made()
+        """What the layer computes now, differentiable: `Adapter.on`, with the norms in closed form."""
+        weight, adapter, rows = self.target[0].weight.detach().flatten(1), self.adapter(), None
+        up, down = adapter.up * adapter.scale, adapter.down
+        form = Form().plus(up, down)
+        if adapter.rows is not None:
+            rows = adapter.rows / (norms(weight, up, down, self.squares_r) + EPS)
+            form = form.scaled(rows=rows)
+        if adapter.cols is not None:
+            squares = self.squares_c if rows is None else Product.apply(rows.square(), weight, True, True)
+            form = form.scaled(cols=adapter.cols / (norms(weight, up, down, squares, True, rows) + EPS))
+        return form
 
 
 class Adapters(nn.Module):
@@ -109,7 +145,7 @@ class Adapters(nn.Module):
 
     def svd_bases(self) -> dict[str, Tensor]:
         """U and V of -xs adapters, as `lora_files.read_bases` reads them."""
-        return {f"{name}.weight.{key}": basis for name, layer in self.layers.items() for key, basis in layer.named_buffers()}
+        return {f"{name}.weight.{key}": basis for name, layer in self.layers.items() for key, basis in layer.bases().items()}
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
