@@ -43,7 +43,7 @@ def main() -> None:
     base = sum(p.numel() * p.element_size() for p in net.parameters()) / 1e6
     rows = torch.randn(n, 257, config.conditioning.cond_dim).to(device, dtype)
     z = torch.randn(n, config.dit.io_channels, frames, device=device)
-    times = []
+    times, used = [], []
     with Peak() as peak:
         adapters = Adapters(net, options.kind, options.rank)
         parameters = list(adapters.trained().values())
@@ -55,20 +55,21 @@ def main() -> None:
 
         loss = flow.loss(net, batch, flow.FlowSettings(pairing=True), 44100 / config.same.samples_per_frame)
         for step in range(options.steps):
-            start = time.perf_counter()
+            start, before = time.perf_counter(), time.process_time()
             with adapters.active():
                 value = loss(step, torch.Generator().manual_seed(step))["loss"]
             optimizer.zero_grad()
             value.backward()
             optimizer.step()
             times.append(time.perf_counter() - start)
+            used.append(time.process_time() - before)
             if not bool(torch.isfinite(value)):
                 sys.exit(f"the loss became {float(value)}")
     trained = sum(p.numel() for p in parameters)
     most = torch.cuda.max_memory_allocated() / 1e6 if device.startswith("cuda") else base + peak.most
     print(f"{options.family}-base, {options.kind} rank {options.rank}, {len(adapters.layers)} layers, {trained / 1e6:.1f} M trained, "
           f"{options.seconds:g} s, batch {n}, {options.dtype}, {device}, {torch.get_num_threads()} threads, torch {torch.__version__}")  # fmt: skip
-    print(f"  step {statistics.median(times):.2f} s (fastest {min(times):.2f}); memory {most:.0f} MB, of which the base {base:.0f} MB")
+    print(f"  step {statistics.median(times):.2f} s (fastest {min(times):.2f}), {min(used):.2f} s of processor time; memory {most:.0f} MB, of which the base {base:.0f} MB")
 
 
 if __name__ == "__main__":

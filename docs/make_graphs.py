@@ -38,7 +38,7 @@ NOTES = {
     "extend": "Continue past the model's longest clip, window by window.\n\ncontext: seconds of the tail each window sees. An "
     "interrupted run keeps what is finished; queue again and it goes on.",
     "train_lora": "Train a LoRA on sounds of your own.\n\nPut audio with captions (kick.wav, kick.txt) into input/training and load a "
-    "-base model. 200 steps are a trial; the official guide suggests 1000. Stop and queue again: it goes on where it was. The curves: blue "
+    "-base model. 40 steps are a trial; the official guide suggests 1000. Stop and queue again: it goes on where it was. The curves: blue "
     "each step's own loss, red clips it trains on, green clips held out; when green rises, take an earlier file. Afterwards choose the "
     "file in SA3 LoRA Stack, on the post-trained model too.",
     "autoencoder_round_trip": "What the autoencoder alone does to a recording.\n\nChoose SAME-S, SAME-L or the demo. The result has the "
