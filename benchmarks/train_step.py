@@ -67,9 +67,11 @@ def main() -> None:
                 sys.exit(f"the loss became {float(value)}")
     trained = sum(p.numel() for p in parameters)
     most = torch.cuda.max_memory_allocated() / 1e6 if device.startswith("cuda") else base + peak.most
-    print(f"{options.family}-base, {options.kind} rank {options.rank}, {len(adapters.layers)} layers, {trained / 1e6:.1f} M trained, "
-          f"{options.seconds:g} s, batch {n}, {options.dtype}, {device}, {torch.get_num_threads()} threads, torch {torch.__version__}")  # fmt: skip
-    print(f"  step {statistics.median(times):.2f} s (fastest {min(times):.2f}), {min(used):.2f} s of processor time; memory {most:.0f} MB, of which the base {base:.0f} MB")
+    shape = f"{options.kind} rank {options.rank}, {len(adapters.layers)} layers, {trained / 1e6:.1f} M trained"
+    print(f"{options.family}-base, {shape}, {options.seconds:g} s, batch {n}, {options.dtype}, {device}, "
+          f"{torch.get_num_threads()} threads, torch {torch.__version__}")  # fmt: skip
+    print(f"  step {statistics.median(times):.2f} s (fastest {min(times):.2f}), {min(used):.2f} s of processor time; "
+          f"memory {most:.0f} MB, of which the base {base:.0f} MB")  # fmt: skip
 
 
 if __name__ == "__main__":
