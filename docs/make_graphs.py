@@ -37,11 +37,16 @@ NOTES = {
     "The splice turns the loop back so that it starts on the first beat, and reports the step at the wrap.",
     "extend": "Continue past the model's longest clip, window by window.\n\ncontext: seconds of the tail each window sees. An "
     "interrupted run keeps what is finished; queue again and it goes on.",
+    "train_lora": "Train a LoRA on sounds of your own.\n\nPut audio with captions (kick.wav, kick.txt) into input/training and load a "
+    "-base model. 40 steps are a trial; the official guide suggests 1000. Stop and queue again: it goes on where it was. The curves: blue "
+    "each step's own loss, red clips it trains on, green clips held out; when green rises, take an earlier file. Afterwards choose the "
+    "file in SA3 LoRA Stack, on the post-trained model too.",
     "autoencoder_round_trip": "What the autoencoder alone does to a recording.\n\nChoose SAME-S, SAME-L or the demo. The result has the "
     "recording's length at 44.1 kHz.",
 }
 # nodes that show more than their widgets
 ROOMY = {"SA3_PreviewBatch": (460, 470), "SA3_InpaintMask": (480, 460), "SA3_Continue": (480, 520)}
+ROOMY |= {"SA3_TrainLoRA": (420, 880), "PreviewImage": (420, 280)}
 STEADY = ("make_four_keep_one",)  # queued again for another choice, which must not sample again
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 COLUMN, ROW, GAP = 280, 24, 50

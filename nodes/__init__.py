@@ -10,8 +10,9 @@ from .output import NODES as OUTPUT
 from .preview import NODES as PREVIEW
 from .sampling import NODES as SAMPLING
 from .text import NODES as TEXT
+from .training import NODES as TRAINING
 
-NODES: list[type[io.ComfyNode]] = [*MODELS, *LORA, *TEXT, *LATENTS, *EDIT, *SAMPLING, *PREVIEW, *OUTPUT, *DOWNLOAD]
+NODES: list[type[io.ComfyNode]] = [*MODELS, *LORA, *TEXT, *LATENTS, *EDIT, *SAMPLING, *PREVIEW, *OUTPUT, *DOWNLOAD, *TRAINING]
 
 
 class Extension(ComfyExtension):

@@ -1,4 +1,7 @@
-"""Audio files: WAV by hand, FLAC through PyAV. Samples exact, or dithered where fewer bits must hold them; written whole or not at all."""
+"""Audio files: WAV by hand, FLAC through PyAV. Samples exact, or dithered where fewer bits must hold them; written whole or not at all.
+
+Reading is all PyAV's, whatever the format.
+"""
 
 import contextlib
 import itertools
@@ -195,3 +198,36 @@ def _write_flac(file, samples: Tensor, rate: int, fmt: Format, metadata: dict[st
             container.mux(stream.encode(None))
     except (av.FFmpegError, ValueError, OverflowError) as error:
         raise SA3Error(f"The FLAC encoder refused {channels} channels at {rate} Hz ({error}); save as WAV.") from error
+
+
+READABLE = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac", ".aif", ".aiff", ".wma")
+LONGEST = 4 * 3600  # seconds of a recording that is still read into memory
+
+
+def read(path: str | Path) -> tuple[Tensor, int]:
+    """Samples (C, N) in float32, full scale 1, and rate of an audio file's first sound track. Raises SA3Error that names the file."""
+    try:
+        import av
+    except ImportError as error:
+        raise SA3Error("Reading audio files needs the package 'av', which ComfyUI ships with; install it.") from error
+    try:
+        with av.open(str(path), metadata_errors="ignore") as container:
+            if not container.streams.audio:
+                raise SA3Error(f"{path} holds no sound; expected an audio file.")
+            stream = container.streams.audio[0]
+            rate, parts, samples = stream.rate, [], 0
+            planar = av.AudioResampler(format="fltp")
+            for frame in container.decode(stream):
+                for one in planar.resample(frame):
+                    parts.append(torch.from_numpy(one.to_ndarray()))  # (C, n)
+                    samples += one.samples
+                if samples > LONGEST * rate:
+                    raise SA3Error(f"{path} is longer than {LONGEST // 3600} hours; cut it into clips.")
+            parts += [torch.from_numpy(one.to_ndarray()) for one in planar.resample(None)]
+    except (av.FFmpegError, ValueError, OSError) as error:
+        raise SA3Error(f"{path} cannot be read as audio ({error}).") from error
+    if not parts:
+        raise SA3Error(f"{path} is empty: it holds no samples.")
+    if len({len(part) for part in parts}) != 1:
+        raise SA3Error(f"{path} changes its number of channels on the way; save it anew with one layout.")
+    return torch.cat(parts, dim=1), rate

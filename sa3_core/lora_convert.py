@@ -83,15 +83,9 @@ def _save(tensors: dict[str, Tensor], file: Path, metadata: dict[str, str] | Non
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file, metadata)
 
 
-def _native(lora: LoRA):
-    """Tensors in half precision, as the trainer writes them. The scale goes into B where it differs between layers."""
-    kinds = {adapter.kind for adapter in lora.layers.values()}
-    if len(kinds) > 1:
-        raise SA3Error(f"{lora.name} mixes adapter types ({', '.join(sorted(kinds))}); a native file has one for all its layers.")
-    core, rank = lora.needs_bases, lora.ranks[0]
-    scales = {adapter.scale for adapter in lora.layers.values()}
-    alike = len(scales) == 1 and len(lora.ranks) == 1
-    tensors = {}
+def native_tensors(lora: LoRA) -> dict[str, Tensor]:
+    """Under the trainer's names, in half precision as it writes them. The scale goes into B where it differs between layers."""
+    tensors, core, alike = {}, lora.needs_bases, _alike(lora)
     for layer, adapter in lora.layers.items():
         stem = f"{layer if layer.startswith('conditioners.') else f'model.{layer}'}.parametrizations.weight.0."
         update = adapter.up if alike else adapter.up.float() * adapter.scale
@@ -100,11 +94,24 @@ def _native(lora: LoRA):
         for suffix, values in (("_r", adapter.rows), ("_c", adapter.cols)):
             if values is not None:
                 tensors[f"{stem}magnitude{suffix if both else ''}"] = values
+    return {name: tensor.half() for name, tensor in tensors.items()}
+
+
+def _alike(lora: LoRA) -> bool:
+    return len({adapter.scale for adapter in lora.layers.values()}) == 1 and len(lora.ranks) == 1
+
+
+def _native(lora: LoRA):
+    kinds = {adapter.kind for adapter in lora.layers.values()}
+    if len(kinds) > 1:
+        raise SA3Error(f"{lora.name} mixes adapter types ({', '.join(sorted(kinds))}); a native file has one for all its layers.")
     config = {key: lora.config[key] for key in ("include", "exclude") if lora.config.get(key)}
-    config["adapter_type"] = kinds.pop() + ("-xs" if core else "")
-    config |= {"rank": rank, "alpha": scales.pop() * rank} if alike else {}
+    config["adapter_type"] = kinds.pop() + ("-xs" if lora.needs_bases else "")
+    if _alike(lora):
+        rank = lora.ranks[0]
+        config |= {"rank": rank, "alpha": next(iter(lora.layers.values())).scale * rank}
     config |= {"base_model": lora.base} if lora.base else {}
-    return {name: tensor.half() for name, tensor in tensors.items()}, {"lora_config": json.dumps(config)}, None
+    return native_tensors(lora), {"lora_config": json.dumps(config)}, None
 
 
 def _peft(lora: LoRA):

@@ -118,7 +118,7 @@ def from_tensors(path: Path, tensors: Mapping[str, Tensor], config: dict) -> LoR
     if native:
         layout, base = "native", config.get("base_model") or config.get("norm_base")
         scale_of = dict.fromkeys(grouped, (config.get("alpha"), None))
-        grouped = {name: group for name, group in grouped.items() if _selected(name, config)}
+        grouped = {name: group for name, group in grouped.items() if selected(name, config)}
     elif path.name == PEFT_FILE or any(name.startswith("base_model.") for name in tensors):
         layout, config = "peft", _peft_config(path, warnings)
         base = config.get("base_model_name_or_path")
@@ -262,7 +262,8 @@ def matches(layer: str, patterns: Iterable[str]) -> bool:
     return any(text in name for pattern in patterns if pattern.strip() for text in expand(pattern.strip()))
 
 
-def _selected(layer: str, config: dict) -> bool:
+def selected(layer: str, config: Mapping) -> bool:
+    """Whether the include and exclude lists of a `lora_config` leave a layer."""
     include, exclude = config.get("include"), config.get("exclude")
     include, exclude = ([one] if isinstance(one, str) else one for one in (include, exclude))
     return (include is None or matches(layer, include)) and not (exclude and matches(layer, exclude))

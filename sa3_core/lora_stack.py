@@ -193,7 +193,7 @@ class Stack:
             while len(cache) > KEPT_STATES:
                 del cache[next(iter(cache))]
         layers, own = cache[state]
-        with _beside(layers):
+        with beside(layers):
             return dit(x, t, own)
 
     def _adapted(self, dit: DiT, inputs: DiTInputs, state: tuple[float, ...], read):
@@ -210,7 +210,7 @@ class Stack:
             layers[name] = layer, compose(weight, active).to(dtype), None if bias is None else bias.to(dtype)
         if not layers:
             return [], inputs
-        with _beside(layers.values()):
+        with beside(layers.values()):
             return list(layers.values()), dit.refresh(inputs, layers)
 
 
@@ -219,7 +219,7 @@ def _read(layer: nn.Module, device) -> tuple[Tensor, Tensor | None]:
 
 
 @contextmanager
-def _beside(layers: Iterable[tuple[nn.Module, Form, Tensor | None]]):
+def beside(layers: Iterable[tuple[nn.Module, Form, Tensor | None]]):
     """Layers whose forward pass goes through a form, weights untouched."""
     layers = list(layers)
     before = [layer.__dict__.get("forward") for layer, *_ in layers]

@@ -143,7 +143,7 @@ def _seconds(picture: Tensor, duration: float) -> Tensor:
         minutes, rest = divmod(round(time), 60)
         text = f"{minutes}:{rest:02}" if duration >= 60 else f"{time:.4f}".rstrip("0").rstrip(".") + "s"
         x = round(time / duration * width)
-        picture = _write(picture, text, height - 1, x + 4)
+        picture = write(picture, text, height - 1, x + 4)
         picture[-6:, min(x, width - 1)] = 0.9
     return picture
 
@@ -156,13 +156,13 @@ def _hertz(picture: Tensor, rate: int, scale: str) -> Tensor:
         y = int((grid - hertz).abs().argmin())
         if hertz >= rate / 2 or y > last or y < 12:
             continue
-        picture = _write(picture, f"{hertz // 1000}k" if hertz >= 1000 else f"{hertz}", y + 6, 8)
+        picture = write(picture, f"{hertz // 1000}k" if hertz >= 1000 else f"{hertz}", y + 6, 8)
         picture[y, :5] = 0.9
         last = y - 26
     return picture
 
 
-def _write(picture: Tensor, text: str, bottom: int, left: int) -> Tensor:
+def write(picture: Tensor, text: str, bottom: int, left: int) -> Tensor:
     """Words with their lower left corner at (bottom, left), in double size on a darker ground; what does not fit is left out."""
     pixels = torch.cat([_glyph(one) for one in text], dim=1)[:, :-1].repeat_interleave(2, 0).repeat_interleave(2, 1)
     ground = F.pad(pixels, (2, 2, 2, 2)).to(picture)

@@ -32,15 +32,15 @@ class Progress:
         """From here on time counts for what is left: what came before, such as loading, says nothing about the speed."""
         self.started = time.monotonic()
 
-    def __call__(self, done: int, total: int, words: str = "", picture=None) -> None:
-        """words: in place of "<what> 3 of 8". picture: (format, PIL image, longest side), shown on the node."""
+    def __call__(self, done: int, total: int, words: str = "", picture=None, begun: int | None = None) -> None:
+        """words: in place of "<what> 3 of 8". picture: (format, PIL image, longest side), shown on the node. begun: done since `start`."""
         self.bar.update_absolute(done, total, picture)
         words = words or (self.what and f"{self.what} {done} of {total}")
         now = time.monotonic()
         taken = now - self.started
         if words and done < total and taken >= PATIENCE and now - self.told >= PAUSE:
             self.told = now
-            tell(f"{words}, {duration(taken / max(done, 1) * (total - done))} left")
+            tell(f"{words}, {duration(taken / max(done if begun is None else begun, 1) * (total - done))} left")
         check_interrupt()
 
     def part(self, index: int, count: int, name: str) -> Callable:

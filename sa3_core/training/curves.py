@@ -9,12 +9,17 @@ from pathlib import Path
 
 import torch
 
+from ..picture import write
+
 COLOURS = ((31, 119, 180), (214, 39, 40), (44, 160, 44), (148, 103, 189), (255, 127, 14), (23, 190, 207))
 WIDTH, HEIGHT, MARGIN = 800, 400, 12
 
 
-def write_curves(path: str | Path, steps: Sequence[int], curves: dict[str, Sequence[float]]) -> None:
-    """One line per curve on a logarithmic axis, white ground; the order of the colours is the order of `curves` (in the file's text)."""
+def draw_curves(steps: Sequence[int], curves: dict[str, Sequence[float]]) -> tuple[torch.Tensor, str]:
+    """One line per curve on a logarithmic axis, white ground, as an 8-bit picture (H, W, 3), and what its colours mean.
+
+    Numbers: the highest and lowest value at the left, the last step at the lower right. Points that are not finite are passed over.
+    """
     image = torch.full((HEIGHT, WIDTH, 3), 255, dtype=torch.uint8)
     values = [v for curve in curves.values() for v in curve if v > 0 and math.isfinite(v)]
     low, high = math.log10(min(values, default=0.1)), math.log10(max(values, default=1.0))
@@ -33,8 +38,28 @@ def write_curves(path: str | Path, steps: Sequence[int], curves: dict[str, Seque
             n = max(abs(x1 - x0), abs(y1 - y0), 1)
             for i in range(n + 1):
                 image[y0 + (y1 - y0) * i // n, x0 + (x1 - x0) * i // n] = torch.tensor(colour, dtype=torch.uint8)
+    labelled = image.float() / 255
+    for text, bottom, left in ((f"{10**high:.3g}", 20, 4), (f"{10**low:.3g}", HEIGHT - 2, 4), (f"{last}", HEIGHT - 2, WIDTH - 64)):
+        labelled = write(labelled, text, bottom, left)
     legend = "; ".join(f"{name}: rgb{colour}" for name, colour in zip(curves, COLOURS * (1 + len(curves) // 6), strict=False))
-    Path(path).write_bytes(png(image, {"Description": f"steps 0..{last}, log10 {low:.2f}..{high:.2f}. {legend}"}))
+    return (labelled * 255).round().to(torch.uint8), f"steps 0..{last}, log10 {low:.2f}..{high:.2f}. {legend}"
+
+
+def write_curves(path: str | Path, steps: Sequence[int], curves: dict[str, Sequence[float]]) -> None:
+    """`draw_curves` as a PNG file, what its colours mean in the file's text."""
+    image, text = draw_curves(steps, curves)
+    Path(path).write_bytes(png(image, {"Description": text}))
+
+
+def draw_history(history: Sequence[dict]) -> torch.Tensor:
+    """The records of a `loop.Trainer` as a picture (H, W, 3)."""
+    return draw_curves([row["step"] for row in history], by_name(history))[0]
+
+
+def by_name(history: Sequence[dict]) -> dict[str, list[float]]:
+    """The values of each term, nan where a record lacks it."""
+    names = [name for name in dict.fromkeys(name for row in reversed(history) for name in row) if name != "step"]
+    return {name: [row.get(name, math.nan) for row in history] for name in names}
 
 
 def png(image: torch.Tensor, text: dict[str, str] | None = None) -> bytes:

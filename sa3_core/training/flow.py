@@ -25,6 +25,7 @@ class FlowSettings:
 
     base_shift, max_shift: of logit(t), from min_length to max_length frames. silence: mean seconds of silence left behind the clip.
     context_weight: of the loss over given frames. prompt_dropout: chance that the whole cross-attention input is zero.
+    pairing: noises go to the items of a batch by optimal transport.
     """
 
     times: str = "trunc_logit_normal"
@@ -36,6 +37,7 @@ class FlowSettings:
     silence: float = 4.0
     context_weight: float = 1.0
     prompt_dropout: float = 0.1
+    pairing: bool = False
 
     def __post_init__(self):
         if self.times not in TIMES:
@@ -46,11 +48,15 @@ class FlowSettings:
 
 @dataclass(frozen=True)
 class Batch:
-    """latents (B, D, T), silence behind the clips; lengths: valid frames per item; condition: what the transformer is told."""
+    """latents (B, D, T), silence behind the clips; lengths: valid frames per item; condition: what the transformer is told.
+
+    effective: frames of the duration that each item is told, by which times are shifted; None = lengths.
+    """
 
     latents: Tensor
     lengths: Sequence[int]
     condition: Condition
+    effective: Sequence[int] | None = None
 
 
 def draw_times(name: str, n: int, generator: torch.Generator) -> Tensor:
@@ -115,14 +121,33 @@ def draw_given(lengths: Sequence[int], frames: int, chances: Sequence[float], ge
     return given
 
 
+def pair_noise(z: Tensor, noise: Tensor, rounds: int = 20) -> Tensor:
+    """The noises (B, ...) in the order in which they lie near the items of z, by entropic optimal transport (arXiv 2407.03648).
+
+    Sinkhorn on log P = -C / mean(C), C the squared distances; then each item in turn takes its likeliest noise that is left.
+    """
+    cost = torch.cdist(z.flatten(1).float(), noise.flatten(1).float()).square()
+    plan = -cost / cost.mean().clamp_min(1e-12)
+    for _ in range(rounds):
+        plan = plan - plan.logsumexp(1, keepdim=True)
+        plan = plan - plan.logsumexp(0, keepdim=True)
+    order, left = [], list(range(len(noise)))
+    for row in plan.tolist():
+        order.append(max(left, key=row.__getitem__))
+        left.remove(order[-1])
+    return noise[order]
+
+
 def loss(generator_net: Generator, batches: Callable[[torch.Generator], Batch], settings: FlowSettings, frame_rate: float) -> Callable:
     """The loss of one step for `loop.Trainer`. batches(generator) -> a Batch; frame_rate: latent frames per second."""
 
     def step_loss(step: int, generator: torch.Generator) -> dict[str, Tensor]:
         batch = batches(generator)
         z = batch.latents
-        t = shift_times(draw_times(settings.times, len(z), generator), batch.lengths, settings)
+        effective = batch.lengths if batch.effective is None else batch.effective
+        t = shift_times(draw_times(settings.times, len(z), generator), effective, settings)
         noise = torch.randn(z.shape, generator=generator).to(z)
+        noise = pair_noise(z, noise) if settings.pairing and len(z) > 1 else noise
         lengths = extend_lengths(batch.lengths, settings.silence * frame_rate, z.shape[-1], generator)
         given = draw_given(lengths, z.shape[-1], settings.masks, generator)
         kept = torch.rand(len(z), generator=generator) >= settings.prompt_dropout
@@ -143,7 +168,7 @@ def flow_loss(
     level, given = t.to(z)[:, None, None], given.to(device)
     x = (1 - level) * z + level * noise
     known = given[:, None].to(z)
-    local = torch.cat((known, known * z), dim=1)
+    local = torch.cat((known, known * z), dim=1).to(condition.cross_attn)
     cross = condition.cross_attn * kept.to(condition.cross_attn)[:, None, None]
     inputs = net.dit.prepare(cross, condition.global_cond, local, z.shape[-1], lengths)
     frames = inputs.frames
@@ -153,3 +178,19 @@ def flow_loss(
     main = ((error * generated).sum(1) / (generated.sum(1) + 1e-8)).mean()
     side = ((error * context).sum(1) / (context.sum(1) + 1e-8)).mean()
     return {"loss": main + context_weight * side, "generated": main, "context": side}
+
+
+LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
+
+
+@torch.no_grad()
+def fixed_loss(net: Generator, batch: Batch, seed: int, levels: Sequence[float] = LEVELS) -> dict[float, float]:
+    """The loss of a batch at each noise level, nothing given and every prompt seen; the same noise whenever it is asked."""
+    z, n = batch.latents, len(batch.latents)
+    noise = torch.randn(z.shape, generator=torch.Generator().manual_seed(seed)).to(z)
+    given, kept = torch.zeros(n, z.shape[-1], dtype=torch.bool), torch.ones(n, dtype=torch.bool)
+    found = {}
+    for level in levels:
+        terms = flow_loss(net, z, noise, torch.full((n,), level), batch.lengths, given, batch.condition, kept)
+        found[level] = float(terms["generated"])
+    return found

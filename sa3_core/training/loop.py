@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import SA3Error
-from .curves import write_curves
+from .curves import by_name, write_curves
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,9 @@ class Settings:
     clip: float = 1.0
     ema: float = 0.999
     record_every: int = 100
-    save_every: int = 500  # a multiple of record_every
+    save_every: int = 500
     seed: int = 0
+    loss_scale: float = 1.0  # of the backward pass, for networks in float16; a step whose gradients overflow is left out
 
     def rate(self, step: int) -> float:
         """Learning rate of step `step` (from 0)."""
@@ -59,24 +60,40 @@ class Trainer:
         self.optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=settings.lr, betas=settings.betas)
         self.average = {name: p.detach().clone() for name, p in parameters.items()} if settings.ema else {}
         self.step, self.history = 0, []
+        self.window: list[dict[str, float]] = []  # terms of the steps since the last record
         if (self.folder / "state.safetensors").is_file():
             self._load()
 
-    def run(self, loss: Loss, report: Callable[[int, dict], None] | None = None) -> None:
-        """Train to the last step. report(step, means since the last record)."""
-        window: list[dict[str, float]] = []
+    def run(
+        self,
+        loss: Loss,
+        report: Callable[[int, dict], None] | None = None,
+        measure: Callable[[], dict[str, float]] | None = None,
+        between: Callable[[int, dict], None] | None = None,
+    ) -> None:
+        """Train to the last step. report(step, means since the last record). measure(): more values for each record.
+
+        between(step, terms): after each step; when it raises, to stop the run, the state is saved first.
+        """
         while self.step < self.settings.steps:
             terms = self._one(loss)
-            window.append(terms)
+            self.window.append(terms)
             self.step += 1
             if self.step % self.settings.record_every == 0 or self.step == self.settings.steps:
-                means = {name: sum(t[name] for t in window) / len(window) for name in terms}
+                means = {name: sum(t[name] for t in self.window) / len(self.window) for name in terms}
+                means |= measure() if measure is not None else {}
                 self.history.append({"step": self.step, **means})
-                window = []
+                self.window = []
                 if report is not None:
                     report(self.step, means)
             if self.step % self.settings.save_every == 0 or self.step == self.settings.steps:
                 self.save()
+            if between is not None:
+                try:
+                    between(self.step, terms)
+                except BaseException:
+                    self.save()
+                    raise
 
     def _one(self, loss: Loss) -> dict[str, float]:
         generator = torch.Generator().manual_seed(self.settings.seed * 2**32 + self.step)
@@ -87,9 +104,15 @@ class Trainer:
         if not bool(torch.isfinite(value)):
             raise SA3Error(f"The loss became {float(value.detach())} at step {self.step}; resume from the last state with a lower rate.")
         self.optimizer.zero_grad(set_to_none=True)
-        value.backward()
-        torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.clip)
-        self.optimizer.step()
+        scale = self.settings.loss_scale
+        (value * scale).backward()
+        if scale != 1:
+            for p in self.parameters.values():
+                if p.grad is not None:
+                    p.grad.div_(scale)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.clip)
+        if scale == 1 or bool(torch.isfinite(norm)):
+            self.optimizer.step()
         # An average that starts at the start would remember it: the decay grows with the steps taken.
         decay = min(self.settings.ema, (self.step + 1) / (self.step + 10))
         with torch.no_grad():
@@ -112,22 +135,25 @@ class Trainer:
             tensors |= {f"{key}/{name}": value for key, value in self.optimizer.state[p].items() if isinstance(value, Tensor)}
         path = self.folder / "state.safetensors"
         # One key, because the order of several is not fixed and equal states shall be equal files.
-        note = json.dumps({"step": self.step, "history": self.history, "settings": repr(self.settings)})
+        note = json.dumps({"step": self.step, "history": self.history, "window": self.window, "settings": repr(self.settings)})
         save_file({name: t.contiguous() for name, t in tensors.items()}, f"{path}.part", {"state": note})
         os.replace(f"{path}.part", path)
         write_losses(self.folder / "losses.csv", self.history)
         if self.history:
-            names = [name for name in self.history[-1] if name != "step"]
-            write_curves(self.folder / "losses.png", [h["step"] for h in self.history], {n: [h[n] for h in self.history] for n in names})
+            write_curves(self.folder / "losses.png", [row["step"] for row in self.history], by_name(self.history))
 
     def _load(self) -> None:
         with safe_open(self.folder / "state.safetensors", "pt") as file:
             note, names = json.loads(file.metadata()["state"]), set(file.keys())
             if missing := [name for name in self.parameters if f"weight/{name}" not in names]:
                 raise SA3Error(f"{self.folder} holds the state of another network: '{missing[0]}' is missing. Train in an empty folder.")
-            self.step, self.history = note["step"], note["history"]
+            self.step, self.history, self.window = note["step"], note["history"], note.get("window", [])
             for name, p in self.parameters.items():
-                p.data.copy_(file.get_tensor(f"weight/{name}"))
+                weight = file.get_tensor(f"weight/{name}")
+                if weight.shape != p.shape:
+                    found, wanted = list(weight.shape), list(p.shape)
+                    raise SA3Error(f"{self.folder} holds the state of another network: '{name}' is {found}, expected {wanted}.")
+                p.data.copy_(weight)
                 keys = [key for key in ("step", "exp_avg", "exp_avg_sq") if f"{key}/{name}" in names]
                 self.optimizer.state[p] = {key: file.get_tensor(f"{key}/{name}") for key in keys}
             self.average = {name: file.get_tensor(f"average/{name}") for name in self.average}
@@ -136,5 +162,6 @@ class Trainer:
 def write_losses(path: Path, rows: Iterable[dict]) -> None:
     rows = list(rows)
     if rows:
-        lines = [",".join(rows[-1])] + [",".join(f"{row.get(name, ''):.6g}" for name in rows[-1]) for row in rows]
-        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        names = list(dict.fromkeys(name for row in reversed(rows) for name in row))
+        lines = [",".join(f"{row[name]:.6g}" if name in row else "" for name in names) for row in rows]
+        path.write_text("\n".join([",".join(names), *lines]) + "\n", encoding="utf-8")

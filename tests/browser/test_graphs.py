@@ -42,6 +42,12 @@ def comfy(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serv
         for node in read(API / file.name).values():
             if node["class_type"] == "LoadAudio":
                 write_tone(base / "input" / node["inputs"]["audio"])
+            if node["class_type"] == "SA3_TrainLoRA":
+                folder = base / "input" / node["inputs"]["folder"]
+                folder.mkdir(parents=True)
+                for i in range(2):
+                    write_tone(folder / f"{i}.wav", 1.0)
+                    (folder / f"{i}.txt").write_text("a low tone", encoding="utf-8")
             if node["class_type"] == "SA3_LoRAStack":
                 write_lora(base / "models" / "loras" / node["inputs"]["lora"], sa3_core.load("demo").module)
     with Server(tree, base, packs=[ROOT], frontend=True) as server:

@@ -9,6 +9,8 @@ import torch
 from core_support import randn
 from lora_support import write_lora
 
+from sa3_core.audio_files import write as write_audio
+
 HOSTILE = [
     "../escape", "../../escape", "/etc/passwd", "..\\..\\escape", "C:\\escape", "a/../../escape", "....//escape", "~/escape", "a\0b",
     "..", ".", "file:///etc/passwd", "//host/share/x", "..%2f..%2fescape", "\u202eescape",
@@ -16,14 +18,16 @@ HOSTILE = [
 READ = {  # inputs that name a file to read
     ("SA3_ModelLoader", "file"), ("SA3_ModelLoader", "text_encoder"), ("SA3_ModelLoader", "model"), ("SA3_AutoencoderLoader", "file"),
     ("SA3_AutoencoderLoader", "autoencoder"), ("SA3_LoRAStack", "lora"), ("SA3_LoRAInfo", "lora"), ("SA3_LoRAConvert", "lora"),
-    ("SA3_Download", "model"), ("SA3_Download", "source"),
+    ("SA3_Download", "model"), ("SA3_Download", "source"), ("SA3_TrainLoRA", "folder"),
 }  # fmt: skip
-WRITTEN = {("SA3_LoRAConvert", "name"), ("SA3_LoRAMerge", "name"), ("SA3_SaveAudio", "filename_prefix")}  # inputs that name a file to write
+WRITTEN = {  # inputs that name a file to write
+    ("SA3_LoRAConvert", "name"), ("SA3_LoRAMerge", "name"), ("SA3_SaveAudio", "filename_prefix"), ("SA3_TrainLoRA", "name"),
+}  # fmt: skip
 # Choices and texts that never come near a file system.
 WORDS = {
     "dtype", "objective", "skip_layers", "mode", "format", "text", "track_type", "genre", "instruments", "mood", "key", "extra",
     "rewritten", "answer", "normalize", "limit", "scale", "preview", "seconds_per_item", "more_channels", "noise", "regions", "side",
-    "kind", "sampler", "run_info", "keep",
+    "kind", "sampler", "run_info", "keep", "include", "exclude", "prompt",
 }  # fmt: skip
 
 
@@ -57,7 +61,8 @@ def test_reading(sa3, load, comfy, base_directory, name):
     write_lora(base_directory / "escape.safetensors", one.model.model.diffusion_model)  # what a traversal would reach
     for suffix in ("", ".safetensors"):
         for node, key in sorted(READ):
-            inputs = {"SA3_LoRAStack": {"model": one.model}, "SA3_Download": {"confirm": True}}.get(node, {})
+            whole = {"model": one.model, "clip": one.clip, "vae": one.vae}
+            inputs = {"SA3_LoRAStack": {"model": one.model}, "SA3_Download": {"confirm": True}, "SA3_TrainLoRA": whole}.get(node, {})
             with pytest.raises(sa3.SA3Error):
                 sa3.run(node, **inputs, **{key: name + suffix})
 
@@ -72,10 +77,19 @@ def test_writing(sa3, load, comfy, base_directory, name):
     audio = {"waveform": randn(1, 2, 500) * 0.1, "sample_rate": 44100}
     inside = [Path(folder) for folder in (comfy.folder_paths.get_output_directory(), *comfy.folder_paths.get_folder_paths("loras"))]
     inside += [Path(folder) for folder in comfy.folder_paths.get_folder_paths("checkpoints")]
+    training = base_directory / "input" / "training"
+    training.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        write_audio(training / "a.wav", randn(2, 20_000).clamp(-1, 1), 44100, "wav16")
+    (training / "a.txt").write_text("a sound")
+    inside.append(training)
+    base = load("small-base")
+    trained = {"model": base.model, "clip": base.clip, "vae": base.vae, "steps": 1, "rank": 1, "preview_seconds": 0.5, "include": "ff.ff.2"}
     before = files(base_directory)
     attempts = [
         ("SA3_LoRAConvert", {"lora": lora, "name": name}),
         ("SA3_LoRAMerge", {"model": stacked, "name": name}),
+        ("SA3_TrainLoRA", {**trained, "name": name}),
         ("SA3_SaveAudio", {"audio": audio, "filename_prefix": name}),
         ("SA3_SaveAudio", {"audio": audio, "filename_prefix": f"x/{name}/y"}),
     ]

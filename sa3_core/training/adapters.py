@@ -1,0 +1,173 @@
+"""Adapters of all eight types while they are trained: float32 parameters over a frozen network, in the algebra of `sa3_core.lora`."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import SA3Error
+from ..lora import EPS, TYPES, Adapter, Form, adapter_of
+from ..lora_convert import native_tensors
+from ..lora_files import LoRA, selected
+from ..lora_stack import beside, targets
+
+Bases = Callable[[str, int], tuple[Tensor, Tensor]]  # (layer, rank) -> U (out, rank), V (in, rank)
+
+
+class Product(torch.autograd.Function):
+    """W x of a frozen weight (out, in), in float32: nothing but the weight as it is stored is kept for the backward pass.
+
+    transposed: W^T x. squared: of the squares of the weight's entries.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, transposed: bool, squared: bool) -> Tensor:
+        ctx.weight, ctx.transposed, ctx.squared = weight, transposed, squared
+        return Product._matrix(weight, transposed, squared) @ x
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        return Product._matrix(ctx.weight, not ctx.transposed, ctx.squared) @ gradient, None, None, None
+
+    @staticmethod
+    def _matrix(weight: Tensor, transposed: bool, squared: bool) -> Tensor:
+        w = weight.float()
+        w = w.square() if squared else w
+        return w.T if transposed else w
+
+
+def norms(weight: Tensor, up: Tensor, down: Tensor, squares: Tensor, transposed: bool = False, scale: Tensor | None = None) -> Tensor:
+    """Norms of the rows of V = W + up down (transposed: of its columns) without making V; scale: V's rows are multiplied by it first.
+
+    |V_i|^2 = |W_i|^2 + 2 up_i . (W down^T)_i + up_i (down down^T) up_i^T. squares: |W_i|^2, of the scaled W.
+    """
+    left, right = (down.T, up) if transposed else (up, down.T)
+    right = right if scale is None else scale[:, None] * right
+    inner = right.T @ right
+    crossed = Product.apply(right if scale is None else scale[:, None] * right, weight, transposed, False)
+    return (squares + 2 * (left * crossed).sum(1) + ((left @ inner) * left).sum(1)).clamp_min(1e-24).sqrt()
+
+
+class TrainedLayer(nn.Module):
+    """The adapter of one layer, parameters under the native format's names; it starts as no change at all.
+
+    A is uniform as Kaiming's rule with a = sqrt 5 has it, B and the core M of an -xs adapter are zero, magnitudes are the norms.
+    """
+
+    def __init__(self, layer: nn.Module, kind: str, rank: int, alpha: float, bases: tuple[Tensor, Tensor] | None, generator):
+        super().__init__()
+        self.kind, self.rank, self.alpha, self.target = kind, rank, alpha, [layer]  # in a list, so that it is no part of this module
+        weight = layer.weight.detach().flatten(1).float()
+        out, inner = weight.shape
+        if bases is None:
+            bound = inner**-0.5
+            made = {"lora_A": torch.empty(rank, inner).uniform_(-bound, bound, generator=generator), "lora_B": torch.zeros(out, rank)}
+        else:
+            made = {"M_xs": torch.zeros(rank, rank)}
+            for name, basis in zip("UV", bases, strict=True):
+                self.register_buffer(name, basis[:, :rank].float().to(weight.device), persistent=False)
+        axes, squares = TYPES[kind], {"r": weight.square().sum(1), "c": weight.square().sum(0)}
+        if axes == "rc":  # columns act on what the rows have left, which at the start is the weight
+            squares["c"] = Product.apply(torch.ones_like(weight[:, 0]), layer.weight.detach().flatten(1), True, True)
+        for axis in axes:
+            made[f"magnitude_{axis}" if len(axes) == 2 else "magnitude"] = squares[axis].clamp_min(1e-24).sqrt()
+            self.register_buffer(f"squares_{axis}", squares[axis], persistent=False)
+        for name, value in made.items():
+            self.register_parameter(name, nn.Parameter(value.to(weight.device)))
+
+    def bases(self) -> dict[str, Tensor]:
+        """U and V of an -xs adapter."""
+        return {name: basis for name, basis in self.named_buffers() if name in ("U", "V")}
+
+    def adapter(self, complete: bool = True) -> Adapter:
+        """As inference has it. complete: an -xs one with its bases."""
+        return adapter_of(self.kind, dict(self.named_parameters()) | (self.bases() if complete else {}), self.alpha, self.rank)
+
+    def form(self) -> Form:
+        """What the layer computes now, differentiable: `Adapter.on`, with the norms in closed form."""
+        weight, adapter, rows = self.target[0].weight.detach().flatten(1), self.adapter(), None
+        up, down = adapter.up * adapter.scale, adapter.down
+        form = Form().plus(up, down)
+        if adapter.rows is not None:
+            rows = adapter.rows / (norms(weight, up, down, self.squares_r) + EPS)
+            form = form.scaled(rows=rows)
+        if adapter.cols is not None:
+            squares = self.squares_c if rows is None else Product.apply(rows.square(), weight, True, True)
+            form = form.scaled(cols=adapter.cols / (norms(weight, up, down, squares, True, rows) + EPS))
+        return form
+
+
+class Adapters(nn.Module):
+    """Adapters on every Linear and Conv1d of a Generator, and on its seconds embedder, that the lists leave.
+
+    include, exclude: parts of layer names, [a-b] for numbers; nothing included = all. bases: for -xs kinds.
+    """
+
+    def __init__(
+        self, net: nn.Module, kind: str = "dora-rows", rank: int = 16, alpha: float | None = None, include: Sequence[str] = (),
+        exclude: Sequence[str] = (), seed: int = 0, bases: Bases | None = None, progress: Callable[[int, int], None] | None = None,
+    ):  # fmt: skip
+        super().__init__()
+        if kind not in TYPES:
+            raise SA3Error(f"The adapter type is '{kind}'; expected one of {', '.join(TYPES)}.")
+        if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
+            raise SA3Error(f"The rank is {rank}; expected a whole number of at least 1.")
+        alpha = float(rank if alpha is None else alpha)
+        if not 0 < alpha < 1e6:
+            raise SA3Error(f"alpha is {alpha:g}; expected more than 0.")
+        self.config = {
+            "rank": rank, "alpha": alpha, "adapter_type": kind, "dropout": 0.0, "include": list(include) or None,
+            "exclude": list(exclude) or None,
+        }  # fmt: skip
+        layers = {name: layer for name, layer in targets(net).items() if selected(name, self.config)}
+        if not layers:
+            raise SA3Error(
+                f"include '{', '.join(include)}' and exclude '{', '.join(exclude)}' leave no layer; "
+                f"the model has layers such as '{next(iter(targets(net)))}'."
+            )
+        generator = torch.Generator().manual_seed(seed)
+        self.layers: dict[str, TrainedLayer] = {}
+        for done, (name, layer) in enumerate(layers.items(), 1):
+            smaller = min(layer.weight.shape[0], layer.weight.flatten(1).shape[1])
+            if kind.endswith("-xs") and rank > smaller:
+                raise SA3Error(f"The rank is {rank}, but the layer '{name}' has only {smaller} singular vectors; use exclude or less.")
+            pair = bases(name, rank) if kind.endswith("-xs") else None
+            self.layers[name] = TrainedLayer(layer, kind, rank, alpha, pair, generator)
+            if pair is not None and progress is not None:
+                progress(done, len(layers))
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """Every parameter by layer and native name."""
+        return {f"{name}.{key}": p for name, layer in self.layers.items() for key, p in layer.named_parameters()}
+
+    def svd_bases(self) -> dict[str, Tensor]:
+        """U and V of -xs adapters, as `lora_files.read_bases` reads them."""
+        return {f"{name}.weight.{key}": basis for name, layer in self.layers.items() for key, basis in layer.bases().items()}
+
+    @contextlib.contextmanager
+    def active(self) -> Iterator[None]:
+        """The network with the adapters as they are now; its weights stay untouched."""
+        rows = []
+        for layer in self.layers.values():
+            target = layer.target[0]
+            form = layer.form()
+            rows.append((target, form.to(target.weight.dtype), target.bias))
+        with beside(rows):
+            yield
+
+    def lora(self, path: Path, base: str, more: dict | None = None) -> LoRA:
+        """As a file of this name would be read. more: what else its `lora_config` says."""
+        layers = {name: layer.adapter(complete=False) for name, layer in self.layers.items()}
+        layers = {name: replace(a, **{k: _detached(v) for k, v in vars(a).items() if isinstance(v, Tensor)}) for name, a in layers.items()}
+        return LoRA(path, "native", self.config["adapter_type"], layers, base, {**self.config, "base_model": base, **(more or {})})
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The native file's tensors."""
+        return native_tensors(self.lora(Path("trained.safetensors"), ""))
+
+
+def _detached(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu()
