@@ -1,6 +1,6 @@
 """Trains the demo model, assets/demo, from nothing: a synthetic corpus, a small SAME, a small transformer with its own text encoder.
 
-    python assets/make_demo.py --work FOLDER              # all stages; about two hours on two CPU cores
+    python assets/make_demo.py --work FOLDER              # all stages; about three hours on two CPU cores
     python assets/make_demo.py --work FOLDER --stage pack  # one stage: autoencoder, latents, transformer, pack
 
 Every stage resumes from what FOLDER holds. Same machine, threads and versions: same bytes. --compile needs a C++ compiler and makes
