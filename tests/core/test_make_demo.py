@@ -24,8 +24,14 @@ def recipe(monkeypatch):
     monkeypatch.setattr(module, "CLIPS", 12)
     monkeypatch.setattr(module, "WAVEFORM", (short, autoencoder.Weights()))
     monkeypatch.setattr(module, "TEXTURE", (short, autoencoder.Weights(spectral=0.5, spectral_from=-1, spectral_full=0, saturating=True)))
-    monkeypatch.setattr(module, "TRANSFORMER", short)
-    monkeypatch.setattr(module, "WINDOWS", {"short": (32, 1.0, 1.4, 4, 2, 0.5), "long": (48, 1.5, 2.0, 4, 2, 0.5)})
+    monkeypatch.setattr(module, "TRANSFORMER", (short, {"short": 0.5, "long": 0.5}))
+    monkeypatch.setattr(module, "RHYTHM", (short, {"short": 0.5, "beats": 0.5}))
+    windows = {
+        "short": module.Window(32, (1.0, 1.4), 4, 2),
+        "long": module.Window(48, (1.5, 2.0), 4, 2),
+        "beats": module.Window(32, (1.0, 1.4), 4, 2, ("kick", "beep"), 0.8),
+    }
+    monkeypatch.setattr(module, "WINDOWS", windows)
     return module
 
 
@@ -39,7 +45,7 @@ def test_one_command_goes_from_nothing_to_a_model_that_generates(recipe, monkeyp
     model = sa3_core.load(tmp_path / "out")
     (clip,) = model.generate("a low tone", duration=0.5, steps=2, padding=0.0).audio
     assert clip.shape == (2, 22050) and bool(torch.isfinite(clip).all())
-    assert {path.name for path in (tmp_path / "out").iterdir()} >= {"waveform.png", "texture.png", "transformer.png"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} >= {"waveform.png", "texture.png", "transformer.png", "rhythm.png"}
 
     again = tmp_path / "again"
     make(recipe, monkeypatch, "--work", tmp_path / "work", "--out", again)  # everything is there: nothing is trained twice
