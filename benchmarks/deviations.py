@@ -20,16 +20,12 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT))
 
 import sa3_core  # noqa: E402
+from benchmarks.measure import relative  # noqa: E402
 from sa3_core import dit, schedule, timeline  # noqa: E402
 from sa3_core.layers import expo_features  # noqa: E402
 
 DATA = ROOT / "tests" / "data"
 FAMILIES = ("small", "medium")
-
-
-def relative(a: Tensor, b: Tensor) -> float:
-    """||a - b|| / ||b||"""
-    return float((a.double() - b.double()).norm() / b.double().norm())
 
 
 def load(family: str) -> sa3_core.Model:

@@ -19,13 +19,13 @@ sys.path.append(str(ROOT))
 
 import json  # noqa: E402
 
+from benchmarks.measure import DTYPES  # noqa: E402
 from sa3_core.lora import TYPES, Adapter, apply_stack  # noqa: E402
 from sa3_core.lora_files import SECONDS, LoRA  # noqa: E402
 from sa3_core.lora_stack import Row, Stack, targets  # noqa: E402
 from sa3_core.network import build  # noqa: E402
 
 RELEASES = {"small": "small-music", "medium": "medium"}
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def random_release(family: str, device: str, dtype: torch.dtype) -> torch.nn.Module:

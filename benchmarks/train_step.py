@@ -7,9 +7,9 @@ held.
 """
 
 import argparse
+import functools
 import statistics
 import sys
-import time
 from pathlib import Path
 
 import torch
@@ -17,8 +17,8 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT))
 
-from benchmarks.lora import DTYPES, RELEASES, random_release  # noqa: E402
-from benchmarks.memory import Peak  # noqa: E402
+from benchmarks.lora import RELEASES, clock, random_release  # noqa: E402
+from benchmarks.measure import DTYPES, Peak  # noqa: E402
 from sa3_core.training import flow  # noqa: E402
 from sa3_core.training.adapters import Adapters  # noqa: E402
 
@@ -43,7 +43,6 @@ def main() -> None:
     base = sum(p.numel() * p.element_size() for p in net.parameters()) / 1e6
     rows = torch.randn(n, 257, config.conditioning.cond_dim).to(device, dtype)
     z = torch.randn(n, config.dit.io_channels, frames, device=device)
-    times, used = [], []
     with Peak() as peak:
         adapters = Adapters(net, options.kind, options.rank)
         parameters = list(adapters.trained().values())
@@ -54,19 +53,20 @@ def main() -> None:
             return flow.Batch(z, [frames] * n, condition)
 
         loss = flow.loss(net, batch, flow.FlowSettings(pairing=True), 44100 / config.same.samples_per_frame)
-        for step in range(options.steps):
-            start, before = time.perf_counter(), time.process_time()
+
+        def train(step: int) -> None:
             with adapters.active():
                 value = loss(step, torch.Generator().manual_seed(step))["loss"]
             optimizer.zero_grad()
             value.backward()
             optimizer.step()
-            times.append(time.perf_counter() - start)
-            used.append(time.process_time() - before)
             if not bool(torch.isfinite(value)):
                 sys.exit(f"the loss became {float(value)}")
+
+        measured = [clock(functools.partial(train, step), device) for step in range(options.steps)]
+    times, used = zip(*measured, strict=True)
     trained = sum(p.numel() for p in parameters)
-    most = torch.cuda.max_memory_allocated() / 1e6 if device.startswith("cuda") else base + peak.most
+    most = torch.cuda.max_memory_allocated() / 1e6 if device.startswith("cuda") else base + peak.extra / 1e6
     shape = f"{options.kind} rank {options.rank}, {len(adapters.layers)} layers, {trained / 1e6:.1f} M trained"
     print(f"{options.family}-base, {shape}, {options.seconds:g} s, batch {n}, {options.dtype}, {device}, "
           f"{torch.get_num_threads()} threads, torch {torch.__version__}")  # fmt: skip

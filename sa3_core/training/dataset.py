@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .. import audio_files
-from ..audio import to_model
+from ..audio import check_finite, to_model
 from ..checkpoint import TensorFile, sha256
 from ..config import ModelConfig
 from ..errors import SA3Error
@@ -164,8 +164,7 @@ def _from_table(table: Path, folder: Path) -> dict[Path, str]:
 def read_clip(path: Path, config: ModelConfig) -> Tensor:
     """Audio (channels, N) at the model's rate, within full scale. Channels beyond the model's are dropped."""
     waveform, rate = audio_files.read(path)
-    if not bool(torch.isfinite(waveform).all()):
-        raise SA3Error(f"{path} contains NaN or infinite samples.")
+    check_finite(str(path), waveform)
     channels = config.same.audio_channels
     seconds, peak = waveform.shape[-1] / rate, float(waveform.abs().max())
     if seconds < SHORTEST:

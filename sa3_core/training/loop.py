@@ -15,6 +15,8 @@ from torch import Tensor
 from ..errors import SA3Error
 from .curves import by_name, write_curves
 
+STATE = "state.safetensors"  # in the folder of a run
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -61,7 +63,7 @@ class Trainer:
         self.average = {name: p.detach().clone() for name, p in parameters.items()} if settings.ema else {}
         self.step, self.history = 0, []
         self.window: list[dict[str, float]] = []  # terms of the steps since the last record
-        if (self.folder / "state.safetensors").is_file():
+        if (self.folder / STATE).is_file():
             self._load()
 
     def run(
@@ -133,7 +135,7 @@ class Trainer:
         tensors |= {f"average/{name}": mean for name, mean in self.average.items()}
         for name, p in self.parameters.items():
             tensors |= {f"{key}/{name}": value for key, value in self.optimizer.state[p].items() if isinstance(value, Tensor)}
-        path = self.folder / "state.safetensors"
+        path = self.folder / STATE
         # One key, because the order of several is not fixed and equal states shall be equal files.
         note = json.dumps({"step": self.step, "history": self.history, "window": self.window, "settings": repr(self.settings)})
         save_file({name: t.contiguous() for name, t in tensors.items()}, f"{path}.part", {"state": note})
@@ -143,7 +145,7 @@ class Trainer:
             write_curves(self.folder / "losses.png", [row["step"] for row in self.history], by_name(self.history))
 
     def _load(self) -> None:
-        with safe_open(self.folder / "state.safetensors", "pt") as file:
+        with safe_open(self.folder / STATE, "pt") as file:
             note, names = json.loads(file.metadata()["state"]), set(file.keys())
             if missing := [name for name in self.parameters if f"weight/{name}" not in names]:
                 raise SA3Error(f"{self.folder} holds the state of another network: '{missing[0]}' is missing. Train in an empty folder.")
@@ -162,6 +164,6 @@ class Trainer:
 def write_losses(path: Path, rows: Iterable[dict]) -> None:
     rows = list(rows)
     if rows:
-        names = list(dict.fromkeys(name for row in reversed(rows) for name in row))
+        names = ["step", *by_name(rows)]
         lines = [",".join(f"{row[name]:.6g}" if name in row else "" for name in names) for row in rows]
         path.write_text("\n".join([",".join(names), *lines]) + "\n", encoding="utf-8")

@@ -31,10 +31,9 @@ from .adapters import Adapters
 from .base import DTYPES, Source, load_base, sample
 from .flow import Batch, FlowSettings, fixed_loss
 from .flow import loss as flow_loss
-from .loop import Settings, Trainer
+from .loop import STATE, Settings, Trainer
 
 RECORD_EVERY, MEASURE_EVERY, PROBES = 20, 100, 4  # steps; clips of each side of the split that the fixed losses are measured on
-STATE = "state.safetensors"
 FLOW = FlowSettings(pairing=True)
 
 
