@@ -1,10 +1,11 @@
-"""Trains the demo model, assets/demo, from nothing: a synthetic corpus, a small SAME, a small transformer with its own text encoder.
+"""Trains the demo models from nothing but a synthetic corpus, one after the other.
 
-    python assets/make_demo.py --work FOLDER              # all stages; about three hours on two CPU cores
-    python assets/make_demo.py --work FOLDER --stage pack  # one stage: autoencoder, latents, transformer, pack
+    python assets/make_demo.py --work FOLDER                            # both that are shipped; some six hours of two CPU cores
+    python assets/make_demo.py --work FOLDER --model demo --stage pack  # one model, one of its stages
 
-Every stage resumes from what FOLDER holds. Same machine, threads and versions: same bytes. --compile needs a C++ compiler and makes
-the transformer's stage about twice as fast; its rounding differs from the run without it.
+demo: the small family. demo-medium: the medium family, begun from demo. demo-post-trained: demo made to sample in 8 steps; not shipped,
+because it keeps time and continues worse than its base.
+Every stage resumes from what FOLDER holds. Same machine, threads and versions: same bytes.
 """
 
 import argparse
@@ -13,83 +14,35 @@ import functools
 import json
 import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.append(str(ROOT))
+sys.path += [str(ROOT), str(ROOT / "assets")]
+
+import demo_config  # noqa: E402
+from demo_config import FRAME, SPECIALS, VOCABULARY  # noqa: E402
 
 import sa3_core  # noqa: E402
 from sa3_core import build  # noqa: E402
 from sa3_core.conditioning import Condition  # noqa: E402
 from sa3_core.config import parse  # noqa: E402
+from sa3_core.guidance import Guidance  # noqa: E402
 from sa3_core.network import Generator  # noqa: E402
 from sa3_core.same import SAME  # noqa: E402
 from sa3_core.text_encoder import config_from  # noqa: E402
-from sa3_core.training import autoencoder, corpus, flow  # noqa: E402
+from sa3_core.training import autoencoder, corpus, distil, flow, measures  # noqa: E402
 from sa3_core.training.loop import Settings, Trainer  # noqa: E402
-
-LATENTS, WIDTH, PATCH, STRIDE = 128, 192, 1024, 2
-FRAME = PATCH * STRIDE
-COND, TOKENS = 64, 32
-SIDE = {
-    "channels": WIDTH, "c_mults": [1], "strides": [STRIDE], "latent_dim": LATENTS, "transformer_depths": [1], "differential": True,
-    "dim_heads": LATENTS // STRIDE, "variable_stride": True, "dyt": True, "chunk_size": 32, "chunk_midpoint_shift": True,
-}  # fmt: skip
-CONFIG = {
-    "model_type": "diffusion_cond_inpaint", "sample_size": 5292032, "sample_rate": 44100, "audio_channels": 2,
-    "model": {
-        "pretransform": {"type": "autoencoder", "config": {
-            "pretransform": {"type": "patched", "config": {"patch_size": PATCH, "channels": 2}},
-            "encoder": {"type": "taae_v2", "config": {**SIDE, "in_channels": 2 * PATCH, "mask_noise": 0.0}},
-            "decoder": {"type": "taae_v2", "config": {
-                **SIDE, "transformer_depths": [2], "out_channels": 2 * PATCH, "conv_mapping": True, "mask_noise": 0.01}},
-            "bottleneck": {"type": "softnorm", "config": {"dim": LATENTS, "noise_regularize": True, "auto_scale": True, "freeze": True}},
-            "latent_dim": LATENTS, "downsampling_ratio": FRAME, "io_channels": 2,
-        }},
-        "conditioning": {"cond_dim": COND, "configs": [
-            {"id": "prompt", "type": "t5gemma", "config": {
-                "max_length": TOKENS, "padding_mode": "learned", "repo_id": "demo", "subfolder": "t5gemma-b-b-ul2"}},
-            {"id": "seconds_total", "type": "number", "config": {"min_val": 0, "max_val": 384, "fourier_features_type": "expo"}},
-        ]},
-        "diffusion": {
-            "type": "dit", "diffusion_objective": "rectified_flow", "cross_attention_cond_ids": ["prompt", "seconds_total"],
-            "global_cond_ids": ["seconds_total"], "local_add_cond_ids": ["inpaint_mask", "inpaint_masked_input"],
-            "use_effective_length_for_schedule": True, "mask_padding_attention": True,
-            "config": {
-                "io_channels": LATENTS, "embed_dim": WIDTH, "depth": 6, "num_heads": 6, "cond_token_dim": COND, "global_cond_dim": COND,
-                "local_add_cond_dim": LATENTS + 1, "global_cond_type": "adaLN", "timestep_features_type": "expo",
-                "attn_kwargs": {"qk_norm": "rms"}, "norm_type": "rms_norm", "norm_kwargs": {"force_fp32": True},
-                "ff_kwargs": {"mult": 2.0}, "num_memory_tokens": 8},
-        },
-        "io_channels": LATENTS,
-    },
-}  # fmt: skip
-SPECIALS = ["<pad>", "<eos>", "<bos>", "<unk>"]
-VOCABULARY = [*SPECIALS, *corpus.vocabulary()]
-ENCODER = {
-    "hidden_size": COND, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 32,
-    "intermediate_size": 128, "hidden_activation": "gelu_pytorch_tanh", "attn_logit_softcapping": 50.0, "query_pre_attn_scalar": 32,
-    "rms_norm_eps": 1e-6, "sliding_window": 4096, "layer_types": ["sliding_attention", "full_attention"],
-    "vocab_size": len(VOCABULARY), "max_position_embeddings": 512, "pad_token_id": 0, "model_type": "t5_gemma_module",
-    "dropout_rate": 0.0, "attention_dropout": 0.0,
-}  # fmt: skip
-TEXT = {"model_type": "t5gemma", "is_encoder_decoder": True, "vocab_size": len(VOCABULARY), "encoder": ENCODER, "decoder": ENCODER}
 
 SEED = 0
 CLIPS = 6000  # of 2.2 s, for the autoencoder
 CROP = 16 * FRAME  # samples; what the chunked attention of this SAME sees at once
-# The waveform first; then, for a shorter time, textures: what cannot be coded is made up with the right spectrum.
-WAVEFORM = Settings(steps=9_000, lr=1.5e-3, warmup=200), autoencoder.Weights()
-TEXTURE = Settings(steps=2_500, lr=6e-4, warmup=100), autoencoder.Weights(spectral=0.5, spectral_from=-1, spectral_full=0, saturating=True)
-# Each phase of the transformer draws its batches from the windows with these chances; the second hears rhythms and beeps more often.
-TRANSFORMER = Settings(steps=5_500, lr=1e-3, warmup=200), {"short": 0.75, "long": 0.25}
-RHYTHM = Settings(steps=9_000, lr=8e-4, warmup=200), {"short": 0.3, "long": 0.15, "beats": 0.55}
 FLOW = flow.FlowSettings(masks=(0.15, 0.65, 0.2))
 UNKNOWN = 0.02  # of the words are hidden in training, so that a word outside the vocabulary changes little
 
@@ -115,37 +68,105 @@ WINDOWS = {
 }
 
 
-def tokenizer() -> dict:
-    """Words as tokens, in lower case; commas stand alone."""
-    special = [
-        {"id": i, "content": name, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-        for i, name in enumerate(SPECIALS)
-    ]
-    return {
-        "version": "1.0", "truncation": None, "padding": None, "added_tokens": special, "normalizer": {"type": "Lowercase"},
-        "pre_tokenizer": {"type": "Whitespace"}, "post_processor": None, "decoder": None,
-        "model": {"type": "WordLevel", "vocab": {word: i for i, word in enumerate(VOCABULARY)}, "unk_token": "<unk>"},
-    }  # fmt: skip
+@dataclass(frozen=True)
+class Base:
+    """How a base model is trained. before: the demo it begins from, None = from nothing. Phases by name, with the settings of each.
+
+    same: the waveform first; then, for a shorter time, textures: what cannot be coded is made up with the right spectrum. transformer:
+    with the chances of the windows from which batches are drawn; the later phases hear rhythms and beeps more often.
+    """
+
+    family: str
+    before: str | None
+    same: dict[str, tuple[Settings, autoencoder.Weights]]
+    transformer: dict[str, tuple[Settings, dict[str, float]]]
 
 
-def train_autoencoder(work: Path, before: sa3_core.Model | None = None) -> SAME:
-    """Two phases over 8 crops of 0.74 s a step. before: the model whose weights are trained on."""
-    same, bank = build(autoencoder_config(), device="cpu", dtype=torch.float32), None
-    for phase, (settings, weights) in {"waveform": WAVEFORM, "texture": TEXTURE}.items():
-        trainer = Trainer(dict(same.named_parameters()), settings, work / phase)
+DECODER = "decoder"  # the phase that leaves the encoder, and so the latents, as they are
+TEXTURES = autoencoder.Weights(spectral=0.5, spectral_from=-1, spectral_full=0, saturating=True)
+BASES = {
+    "demo": Base(
+        "small",
+        None,
+        {"waveform": (Settings(steps=9_000, lr=1.5e-3, warmup=200), autoencoder.Weights()),
+         "texture": (Settings(steps=2_500, lr=6e-4, warmup=100), TEXTURES)},
+        {"transformer": (Settings(steps=5_500, lr=1e-3, warmup=200), {"short": 0.75, "long": 0.25}),
+         "rhythm": (Settings(steps=9_000, lr=8e-4, warmup=200), {"short": 0.3, "long": 0.15, "beats": 0.55}),
+         "steady": (Settings(steps=3_700, lr=6e-4, warmup=200), {"short": 0.25, "long": 0.1, "beats": 0.65})},
+    ),
+    # As the released SAME-L and SAME-S, the two autoencoders share their latents.
+    "demo-medium": Base(
+        "medium",
+        "demo",
+        {"waveform": (Settings(steps=3_000, lr=8e-4, warmup=100), autoencoder.Weights(latent=0.3, spectral_from=-1, spectral_full=0)),
+         "texture": (Settings(steps=1_500, lr=5e-4, warmup=100), replace(TEXTURES, latent=0.3)),
+         DECODER: (Settings(steps=2_000, lr=8e-4, warmup=100), replace(TEXTURES, spectral=0.25))},
+        {"transformer": (Settings(steps=2_800, lr=6e-4, warmup=200), {"short": 0.3, "long": 0.15, "beats": 0.55})},
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class PostTraining:
+    """How a base is made to sample in few steps. paths: how many of each window the teacher goes, in `steps` steps under `guidance`."""
+
+    before: str
+    paths: dict[str, int]
+    steps: int
+    guidance: Guidance
+    settings: Settings
+
+
+POST_TRAINED = {
+    "demo-post-trained": PostTraining(
+        "demo", {"short": 480, "beats": 640, "long": 128}, 20, Guidance(cfg=7.0, apg=0.0), Settings(steps=1_200, lr=4e-4, warmup=100)
+    )
+}
+
+
+def train_autoencoder(work: Path, recipe: Base, before: sa3_core.Model | None) -> SAME:
+    """The phases of the autoencoder over 8 crops of 0.74 s a step. before: the model whose weights and latents it begins from."""
+    same, bank, teacher = build(demo_config.autoencoder(recipe.family), device="cpu", dtype=torch.float32), None, None
+    if before is not None:
+        teacher = before.autoencoder.requires_grad_(False)
+        inherit(same, teacher.state_dict())
+    for phase, (settings, weights) in recipe.same.items():
+        for part in (same.encoder, same.bottleneck):
+            part.requires_grad_(phase != DECODER)
+        trainer = Trainer({name: p for name, p in same.named_parameters() if p.requires_grad}, settings, work / phase)
         if trainer.step < settings.steps:
             bank = torch.stack([corpus.clip(SEED, i, 2.2).audio.half() for i in range(CLIPS)]) if bank is None else bank
-            if trainer.step == 0 and phase == "waveform":
-                if before is None:
+            if trainer.step == 0:
+                if before is None and phase == next(iter(recipe.same)):
                     autoencoder.block_pca_start(same, bank[:500].float(), torch.Generator().manual_seed(SEED))
-                else:
-                    same.load_state_dict(before.autoencoder.state_dict())
                 trainer.restart_average()
-            trainer.run(autoencoder.loss(same, functools.partial(crops, bank), settings.steps, weights), report(phase))
+            loss = autoencoder.loss(same, functools.partial(crops, bank), settings.steps, weights, teacher if weights.latent else None)
+            trainer.run(loss, report(phase))
         same.load_state_dict(trainer.averaged(), strict=False)
     same.requires_grad_(False)
     autoencoder.measure_scale(same, [corpus.clip(SEED, i, CROP / corpus.RATE).audio[None] for i in range(200)])
     return same
+
+
+@torch.no_grad()
+def inherit(module: torch.nn.Module, weights: dict[str, Tensor]) -> None:
+    """Copy the weights of a model of the other family as far as they reach: a convolution over three patches keeps its middle tap, what
+    the second attention of a differential pair needs stays as it was made."""
+    weights = dict(weights)
+    for name, parameter in [*module.named_parameters(), *module.named_buffers()]:
+        if name not in weights:
+            continue
+        old = weights[name]
+        if name.endswith("weight_v") and old.shape != parameter.shape:
+            gain = name.replace("weight_v", "weight_g")
+            kernel = weights[gain] * old / old.flatten(1).norm(dim=1)[:, None, None]
+            old = kernel[..., kernel.shape[-1] // 2 : kernel.shape[-1] // 2 + 1]
+            module.get_parameter(gain).copy_(old.flatten(1).norm(dim=1)[:, None, None])
+        elif name.endswith("cross_attn.to_kv.weight") and old.shape != parameter.shape:
+            keys, values = old.chunk(2)  # here: keys, second keys, values
+            parameter[: len(keys)], parameter[-len(values) :] = keys, values
+            continue
+        parameter[: len(old)] = old
 
 
 def crops(bank: Tensor, generator: torch.Generator) -> Tensor:
@@ -154,11 +175,6 @@ def crops(bank: Tensor, generator: torch.Generator) -> Tensor:
     starts = torch.randint(bank.shape[-1] - CROP, (8,), generator=generator)
     gain = 0.6 + 0.6 * torch.rand(8, 1, 1, generator=generator)
     return gain * torch.stack([bank[i, :, s : s + CROP] for i, s in zip(items, starts, strict=True)]).float()
-
-
-def autoencoder_config() -> dict:
-    inner = CONFIG["model"]["pretransform"]["config"]
-    return {"model_type": "autoencoder", "sample_rate": CONFIG["sample_rate"], "audio_channels": 2, "model": inner}
 
 
 def encode_corpus(work: Path, same: SAME) -> None:
@@ -198,15 +214,20 @@ class Corpus:
             with safe_open(work / f"latents-{window}.safetensors", "pt") as file:
                 captions = json.loads(file.metadata()["captions"])
                 rows = [[words[word] for word in caption.replace(",", " ,").split()] for caption in captions]
-                self.windows[window] = file.get_tensor("latents"), file.get_tensor("seconds"), rows
+                self.windows[window] = file.get_tensor("latents"), file.get_tensor("seconds"), rows, captions
 
     def __call__(self, generator: torch.Generator) -> flow.Batch:
+        return self.draw(generator)[0]
+
+    def draw(self, generator: torch.Generator) -> tuple[flow.Batch, list[str], list[float]]:
+        """A batch, its captions and its durations in seconds."""
         window = list(self.windows)[int(torch.multinomial(self.chances, 1, generator=generator))]
-        latents, seconds, rows = self.windows[window]
+        latents, seconds, rows, captions = self.windows[window]
         items = torch.randint(len(rows), (WINDOWS[window].batch,), generator=generator).tolist()
         durations = [float(seconds[i]) for i in items]
         lengths = [-(-round(s * corpus.RATE) // FRAME) for s in durations]
-        return flow.Batch(latents[items].float(), lengths, self.condition([rows[i] for i in items], durations, generator))
+        condition = self.condition([rows[i] for i in items], durations, generator)
+        return flow.Batch(latents[items].float(), lengths, condition), [captions[i] for i in items], durations
 
     def condition(self, rows: list[list[int]], seconds: list[float], generator: torch.Generator) -> Condition:
         n = max(map(len, rows))
@@ -219,23 +240,20 @@ class Corpus:
         return self.net.conditioner(embeddings, mask, seconds)
 
 
-def train_transformer(work: Path, compiled: bool, before: sa3_core.Model | None = None) -> tuple[Generator, torch.nn.Module]:
-    """Transformer, conditioner and text encoder together, in two phases."""
+def train_transformer(work: Path, recipe: Base, before: sa3_core.Model | None) -> tuple[Generator, torch.nn.Module]:
+    """Transformer, conditioner and text encoder together, in phases."""
     from transformers import T5GemmaEncoderModel
 
     torch.manual_seed(SEED)
-    net = Generator(parse(CONFIG), device="cpu", dtype=torch.float32)
-    text = T5GemmaEncoderModel(config_from(TEXT)).train()
+    net = Generator(parse(demo_config.model(recipe.family, "rectified_flow")), device="cpu", dtype=torch.float32)
+    text = T5GemmaEncoderModel(config_from(demo_config.TEXT)).train()
     if before is None:
         start(net)
     else:
-        net.load_state_dict(before.module.state_dict(), strict=False)  # beside it the autoencoder's
+        inherit(net, before.module.state_dict())
         text.load_state_dict(before.text_encoder.model.state_dict())
     parameters = dict(net.named_parameters()) | {f"text.{name}": p for name, p in text.named_parameters()}
-    if compiled:
-        for layer in net.dit.transformer.layers:
-            layer.compile(dynamic=False)
-    for name, (settings, chances) in {"transformer": TRANSFORMER, "rhythm": RHYTHM}.items():
+    for name, (settings, chances) in recipe.transformer.items():
         trainer = Trainer(parameters, settings, work / name)
         if trainer.step < settings.steps:
             trainer.run(flow.loss(net, Corpus(work, net, text, chances), FLOW, corpus.RATE / FRAME), report(name))
@@ -257,17 +275,81 @@ def start(net: Generator) -> None:
             p.zero_()
 
 
-def pack(work: Path, demo: Path, same: SAME, net: Generator, text: torch.nn.Module) -> None:
-    """The released layout in the folder `demo`, 16-bit, and the curves."""
-    folder = demo / "t5gemma-b-b-ul2"
-    folder.mkdir(parents=True, exist_ok=True)
+def post_train(work: Path, recipe: PostTraining, before: sa3_core.Model, latents: Path) -> Generator:
+    """A copy of the base's transformer that samples in few steps; everything else stays the base's. latents: where the base's clips lie."""
+    teacher, text = before.module.requires_grad_(False), before.text_encoder.model
+    student = Generator(before.config, device="cpu", dtype=torch.float32)
+    student.load_state_dict(teacher.state_dict(), strict=False)
+    student.conditioner.requires_grad_(False)
+    banks = {}
+    for window in recipe.paths:
+        banks[window] = teacher_paths(work, recipe, window, Corpus(latents, teacher, text, {window: 1.0}), before.autoencoder)
+    chances = torch.tensor([float(len(paths)) for paths in banks.values()])
+
+    def draw(generator: torch.Generator) -> tuple[distil.Paths, int]:
+        window = list(banks)[int(torch.multinomial(chances, 1, generator=generator))]
+        return banks[window], WINDOWS[window].batch
+
+    parameters = dict(student.dit.named_parameters())
+    trainer = Trainer(parameters, recipe.settings, work / "distil")
+    if trainer.step == 0:
+        trainer.restart_average()
+    if trainer.step < recipe.settings.steps:
+        trainer.run(distil.loss(student, draw), report("distil"))
+    with torch.no_grad():
+        for key, mean in trainer.averaged().items():
+            parameters[key].copy_(mean)
+    return student
+
+
+def teacher_paths(work: Path, recipe: PostTraining, window: str, batches: Corpus, same: SAME) -> distil.Paths:
+    """The teacher's paths over one window, from the file of an earlier run where there is one.
+
+    Of rhythms only those that came out in time: what is told can be measured, so the student need not learn the teacher's misses.
+    """
+    path = work / f"paths-{window}.safetensors"
+    if path.is_file():
+        return distil.Paths(**load_file(path))
+    parts, generator, tried = [], torch.Generator().manual_seed(SEED), 0
+    while sum(map(len, parts)) < recipe.paths[window]:
+        with torch.no_grad():
+            batch, captions, seconds = batches.draw(generator)
+        frames = batch.latents.shape[-1]
+        lengths = flow.extend_lengths(batch.lengths, FLOW.silence * corpus.RATE / FRAME, frames, generator)
+        given = flow.draw_given(lengths, frames, FLOW.masks, generator)
+        part = distil.follow(batches.net, batch, lengths, given, recipe.guidance, recipe.steps, generator)
+        with torch.no_grad():
+            audio = same.decode(part.ends)
+        kept = [i for i, x in enumerate(audio) if in_time(x, captions[i], seconds[i])]
+        parts.append(replace(part, states=part.states.half()).pick(kept))
+        tried += len(captions)
+    paths = distil.Paths.join(parts)
+    work.mkdir(parents=True, exist_ok=True)
+    save_file({name: t.contiguous() for name, t in vars(paths).items()}, path)
+    print(f"paths {window}: {len(paths)} of {tried}", flush=True)
+    return paths
+
+
+def in_time(audio: Tensor, caption: str, seconds: float) -> bool:
+    """Whether a clip (2, N) is the rhythm that its caption states, if it states one and is long enough to tell."""
+    spacing = corpus.stated_spacing(caption)
+    if spacing is None or seconds < 2.5 * spacing:
+        return True
+    return measures.keeps_time(measures.mono(audio[:, : round(seconds * corpus.RATE)]), spacing)
+
+
+def pack(folder: Path, config: dict, work: Path, phases: Iterable[str], same: SAME, net: Generator, text: torch.nn.Module) -> None:
+    """The released layout in a folder, 16-bit, and the curves of the phases."""
+    encoder = folder / "t5gemma-b-b-ul2"
+    encoder.mkdir(parents=True, exist_ok=True)
     weights = net.state_dict() | {f"pretransform.model.{name}": t for name, t in same.state_dict().items()}
-    save_file(stored(weights), demo / "model.safetensors", {"format": "pt"})
-    save_file(stored({f"model.{name}": t for name, t in text.state_dict().items()}), folder / "model.safetensors", {"format": "pt"})
-    for path, values in ((demo / "model_config.json", CONFIG), (folder / "config.json", TEXT), (folder / "tokenizer.json", tokenizer())):
+    save_file(stored(weights), folder / "model.safetensors", {"format": "pt"})
+    save_file(stored({f"model.{name}": t for name, t in text.state_dict().items()}), encoder / "model.safetensors", {"format": "pt"})
+    files = {folder / "model_config.json": config, encoder / "config.json": demo_config.TEXT}
+    for path, values in {**files, encoder / "tokenizer.json": demo_config.tokenizer()}.items():
         path.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    for stage in ("waveform", "texture", "transformer", "rhythm"):
-        (demo / f"{stage}.png").write_bytes((work / stage / "losses.png").read_bytes())
+    for phase in phases:
+        (folder / f"{phase}.png").write_bytes((work / phase / "losses.png").read_bytes())
 
 
 def stored(weights: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -284,24 +366,40 @@ def report(stage: str):
     return say
 
 
+def make_base(name: str, given: argparse.Namespace) -> None:
+    recipe, work = BASES[name], given.work / name
+    start = given.start or (recipe.before and str(given.out / recipe.before))
+    before = sa3_core.load(start) if start else None
+    same = train_autoencoder(work, recipe, before)
+    if given.stage in (None, "latents"):
+        encode_corpus(work, same)
+    if given.stage in (None, "transformer", "pack"):
+        net, text = train_transformer(work, recipe, before)
+        if given.stage != "transformer":
+            config = demo_config.model(recipe.family, "rectified_flow")
+            pack(given.out / name, config, work, [*recipe.same, *recipe.transformer], same, net, text)
+
+
+def make_post_trained(name: str, given: argparse.Namespace) -> None:
+    recipe = POST_TRAINED[name]
+    before = sa3_core.load(str(given.out / recipe.before))
+    student = post_train(given.work / name, recipe, before, given.work / recipe.before)
+    config = demo_config.model(BASES[recipe.before].family, "rf_denoiser")
+    pack(given.out / name, config, given.work / name, ["distil"], before.autoencoder, student, before.text_encoder.model)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder for states, encoded clips and curves")
-    parser.add_argument("--stage", choices=("autoencoder", "latents", "transformer", "pack"), help="one stage only; all when left out")
-    parser.add_argument("--compile", action="store_true", help="compile the transformer's layers (needs a C++ compiler)")
-    parser.add_argument("--start", metavar="MODEL", help="go on from the weights of a demo made before (a folder, or: demo)")
-    parser.add_argument("--out", type=Path, default=ROOT / "assets" / "demo", help="where the model goes")
+    parser.add_argument("--model", choices=(*BASES, *POST_TRAINED), help="one model; those that are shipped when left out")
+    parser.add_argument("--stage", choices=("autoencoder", "latents", "transformer", "pack"), help="one stage of a base; all when left out")
+    parser.add_argument("--start", metavar="MODEL", help="go on from the weights of a model made before (a folder, or: demo)")
+    parser.add_argument("--out", type=Path, default=ROOT / "assets", help="the folder in which the models' folders lie")
     parser.add_argument("--threads", type=int, default=2)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    before = sa3_core.load(given.start) if given.start else None
-    same = train_autoencoder(given.work, before)
-    if given.stage in (None, "latents"):
-        encode_corpus(given.work, same)
-    if given.stage in (None, "transformer", "pack"):
-        net, text = train_transformer(given.work, given.compile, before)
-        if given.stage != "transformer":
-            pack(given.work, given.out, same, net, text)
+    for name in [given.model] if given.model else BASES:
+        (make_base if name in BASES else make_post_trained)(name, given)
 
 
 if __name__ == "__main__":

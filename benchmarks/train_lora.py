@@ -3,7 +3,7 @@
     python benchmarks/train_lora.py [--steps 500] [--work FOLDER]
 
 A new sound is a steady chord of three partials at frequencies of no chord or bell of the demo's corpus. Its folder holds as many clips
-of other sounds, made by the demo itself, so that they stay what they are. Printed, for prompts with and without the LoRAs: how much of
+of other sounds, made by the model itself, so that they stay what they are. Printed, for prompts with and without the LoRAs: how much of
 each new sound is in the answer, and its brightness, both in the median of four seeds.
 """
 
@@ -44,7 +44,8 @@ class NewSound:
 
 SOUNDS = {
     "robot": NewSound(("a robot", "the robot", "the sound of a robot", "robot"), (310.0, 437.0, 611.0)),
-    "alarm": NewSound(("a sad siren", "the sad siren", "the sound of a sad siren", "sad siren"), (190.0, 523.0, 840.0)),
+    # A word that it knows, for another sound: to this text encoder any two words that it does not know are the same word.
+    "static": NewSound(("static", "some static", "the sound of static", "just static"), (190.0, 523.0, 840.0)),
 }
 
 

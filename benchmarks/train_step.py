@@ -33,6 +33,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--checkpointing", action="store_true", help="compute the layers again in the backward pass")
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -55,7 +56,7 @@ def main() -> None:
         loss = flow.loss(net, batch, flow.FlowSettings(pairing=True), 44100 / config.same.samples_per_frame)
 
         def train(step: int) -> None:
-            with adapters.active():
+            with adapters.active(options.checkpointing):
                 value = loss(step, torch.Generator().manual_seed(step))["loss"]
             optimizer.zero_grad()
             value.backward()
@@ -68,6 +69,7 @@ def main() -> None:
     trained = sum(p.numel() for p in parameters)
     most = torch.cuda.max_memory_allocated() / 1e6 if device.startswith("cuda") else base + peak.extra / 1e6
     shape = f"{options.kind} rank {options.rank}, {len(adapters.layers)} layers, {trained / 1e6:.1f} M trained"
+    shape += ", checkpointing" if options.checkpointing else ""
     print(f"{options.family}-base, {shape}, {options.seconds:g} s, batch {n}, {options.dtype}, {device}, "
           f"{torch.get_num_threads()} threads, torch {torch.__version__}")  # fmt: skip
     print(f"  step {statistics.median(times):.2f} s (fastest {min(times):.2f}), {min(used):.2f} s of processor time; "

@@ -1,6 +1,6 @@
 """Writes the editor's form of shared workflows from their API form: the same graph, laid out, with a note that says what to try.
 
-    python docs/make_graphs.py [--comfyui PATH]
+    python docs/make_graphs.py [NAME ...] [--comfyui PATH]
 
 Asks a real ComfyUI for the nodes' inputs, so the widgets come out in their saved order.
 """
@@ -37,16 +37,16 @@ NOTES = {
     "The splice turns the loop back so that it starts on the first beat, and reports the step at the wrap.",
     "extend": "Continue past the model's longest clip, window by window.\n\ncontext: seconds of the tail each window sees. An "
     "interrupted run keeps what is finished; queue again and it goes on.",
-    "train_lora": "Train a LoRA on sounds of your own.\n\nPut audio with captions (kick.wav, kick.txt) into input/training and load a "
-    "-base model. 40 steps are a trial; the official guide suggests 1000. Stop and queue again: it goes on where it was. The curves: blue "
-    "each step's own loss, red clips it trains on, green clips held out; when green rises, take an earlier file. Afterwards choose the "
-    "file in SA3 LoRA Stack, on the post-trained model too.",
+    "train_lora": "Train a LoRA on sounds of your own.\n\nPut audio with captions (kick.wav, kick.txt) into input/training and choose "
+    "a -base model in the loader; demo is to try it on. 40 steps are a trial; the official guide suggests 1000. Stop and queue "
+    "again: it goes on where it was. The curves: blue each step's own loss, red clips it trains on, green clips held out; when green "
+    "rises, take an earlier file. Afterwards choose the file in SA3 LoRA Stack, on the post-trained model too.",
     "autoencoder_round_trip": "What the autoencoder alone does to a recording.\n\nChoose SAME-S, SAME-L or the demo. The result has the "
     "recording's length at 44.1 kHz.",
 }
 # nodes that show more than their widgets
 ROOMY = {"SA3_PreviewBatch": (460, 470), "SA3_InpaintMask": (480, 460), "SA3_Continue": (480, 520)}
-ROOMY |= {"SA3_TrainLoRA": (420, 880), "PreviewImage": (420, 280)}
+ROOMY |= {"SA3_TrainLoRA": (420, 910), "PreviewImage": (420, 280)}
 STEADY = ("make_four_keep_one",)  # queued again for another choice, which must not sample again
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 COLUMN, ROW, GAP = 280, 24, 50
@@ -122,11 +122,13 @@ def editor_form(name: str, graph: dict, schemas: dict) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", choices=[*NOTES], metavar="NAME", help="of a workflow; all when none is named")
     parser.add_argument("--comfyui", type=Path, default=ROOT / ".run" / "comfyui", help="a ComfyUI tree (else the one run.py made)")
-    comfyui = parser.parse_args().comfyui.expanduser().absolute()
+    options = parser.parse_args()
+    comfyui = options.comfyui.expanduser().absolute()
     with tempfile.TemporaryDirectory() as base, Server(comfyui, Path(base), packs=[ROOT]) as server:
         schemas = server.object_info()
-    for name in NOTES:
+    for name in options.names or NOTES:
         graph = json.loads((ROOT / "workflows" / "api" / f"{name}.json").read_text(encoding="utf-8"))
         text = json.dumps(editor_form(name, graph, schemas), indent=1)
         (ROOT / "workflows" / f"{name}.json").write_text(text + "\n", encoding="utf-8")

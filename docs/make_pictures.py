@@ -73,10 +73,9 @@ def take(editor: Editor) -> bytes:
     left, top = min(box.x for box in boxes), min(box.y for box in boxes)
     width = max(box.x + box.width for box in boxes) - left
     height = max(box.y + box.height for box in boxes) - top
-    scale = min(1.0, (WIDTH - 2 * MARGIN) / width)
+    x, y = 80, 120  # away from the window's edges, where the editor's panels are
+    scale = min(1.0, (WIDTH - 2 * MARGIN) / width, (editor.page.viewport_size["height"] - y - 3 * MARGIN) / height)
     hidden = editor.page.add_style_tag(content=PANELS)
-    # away from the window's edges, where the editor's panels are
-    x, y = 80, 120
     editor.page.evaluate(PLACE, [scale, (x + MARGIN) / scale - left, (y + MARGIN) / scale - top])
     editor.page.mouse.move(x, 900)
     editor.page.wait_for_timeout(1500)

@@ -43,10 +43,11 @@ class ModelLoader(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "model",
-                    options=[folders.AUTO, *folders.VARIANTS, "demo"],
+                    options=[folders.AUTO, *folders.VARIANTS, *folders.DEMOS],
                     default=folders.AUTO,
                     tooltip="Which release to use. auto takes the first one found in ComfyUI's model folders, and the embedded demo "
-                    "(a tiny model of tones, beats and noises) when there is none. -base models need about 50 steps and cfg 7.",
+                    "(a tiny model of tones, beats and noises) when there is none; demo-medium is one of the medium family. "
+                    "-base models need about 50 steps and cfg 7.",
                 ),
                 io.Combo.Input(
                     "file",
@@ -113,10 +114,10 @@ class AutoencoderLoader(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "autoencoder",
-                    options=[*folders.AUTOENCODERS, "demo"],
+                    options=[*folders.AUTOENCODERS, "demo", "demo-medium"],
                     default=folders.AUTOENCODERS[0],
                     tooltip="SAME-S belongs to the small models, SAME-L to medium. A standalone file is preferred; else it is taken out of "
-                    "a generative model on disk. demo: that of the embedded tiny model.",
+                    "a generative model on disk. demo, demo-medium: those of the embedded tiny models.",
                 ),
                 io.Combo.Input(
                     "file",

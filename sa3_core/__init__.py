@@ -5,8 +5,8 @@ import importlib
 from .errors import SA3Error
 
 __version__ = "0.1.0"
-__all__ = ["Model", "Result", "SA3Error", "build", "load", "lora", "samplers", "schedule", "timeline"]
-_LAZY = {"Model": "pipeline", "Result": "pipeline", "build": "network", "load": "pipeline"}
+__all__ = ["DEMOS", "Model", "Result", "SA3Error", "build", "load", "lora", "samplers", "schedule", "timeline"]
+_LAZY = {"DEMOS": "pipeline", "Model": "pipeline", "Result": "pipeline", "build": "network", "load": "pipeline"}
 
 
 def __getattr__(name: str):

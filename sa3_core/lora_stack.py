@@ -221,17 +221,23 @@ def _read(layer: nn.Module, device) -> tuple[Tensor, Tensor | None]:
 @contextmanager
 def beside(layers: Iterable[tuple[nn.Module, Form, Tensor | None]]):
     """Layers whose forward pass goes through a form, weights untouched."""
-    layers = list(layers)
-    before = [layer.__dict__.get("forward") for layer, *_ in layers]
+    with forwards([(layer, functools.partial(_forward, layer.forward, isinstance(layer, nn.Conv1d), *row)) for layer, *row in layers]):
+        yield
+
+
+@contextmanager
+def forwards(chosen: Sequence[tuple[nn.Module, Callable]]):
+    """Modules with other forward functions for a while."""
+    before = [module.__dict__.get("forward") for module, _ in chosen]
     try:
-        for layer, form, bias in layers:
-            layer.forward = functools.partial(_forward, layer.forward, isinstance(layer, nn.Conv1d), form, bias)
+        for module, forward in chosen:
+            module.forward = forward
         yield
     finally:
-        for (layer, *_), forward in zip(layers, before, strict=True):
-            layer.__dict__.pop("forward", None)
+        for (module, _), forward in zip(chosen, before, strict=True):
+            module.__dict__.pop("forward", None)
             if forward is not None:
-                layer.forward = forward
+                module.forward = forward
 
 
 def _forward(base, conv: bool, form: Form, bias: Tensor | None, x: Tensor) -> Tensor:

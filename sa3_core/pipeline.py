@@ -21,7 +21,8 @@ from .regions import check_pairs
 from .same import SAME, Noise
 from .text_encoder import Text, Tokens
 
-DEMO = Path(__file__).resolve().parent.parent / "assets" / "demo"
+ASSETS = Path(__file__).resolve().parent.parent / "assets"
+DEMOS = {name: ASSETS / name for name in ("demo", "demo-medium")}  # the embedded models; the first is the default
 
 
 @dataclass(frozen=True)
@@ -247,14 +248,14 @@ def load(
     path: str | Path, device="cpu", dtype: torch.dtype = torch.float32, text_encoder: str | Path | None = None, objective: str = "auto",
     autoencoder: bool = False,
 ) -> Model:  # fmt: skip
-    """Load a model in any layout: a release's folder, its weights file, a single file without a config, or "demo" (the embedded one).
+    """Load a model in any layout: a release's folder, its weights file, a single file without a config, or one of `DEMOS`.
 
     text_encoder: the folder t5gemma-b-b-ul2 or the repackaged file, when it lies neither beside the weights nor in the Hub's cache.
     objective: "base" or "post-trained" for a file without a config whose name does not say. autoencoder: load only SAME.
     Raises SA3Error for anything that is not exactly a Stable Audio 3 model.
     """
     watch = info.Stopwatch()
-    opened = checkpoint.open_checkpoint(DEMO if str(path) == "demo" else path, objective, autoencoder)
+    opened = checkpoint.open_checkpoint(DEMOS.get(str(path), path), objective, autoencoder)
     watch.lap("open")
     module = checkpoint.load_into(build(opened.config), opened.tensors, opened.prefix, dtype, device)
     watch.lap("weights")

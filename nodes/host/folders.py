@@ -11,7 +11,7 @@ from ...sa3_core.checkpoint import CONFIG, WEIGHTS, Checkpoint, Glance
 from ...sa3_core.errors import SA3Error
 from ...sa3_core.infer import TEXT_SUBFOLDER, variant_of
 from ...sa3_core.json_files import read_json
-from ...sa3_core.pipeline import DEMO
+from ...sa3_core.pipeline import DEMOS
 
 BY_NAME = "by name"
 AUTO = "auto"
@@ -50,20 +50,20 @@ def text_encoders() -> dict[str, Path]:
 
 def find_release(model: str, file: str) -> Path:
     """The folder or file of the chosen model. `file` wins over `model`; auto takes what there is, and the demo when there is nothing."""
-    if model not in (AUTO, *VARIANTS, "demo"):
+    if model not in (AUTO, *VARIANTS, *DEMOS):
         raise SA3Error(f"'{model}' is not a Stable Audio 3 model; there are {', '.join(VARIANTS)}.")
     available = releases()
     if file != BY_NAME:
         return _place(_chosen(file, available, "Stable Audio 3 releases"))
-    if model == "demo":
-        return DEMO
+    if model in DEMOS:
+        return DEMOS[model]
     wanted = VARIANTS if model == AUTO else [model]
     for variant in wanted:
         for name in sorted(available):
             if variant_of(name) == variant:
                 return _place(available[name])
     if model == AUTO:
-        return _place(available[min(available)]) if available else DEMO
+        return _place(available[min(available)]) if available else DEMOS["demo"]
     raise SA3Error(
         f"No file of '{model}' was found among {_listing(available)}. Put the release's folder ({CONFIG}, {WEIGHTS}, {TEXT_SUBFOLDER}/) "
         f"or its file repackaged for ComfyUI under {_home()}, let SA3_Download fetch it, or choose 'demo' to try the graph without any."
@@ -75,8 +75,8 @@ def find_autoencoder(autoencoder: str, file: str) -> Path:
     available = autoencoders()
     if file != BY_NAME:
         return _place(_chosen(file, available, "autoencoders"))
-    if autoencoder == "demo":
-        return DEMO
+    if autoencoder in DEMOS:
+        return DEMOS[autoencoder]
     if autoencoder not in AUTOENCODERS:
         raise SA3Error(f"'{autoencoder}' is not an autoencoder of Stable Audio 3; there are {', '.join(AUTOENCODERS)}.")
     fitting = [name for name in sorted(available) if look(available[name]).autoencoder == autoencoder]

@@ -18,7 +18,7 @@ import torch
 from .. import checkpoint, hub
 from ..errors import SA3Error
 from ..lora import TYPES
-from ..pipeline import DEMO
+from ..pipeline import DEMOS
 from ..same import SAME
 from .base import DTYPES, Source, digest_of
 from .dataset import ENCODE_CHUNK, ENCODE_OVERLAP
@@ -65,7 +65,7 @@ class Lines(Watch):
 
 def source_of(model: str, text_encoder: str | None, device: str) -> Source:
     """The parts of a model on disk; autoencoder and text encoder are in memory only while they are used."""
-    opened = checkpoint.open_checkpoint(DEMO if model == "demo" else model)
+    opened = checkpoint.open_checkpoint(DEMOS.get(model, model))
     if opened.config.dit is None:
         raise SA3Error(f"{opened.path} is a standalone autoencoder; a LoRA needs a generative model.")
     config = opened.config
@@ -97,7 +97,7 @@ def parser() -> argparse.ArgumentParser:
     default = {one.name: None if one.default is MISSING else one.default for one in fields(LoRASettings)}
     made = argparse.ArgumentParser("python -m sa3_core.training", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--data", required=True, help="folder with audio and captions")
-    made.add_argument("--model", required=True, help="a -base release: its folder or file, or: demo")
+    made.add_argument("--model", required=True, help="a -base release: its folder or file, or: demo, demo-medium")
     made.add_argument("--out", required=True, type=Path, help="the LoRA, NAME.safetensors; nothing else is overwritten")
     made.add_argument("--run", type=Path, help="folder of state, curves and samples (OUT without ending, .training)")
     made.add_argument("--text-encoder", help="the folder t5gemma-b-b-ul2, where it lies elsewhere")
@@ -115,6 +115,7 @@ def parser() -> argparse.ArgumentParser:
         made.add_argument(f"--{name.replace('_', '-')}", type=kind, default=default[name], help=shown)
     made.add_argument("--prompt", default="", help="make samples of this on the way")
     made.add_argument("--preview-steps", type=int, help="sampling steps of a sample (the model's own)")
+    made.add_argument("--checkpointing", action="store_true", help="less memory, some 40 %% more time, the same result")
     for name in ("include", "exclude"):
         made.add_argument(f"--{name}", nargs="*", default=[], metavar="PART", help="parts of layer names, [a-b] for numbers")
     return made

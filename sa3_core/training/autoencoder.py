@@ -156,12 +156,18 @@ class Weights:
     spectral_from: float = 0.3
     spectral_full: float = 0.5
     saturating: bool = False  # see waveform_loss
+    latent: float = 0.0  # squared distance to the latents of a teacher
     latent_noise: float = 0.05  # in units of the latents' deviation, added before decoding
     new_token_noise: float = 0.01
 
 
-def loss(same: SAME, audio: Callable[[torch.Generator], Tensor], steps: int, weights: Weights) -> Callable:
-    """The loss of one step for `loop.Trainer`. audio(generator) -> a batch (B, C, N), N in whole frames."""
+def loss(
+    same: SAME, audio: Callable[[torch.Generator], Tensor], steps: int, weights: Weights, teacher: SAME | None = None
+) -> Callable:
+    """The loss of one step for `loop.Trainer`. audio(generator) -> a batch (B, C, N), N in whole frames.
+
+    teacher: another autoencoder of the same frames and channels, whose latents this one learns to share.
+    """
 
     def step_loss(step: int, generator: torch.Generator) -> dict[str, Tensor]:
         batch = audio(generator)
@@ -173,7 +179,13 @@ def loss(same: SAME, audio: Callable[[torch.Generator], Tensor], steps: int, wei
         angles = math.pi * torch.rand(len(batch), generator=generator)
         spectral = spectral_loss(made, batch, angles) if share > 0 or step % 10 == 0 else torch.zeros(())
         total = weights.waveform * wave + min(max(share, 0.0), 1.0) * weights.spectral * spectral + weights.soft_norm * norm
-        return {"loss": total, "waveform": wave, "spectral": spectral, "soft_norm": norm}
+        terms = {"waveform": wave, "spectral": spectral, "soft_norm": norm}
+        if teacher is not None:
+            with torch.no_grad():
+                wanted = teacher.encode(batch)
+            terms["latent"] = (z - wanted).square().mean()
+            total = total + weights.latent * terms["latent"]
+        return {"loss": total, **terms}
 
     return step_loss
 

@@ -6,6 +6,7 @@ fundamental (`PITCHES`); all other parameters are drawn continuously. A tenth of
 
 import hashlib
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -308,6 +309,15 @@ def unseen(kind: str, pitch: str | None = None, when: str = "") -> list[str]:
     phrases = [f"{prefix}{noun} {when}".strip() for prefix in prefixes for noun in SOUNDS[kind].nouns]
     captions = [template.format(phrase) for template in templates(kind) for phrase in phrases]
     return [caption for caption in captions if held_out(caption)]
+
+
+def stated_spacing(caption: str) -> float | None:
+    """Seconds from one hit to the next where a caption is one steady rhythm and nothing else."""
+    if re.search(r",| and | with | under ", caption):
+        return None
+    if tempo := re.search(r"at (\d+) bpm", caption):
+        return 60 / int(tempo[1])
+    return next((spacing for when, spacing in SPACINGS.items() if when in caption), None)
 
 
 def _scene(d: Draw, n: int, kind: str | None, rhythmic: float) -> Clip:

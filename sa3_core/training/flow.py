@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..conditioning import Condition
+from ..dit import DiTInputs
 from ..errors import SA3Error
 from ..network import Generator
 from ..schedule import SHIFTS
@@ -167,10 +168,8 @@ def flow_loss(
     device = z.device
     level, given = t.to(z)[:, None, None], given.to(device)
     x = (1 - level) * z + level * noise
-    known = given[:, None].to(z)
-    local = torch.cat((known, known * z), dim=1).to(condition.cross_attn)
     cross = condition.cross_attn * kept.to(condition.cross_attn)[:, None, None]
-    inputs = net.dit.prepare(cross, condition.global_cond, local, z.shape[-1], lengths)
+    inputs = prepare(net, z, given, cross, condition.global_cond, lengths)
     frames = inputs.frames
     error = (net.dit(x, t, inputs) - (noise - z)).float().square().mean(1)[:, :frames]  # (B, frames)
     valid = (torch.arange(frames)[None] < torch.tensor(list(lengths))[:, None]).to(device)
@@ -178,6 +177,13 @@ def flow_loss(
     main = ((error * generated).sum(1) / (generated.sum(1) + 1e-8)).mean()
     side = ((error * context).sum(1) / (context.sum(1) + 1e-8)).mean()
     return {"loss": main + context_weight * side, "generated": main, "context": side}
+
+
+def prepare(net: Generator, z: Tensor, given: Tensor, cross: Tensor, global_cond: Tensor, lengths: Sequence[int]) -> DiTInputs:
+    """What the transformer is told: its condition, and the frames of z (B, D, T) that are given (B, T)."""
+    known = given[:, None].to(z)
+    local = torch.cat((known, known * z), dim=1).to(cross)
+    return net.dit.prepare(cross, global_cond, local, z.shape[-1], lengths)
 
 
 LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)

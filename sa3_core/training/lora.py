@@ -42,7 +42,7 @@ class LoRASettings:
     """kind: one of the eight types. alpha: None = rank. seconds: longest crop. include, exclude: parts of layer names, [a-b] for
     numbers. dtype: of the frozen base (DTYPES). validation: share of the clips held out. save_every: steps from one LoRA on the way
     to the next, preview_every: to the next sample of `prompt`; 0 = none. preview_seconds: of a sample. clip:
-    largest norm of the gradients, 0 = any."""
+    largest norm of the gradients, 0 = any. checkpointing: the backward pass computes the layers again, for less memory."""
 
     kind: str = "dora-rows"
     rank: int = 16
@@ -63,6 +63,7 @@ class LoRASettings:
     preview_steps: int | None = None
     weight_decay: float = 0.01
     clip: float = 0.0
+    checkpointing: bool = False
     flow: FlowSettings = FLOW
 
     def __post_init__(self):
@@ -79,7 +80,7 @@ class LoRASettings:
 
     def identity(self) -> dict:
         """What must stay when a run is resumed: all but how long it goes on, and what it shows."""
-        passing = {"steps", "save_every", "preview_every", "prompt", "preview_seconds", "preview_steps"}
+        passing = {"steps", "checkpointing", "save_every", "preview_every", "prompt", "preview_seconds", "preview_steps"}
         return {key: value for key, value in json.loads(json.dumps(dataclasses.asdict(self))).items() if key not in passing}
 
 
@@ -215,7 +216,7 @@ class _Run:
         inner = flow_loss(self.net, self._draw, settings.flow, rate)
 
         def loss(step: int, generator: torch.Generator) -> dict[str, Tensor]:
-            with self.adapters.active():
+            with self.adapters.active(settings.checkpointing):
                 return {"loss": inner(step, generator)["loss"]}
 
         def measure() -> dict[str, float]:

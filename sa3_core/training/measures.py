@@ -1,5 +1,7 @@
 """What a clip is, in numbers: brightness, noisiness, onsets. Each takes mono audio (N,) at `RATE`."""
 
+import itertools
+
 import torch
 from torch import Tensor
 
@@ -55,6 +57,14 @@ def spacing(x: Tensor) -> float:
     if len(times) < 3:
         return float("nan")
     return float(torch.tensor(times).diff().median())
+
+
+def keeps_time(x: Tensor, wanted: float, tolerance: float = 0.06) -> bool:
+    """Whether the onsets are those of a steady rhythm: at most one in four is missing or comes elsewhere."""
+    times = onsets(x)
+    on_time = sum(abs(b - a - wanted) <= tolerance for a, b in itertools.pairwise(times))
+    expected = len(x) / RATE / wanted - 1  # steps from one hit to the next, the first hit anywhere within a period
+    return on_time >= max(1, 0.75 * (len(times) - 1), 0.75 * (int(expected) - 1))
 
 
 def level_db(x: Tensor) -> float:

@@ -1,6 +1,6 @@
-"""The demo model makes what the words say: captions held out of its training, seeds that nothing was tuned on.
+"""The demo models make what the words say: captions held out of their training, seeds that nothing was tuned on.
 
-Thresholds leave a margin below what was measured; the figures are in assets/demo/README.md.
+Thresholds leave a margin below what was measured; the figures are in the models' cards, assets/*/README.md.
 """
 
 import statistics
@@ -13,9 +13,9 @@ from sa3_core.training import corpus, exam
 SEED = 7001
 
 
-@pytest.fixture(scope="module")
-def demo():
-    return sa3_core.load("demo")
+@pytest.fixture(scope="module", params=list(sa3_core.DEMOS))
+def demo(request):
+    return sa3_core.load(request.param)
 
 
 @pytest.mark.parametrize(("kind", "pitch"), [("tone", "low"), ("tone", "mid"), ("beep", "low"), ("beep", "mid"), ("bell", "low")])
@@ -36,8 +36,8 @@ def test_noise_is_flatter_than_tones(demo):
 
 
 def test_a_kick_every_half_second_comes_every_half_second(demo):
-    """With plain guidance; adaptive projected guidance keeps time in half of the clips only, as the card says."""
-    assert exam.on_the_beat(exam.spacings(demo, "every half second", SEED, apg=0.0), 0.5) >= 5
+    """With a weaker guidance than a base model's default, which keeps time less well; the cards have both."""
+    assert exam.on_the_beat(exam.spacings(demo, "every half second", SEED, count=16, cfg=3.0), 0.5) >= 10
 
 
 def test_inpainting_makes_the_asked_sound_inside_and_joins(demo):
@@ -48,7 +48,7 @@ def test_inpainting_makes_the_asked_sound_inside_and_joins(demo):
 
 
 def test_continuing_keeps_the_rhythm(demo):
-    assert statistics.mean(exam.continued(demo, SEED)) >= 0.6
+    assert statistics.mean(exam.continued(demo, SEED, cfg=3.0)) >= 0.6
 
 
 def test_audio_to_audio_keeps_the_source_at_low_noise_and_leaves_it_at_high(demo):

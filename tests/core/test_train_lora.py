@@ -139,6 +139,27 @@ def test_gradients_are_those_of_the_changed_weights(source, kind):
         assert rel_error(a, b) < 1e-3, name
 
 
+@pytest.mark.parametrize("kind", ["dora-rows", "bora-xs"])
+def test_checkpointing_changes_no_gradient(source, kind):
+    """The backward pass comes when the adapters are off again; it computes the layers as they were."""
+    net = load_base(source)
+    adapters, kept = stirred(Adapters(net, kind, 3, bases=bases_of(net))), []
+    gradients = []
+    for checkpointing in (False, True):
+
+        def keep(tensor, sizes=kept):
+            sizes.append(tensor.numel())
+            return tensor
+
+        kept.clear()
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), adapters.active(checkpointing):
+            loss = loss_of(net)
+        gradients.append((sum(kept), torch.autograd.grad(loss, list(adapters.trained().values()))))
+    (much, plain), (little, found) = gradients
+    assert all(torch.equal(a, b) for a, b in zip(found, plain, strict=True))
+    assert little < 0.6 * much
+
+
 class Whole(torch.nn.Module):
     def __init__(self, net):
         super().__init__()
@@ -502,3 +523,23 @@ def test_ctrl_c_stops_after_the_step_and_the_command_goes_on(base, data, tmp_pat
         (tmp_path / "x.safetensors").stat()
         pytest.fail("a stopped run has written its last file")
     assert main(words) == 0 and "2 of them before" in capsys.readouterr().out
+
+
+def test_the_medium_family_is_trained_too(data, tmp_path):
+    """Differential attention has weights of other shapes; a checkpointed run gives the same file as one that is not."""
+    base = lay_out(tmp_path / "stable-audio-3-medium-base", "medium-base")
+    files = []
+    for checkpointing in (False, True):
+        folder = tmp_path / str(checkpointing)
+        settings = dataclasses.replace(QUICK, checkpointing=checkpointing)
+        files.append(train(source_of(str(base), None, "cpu"), data, folder / "new.safetensors", folder / "run", settings).path)
+    plain, checkpointed = files
+    assert plain.read_bytes() == checkpointed.read_bytes()
+    model = sa3_core.load(base)
+    quick = {"duration": 0.5, "steps": 2, "seed": 3, "padding": 0.0, "return_latents": True}
+    before = model.generate("a new sound", **quick).latents
+    model.add_lora(plain)
+    assert rel_error(model.generate("a new sound", **quick).latents, before) > 1e-3
+    model.remove_loras()
+    model.add_lora(plain, strength=0)
+    assert torch.equal(model.generate("a new sound", **quick).latents, before)

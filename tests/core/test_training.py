@@ -1,5 +1,6 @@
 """The training kit: the corpus says what it holds, the draws follow the public code, a stopped run goes on as if it had not been."""
 
+import itertools
 import math
 import struct
 
@@ -9,9 +10,10 @@ import torch
 from sa3_core import SA3Error, build
 from sa3_core.conditioning import Condition
 from sa3_core.config import parse
-from sa3_core.network import Generator
+from sa3_core.guidance import Guidance
+from sa3_core.network import Generator, Predictor
 from sa3_core.schedule import build as build_schedule
-from sa3_core.training import autoencoder, corpus, curves, flow, loop, measures
+from sa3_core.training import autoencoder, corpus, curves, distil, flow, loop, measures
 
 
 def generator(seed=0):
@@ -48,6 +50,26 @@ def test_a_rhythm_has_the_spacing_that_it_states(index):
     d = corpus.Draw(11, index)
     part = corpus._rhythm(d, 4 * corpus.RATE, "kick")
     assert measures.spacing(part.audio) == pytest.approx(part.spacing, abs=0.02)
+
+
+def test_a_caption_that_is_one_rhythm_says_its_spacing():
+    for index in range(60):
+        clip = corpus.clip(12, index, 4.0, "kick", 0.9)
+        assert corpus.stated_spacing(clip.caption) == (clip.spacing if "," not in clip.caption else None)
+    assert corpus.stated_spacing("a kick at 120 bpm") == 0.5
+    assert corpus.stated_spacing("a kick every half second and rain") is None
+
+
+def test_a_rhythm_keeps_time_unless_hits_are_missing_or_late():
+    hit = corpus.SOUNDS["kick"].make(corpus.Draw(1, 1), corpus.RATE // 4, 0.0)
+    steady = corpus.repeated(hit, 4 * corpus.RATE, 0.1, 0.5)
+    assert measures.keeps_time(steady, 0.5)
+    assert not measures.keeps_time(steady, 0.25) and not measures.keeps_time(steady, 1.0)
+    half = steady.clone()
+    half[2 * corpus.RATE :] = 0
+    assert not measures.keeps_time(half, 0.5)
+    assert not measures.keeps_time(corpus.repeated(hit, 4 * corpus.RATE, 0.1, 0.6), 0.5)
+    assert not measures.keeps_time(torch.zeros(corpus.RATE), 0.5)
 
 
 def test_pitch_words_order_the_brightness():
@@ -122,9 +144,9 @@ def case():
     """A demo-sized generator with random weights, and the draws of one step."""
     import json
 
-    from sa3_core.pipeline import DEMO
+    from sa3_core.pipeline import DEMOS
 
-    config = json.loads((DEMO / "model_config.json").read_text(encoding="utf-8"))
+    config = json.loads((DEMOS["demo"] / "model_config.json").read_text(encoding="utf-8"))
     torch.manual_seed(0)
     net = Generator(parse(config), device="cpu", dtype=torch.float32)
     for p in net.parameters():
@@ -177,12 +199,73 @@ def test_gradients_reach_every_parameter(case):
     assert not missing
 
 
+# --- post-training
+
+
+def paths_of(case, items, **more):
+    net, z, _, _, lengths, given, condition, _ = case
+    batch = flow.Batch(z[items], [lengths[i] for i in items], Condition(condition.cross_attn[items], condition.global_cond[items]))
+    return distil.follow(net, batch, batch.lengths, given[items], Guidance(cfg=3.0, apg=0.0), 3, generator(1), "euler", **more)
+
+
+def test_a_path_is_the_guided_way_of_the_teacher(case):
+    net, z, _, _, lengths, given, condition, _ = case
+    paths = paths_of(case, [0, 1, 2])
+    assert paths.states.shape == (3, 3, *z.shape[1:]) and paths.times.shape == (3, 3) and torch.all(paths.times[:, 0] == 1)
+    cond = flow.prepare(net, z, given, condition.cross_attn, condition.global_cond, lengths)
+    blank = flow.prepare(net, z, given, torch.zeros_like(condition.cross_attn), condition.global_cond, lengths)
+    velocity = Predictor(net.dit, cond, blank, Guidance(cfg=3.0, apg=0.0), lengths)
+    levels = torch.cat((paths.times, torch.zeros(3, 1)), 1)
+    some = paths.pick([2, 0])
+    assert len(some) == 2 and torch.equal(some.ends, paths.ends[[2, 0]]) and some.lengths.tolist() == [lengths[2], lengths[0]]
+    both = distil.Paths.join([some, paths.pick([1])])
+    assert torch.equal(both.states, paths.states[[2, 0, 1]])
+    stations = [*paths.states.unbind(1), paths.ends]
+    with torch.no_grad():
+        for k, (x, after) in enumerate(itertools.pairwise(stations)):
+            step = (levels[:, k + 1] - levels[:, k])[:, None, None]
+            assert torch.allclose(x + step * velocity(x, levels[:, k]), after, atol=1e-5)
+
+
+def test_a_student_that_hits_every_end_has_no_loss_and_learning_comes_nearer(case, monkeypatch):
+    net, paths = case[0], paths_of(case, [0, 1, 2])
+    items, places = torch.tensor([0, 1, 2, 2]), torch.tensor([0, 1, 2, 0])
+    ends, plain = paths.ends[items], net.dit.forward
+    monkeypatch.setattr(net.dit, "forward", lambda x, t, inputs: (x - ends) / t[:, None, None])
+    assert float(distil.distil_loss(net, paths, items, places)["loss"]) < 1e-10
+    monkeypatch.setattr(net.dit, "forward", plain)
+    alone = [distil.distil_loss(net, paths, items[i : i + 1], places[i : i + 1])["loss"].item() for i in range(4)]
+    whole = distil.distil_loss(net, paths, items, places)["loss"]
+    assert whole.item() == pytest.approx(sum(alone) / 4, rel=1e-5)  # whatever the items' lengths
+    parameters = [p for p in net.dit.parameters() if p.numel()]
+    gradients = torch.autograd.grad(whole, parameters, allow_unused=True)
+    with torch.no_grad():
+        for p, g in zip(parameters, gradients, strict=True):
+            p.sub_(1e-3 * (0 if g is None else g))
+        nearer = distil.distil_loss(net, paths, items, places)["loss"]
+        for p, g in zip(parameters, gradients, strict=True):
+            p.add_(1e-3 * (0 if g is None else g))
+    assert nearer.item() < whole.item()
+
+
 # --- SAME
 
 
 @pytest.fixture(scope="module")
 def clips():
     return torch.stack([corpus.clip(2, i, 0.8, kind).audio for i, kind in enumerate(("tone", "bell", "kick", "tone", "major chord") * 8)])
+
+
+def test_a_student_autoencoder_comes_to_share_its_teachers_latents(clips, tmp_path):
+    teacher, same, audio = small_same(), small_same(), clips[..., : 512 * 32]
+    for one, seed in ((teacher, 0), (same, 1)):
+        autoencoder.block_pca_start(one, audio, generator(seed))
+    teacher.requires_grad_(False)
+    weights = autoencoder.Weights(waveform=0.0, spectral=0.0, soft_norm=0.0, latent=1.0)
+    loss = autoencoder.loss(same, lambda g: audio[:4], 30, weights, teacher)
+    before = loss(0, generator())["latent"].item()
+    loop.Trainer(dict(same.named_parameters()), loop.Settings(steps=30, lr=2e-3, warmup=5, ema=0.0), tmp_path).run(loss)
+    assert loss(0, generator())["loss"].item() < 0.6 * before
 
 
 def small_same(stride=2):
