@@ -23,7 +23,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT))
 
-from assets.make_demo import ENCODER  # noqa: E402
+from assets.demo_config import ENCODER  # noqa: E402
 from sa3_core.text_encoder import config_from, empty_model  # noqa: E402
 
 RELEASES = ROOT / "tests" / "data" / "releases"
