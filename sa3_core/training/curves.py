@@ -39,7 +39,7 @@ def draw_curves(steps: Sequence[int], curves: dict[str, Sequence[float]]) -> tup
             for i in range(n + 1):
                 image[y0 + (y1 - y0) * i // n, x0 + (x1 - x0) * i // n] = torch.tensor(colour, dtype=torch.uint8)
     labelled = image.float() / 255
-    for text, bottom, left in ((f"{10**high:.3g}", 20, 4), (f"{10**low:.3g}", HEIGHT - 2, 4), (f"{last}", HEIGHT - 2, WIDTH - 64)):
+    for text, bottom, left in ((_plain(10**high), 20, 4), (_plain(10**low), HEIGHT - 2, 4), (f"{last}", HEIGHT - 2, WIDTH - 64)):
         labelled = write(labelled, text, bottom, left)
     legend = "; ".join(f"{name}: rgb{colour}" for name, colour in zip(curves, COLOURS * (1 + len(curves) // 6), strict=False))
     return (labelled * 255).round().to(torch.uint8), f"steps 0..{last}, log10 {low:.2f}..{high:.2f}. {legend}"
@@ -73,3 +73,8 @@ def png(image: torch.Tensor, text: dict[str, str] | None = None) -> bytes:
     parts = [b"\x89PNG\r\n\x1a\n", chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))]
     parts += [chunk(b"tEXt", key.encode("latin-1") + b"\0" + value.encode("latin-1", "replace")) for key, value in (text or {}).items()]
     return b"".join([*parts, chunk(b"IDAT", zlib.compress(rows.numpy().tobytes(), 9)), chunk(b"IEND", b"")])
+
+
+def _plain(value: float) -> str:
+    """Three digits of a number above 0, without an exponent: the picture's glyphs have none."""
+    return f"{float(f'{value:.3g}'):.15f}".rstrip("0").rstrip(".")

@@ -385,6 +385,12 @@ def test_a_loss_that_is_not_a_number_stops_the_run(tmp_path):
         trainer.run(lambda step, g: {"loss": trainer.parameters["p"].sum() * float("nan")})
 
 
+@pytest.mark.parametrize("value", [3e-9, 4.2e-5, 0.5, 1234.0, 5e6])
+def test_curves_of_any_size_have_labels(value):
+    picture = curves.draw_history([{"step": 1, "loss": value}, {"step": 2, "loss": 2 * value}])
+    assert picture.shape[2] == 3 and int(picture.max()) > int(picture.min())
+
+
 def test_curves_are_a_picture_that_others_can_read(tmp_path):
     from PIL import Image
 
