@@ -11,6 +11,7 @@ import sa3_core
 from sa3_core.training import corpus, exam
 
 SEED = 7001
+STEPS = 30  # fewer than the default's 50, for time
 
 
 @pytest.fixture(scope="module", params=list(sa3_core.DEMOS))
@@ -25,19 +26,19 @@ def test_the_autoencoder_keeps_the_waveform_of_sounds_below_1_khz(demo, kind, pi
 
 @pytest.mark.parametrize("kind", ["tone", "pluck", "bell", "beep"])
 def test_pitch_words_order_the_brightness_in_every_pair(demo, kind):
-    right, pairs = exam.ordered_pairs(exam.centroids(demo, kind, SEED))
+    right, pairs = exam.ordered_pairs(exam.centroids(demo, kind, SEED, steps=STEPS))
     assert right == pairs == 48
 
 
 def test_noise_is_flatter_than_tones(demo):
-    tones = exam.flatnesses(demo, "tone", SEED, 6)
-    noises = [value for kind in corpus.MASS for value in exam.flatnesses(demo, kind, SEED, 6)]
+    tones = exam.flatnesses(demo, "tone", SEED, 6, steps=STEPS)
+    noises = [value for kind in corpus.MASS for value in exam.flatnesses(demo, kind, SEED, 6, steps=STEPS)]
     assert statistics.median(noises) >= 3 * statistics.median(tones)
 
 
 def test_a_kick_every_half_second_comes_every_half_second(demo):
     """With a weaker guidance than a base model's default, which keeps time less well; the cards have both."""
-    assert exam.on_the_beat(exam.spacings(demo, "every half second", SEED, count=16, cfg=3.0), 0.5) >= 10
+    assert exam.on_the_beat(exam.spacings(demo, "every half second", SEED, count=16, cfg=3.0, steps=STEPS), 0.5) >= 10
 
 
 def test_inpainting_makes_the_asked_sound_inside_and_joins(demo):
@@ -48,7 +49,7 @@ def test_inpainting_makes_the_asked_sound_inside_and_joins(demo):
 
 
 def test_continuing_keeps_the_rhythm(demo):
-    assert statistics.mean(exam.continued(demo, SEED, cfg=3.0)) >= 0.6
+    assert statistics.mean(exam.continued(demo, SEED, cfg=3.0, steps=STEPS)) >= 0.6
 
 
 def test_audio_to_audio_keeps_the_source_at_low_noise_and_leaves_it_at_high(demo):
@@ -59,11 +60,11 @@ def test_audio_to_audio_keeps_the_source_at_low_noise_and_leaves_it_at_high(demo
 
 
 def test_a_negative_prompt_moves_away(demo):
-    from_low, from_high = exam.pushed_away(demo, SEED)
+    from_low, from_high = exam.pushed_away(demo, SEED, steps=STEPS)
     assert from_low > 1.3 * from_high
 
 
 def test_durations_are_honoured(demo):
-    for seconds, (samples, tail) in zip((1.5, 2.0, 3.0, 5.0), exam.tails(demo, SEED), strict=True):
+    for seconds, (samples, tail) in zip((1.5, 2.0, 3.0, 5.0), exam.tails(demo, SEED, steps=STEPS), strict=True):
         assert samples == int(seconds * corpus.RATE)
         assert tail > -12  # a tone sounds to its end
