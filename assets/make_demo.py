@@ -142,7 +142,7 @@ def train_autoencoder(work: Path, recipe: Base, before: sa3_core.Model | None) -
                 trainer.restart_average()
             loss = autoencoder.loss(same, functools.partial(crops, bank), settings.steps, weights, teacher if weights.latent else None)
             trainer.run(loss, report(phase))
-        same.load_state_dict(trainer.averaged(), strict=False)
+        take_averages(trainer)
     same.requires_grad_(False)
     autoencoder.measure_scale(same, [corpus.clip(SEED, i, CROP / corpus.RATE).audio[None] for i in range(200)])
     return same
@@ -257,10 +257,15 @@ def train_transformer(work: Path, recipe: Base, before: sa3_core.Model | None) -
         trainer = Trainer(parameters, settings, work / name)
         if trainer.step < settings.steps:
             trainer.run(flow.loss(net, Corpus(work, net, text, chances), FLOW, corpus.RATE / FRAME), report(name))
-        with torch.no_grad():
-            for key, mean in trainer.averaged().items():
-                parameters[key].copy_(mean)
+        take_averages(trainer)
     return net, text
+
+
+@torch.no_grad()
+def take_averages(trainer: Trainer) -> None:
+    """The network becomes what is kept of its training."""
+    for name, mean in trainer.averaged().items():
+        trainer.parameters[name].copy_(mean)
 
 
 @torch.no_grad()
@@ -290,15 +295,10 @@ def post_train(work: Path, recipe: PostTraining, before: sa3_core.Model, latents
         window = list(banks)[int(torch.multinomial(chances, 1, generator=generator))]
         return banks[window], WINDOWS[window].batch
 
-    parameters = dict(student.dit.named_parameters())
-    trainer = Trainer(parameters, recipe.settings, work / "distil")
-    if trainer.step == 0:
-        trainer.restart_average()
+    trainer = Trainer(dict(student.dit.named_parameters()), recipe.settings, work / "distil")
     if trainer.step < recipe.settings.steps:
         trainer.run(distil.loss(student, draw), report("distil"))
-    with torch.no_grad():
-        for key, mean in trainer.averaged().items():
-            parameters[key].copy_(mean)
+    take_averages(trainer)
     return student
 
 

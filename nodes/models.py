@@ -114,7 +114,7 @@ class AutoencoderLoader(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "autoencoder",
-                    options=[*folders.AUTOENCODERS, "demo", "demo-medium"],
+                    options=[*folders.AUTOENCODERS, *folders.DEMOS],
                     default=folders.AUTOENCODERS[0],
                     tooltip="SAME-S belongs to the small models, SAME-L to medium. A standalone file is preferred; else it is taken out of "
                     "a generative model on disk. demo, demo-medium: those of the embedded tiny models.",

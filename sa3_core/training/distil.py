@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from .. import samplers, schedule
-from ..conditioning import Condition
 from ..guidance import Guidance
 from ..network import Generator, Predictor
 from .flow import Batch, prepare
@@ -92,8 +91,8 @@ def distil_loss(student: Generator, paths: Paths, items: Tensor, places: Tensor)
     """
     x, t = paths.states[items, places].float(), paths.times[items, places]
     lengths = paths.lengths[items].tolist()
-    condition = Condition(paths.cross_attn[items], paths.global_cond[items])
-    inputs = prepare(student, paths.latents[items].float(), paths.given[items], condition.cross_attn, condition.global_cond, lengths)
+    known, given = paths.latents[items].float(), paths.given[items]
+    inputs = prepare(student, known, given, paths.cross_attn[items], paths.global_cond[items], lengths)
     level = t.to(x)[:, None, None]
     made = x - level * student.dit(x, t, inputs).float()
     error = ((made - paths.ends[items].float()).square() / level).mean(1)  # (B, T)

@@ -9,10 +9,9 @@ from torch import Tensor
 from ..splice import splice
 from . import corpus
 from .autoencoder import snr
-from .measures import centroid, flatness, level_db, mono, onsets, spacing
+from .measures import BEAT, centroid, flatness, level_db, mono, onsets, spacing
 
 PADDING = 1.0  # seconds behind each clip
-BEAT = 0.06  # seconds by which an onset may miss its beat
 
 
 def make(model, captions: Sequence[str], seconds: float = 3.0, seed: int = 0, **options) -> list[Tensor]:

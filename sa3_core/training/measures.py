@@ -8,6 +8,7 @@ from torch import Tensor
 from .corpus import RATE
 
 SIZE = 2048
+BEAT = 0.06  # seconds by which an onset may miss its beat
 
 
 def mono(audio: Tensor) -> Tensor:
@@ -59,7 +60,7 @@ def spacing(x: Tensor) -> float:
     return float(torch.tensor(times).diff().median())
 
 
-def keeps_time(x: Tensor, wanted: float, tolerance: float = 0.06) -> bool:
+def keeps_time(x: Tensor, wanted: float, tolerance: float = BEAT) -> bool:
     """Whether the onsets are those of a steady rhythm: at most one in four is missing or comes elsewhere."""
     times = onsets(x)
     on_time = sum(abs(b - a - wanted) <= tolerance for a, b in itertools.pairwise(times))
