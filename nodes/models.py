@@ -1,4 +1,4 @@
-"""Nodes that load a model."""
+"""Nodes that load a model and make it ready."""
 
 import torch
 
@@ -8,6 +8,7 @@ from ..sa3_core.errors import SA3Error
 from ..sa3_core.infer import OBJECTIVES, TEXT_SUBFOLDER
 from .host import folders
 from .host.clip import load_clip
+from .host.compiled import compiled_model
 from .host.live import remember
 from .host.model import load_model
 from .host.progress import LARGE, Progress, tell
@@ -140,4 +141,35 @@ class AutoencoderLoader(io.ComfyNode):
         return io.NodeOutput(load_vae(opened, dtype_of(dtype)))
 
 
-NODES = [ModelLoader, AutoencoderLoader]
+WAIT = {"behind the first run": False, "in front of the first run": True}
+
+
+class Compile(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return schema(
+            "SA3_Compile",
+            display_name="SA3 Compile",
+            description="Runs the transformer through torch.compile, which needs a C++ compiler (on a GPU: triton). One graph is made for "
+            "all lengths and kept on disk. Where it cannot be made, the run goes on without it and says so.",
+            inputs=[
+                io.Model.Input("model", tooltip="The MODEL of SA3 Model Loader, with or without LoRAs."),
+                io.Combo.Input(
+                    "when",
+                    options=list(WAIT),
+                    default=next(iter(WAIT)),
+                    tooltip="behind: the first run goes as it is, and the compiler works after it; compiled runs differ from it by rounding. "
+                    "in front: the first run waits for the compiler (10 s to minutes), and all runs are the same bytes.",
+                ),
+            ],
+            outputs=[io.Model.Output("MODEL")],
+        )
+
+    @classmethod
+    def execute(cls, model, when) -> io.NodeOutput:
+        if when not in WAIT:
+            raise SA3Error(f"when is '{when}'; choose one of {', '.join(WAIT)}.")
+        return io.NodeOutput(compiled_model(model, WAIT[when]))
+
+
+NODES = [ModelLoader, AutoencoderLoader, Compile]

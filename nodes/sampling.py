@@ -208,6 +208,9 @@ class Sampler(io.ComfyNode):
         samples = host.sample(model, positive, read, plan, settings, negative, live=live_picture(preview, autoencoder(model)))
         out = {**latent, "samples": samples, "type": "audio"}
         watch.lap("sample")
+        if remarks := host_model.remarks(model):
+            warnings += remarks
+            say(warnings, cls.hidden.unique_id if cls.hidden else None)
         record = info.record(inner.sa3_name, plan, settings, warnings, stages=watch.stages, **host_model.run_record(model))
         return io.NodeOutput(out, json.dumps(record))
 

@@ -1,6 +1,8 @@
 """The small parts that both networks are made of. Shapes: h (B, N, width); heads as (B, H, N, D)."""
 
 import math
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -139,3 +141,18 @@ class WeightNormConv1d(nn.Module):
         v = at(self.weight_v, x, torch.float32)
         weight = at(self.weight_g, x, torch.float32) * v / v.flatten(1).norm(dim=1)[:, None, None]
         return F.conv1d(x, weight.to(x.dtype), at(self.bias, x), padding=(v.shape[-1] - 1) // 2)
+
+
+@contextmanager
+def forwards(chosen: Sequence[tuple[nn.Module, Callable]]):
+    """Modules with other forward functions for a while."""
+    before = [module.__dict__.get("forward") for module, _ in chosen]
+    try:
+        for module, forward in chosen:
+            module.forward = forward
+        yield
+    finally:
+        for (module, _), forward in zip(chosen, before, strict=True):
+            module.__dict__.pop("forward", None)
+            if forward is not None:
+                module.forward = forward

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from .checkpoint import open_checkpoint
 from .dit import DiT, DiTInputs
 from .errors import SA3Error
+from .layers import forwards
 from .lora import MODES, Adapter, Form, compose, svd_bases
 from .lora_files import BASES, SECONDS, LoRA, matches, read_bases, read_lora
 
@@ -223,21 +224,6 @@ def beside(layers: Iterable[tuple[nn.Module, Form, Tensor | None]]):
     """Layers whose forward pass goes through a form, weights untouched."""
     with forwards([(layer, functools.partial(_forward, layer.forward, isinstance(layer, nn.Conv1d), *row)) for layer, *row in layers]):
         yield
-
-
-@contextmanager
-def forwards(chosen: Sequence[tuple[nn.Module, Callable]]):
-    """Modules with other forward functions for a while."""
-    before = [module.__dict__.get("forward") for module, _ in chosen]
-    try:
-        for module, forward in chosen:
-            module.forward = forward
-        yield
-    finally:
-        for (module, _), forward in zip(chosen, before, strict=True):
-            module.__dict__.pop("forward", None)
-            if forward is not None:
-                module.forward = forward
 
 
 def _forward(base, conv: bool, form: Form, bias: Tensor | None, x: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from . import checkpoint, hub, info, sampling, timeline
+from .compiled import COMES_AND_GOES, Compiled
 from .conditioning import Condition
 from .config import ModelConfig
 from .dit import DiTInputs
@@ -45,6 +47,8 @@ class Model:
         self.loras, self._originals = Stack(), {}
         self.loaded: dict = {}  # info.load_record
         self.lora_record: list[dict] = []  # how the adapters describe themselves
+        self.compiled: Compiled | None = None
+        self._wait = False
 
     @property
     def dit(self):
@@ -99,10 +103,18 @@ class Model:
             layers[name].weight = torch.nn.Parameter(apply_stack(layers[name].weight, entries), requires_grad=False)
         self.loras, self.lora_record = stack, stack.record()
 
+    def compile(self, wait: bool = False, compiled: Compiled | None = None) -> Compiled:
+        """From now on `generate` runs through torch.compile, as `Compiled` says. wait: the first run of a kind waits for the compiler."""
+        self._generative()
+        self.compiled, self._wait = compiled or Compiled(), wait
+        return self.compiled
+
     def _network(self, sigmas: Tensor | None = None):
         """The transformer with what is scheduled on it: (x, t, inputs) -> velocity."""
         if not self.loras.scheduled:
-            return self.dit
+            return self.dit if self.compiled is None else functools.partial(self.compiled.velocity, self.dit)
+        if self.compiled is not None:
+            self.compiled.skip(COMES_AND_GOES)
         return functools.partial(self.loras.velocity, self.dit, sigmas=sigmas)
 
     def encode_text(self, prompts: str | Sequence[str]) -> Text:
@@ -188,11 +200,12 @@ class Model:
         uncond = None
         if guidance.cfg != 1:
             uncond = self._unconditional(negatives, cond, inputs, lengths)
-        latents = sampling.run(
-            Predictor(self._network(plan.sigmas), inputs, uncond, guidance, lengths.valid), plan,
-            channels=self.config.same.latent_dim, device=self.device,
-            init=init, initial_noise=initial_noise, step_noise=step_noise, callback=callback,
-        )  # fmt: skip
+        with nullcontext() if self.compiled is None else self.compiled.run(self._wait):
+            latents = sampling.run(
+                Predictor(self._network(plan.sigmas), inputs, uncond, guidance, lengths.valid), plan,
+                channels=self.config.same.latent_dim, device=self.device,
+                init=init, initial_noise=initial_noise, step_noise=step_noise, callback=callback,
+            )  # fmt: skip
         watch.lap("sample")
         if return_latents:
             return Result(None, latents, lengths.seconds, self.config.sample_rate, self._record(plan, guidance, watch))

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ...sa3_core import checkpoint
 from ...sa3_core.checkpoint import Checkpoint
+from ...sa3_core.compiled import COMES_AND_GOES
 from ...sa3_core.config import ModelConfig
 from ...sa3_core.dit import DiTInputs, LocalInput
 from ...sa3_core.errors import SA3Error
@@ -24,6 +25,8 @@ from ...sa3_core.timeline import Lengths, lengths
 
 LORAS = "sa3_loras"  # key of a MODEL's options: how its adapters describe themselves, for the run's record
 STACK, SIGMAS = "sa3_lora_stack", "sa3_sigmas"  # keys of its transformer_options: the adapters themselves, a run's levels per item
+COMPILED = "sa3_compiled"  # key of its transformer_options: sa3_core.compiled.Compiled
+CAST = "its weights are moved or converted in every step"
 RUN = "sa3_run"  # key of a conditioning entry: what our Sampler tells the model of its run
 # Live activations of a layer in rows of `width` per token (the gated feed-forward holds 12, attention and residuals the rest).
 ROWS_PER_TOKEN = 24
@@ -76,8 +79,14 @@ class Denoiser(Generator):
 
     def forward(self, x, t, context=None, control=None, transformer_options=None, sa3_inputs: DiTInputs | None = None, **kwargs):
         options = transformer_options or {}
-        stack = options.get(STACK)
-        if stack is None or not stack.scheduled:
+        stack, compiled = options.get(STACK), options.get(COMPILED)
+        scheduled = stack is not None and stack.scheduled
+        if compiled is not None:
+            obstacle = COMES_AND_GOES if scheduled else CAST if casts(self.dit) else ""
+            if not obstacle:
+                return compiled.velocity(self.dit, x, t, sa3_inputs)
+            compiled.skip(obstacle)
+        if not scheduled:
             return self.dit(x, t, sa3_inputs)
         sigmas = options.get(SIGMAS, options.get("sample_sigmas"))
         return stack.velocity(self.dit, x, t, sa3_inputs, sigmas, read_weight)
@@ -204,9 +213,20 @@ def require(model) -> SA3Model:
     return inner
 
 
+def casts(module: torch.nn.Module) -> bool:
+    """Whether layers fetch or convert their weights when they compute: those of a model that did not fit, or is stored in another type."""
+    return any(getattr(layer, "comfy_cast_weights", False) or getattr(layer, "weight_function", None) for layer in module.modules())
+
+
 def read_weight(layer, device) -> tuple[Tensor, Tensor | None]:
     """Weight and bias as the layer computes with them, in float32: they may be offloaded, with patches still to be applied."""
     return comfy.ops.cast_bias_weight(layer, None, torch.float32, device, torch.float32)
+
+
+def remarks(model) -> list[str]:
+    """What the user should know of a run that is over."""
+    compiled = model.model_options.get("transformer_options", {}).get(COMPILED)
+    return [f"This run went without torch.compile: {compiled.obstacle}."] if compiled is not None and compiled.obstacle else []
 
 
 def run_record(model) -> dict:
@@ -214,4 +234,11 @@ def run_record(model) -> dict:
     inner = require(model)
     loaded = dict(inner.sa3_loaded)
     inner.sa3_loaded = {**loaded, "cache_hit": True}
-    return {"loaded": loaded, "loras": model.model_options.get(LORAS, []), "host": {"comfyui": comfyui_version.__version__}}
+    options = model.model_options
+    compiled = options.get("transformer_options", {}).get(COMPILED)
+    return {
+        "loaded": loaded,
+        "loras": options.get(LORAS, []),
+        "host": {"comfyui": comfyui_version.__version__},
+        **({} if compiled is None else {"compiled": compiled.state}),
+    }

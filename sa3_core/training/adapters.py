@@ -14,7 +14,8 @@ from ..errors import SA3Error
 from ..lora import EPS, TYPES, Adapter, Form, adapter_of
 from ..lora_convert import native_tensors
 from ..lora_files import LoRA, selected
-from ..lora_stack import beside, forwards, targets
+from ..layers import forwards
+from ..lora_stack import beside, targets
 
 Bases = Callable[[str, int], tuple[Tensor, Tensor]]  # (layer, rank) -> U (out, rank), V (in, rank)
 

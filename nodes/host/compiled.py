@@ -1,0 +1,28 @@
+"""torch.compile on a MODEL, under our sampler and core's."""
+
+from functools import partial
+
+from comfy.patcher_extension import WrappersMP
+
+from ...sa3_core.compiled import Compiled
+from . import model as host_model
+from .progress import tell
+
+KEY = "sa3_compiled"
+shared = Compiled(tell)  # one for all models and nodes: a graph that was made once serves them all
+
+
+def compiled_model(model, wait: bool):
+    """A clone of a MODEL whose runs are compiled. wait: the first of a kind waits for the compiler."""
+    host_model.require(model)
+    clone = model.clone()
+    clone.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, KEY)
+    clone.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, partial(_run, wait))
+    options = clone.model_options
+    clone.model_options = {**options, "transformer_options": {**options.get("transformer_options", {}), host_model.COMPILED: shared}}
+    return clone
+
+
+def _run(wait: bool, sample, *args, **kwargs):
+    with shared.run(wait):
+        return sample(*args, **kwargs)

@@ -1,0 +1,140 @@
+"""Compiled layers: made behind the runs, used from the next run on, the same sound; never in the way."""
+
+import shutil
+
+import pytest
+import torch
+from core_support import recorded, rel_error
+from lora_support import write_lora
+
+from sa3_core import compiled
+from sa3_core.compiled import Compiled
+
+ROUNDING = 1e-5
+
+
+@pytest.fixture
+def model(load_model):
+    model = load_model("small-base")
+    yield model
+    model.compiled = None
+    model.remove_loras()
+
+
+def run(model, seconds=1.0, **options):
+    return model.generate("rain", seconds, seed=3, **{"steps": 2, "cfg": 3.0, "return_latents": True, **options}).latents
+
+
+def test_the_first_run_goes_as_it_is_and_the_next_is_compiled_whatever_its_length(model):
+    plain, longer = run(model), run(model, 2.0)
+    layers = model.compile(compiled=Compiled(backend="eager"))
+    assert torch.equal(run(model), plain) and layers.state == "not compiled yet"
+    layers.join()
+    assert rel_error(run(model), plain) < ROUNDING and layers.state == "compiled"
+    assert rel_error(run(model, 2.0), longer) < ROUNDING and layers.state == "compiled"
+    assert torch.equal(run(model), run(model))
+
+
+def test_a_run_without_guidance_and_one_under_inference_mode_are_other_kinds(model):
+    layers = model.compile(compiled=Compiled(backend="eager"))
+    run(model)
+    layers.join()
+    run(model, cfg=1.0)
+    assert layers.state == "not compiled yet"
+    layers.join()
+    with torch.inference_mode():
+        run(model)
+        assert layers.state == "not compiled yet"
+        layers.join()
+        run(model)
+        assert layers.state == "compiled"
+    run(model, cfg=1.0)
+    assert layers.state == "compiled"
+
+
+def test_what_becomes_ready_during_a_run_waits_for_the_next(model):
+    layers, states = model.compile(compiled=Compiled(backend="eager")), []
+
+    def callback(step, total, denoised):
+        states.append(layers.state)
+        layers._compile(layers._met)  # as the worker would, in the middle of the run
+
+    run(model, callback=callback)
+    assert states == ["not compiled yet"] * 2
+    run(model, callback=lambda *_: states.append(layers.state))
+    assert states[2:] == ["compiled"] * 2
+
+
+def test_a_run_may_wait_and_says_so(model):
+    plain, said = run(model), []
+    layers = model.compile(wait=True, compiled=Compiled(said.append, "eager"))
+    assert rel_error(run(model), plain) < ROUNDING and layers.state == "compiled" and said == ["compiling the transformer"]
+    run(model)
+    assert len(said) == 1
+
+
+def test_the_weights_may_change_and_move_between_runs(model):
+    layers = model.compile(wait=True, compiled=Compiled(backend="eager"))
+    before = run(model)
+    weight = model.dit.transformer.layers[0].ff.ff[2].weight
+    kept = weight.detach().clone()
+    with torch.no_grad():
+        weight.mul_(0.5)
+    changed = run(model)
+    model.compiled = None
+    assert rel_error(changed, run(model)) < ROUNDING < rel_error(changed, before)
+    with torch.no_grad():
+        weight.copy_(kept)
+    model.compiled = layers
+    assert torch.equal(run(model), before)
+
+
+def test_a_compiler_that_fails_is_no_obstacle_and_is_told_once(model, caplog):
+    def broken(*args):
+        raise RuntimeError("no compiler here\nand much more")
+
+    plain = run(model)
+    layers = model.compile(wait=True, compiled=Compiled(backend=broken))
+    assert torch.equal(run(model), plain) and torch.equal(run(model), plain)
+    assert "no compiler here" in layers.obstacle and "much more" not in layers.obstacle
+    assert sum("could not be compiled" in record.message for record in caplog.records) == 1
+
+
+def test_a_lora_that_comes_and_goes_runs_as_it_is_and_it_is_told(model, tmp_path):
+    model.add_lora(write_lora(tmp_path / "one.safetensors", model.module), interval=(0.5, 1.0))
+    plain = run(model)
+    layers = model.compile(wait=True, compiled=Compiled(backend="eager"))
+    assert torch.equal(run(model), plain) and "comes and goes" in layers.obstacle
+    model.remove_loras()
+    run(model)
+    assert layers.state == "compiled" and not layers.obstacle
+
+
+def test_layers_are_left_as_they_were(model):
+    model.compile(wait=True, compiled=Compiled(backend="eager"))
+    with pytest.raises(KeyboardInterrupt):
+        run(model, callback=lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert not [layer for layer in model.dit.transformer.layers if "forward" in layer.__dict__]
+
+
+@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="torch.compile needs a C++ compiler on the CPU")
+@pytest.mark.parametrize("variant", ["small", "medium"])
+def test_compiled_layers_give_the_recorded_velocity(load_model, variant):
+    model, golden = load_model(variant), recorded(f"{variant}/golden")
+    layers = model.compile(wait=True)
+    options = {"local_add": golden["dit.local_add"], "padding_mask": golden["dit.padding_mask"].bool()}
+    try:
+        with layers.run(wait=True):
+            v = model.velocity(golden["dit.x"], golden["dit.t"], golden["dit.cross_attn"], golden["dit.global"], **options)
+    finally:
+        model.compiled = None
+    valid = options["padding_mask"][:, None]
+    assert layers.state == "compiled", layers.state
+    assert rel_error(v * valid, golden["dit.v.padded"] * valid) < 1e-5
+
+
+def test_a_copy_of_a_layer_has_no_ties_to_the_model(model):
+    layer = model.dit.transformer.layers[0]
+    twin = compiled._copy(layer)
+    assert {id(p) for p in twin.parameters()}.isdisjoint(id(p) for p in layer.parameters())
+    assert all(torch.equal(a, b) for a, b in zip(twin.parameters(), layer.parameters(), strict=True))
