@@ -3,7 +3,7 @@
     python benchmarks/train_lora.py [--steps 500] [--work FOLDER]
 
 A new sound is a steady chord of three partials at frequencies of no chord or bell of the demo's corpus. Its folder holds as many clips
-of other sounds, made by the model itself, so that they stay what they are. Printed, for prompts with and without the LoRAs: how much of
+of other sounds, made by the model itself, so that they stay what they are; among them the answers to the other LoRA's word. Printed, for prompts with and without the LoRAs: how much of
 each new sound is in the answer, and its brightness, both in the median of four seeds.
 """
 
@@ -65,6 +65,7 @@ def write_folder(folder: Path, sound: NewSound, count: int = 24, keep=None) -> P
     for i in range(count):
         _write(folder / f"clip{i:02}.wav", make_clip(sound, i), sound.captions[i % len(sound.captions)])
     kept = [text.format(pitch) for pitch in ("low", "mid", "high") for text in KEPT] + list(KEPT_TOO)
+    kept += [caption for other in SOUNDS.values() if other is not sound for caption in other.captions]
     for i, caption in enumerate(kept if keep is not None else []):
         _write(folder / f"kept{i:02}.wav", keep.generate(caption, 2.0 + 0.5 * (i % 3), seed=900 + i).audio[0], caption)
     return folder
