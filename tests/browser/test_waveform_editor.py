@@ -281,8 +281,15 @@ def test_saved_reloaded_copied_and_undone_by_the_graph(inpaint: Waveform):
         INPAINT,
     )
     assert copies[0] == copies[1] == [wanted["state"], wanted["properties"]]
-    page.keyboard.press("Control+z")  # the graph's own: the copy goes, then the region
-    page.wait_for_function(f"() => app.graph.nodes.filter(n => n.type === '{INPAINT}').length === 1")
+    # The graph's own undo: the copy goes, then the region. Old front ends note a paste late, and an undo before that does nothing.
+    for _ in range(5):
+        page.keyboard.press("Control+z")
+        try:
+            page.wait_for_function(f"() => app.graph.nodes.filter(n => n.type === '{INPAINT}').length === 1", timeout=5000)
+            break
+        except TimeoutError:
+            continue
+    assert page.evaluate(f"() => app.graph.nodes.filter(n => n.type === '{INPAINT}').length") == 1
     while inpaint.state != "0.5-1":
         before = inpaint.look()
         page.keyboard.press("Control+z")
