@@ -3,8 +3,8 @@
     python benchmarks/train_lora.py [--steps 500] [--work FOLDER]
 
 A new sound is a steady chord of three partials at frequencies of no chord or bell of the demo's corpus. Its folder holds as many clips
-of other sounds, made by the model itself, so that they stay what they are; among them the answers to the other LoRA's word. Printed, for prompts with and without the LoRAs: how much of
-each new sound is in the answer, and its brightness, both in the median of four seeds.
+of other sounds, made by the model itself, so that they stay what they are; among them the answers to the other LoRA's word. Printed, for
+prompts with and without the LoRAs: how much of each new sound is in the answer, and its brightness, both in the median of four seeds.
 """
 
 import argparse

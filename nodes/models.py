@@ -158,7 +158,7 @@ class Compile(io.ComfyNode):
                     "when",
                     options=list(WAIT),
                     default=next(iter(WAIT)),
-                    tooltip="behind: the first run goes as it is, and the compiler works after it; compiled runs differ from it by rounding. "
+                    tooltip="behind: the first run goes as it is, and the compiler works after it; later runs differ from it by rounding. "
                     "in front: the first run waits for the compiler (10 s to minutes), and all runs are the same bytes.",
                 ),
             ],

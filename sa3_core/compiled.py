@@ -121,7 +121,8 @@ class Compiled:
                 self._function(layer, *args)
                 self._ready.add(kind)
             except Exception as error:  # whatever a compiler may raise: the run goes on without it, and says so
-                self.failure = " ".join(f"{type(error).__name__}: {error}".split("\n")[:2]).strip()  # torch tells the cause in its second line
+                told = f"{type(error).__name__}: {error}".splitlines()
+                self.failure = " ".join(told[:2])  # torch tells the cause in its second line
                 self.skip(self.failure)
                 log.warning("The layers could not be compiled and run as they are: %s", self.failure)
 

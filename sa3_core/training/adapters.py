@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..errors import SA3Error
+from ..layers import forwards
 from ..lora import EPS, TYPES, Adapter, Form, adapter_of
 from ..lora_convert import native_tensors
 from ..lora_files import LoRA, selected
-from ..layers import forwards
 from ..lora_stack import beside, targets
 
 Bases = Callable[[str, int], tuple[Tensor, Tensor]]  # (layer, rank) -> U (out, rank), V (in, rank)

@@ -1,5 +1,6 @@
 """LoRA nodes: both ways to apply, patches that leave no trace, clones, partial loads, and the tools for files."""
 
+import importlib
 import json
 import shutil
 from types import SimpleNamespace
@@ -202,3 +203,18 @@ def test_info_convert_and_merge(sa3, load, files, pickled, folder, base_director
     with sa3.refused("no LoRA"):
         sa3.run("SA3_LoRAMerge", model=parts.model, name="x")
     assert FOLDERS["small"] in str(parts.model.model.sa3_path)
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora-rows"])
+def test_a_compiled_model_takes_loras_and_lets_them_go(sa3, comfy, load, files, loading, kind, monkeypatch):
+    host = importlib.import_module("sa3_pack.nodes.host.compiled")
+    monkeypatch.setattr(host, "shared", importlib.import_module("sa3_pack.sa3_core.compiled").Compiled(backend="eager"))
+    parts = load("small")
+    (compiled,) = sa3.run("SA3_Compile", model=parts.model, when="in front of the first run")
+    constant, fleeting = stack(sa3, compiled, files[kind])[0], stack(sa3, compiled, files[kind], curve=ALWAYS)[0]
+    for model, expected in ((compiled, "compiled"), (constant, "compiled"), (fleeting, "comes and goes"), (compiled, "compiled")):
+        plain = {id(compiled): parts.model, id(constant): stack(sa3, parts.model, files[kind])[0]}.get(id(model), constant)
+        made, wanted = run(sa3, parts, model), run(sa3, parts, plain)
+        assert rel_error(made.samples, wanted.samples) < TIGHT
+        offloaded = loading == "one byte" and expected == "compiled"
+        assert ("converted" if offloaded else expected) in made.info["compiled"]
