@@ -26,6 +26,7 @@ from ...sa3_core.timeline import Lengths, lengths
 LORAS = "sa3_loras"  # key of a MODEL's options: how its adapters describe themselves, for the run's record
 STACK, SIGMAS = "sa3_lora_stack", "sa3_sigmas"  # keys of its transformer_options: the adapters themselves, a run's levels per item
 COMPILED = "sa3_compiled"  # key of its transformer_options: sa3_core.compiled.Compiled
+TIMES = "sa3_times"  # key of its transformer_options: t (B,) on the CPU, where nobody has to wait for the device to read it
 CAST = "its weights are moved or converted in every step"
 RUN = "sa3_run"  # key of a conditioning entry: what our Sampler tells the model of its run
 # Live activations of a layer in rows of `width` per token (the gated feed-forward holds 12, attention and residuals the rest).
@@ -79,6 +80,8 @@ class Denoiser(Generator):
 
     def forward(self, x, t, context=None, control=None, transformer_options=None, sa3_inputs: DiTInputs | None = None, **kwargs):
         options = transformer_options or {}
+        if TIMES in options:
+            t = options[TIMES].repeat(len(x) // len(options[TIMES]))  # core runs all conditions as one batch, or one by one
         stack, compiled = options.get(STACK), options.get(COMPILED)
         scheduled = stack is not None and stack.scheduled
         if compiled is not None:

@@ -31,7 +31,8 @@ class Guider(comfy.samplers.CFGGuider):
         check_interrupt()
         if "sampler_cfg_function" in options:
             return super().predict_noise(x, timestep, options, seed)
-        t = timestep.float().cpu()
+        t = options.get("transformer_options", {}).get(host_model.TIMES)
+        t = timestep.float().cpu() if t is None else t
         positive, negative = self.conds["positive"], self.conds.get("negative")
         if not bool(self.guidance.active(t).any()):
             return comfy.samplers.calc_cond_batch(self.inner_model, [positive], x, timestep, options)[0]
@@ -50,7 +51,9 @@ class RunSampler(comfy.samplers.Sampler):
     def sample(self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False):
         def velocity(x: Tensor, t: Tensor) -> Tensor:
             time = t.to(x.device, torch.float32)
-            return (x - model_wrap(x, time, **extra_args)) / time[:, None, None]
+            options = extra_args.get("model_options", {})
+            told = {**options, "transformer_options": {**options.get("transformer_options", {}), host_model.TIMES: t.float()}}
+            return (x - model_wrap(x, time, **{**extra_args, "model_options": told})) / time[:, None, None]
 
         self.begin()  # the weights are where they belong
         return sampling.run(velocity, self.plan, channels=self.channels, device=noise.device, init=self.init, callback=self.callback)

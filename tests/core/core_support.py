@@ -69,3 +69,17 @@ def refused(*words):
 
 def randn(*shape, seed: int = 0, dtype=torch.float32) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+class OnDevice(torch.Tensor):
+    """A tensor that stands for one on a GPU: what is made from it is one too, and reading its values on the host is counted in `reads`."""
+
+    reads: list[str] = []
+    READS = ("cpu", "tolist", "item", "numpy", "nonzero", "__bool__", "__float__", "__int__")
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        name = getattr(func, "__name__", "")
+        if name in cls.READS or (name == "to" and "cpu" in map(str, args[1:])):
+            cls.reads.append(name)
+        return super().__torch_function__(func, types, args, kwargs or {})

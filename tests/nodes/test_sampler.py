@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from core_support import FAMILIES, VARIANTS, rel_error
+from core_support import FAMILIES, VARIANTS, OnDevice, rel_error
 from node_support import FOLDERS, same_weights, weights
 
 RUN = 1e-4
@@ -195,3 +195,31 @@ def test_16_bits_that_were_asked_for_are_computed_in_where_the_cpu_can(sa3, shel
         model = sa3.load(file="stable-audio-3-small-music", dtype=kind).model.model
         assert (model.compute_dtype == model.get_dtype()) is capable
     assert sa3.load(file="stable-audio-3-small-music").model.model.compute_dtype == torch.float32
+
+
+@pytest.mark.parametrize("cfg", [1.0, 3.0])
+def test_no_step_waits_for_the_device(sa3, load, monkeypatch, cfg):
+    """ComfyUI hands times over as tensors on the device; ours come along on the CPU."""
+    parts, steps = load("small"), 4
+    positive, latent = sa3.prompt(parts.clip, "rain"), sa3.empty(1.0)
+    plain, _ = sa3.sample(parts.model, positive, latent, seed=1, steps=steps, cfg=cfg, preview="off")
+    sample, counts = sa3.core.sampling.samplers.sample, []
+
+    def counted(name, velocity, x, *rest):
+        def watched(x, t):
+            before = len(OnDevice.reads)
+            v = velocity(x, t)
+            counts.append(OnDevice.reads[before:])
+            return v
+
+        return sample(name, watched, x.as_subclass(OnDevice), *rest).as_subclass(torch.Tensor)
+
+    predict = sa3.host.sampling.Guider.predict_noise
+    monkeypatch.setattr(
+        sa3.host.sampling.Guider, "predict_noise", lambda self, x, t, *rest: predict(self, x, t.as_subclass(OnDevice), *rest)
+    )
+    monkeypatch.setattr(sa3.core.sampling.samplers, "sample", counted)
+    monkeypatch.setattr(OnDevice, "reads", [])
+    out, _ = sa3.sample(parts.model, positive, latent, seed=1, steps=steps, cfg=cfg, preview="off")
+    assert counts == [[]] * steps
+    assert torch.equal(out["samples"].as_subclass(torch.Tensor), plain["samples"])
