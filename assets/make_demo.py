@@ -108,22 +108,18 @@ BASES = {
 
 @dataclass(frozen=True)
 class PostTraining:
-    """How a base is made to sample in few steps. paths: how many of each window the teacher goes, in `steps` steps under `guidance`.
-
-    levels: every path is gone a second time, from its end noised to a level between these.
-    """
+    """How a base is made to sample in few steps. paths: how many of each window the teacher goes, in `steps` steps under `guidance`."""
 
     before: str
     paths: dict[str, int]
     steps: int
     guidance: Guidance
-    levels: tuple[float, float]
     settings: Settings
 
 
 POST_TRAINED = {
     "demo-post-trained": PostTraining(
-        "demo", {"short": 500, "beats": 1000, "long": 160}, 16, Guidance(cfg=3.0), (0.3, 0.95), Settings(steps=4_000, lr=4e-4, warmup=100)
+        "demo", {"short": 480, "beats": 640, "long": 128}, 20, Guidance(cfg=7.0, apg=0.0), Settings(steps=1_200, lr=4e-4, warmup=100)
     )
 }
 
@@ -321,16 +317,12 @@ def teacher_paths(work: Path, recipe: PostTraining, window: str, batches: Corpus
         frames = batch.latents.shape[-1]
         lengths = flow.extend_lengths(batch.lengths, FLOW.silence * corpus.RATE / FRAME, frames, generator)
         given = flow.draw_given(lengths, frames, FLOW.masks, generator)
-        go = functools.partial(distil.follow, batches.net, batch, lengths, given, recipe.guidance, recipe.steps, generator)
-        first = go()
-        low, high = recipe.levels
-        level = low + (high - low) * float(torch.rand((), generator=generator))
-        for part in (first, go(start=first.ends, level=level)):
-            with torch.no_grad():
-                audio = same.decode(part.ends)
-            kept = [i for i, x in enumerate(audio) if in_time(x, captions[i], seconds[i])]
-            parts.append(replace(part, states=part.states.half()).pick(kept))
-            tried += len(captions)
+        part = distil.follow(batches.net, batch, lengths, given, recipe.guidance, recipe.steps, generator)
+        with torch.no_grad():
+            audio = same.decode(part.ends)
+        kept = [i for i, x in enumerate(audio) if in_time(x, captions[i], seconds[i])]
+        parts.append(replace(part, states=part.states.half()).pick(kept))
+        tried += len(captions)
     paths = distil.Paths.join(parts)
     work.mkdir(parents=True, exist_ok=True)
     save_file({name: t.contiguous() for name, t in vars(paths).items()}, path)

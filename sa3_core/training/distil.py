@@ -48,16 +48,13 @@ class Paths:
 @torch.no_grad()
 def follow(
     teacher: Generator, batch: Batch, lengths: Sequence[int], given: Tensor, guidance: Guidance, steps: int, generator: torch.Generator,
-    sampler: str = "dpmpp", start: Tensor | None = None, level: float = 1.0,
+    sampler: str = "dpmpp",
 ) -> Paths:  # fmt: skip
-    """The teacher's paths to the items of a batch. lengths: frames to generate per item; given (B, T): frames known from the batch.
-
-    start (B, D, T), level: the paths begin there, noised to that level, as a sampler that noises again comes to be.
-    """
+    """The teacher's paths to the items of a batch. lengths: frames to generate per item; given (B, T): frames known from the batch."""
     z, condition = batch.latents, batch.condition
     effective = batch.lengths if batch.effective is None else batch.effective
     options = dict(teacher.config.schedule)
-    sigmas = schedule.build(options.pop("kind"), steps, level, torch.tensor(list(effective)), **options).expand(len(z), -1)
+    sigmas = schedule.build(options.pop("kind"), steps, 1.0, torch.tensor(list(effective)), **options).expand(len(z), -1)
     cond = prepare(teacher, z, given, condition.cross_attn, condition.global_cond, lengths)
     blank = teacher.conditioner.unconditional(len(z), condition.cross_attn)
     uncond = prepare(teacher, z, given, blank, condition.global_cond, lengths)
@@ -67,8 +64,7 @@ def follow(
         states.append(x)
         return velocity(x, t)
 
-    noise = torch.randn(z.shape, generator=generator).to(z)
-    ends = samplers.sample(sampler, recorded, noise if start is None else (1 - level) * start + level * noise, sigmas)
+    ends = samplers.sample(sampler, recorded, torch.randn(z.shape, generator=generator).to(z), sigmas)
     return Paths(
         torch.stack(states, 1), sigmas[:, : len(states)], ends, torch.tensor(list(lengths)),
         condition.cross_attn, condition.global_cond, given, z,
