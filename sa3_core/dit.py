@@ -49,7 +49,7 @@ class DiTInputs:
     cross_attn (B, n, cond_dim), global_cond (B, cond_dim): what the rest was made of. cross_kv: per layer (k, v) or (k, k2, v),
     heads (B, H, n, 64). cross_bias (B, n): log of how many rows of the context each stands for, None = one. local: None = absent.
     global_embed (B, width). key_mask (B, memory + frames), True = valid, or None. frames: those the network computes.
-    adapted: room for what adapters that come and go during the run make of these inputs.
+    adapted: room for parts of these inputs, and for what adapters that come and go during the run make of them.
     """
 
     cross_attn: Tensor
@@ -120,6 +120,7 @@ class DiTInputs:
         return self.global_embed.shape[0]
 
 
+KEPT_BLOCK = 32 * 2**20  # bytes; a larger block of memory the C library takes from the kernel anew each time, page by page
 ROWS_MULTIPLE = 8  # few different numbers of rows: compiled layers are made anew for each
 
 
@@ -323,6 +324,26 @@ class DiT(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, inputs: DiTInputs) -> Tensor:
         """Velocity (B, C, T) of latents x (B, C, T) at times t (B,), t in float32 or better."""
+        at_once = self._items_at_once(inputs)
+        if len(x) <= at_once or torch.is_grad_enabled():
+            return self._velocity(x, t, inputs)
+        parts = []
+        for start in range(0, len(x), at_once):
+            items = tuple(range(start, min(start + at_once, len(x))))
+            if items not in inputs.adapted:
+                inputs.adapted[items] = inputs.pick(items)
+            rows = slice(start, start + at_once)
+            parts.append(self._velocity(x[rows], t[rows], inputs.adapted[items]))
+        return torch.cat(parts)
+
+    def _items_at_once(self, inputs: DiTInputs) -> int:
+        """How many items the widest activation of a layer has room for in a block of memory that is used again; on a CPU only."""
+        if inputs.cross_attn.device.type != "cpu":
+            return inputs.batch
+        widest = 2 * int(self.config.width * self.config.ff_mult) * inputs.cross_attn.element_size()
+        return max(1, KEPT_BLOCK // ((inputs.frames + self.config.memory_tokens) * widest))
+
+    def _velocity(self, x: Tensor, t: Tensor, inputs: DiTInputs) -> Tensor:
         core, frames = self.transformer, inputs.frames
         padding = x.shape[-1] - frames
         modulation = self.modulation(t, inputs)

@@ -123,3 +123,21 @@ def test_padding_rows_of_the_prompt_may_be_told_once(model, case, variant, monke
     monkeypatch.setattr(dit, "distinct_rows", lambda rows: (rows, None))
     for short, whole in zip(once, (velocity(model, case), velocity(model, case, **options)), strict=True):
         assert rel_error(short, whole) < 1e-5
+
+
+@pytest.mark.parametrize("cfg", [1.0, 3.0])
+@pytest.mark.parametrize("variant", FAMILIES)
+def test_a_batch_too_wide_for_memory_that_is_used_again_goes_in_groups(model, case, monkeypatch, cfg):
+    options = {"padding_mask": mask_of(24, 9), "cfg": cfg}
+    together = velocity(model, case, **options)
+    monkeypatch.setattr(dit, "KEPT_BLOCK", 1)
+    with torch.no_grad():
+        grouped = velocity(model, case, **options)
+    assert rel_error(grouped, together) < 1e-5
+    plain = {name: case[name] for name in ("cross_attn", "global")}
+    with torch.no_grad():
+        inputs = model.dit.prepare(*plain.values(), case["local_add"], T)
+        apart = [model.dit(case["x"][i : i + 1], case["t"][i : i + 1], inputs.pick([i])) for i in range(2)]
+        assert torch.equal(model.dit(case["x"], case["t"], inputs), torch.cat(apart))
+        assert len(inputs.adapted) == 2  # made once a run
+        assert torch.equal(model.dit(case["x"], case["t"], inputs), torch.cat(apart)) and len(inputs.adapted) == 2
