@@ -72,11 +72,13 @@ class Compiled:
 
     def velocity(self, dit: DiT, x: Tensor, t: Tensor, inputs: DiTInputs) -> Tensor:
         """`dit(x, t, inputs)`."""
-        kinds = []
+        kinds: dict[int, tuple] = {}  # by the number of items: that of one layer is that of all
 
         def through(layer: Layer, *args) -> Tensor:
-            kinds[:] = kinds or [self._kind(layer, args)]  # that of one layer is that of all
-            return self._function(layer, *args) if self._compiled(kinds[0], layer, args) else Layer.forward(layer, *args)
+            items = len(args[0])
+            if items not in kinds:
+                kinds[items] = self._kind(layer, args)
+            return self._function(layer, *args) if self._compiled(kinds[items], layer, args) else Layer.forward(layer, *args)
 
         with forwards([(layer, functools.partial(through, layer)) for layer in dit.transformer.layers]):
             return dit(x, t, inputs)
@@ -98,7 +100,7 @@ class Compiled:
         return False
 
     @staticmethod
-    def _kind(layer: Layer, args: tuple):
+    def _kind(layer: Layer, args: tuple) -> tuple:
         def of(x):
             if not isinstance(x, Tensor):
                 return x
@@ -114,6 +116,7 @@ class Compiled:
                 torch.set_num_threads(threads)  # a thread of its own starts with torch's default; graphs are made for a number
             with torch.inference_mode(inference), torch.no_grad():
                 self._make(kind, layer, args)
+        met.clear()  # a layer and its arguments take memory
 
     def _make(self, kind, layer: Layer, args: tuple) -> None:
         if not self.failure:

@@ -15,6 +15,7 @@ shared = Compiled(tell)  # one for all models and nodes: a graph that was made o
 def compiled_model(model, wait: bool):
     """A clone of a MODEL whose runs are compiled. wait: the first of a kind waits for the compiler."""
     host_model.require(model)
+    shared.failure = ""  # what was in the way may be gone
     clone = model.clone()
     clone.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, KEY)
     clone.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, partial(_run, wait))

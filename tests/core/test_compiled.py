@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 import torch
+import torch._dynamo.utils
 from core_support import recorded, rel_error
 from lora_support import write_lora
 
@@ -57,12 +58,28 @@ def test_what_becomes_ready_during_a_run_waits_for_the_next(model):
 
     def callback(step, total, denoised):
         states.append(layers.state)
-        layers._compile(layers._met)  # as the worker would, in the middle of the run
+        layers._compile(dict(layers._met))  # as the worker would, in the middle of the run
 
     run(model, callback=callback)
     assert states == ["not compiled yet"] * 2
     run(model, callback=lambda *_: states.append(layers.state))
     assert states[2:] == ["compiled"] * 2
+
+
+def test_groups_of_several_sizes_are_kinds_of_their_own(model, monkeypatch):
+    prompts = ["rain", "wind", "a kick"]
+
+    def together():
+        return model.generate(prompts, 1.0, seed=3, steps=2, cfg=1.0, return_latents=True).latents
+
+    plain = together()
+    monkeypatch.setattr(type(model.dit), "_items_at_once", lambda self, inputs: 2)
+    layers = model.compile(compiled=Compiled(backend="eager"))
+    together()
+    layers.join()
+    compilations = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    assert rel_error(together(), plain) < ROUNDING and layers.state == "compiled"
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == compilations, "something was compiled during the run"
 
 
 def test_a_run_may_wait_and_says_so(model):
