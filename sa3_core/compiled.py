@@ -33,12 +33,17 @@ class Compiled:
     def __init__(self, say: Callable[[str], None] | None = None, backend: str = "inductor"):
         self.state, self.failure = "not used yet", ""
         self._say = say or (lambda words: None)
-        self._function = torch.compile(Layer.forward, dynamic=True, backend=backend)
+        self._backend = backend
         self._ready: set = set()
         self._usable: frozenset = frozenset()  # at the start of this run
         self._met: dict = {}  # kind -> arguments of a layer, to be compiled for
         self._worker: threading.Thread | None = None
         self._wait = False
+
+    @functools.cached_property
+    def _function(self) -> Callable:
+        """Made when it is used: torch's compiler takes a second to import."""
+        return torch.compile(Layer.forward, dynamic=True, backend=self._backend)
 
     def __deepcopy__(self, memo) -> "Compiled":
         return self  # hosts copy their options deeply
