@@ -9,7 +9,7 @@ import functools
 import logging
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 from torch import Tensor
@@ -19,26 +19,29 @@ from .dit import DiT, DiTInputs, Layer
 from .layers import forwards
 
 log = logging.getLogger(__name__)
-_WITHOUT = "not compiled: "
 COMES_AND_GOES = "a LoRA comes and goes during the run"
+COMPILED, NOT_YET, WITHOUT = "compiled", "not compiled yet", "not compiled: "
+# Of torch's compiler, where its version knows them. Its own limit of graphs is eight for all models and kinds together.
+LIMITS = {"recompile_limit": 64, "cache_size_limit": 64, "fail_on_recompile_limit_hit": True}
 
 
 class Compiled:
     """Compiled layers of any number of models. say(words): told what a run waits for. backend: torch's.
 
-    A graph is made for a kind of step: number formats, devices, guidance or none, padding or none; not for a length. state: what
-    became of the latest run, in words. Torch keeps the machine code on disk (TORCHINDUCTOR_CACHE_DIR), so that later sessions only load it.
+    A graph is made for a kind of step: number formats, devices, guidance or none, padding or none; not for a length. Torch keeps the
+    machine code on disk (TORCHINDUCTOR_CACHE_DIR), so that later sessions only load it.
     """
 
     def __init__(self, say: Callable[[str], None] | None = None, backend: str = "inductor"):
-        self.state, self.failure = "not used yet", ""
-        self._say = say or (lambda words: None)
-        self._backend = backend
+        self._say, self._backend = say or (lambda words: None), backend
         self._ready: set = set()
-        self._usable: frozenset = frozenset()  # at the start of this run
-        self._met: dict = {}  # kind -> arguments of a layer, to be compiled for
+        self._failed: dict[tuple, str] = {}  # kind -> why
         self._worker: threading.Thread | None = None
-        self._wait = False
+        # of the run that is on, or of the last one
+        self._running, self._wait = False, False
+        self._usable: frozenset = frozenset()
+        self._met: dict = {}  # kind -> what to compile for
+        self._outcomes: dict[str, None] = {}
 
     @functools.cached_property
     def _function(self) -> Callable:
@@ -50,17 +53,38 @@ class Compiled:
 
     @contextmanager
     def run(self, wait: bool = False) -> Iterator[None]:
-        """One sampling run: what is ready now is used in all of it, what is missing is compiled behind it. wait: in front of it."""
-        self._usable, self._met, self._wait = frozenset(self._ready), {}, wait
-        yield
-        if self._met and not self.failure and not self.busy:
-            self._worker = threading.Thread(target=self._compile, args=(self._met,), name="sa3-compile", daemon=True)
+        """One run: what is ready now is used in all of it, what is missing is compiled behind it. wait: in front of it.
+
+        While something is being compiled, runs go as they are. A run inside a run is part of it.
+        """
+        if self._running:
+            yield
+            return
+        if wait:
+            self.join()
+        self._running, self._wait, self._outcomes = True, wait, {}
+        self._usable = frozenset() if self.busy else frozenset(self._ready)
+        met = {}
+        try:
+            yield
+            met = self._met
+        finally:
+            self._running, self._met = False, {}
+        if met and not self.busy:
+            self._worker = threading.Thread(target=self._compile, args=(met,), name="sa3-compile", daemon=True)
             self._worker.start()
 
     @property
+    def state(self) -> str:
+        """What became of the latest run, in words."""
+        if COMPILED in self._outcomes and len(self._outcomes) > 1:
+            return "partly compiled: " + "; ".join(outcome for outcome in self._outcomes if outcome != COMPILED)
+        return "; ".join(self._outcomes) or "not used yet"
+
+    @property
     def obstacle(self) -> str:
-        """Why the latest run went without, "" where nothing is in the way."""
-        return self.state.removeprefix(_WITHOUT) if self.state.startswith(_WITHOUT) else ""
+        """Why the latest run, or a part of it, went without; "" where nothing is in the way."""
+        return "; ".join(outcome.removeprefix(WITHOUT) for outcome in self._outcomes if outcome.startswith(WITHOUT))
 
     @property
     def busy(self) -> bool:
@@ -73,7 +97,11 @@ class Compiled:
 
     def skip(self, obstacle: str) -> None:
         """This run goes without, and this is why."""
-        self.state = _WITHOUT + obstacle
+        self._outcomes[WITHOUT + obstacle] = None
+
+    def try_again(self) -> None:
+        """What failed may have been mended."""
+        self._failed = {}
 
     def velocity(self, dit: DiT, x: Tensor, t: Tensor, inputs: DiTInputs) -> Tensor:
         """`dit(x, t, inputs)`."""
@@ -83,61 +111,75 @@ class Compiled:
             items = len(args[0])
             if items not in kinds:
                 kinds[items] = self._kind(layer, args)
-            return self._function(layer, *args) if self._compiled(kinds[items], layer, args) else Layer.forward(layer, *args)
+            return self._function(layer, *args) if self._is_compiled(kinds[items], layer, args) else Layer.forward(layer, *args)
 
         with forwards([(layer, functools.partial(through, layer)) for layer in dit.transformer.layers]):
             return dit(x, t, inputs)
 
-    def _compiled(self, kind, layer: Layer, args: tuple) -> bool:
-        if self.failure:
-            return False
-        if kind in self._usable:
-            self.state = "compiled"
-            return True
-        if self._wait:
+    def _is_compiled(self, kind: tuple, layer: Layer, args: tuple) -> bool:
+        if self._wait and self._running and kind not in self._usable and kind not in self._failed:
             self._say("compiling the transformer")
             self._make(kind, layer, args)
             self._usable = frozenset(self._ready)
-            return self._compiled(kind, layer, args)
-        if kind not in self._met:
-            self.state = "not compiled yet"
-            self._met[kind] = _copy(layer), args, torch.is_inference_mode_enabled(), torch.get_num_threads()
+        if kind in self._usable:
+            self._outcomes[COMPILED] = None
+            return True
+        if kind in self._failed:
+            self.skip(self._failed[kind])
+        else:
+            self._outcomes[NOT_YET] = None
+            if self._running and kind not in self._met:
+                self._met[kind] = _copy(layer), args, torch.is_inference_mode_enabled(), torch.get_num_threads()
         return False
 
     @staticmethod
     def _kind(layer: Layer, args: tuple) -> tuple:
+        """All that torch would make another graph for."""
+
         def of(x):
             if not isinstance(x, Tensor):
                 return x
-            return str(x.device), x.dtype, x.is_inference(), tuple((min(n, 2), min(s, 2)) for n, s in zip(x.shape, x.stride(), strict=True))
+            order = tuple(sorted(range(x.dim()), key=x.stride))
+            sizes = tuple((min(n, 2), min(s, 2)) for n, s in zip(x.shape, x.stride(), strict=True))
+            return str(x.device), x.dtype, x.is_inference(), x._is_view(), order, sizes
 
-        weight = layer.self_attn.to_qkv.weight
+        h, local = args[0], args[4]
+        share = 0 if local is None else min(len(h) // len(local), 2)  # items to a local row
+        weights = frozenset((str(p.device), p.dtype, p.is_inference()) for p in layer.parameters())
         state = torch.is_inference_mode_enabled(), torch.is_grad_enabled(), torch.get_num_threads()
-        return str(pytree.tree_map(of, args)), *state, of(weight), tuple(weight.shape), args[0].shape[-1]
+        return str(pytree.tree_map(of, args)), share, weights, tuple(layer.self_attn.to_qkv.weight.shape), *state
 
     def _compile(self, met: dict) -> None:
         for kind, (layer, args, inference, threads) in met.items():
             if threads != torch.get_num_threads():
                 torch.set_num_threads(threads)  # a thread of its own starts with torch's default; graphs are made for a number
-            with torch.inference_mode(inference), torch.no_grad():
+            with torch.inference_mode(inference), torch.no_grad(), suppress(torch.OutOfMemoryError):  # there will be another run
                 self._make(kind, layer, args)
-        met.clear()  # a layer and its arguments take memory
 
-    def _make(self, kind, layer: Layer, args: tuple) -> None:
-        if not self.failure:
-            try:
+    def _make(self, kind: tuple, layer: Layer, args: tuple) -> None:
+        try:
+            import torch._dynamo.config as dynamo
+            import torch.fx.experimental._config as fx
+
+            limits = {name: value for name, value in LIMITS.items() if hasattr(dynamo, name)}
+            with dynamo.patch(limits), fx.patch(use_duck_shape=False):  # equal numbers of prompt rows and heads are no law
                 self._function(layer, *args)
-                self._ready.add(kind)
-            except Exception as error:  # whatever a compiler may raise: the run goes on without it, and says so
-                told = f"{type(error).__name__}: {error}".splitlines()
-                self.failure = " ".join(told[:2])  # torch tells the cause in its second line
-                self.skip(self.failure)
-                log.warning("The layers could not be compiled and run as they are: %s", self.failure)
+            self._ready.add(kind)
+        except torch.OutOfMemoryError:
+            raise  # no fault of the compiler
+        except Exception as error:  # whatever a compiler may raise: the run goes on without it, and says so
+            told = f"{type(error).__name__}: {error}".splitlines()
+            self._failed[kind] = " ".join(told[:2])  # torch tells the cause in its second line
+            log.warning("The layers could not be compiled and run as they are: %s", self._failed[kind])
 
 
 def _copy(layer: Layer) -> Layer:
     """A layer of its own to compile for: the host may move the model's weights meanwhile."""
-    with torch.inference_mode(layer.self_attn.to_qkv.weight.is_inference()):
-        twin = copy.deepcopy(layer, {})
+    twin = copy.deepcopy(layer, {id(p): p for p in layer.parameters()})
     twin.__dict__.pop("forward", None)
+    for module in twin.modules():
+        for name, p in module._parameters.items():
+            if p is not None:
+                with torch.inference_mode(p.is_inference()):
+                    module._parameters[name] = torch.nn.Parameter(p.detach().clone(), requires_grad=p.requires_grad)
     return twin

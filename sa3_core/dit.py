@@ -38,7 +38,9 @@ class LocalInput:
         )
 
     def pick(self, items: Sequence[int]) -> "LocalInput":
-        rows = [i % len(self.rows) for i in items]
+        if len(self.rows) == 1:
+            return self
+        rows = _rows(i % len(self.rows) for i in items)
         return LocalInput(self.rows[rows], [part[rows] for part in self.embeddings])
 
 
@@ -101,14 +103,14 @@ class DiTInputs:
         )
 
     def pick(self, items: Sequence[int]) -> "DiTInputs":
-        """The inputs of some of the items."""
-        rows = list(items)
+        """The inputs of some of the items; views where they are neighbours."""
+        rows = _rows(items)
         return DiTInputs(
             self.cross_attn[rows],
             self.global_cond[rows],
             [tuple(part[rows] for part in layer) for layer in self.cross_kv],
             None if self.cross_bias is None else self.cross_bias[rows],
-            None if self.local is None else self.local.pick(rows),
+            None if self.local is None else self.local.pick(items),
             self.global_embed[rows],
             self.rotary,
             None if self.key_mask is None else self.key_mask[rows],
@@ -118,6 +120,12 @@ class DiTInputs:
     @property
     def batch(self) -> int:
         return self.global_embed.shape[0]
+
+
+def _rows(items: Iterable[int]) -> slice | list[int]:
+    rows = list(items)
+    together = slice(rows[0], rows[0] + len(rows))
+    return together if rows == list(range(together.start, together.stop)) else rows
 
 
 KEPT_BLOCK = 32 * 2**20  # bytes; a larger block of memory the C library takes from the kernel anew each time, page by page

@@ -15,15 +15,16 @@ shared = Compiled(tell)  # one for all models and nodes: a graph that was made o
 def compiled_model(model, wait: bool):
     """A clone of a MODEL whose runs are compiled. wait: the first of a kind waits for the compiler."""
     host_model.require(model)
-    shared.failure = ""  # what was in the way may be gone
-    clone = model.clone()
+    shared.try_again()
+    clone, begin = model.clone(), partial(shared.run, wait)
     clone.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, KEY)
-    clone.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, partial(_run, wait))
+    clone.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, partial(_run, begin))
     options = clone.model_options
-    clone.model_options = {**options, "transformer_options": {**options.get("transformer_options", {}), host_model.COMPILED: shared}}
+    more = {host_model.COMPILED: shared, host_model.COMPILED_RUN: begin}
+    clone.model_options = {**options, "transformer_options": {**options.get("transformer_options", {}), **more}}
     return clone
 
 
-def _run(wait: bool, sample, *args, **kwargs):
-    with shared.run(wait):
+def _run(begin, sample, *args, **kwargs):
+    with begin():
         return sample(*args, **kwargs)

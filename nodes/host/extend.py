@@ -13,6 +13,7 @@ from ...sa3_core.splice import splice
 from ...sa3_core.timeline import decode_frames, seconds_of
 from . import sampling as host
 from .latent import encode_line, mark, read_latent
+from .model import compiled_run
 from .progress import Progress, check_interrupt, logger
 from .vae import CHUNK, OVERLAP
 
@@ -44,10 +45,11 @@ class ExtendJob:
         if finished:
             logger.warning("%d of %d windows were finished before an interruption and are kept.", len(finished), len(passes))
         bar = Progress(1)
-        for i, part in enumerate(passes):
-            if i == len(finished):
-                finished.append(self._pass(tail[..., -part.context :], part, i, bar.part(i, len(passes), "window")))
-            tail = torch.cat((tail, finished[i]), dim=-1)[..., -tail_length:]
+        with compiled_run(self.model):
+            for i, part in enumerate(passes):
+                if i == len(finished):
+                    finished.append(self._pass(tail[..., -part.context :], part, i, bar.part(i, len(passes), "window")))
+                tail = torch.cat((tail, finished[i]), dim=-1)[..., -tail_length:]
         del self.unfinished[key]
         bar.finish()
         return self._joined(waveform, rate, added, torch.cat(finished, dim=-1))

@@ -1,5 +1,6 @@
 """The MODEL socket: a ModelPatcher over Stable Audio 3's transformer and conditioner."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,8 +26,9 @@ from ...sa3_core.timeline import Lengths, lengths
 
 LORAS = "sa3_loras"  # key of a MODEL's options: how its adapters describe themselves, for the run's record
 STACK, SIGMAS = "sa3_lora_stack", "sa3_sigmas"  # keys of its transformer_options: the adapters themselves, a run's levels per item
-COMPILED = "sa3_compiled"  # key of its transformer_options: sa3_core.compiled.Compiled
-TIMES = "sa3_times"  # key of its transformer_options: t (B,) on the CPU, where nobody has to wait for the device to read it
+# Keys of its transformer_options: sa3_core.compiled.Compiled, and what begins a run of it.
+COMPILED, COMPILED_RUN = "sa3_compiled", "sa3_compiled_run"
+TIMES = "sa3_times"  # key of its transformer_options: a step's t (B,) as core has it, and on the CPU, where it is read without waiting
 CAST = "its weights are moved or converted in every step"
 RUN = "sa3_run"  # key of a conditioning entry: what our Sampler tells the model of its run
 # Live activations of a layer in rows of `width` per token (the gated feed-forward holds 12, attention and residuals the rest).
@@ -80,8 +82,9 @@ class Denoiser(Generator):
 
     def forward(self, x, t, context=None, control=None, transformer_options=None, sa3_inputs: DiTInputs | None = None, **kwargs):
         options = transformer_options or {}
-        if TIMES in options:
-            t = options[TIMES].repeat(len(x) // len(options[TIMES]))  # core runs all conditions as one batch, or one by one
+        times = known_times(options, options.get("sigmas"))
+        if times is not None:
+            t = times.repeat(len(x) // len(times))  # core runs all conditions as one batch, or one by one
         stack, compiled = options.get(STACK), options.get(COMPILED)
         scheduled = stack is not None and stack.scheduled
         if compiled is not None:
@@ -224,6 +227,18 @@ def casts(module: torch.nn.Module) -> bool:
 def read_weight(layer, device) -> tuple[Tensor, Tensor | None]:
     """Weight and bias as the layer computes with them, in float32: they may be offloaded, with patches still to be applied."""
     return comfy.ops.cast_bias_weight(layer, None, torch.float32, device, torch.float32)
+
+
+def known_times(options: dict, timestep) -> Tensor | None:
+    """What our sampler told of these times (B,), if they are the ones that it handed to core: other nodes may ask at others."""
+    on_device, times = options.get(TIMES, (None, None))
+    return times if on_device is not None and on_device is timestep else None
+
+
+def compiled_run(model):
+    """A context: what is sampled inside is one run for the compiler."""
+    begin = model.model_options.get("transformer_options", {}).get(COMPILED_RUN)
+    return nullcontext() if begin is None else begin()
 
 
 def remarks(model) -> list[str]:

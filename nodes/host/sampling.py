@@ -31,8 +31,8 @@ class Guider(comfy.samplers.CFGGuider):
         check_interrupt()
         if "sampler_cfg_function" in options:
             return super().predict_noise(x, timestep, options, seed)
-        t = options.get("transformer_options", {}).get(host_model.TIMES)
-        t = timestep.float().cpu() if t is None else t
+        known = host_model.known_times(options.get("transformer_options", {}), timestep)
+        t = timestep.float().cpu() if known is None else known
         positive, negative = self.conds["positive"], self.conds.get("negative")
         if not bool(self.guidance.active(t).any()):
             return comfy.samplers.calc_cond_batch(self.inner_model, [positive], x, timestep, options)[0]
@@ -40,6 +40,10 @@ class Guider(comfy.samplers.CFGGuider):
         time = timestep[:, None, None]
         v = self.guidance.apply(x, t, (x - cond) / time, (x - uncond) / time, self.valid)
         return x - time * v
+
+
+def on_device(t: Tensor, x: Tensor) -> Tensor:
+    return t.to(x.device, torch.float32)
 
 
 class RunSampler(comfy.samplers.Sampler):
@@ -50,9 +54,9 @@ class RunSampler(comfy.samplers.Sampler):
 
     def sample(self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False):
         def velocity(x: Tensor, t: Tensor) -> Tensor:
-            time = t.to(x.device, torch.float32)
+            time = on_device(t, x)
             options = extra_args.get("model_options", {})
-            told = {**options, "transformer_options": {**options.get("transformer_options", {}), host_model.TIMES: t.float()}}
+            told = {**options, "transformer_options": {**options.get("transformer_options", {}), host_model.TIMES: (time, t.float())}}
             return (x - model_wrap(x, time, **{**extra_args, "model_options": told})) / time[:, None, None]
 
         self.begin()  # the weights are where they belong
@@ -92,7 +96,8 @@ def sample(
 
             parts.append(_sample_group(model, positive, negative, latents, plan, guidance, items, report, begin))
 
-    on_less("sampling", "items", "Shorten the clip, or use a 16-bit dtype.", halvings(_group_size(model, plan)), rest)
+    with host_model.compiled_run(model):
+        on_less("sampling", "items", "Shorten the clip, or use a 16-bit dtype.", halvings(_group_size(model, plan)), rest)
     if progress is None:
         bar.finish()
     return torch.cat(parts).to(comfy.model_management.intermediate_device())

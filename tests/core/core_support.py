@@ -75,11 +75,11 @@ class OnDevice(torch.Tensor):
     """A tensor that stands for one on a GPU: what is made from it is one too, and reading its values on the host is counted in `reads`."""
 
     reads: list[str] = []
-    READS = ("cpu", "tolist", "item", "numpy", "nonzero", "__bool__", "__float__", "__int__")
+    READS = ("cpu", "tolist", "item", "numpy", "nonzero", "__bool__", "__float__", "__int__", "__index__", "equal")
 
     @classmethod
     def __torch_function__(cls, func, types, args=(), kwargs=None):
         name = getattr(func, "__name__", "")
-        if name in cls.READS or (name == "to" and "cpu" in map(str, args[1:])):
+        if name in cls.READS or (name == "to" and "cpu" in map(str, (*args[1:], *(kwargs or {}).values()))):
             cls.reads.append(name)
         return super().__torch_function__(func, types, args, kwargs or {})

@@ -8,7 +8,7 @@ import torch._dynamo.utils
 from core_support import recorded, rel_error
 from lora_support import write_lora
 
-from sa3_core import compiled
+from sa3_core import compiled, dit
 from sa3_core.compiled import Compiled
 
 ROUNDING = 1e-5
@@ -16,8 +16,11 @@ ROUNDING = 1e-5
 
 @pytest.fixture
 def model(load_model):
+    torch._dynamo.reset()
     model = load_model("small-base")
     yield model
+    if model.compiled is not None:
+        model.compiled.join()
     model.compiled = None
     model.remove_loras()
 
@@ -77,9 +80,86 @@ def test_groups_of_several_sizes_are_kinds_of_their_own(model, monkeypatch):
     layers = model.compile(compiled=Compiled(backend="eager"))
     together()
     layers.join()
-    compilations = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    before = graphs()
     assert rel_error(together(), plain) < ROUNDING and layers.state == "compiled"
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == compilations, "something was compiled during the run"
+    assert graphs() == before, "something was compiled during the run"
+
+
+def graphs() -> int:
+    return torch._dynamo.utils.counters["stats"]["unique_graphs"]
+
+
+KINDS = {  # of runs that look alike, and are not to torch
+    "guided, then two without": [{"cfg": 3.0}, {"cfg": 1.0, "prompt": ["rain", "wind"]}],
+    "a short prompt, then a long one": [{"prompt": "a"}, {"prompt": "rain on a tin roof, distant thunder, a dog barks"}],
+    "inpainting two, then guided": [{"cfg": 1.0, "prompt": ["a", "b"], "inpaint": True}, {"prompt": ["a", "b"], "inpaint": True}],
+    "inpainting one of another length": [{"inpaint": True}, {"inpaint": True, "seconds": 2.0}],
+}
+
+
+@pytest.mark.parametrize(("case", "inference"), [*((case, False) for case in KINDS), ("guided, then two without", True)])
+def test_nothing_is_compiled_during_a_run_that_counts_as_compiled(model, case, inference, monkeypatch):
+    monkeypatch.setattr(dit, "ROWS_MULTIPLE", 2)  # so that numbers of rows differ
+    tone = (44100, 0.1 * torch.sin(torch.arange(44100) / 20).expand(2, -1))
+
+    def one(prompt="rain", cfg=3.0, seconds=1.0, inpaint=False):
+        options = {"regions": [(0.2, 0.5)], "source_audio": tone} if inpaint else {}
+        with torch.inference_mode(inference):
+            return model.generate(prompt, seconds, seed=3, steps=2, cfg=cfg, return_latents=True, **options).latents
+
+    layers = model.compile(compiled=Compiled(backend="eager"))
+    for settings in KINDS[case]:
+        for _ in range(2):
+            before = graphs()
+            one(**settings)
+            assert layers.state == "not compiled yet" or graphs() == before, settings
+            layers.join()
+        assert layers.state == "compiled"
+
+
+def test_runs_beside_the_compiler_go_as_they_are(model, monkeypatch):
+    layers = model.compile(compiled=Compiled(backend="eager"))
+    run(model)
+    layers.join()
+    monkeypatch.setattr(Compiled, "busy", True)
+    run(model)
+    assert layers.state == "not compiled yet"
+
+
+def test_one_failure_leaves_the_other_kinds_alone(model):
+    layers = model.compile(wait=True, compiled=Compiled(backend="eager"))
+    compiled_one = run(model)
+
+    def broken(*args):
+        raise RuntimeError("no")
+
+    layers._function = broken
+    plain = run(model, cfg=1.0)
+    assert "no" in layers.obstacle
+    layers._function = torch.compile(dit.Layer.forward, dynamic=True, backend="eager")
+    assert torch.equal(run(model), compiled_one) and layers.state == "compiled"
+    assert torch.equal(run(model, cfg=1.0), plain) and "no" in layers.obstacle
+
+
+def test_a_run_that_was_stopped_keeps_nothing(model):
+    layers = model.compile(compiled=Compiled(backend="eager"))
+    with pytest.raises(KeyboardInterrupt):
+        run(model, callback=lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert not layers._met and not layers.busy and not layers._running
+
+
+def test_lack_of_memory_is_no_fault_of_the_compiler(model):
+    layers = model.compile(wait=True, compiled=Compiled(backend="eager"))
+
+    def full(*args):
+        raise torch.OutOfMemoryError("full")
+
+    layers._function = full
+    with pytest.raises(torch.OutOfMemoryError):
+        run(model)
+    del layers._function
+    run(model)
+    assert layers.state == "compiled"
 
 
 def test_a_run_may_wait_and_says_so(model):
@@ -113,7 +193,12 @@ def test_a_compiler_that_fails_is_no_obstacle_and_is_told_once(model, caplog):
     plain = run(model)
     layers = model.compile(wait=True, compiled=Compiled(backend=broken))
     assert torch.equal(run(model), plain) and torch.equal(run(model), plain)
-    assert "no compiler here" in layers.obstacle and "much more" not in layers.obstacle
+    assert "no compiler here" in layers.obstacle and "much more" not in layers.obstacle and layers.obstacle in layers.state
+    layers.try_again()
+    layers._backend = "eager"
+    del layers._function
+    run(model)
+    assert layers.state == "compiled" and not layers.obstacle
     assert sum("could not be compiled" in record.message for record in caplog.records) == 1
 
 

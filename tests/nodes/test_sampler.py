@@ -214,10 +214,7 @@ def test_no_step_waits_for_the_device(sa3, load, monkeypatch, cfg):
 
         return sample(name, watched, x.as_subclass(OnDevice), *rest).as_subclass(torch.Tensor)
 
-    predict = sa3.host.sampling.Guider.predict_noise
-    monkeypatch.setattr(
-        sa3.host.sampling.Guider, "predict_noise", lambda self, x, t, *rest: predict(self, x, t.as_subclass(OnDevice), *rest)
-    )
+    monkeypatch.setattr(sa3.host.sampling, "on_device", lambda t, x: t.clone().as_subclass(OnDevice))
     monkeypatch.setattr(sa3.core.sampling.samplers, "sample", counted)
     monkeypatch.setattr(OnDevice, "reads", [])
     out, _ = sa3.sample(parts.model, positive, latent, seed=1, steps=steps, cfg=cfg, preview="off")
