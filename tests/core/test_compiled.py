@@ -65,6 +65,7 @@ def test_what_becomes_ready_during_a_run_waits_for_the_next(model):
 
     run(model, callback=callback)
     assert states == ["not compiled yet"] * 2
+    layers.join()
     run(model, callback=lambda *_: states.append(layers.state))
     assert states[2:] == ["compiled"] * 2
 
