@@ -26,11 +26,15 @@ SAME_DTYPE_TIP = (
 )
 
 
-def dtype_of(name: str) -> torch.dtype | None:
+def chosen(widget: str, choices: dict, name: str):
     """ComfyUI 0.3.75 does not check the choices of V3 nodes, so the API can send anything."""
-    if name not in DTYPES:
-        raise SA3Error(f"dtype is '{name}'; choose one of {', '.join(DTYPES)}.")
-    return DTYPES[name]
+    if name not in choices:
+        raise SA3Error(f"{widget} is '{name}'; choose one of {', '.join(choices)}.")
+    return choices[name]
+
+
+def dtype_of(name: str) -> torch.dtype | None:
+    return chosen("dtype", DTYPES, name)
 
 
 class ModelLoader(io.ComfyNode):
@@ -167,9 +171,7 @@ class Compile(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, when) -> io.NodeOutput:
-        if when not in WAIT:
-            raise SA3Error(f"when is '{when}'; choose one of {', '.join(WAIT)}.")
-        return io.NodeOutput(compiled_model(model, WAIT[when]))
+        return io.NodeOutput(compiled_model(model, chosen("when", WAIT, when)))
 
 
 NODES = [ModelLoader, AutoencoderLoader, Compile]

@@ -117,6 +117,13 @@ class DiTInputs:
             self.frames,
         )
 
+    def part(self, items: Sequence[int]) -> "DiTInputs":
+        """`pick`, made once a run."""
+        key = tuple(items)
+        if key not in self.adapted:
+            self.adapted[key] = self.pick(key)
+        return self.adapted[key]
+
     @property
     def batch(self) -> int:
         return self.global_embed.shape[0]
@@ -337,11 +344,8 @@ class DiT(nn.Module):
             return self._velocity(x, t, inputs)
         parts = []
         for start in range(0, len(x), at_once):
-            items = tuple(range(start, min(start + at_once, len(x))))
-            if items not in inputs.adapted:
-                inputs.adapted[items] = inputs.pick(items)
-            rows = slice(start, start + at_once)
-            parts.append(self._velocity(x[rows], t[rows], inputs.adapted[items]))
+            stop = min(start + at_once, len(x))
+            parts.append(self._velocity(x[start:stop], t[start:stop], inputs.part(range(start, stop))))
         return torch.cat(parts)
 
     def _items_at_once(self, inputs: DiTInputs) -> int:

@@ -181,10 +181,7 @@ class Stack:
             return self._forward(dit, x, t, inputs, states[0], read)
         out = torch.empty_like(x)
         for state, items in groups.items():
-            key = tuple(items)
-            if key not in inputs.adapted:
-                inputs.adapted[key] = inputs.pick(items)
-            out[items] = self._forward(dit, x[items], t[items], inputs.adapted[key], state, read).to(out.dtype)
+            out[items] = self._forward(dit, x[items], t[items], inputs.part(items), state, read).to(out.dtype)
         return out
 
     def _forward(self, dit: DiT, x: Tensor, t: Tensor, inputs: DiTInputs, state: tuple[float, ...], read) -> Tensor:

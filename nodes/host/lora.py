@@ -39,7 +39,7 @@ class StackAdapter(comfy.weight_adapter.WeightAdapterBase):
 
 
 def stack_of(model) -> Stack:
-    return model.model_options.get("transformer_options", {}).get(host_model.STACK, Stack())
+    return host_model.option(model, host_model.STACK, Stack())
 
 
 def with_stack(model, stack: Stack):

@@ -235,15 +235,20 @@ def known_times(options: dict, timestep) -> Tensor | None:
     return times if on_device is not None and on_device is timestep else None
 
 
+def option(model, key: str, default=None):
+    """One of a MODEL's transformer_options."""
+    return model.model_options.get("transformer_options", {}).get(key, default)
+
+
 def compiled_run(model):
     """A context: what is sampled inside is one run for the compiler."""
-    begin = model.model_options.get("transformer_options", {}).get(COMPILED_RUN)
+    begin = option(model, COMPILED_RUN)
     return nullcontext() if begin is None else begin()
 
 
 def remarks(model) -> list[str]:
     """What the user should know of a run that is over."""
-    compiled = model.model_options.get("transformer_options", {}).get(COMPILED)
+    compiled = option(model, COMPILED)
     return [f"This run went without torch.compile: {compiled.obstacle}."] if compiled is not None and compiled.obstacle else []
 
 
@@ -252,11 +257,10 @@ def run_record(model) -> dict:
     inner = require(model)
     loaded = dict(inner.sa3_loaded)
     inner.sa3_loaded = {**loaded, "cache_hit": True}
-    options = model.model_options
-    compiled = options.get("transformer_options", {}).get(COMPILED)
+    compiled = option(model, COMPILED)
     return {
         "loaded": loaded,
-        "loras": options.get(LORAS, []),
+        "loras": model.model_options.get(LORAS, []),
         "host": {"comfyui": comfyui_version.__version__},
         **({} if compiled is None else {"compiled": compiled.state}),
     }

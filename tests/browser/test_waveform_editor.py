@@ -282,14 +282,15 @@ def test_saved_reloaded_copied_and_undone_by_the_graph(inpaint: Waveform):
     )
     assert copies[0] == copies[1] == [wanted["state"], wanted["properties"]]
     # The graph's own undo: the copy goes, then the region. Old front ends note a paste late, and an undo before that does nothing.
+    alone = f"() => app.graph.nodes.filter(n => n.type === '{INPAINT}').length === 1"
     for _ in range(5):
         page.keyboard.press("Control+z")
         try:
-            page.wait_for_function(f"() => app.graph.nodes.filter(n => n.type === '{INPAINT}').length === 1", timeout=5000)
+            page.wait_for_function(alone, timeout=5000)
             break
         except TimeoutError:
             continue
-    assert page.evaluate(f"() => app.graph.nodes.filter(n => n.type === '{INPAINT}').length") == 1
+    assert page.evaluate(alone)
     while inpaint.state != "0.5-1":
         before = inpaint.look()
         page.keyboard.press("Control+z")
