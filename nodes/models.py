@@ -1,5 +1,7 @@
 """Nodes that load a model and make it ready."""
 
+from functools import partial
+
 import torch
 
 from ..sa3_core import info
@@ -8,7 +10,7 @@ from ..sa3_core.errors import SA3Error
 from ..sa3_core.infer import OBJECTIVES, TEXT_SUBFOLDER
 from .host import folders
 from .host.clip import load_clip
-from .host.compiled import compiled_model
+from .host.compiled import compiled_model, packed_model
 from .host.live import remember
 from .host.model import load_model
 from .host.progress import LARGE, Progress, tell
@@ -146,6 +148,7 @@ class AutoencoderLoader(io.ComfyNode):
 
 
 WAIT = {"behind the first run": False, "in front of the first run": True}
+HOW = ["torch.compile", "packed weights"]
 
 
 class Compile(io.ComfyNode):
@@ -154,8 +157,9 @@ class Compile(io.ComfyNode):
         return schema(
             "SA3_Compile",
             display_name="SA3 Compile",
-            description="Runs the transformer through torch.compile, which needs a C++ compiler (on a GPU: triton). One graph is made for "
-            "all lengths and kept on disk. Where it cannot be made, the run goes on without it and says so.",
+            description="Makes the transformer faster. torch.compile needs a C++ compiler (on a GPU: triton); one graph is made for all "
+            "lengths and kept on disk. Packed weights are for float32 on a CPU. Where it cannot be done, the run goes on without it and "
+            "says so.",
             inputs=[
                 io.Model.Input("model", tooltip="The MODEL of SA3 Model Loader, with or without LoRAs."),
                 io.Combo.Input(
@@ -165,13 +169,24 @@ class Compile(io.ComfyNode):
                     tooltip="behind: the first run goes as it is, and the compiler works after it; later runs differ from it by rounding. "
                     "in front: the first run waits for the compiler (10 s to minutes), and all runs are the same bytes.",
                 ),
+                io.Combo.Input(
+                    "how",
+                    options=HOW,
+                    default=HOW[0],
+                    optional=True,
+                    tooltip="torch.compile: fused passes, on any device. packed weights: float32 on a CPU, no compiler; the weights of "
+                    "the layers are kept once more in the order in which the processor reads them (small 1.5 GB, medium 4.8 GB), which "
+                    "takes a second in front of the first run.",
+                ),
             ],
             outputs=[io.Model.Output("MODEL")],
         )
 
     @classmethod
-    def execute(cls, model, when) -> io.NodeOutput:
-        return io.NodeOutput(compiled_model(model, chosen("when", WAIT, when)))
+    def execute(cls, model, when, how=HOW[0]) -> io.NodeOutput:
+        wait = chosen("when", WAIT, when)
+        makers = dict(zip(HOW, (partial(compiled_model, wait=wait), packed_model), strict=True))
+        return io.NodeOutput(chosen("how", makers, how)(model))
 
 
 NODES = [ModelLoader, AutoencoderLoader, Compile]

@@ -8,83 +8,63 @@ import copy
 import functools
 import logging
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from .accelerator import Accelerator
 from .dit import DiT, DiTInputs, Layer
 from .layers import forwards
 
 log = logging.getLogger(__name__)
-COMES_AND_GOES = "a LoRA comes and goes during the run"
-COMPILED, NOT_YET, WITHOUT = "compiled", "not compiled yet", "not compiled: "
+NOT_YET = "not compiled yet"
 # Of torch's compiler, where its version knows them. Its own limit of graphs is eight for all models and kinds together.
 LIMITS = {"recompile_limit": 64, "cache_size_limit": 64, "fail_on_recompile_limit_hit": True}
 
 
-class Compiled:
+class Compiled(Accelerator):
     """Compiled layers of any number of models. say(words): told what a run waits for. backend: torch's.
 
     A graph is made for a kind of step: number formats, devices, guidance or none, padding or none; not for a length. Torch keeps the
     machine code on disk (TORCHINDUCTOR_CACHE_DIR), so that later sessions only load it.
     """
 
+    name, done = "torch.compile", "compiled"
+
     def __init__(self, say: Callable[[str], None] | None = None, backend: str = "inductor"):
+        super().__init__()
         self._say, self._backend = say or (lambda words: None), backend
         self._ready: set = set()
         self._failed: dict[tuple, str] = {}  # kind -> why
         self._worker: threading.Thread | None = None
         # of the run that is on, or of the last one
-        self._running, self._wait = False, False
+        self._wait = False
         self._usable: frozenset = frozenset()
         self._met: dict = {}  # kind -> what to compile for
-        self._outcomes: dict[str, None] = {}
 
     @functools.cached_property
     def _function(self) -> Callable:
         """Made when it is used: torch's compiler takes a second to import."""
         return torch.compile(Layer.forward, dynamic=True, backend=self._backend)
 
-    def __deepcopy__(self, memo) -> "Compiled":
-        return self  # hosts copy their options deeply
+    def _begin(self, wait: bool) -> None:
+        """What is ready now is used in all of the run, what is missing is compiled behind it, or in it where the run waits for it.
 
-    @contextmanager
-    def run(self, wait: bool = False) -> Iterator[None]:
-        """One run: what is ready now is used in all of it, what is missing is compiled behind it. wait: in front of it.
-
-        While something is being compiled, runs go as they are. A run inside a run is part of it.
+        While something is being compiled, runs go as they are.
         """
-        if self._running:
-            yield
-            return
         if wait:
             self.join()
-        self._running, self._wait, self._outcomes = True, wait, {}
+        self._wait, self._met = wait, {}
         self._usable = frozenset() if self.busy else frozenset(self._ready)
-        met = {}
-        try:
-            yield
-            met = self._met
-        finally:
-            self._running, self._met = False, {}
-        if met and not self.busy:
+
+    def _end(self, finished: bool) -> None:
+        met, self._met = self._met, {}
+        if finished and met and not self.busy:
             self._worker = threading.Thread(target=self._compile, args=(met,), name="sa3-compile", daemon=True)
             self._worker.start()
-
-    @property
-    def state(self) -> str:
-        """What became of the latest run, in words."""
-        if COMPILED in self._outcomes and len(self._outcomes) > 1:
-            return "partly compiled: " + "; ".join(outcome for outcome in self._outcomes if outcome != COMPILED)
-        return "; ".join(self._outcomes) or "not used yet"
-
-    @property
-    def obstacle(self) -> str:
-        """Why the latest run, or a part of it, went without; "" where nothing is in the way."""
-        return "; ".join(outcome.removeprefix(WITHOUT) for outcome in self._outcomes if outcome.startswith(WITHOUT))
 
     @property
     def busy(self) -> bool:
@@ -95,16 +75,10 @@ class Compiled:
         if self._worker is not None:
             self._worker.join()
 
-    def skip(self, obstacle: str) -> None:
-        """This run goes without, and this is why."""
-        self._outcomes[WITHOUT + obstacle] = None
-
     def try_again(self) -> None:
-        """What failed may have been mended."""
         self._failed = {}
 
     def velocity(self, dit: DiT, x: Tensor, t: Tensor, inputs: DiTInputs) -> Tensor:
-        """`dit(x, t, inputs)`."""
         kinds: dict[int, tuple] = {}  # by the number of items: that of one layer is that of all
 
         def through(layer: Layer, *args) -> Tensor:
@@ -122,7 +96,7 @@ class Compiled:
             self._make(kind, layer, args)
             self._usable = frozenset(self._ready)
         if kind in self._usable:
-            self._outcomes[COMPILED] = None
+            self._outcomes[self.done] = None
             return True
         if kind in self._failed:
             self.skip(self._failed[kind])

@@ -337,9 +337,9 @@ class DiT(nn.Module):
             inputs.modulations[key] = self.transformer.global_cond_embedder(embed)
         return inputs.modulations[key]
 
-    def forward(self, x: Tensor, t: Tensor, inputs: DiTInputs) -> Tensor:
-        """Velocity (B, C, T) of latents x (B, C, T) at times t (B,), t in float32 or better."""
-        at_once = self._items_at_once(inputs)
+    def forward(self, x: Tensor, t: Tensor, inputs: DiTInputs, at_once: int | None = None) -> Tensor:
+        """Velocity (B, C, T) of latents x (B, C, T) at times t (B,), t in float32 or better. at_once: items; None = as memory suits."""
+        at_once = at_once or self._items_at_once(inputs)
         if len(x) <= at_once or torch.is_grad_enabled():
             return self._velocity(x, t, inputs)
         parts = []

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from . import checkpoint, hub, info, sampling, timeline
-from .compiled import COMES_AND_GOES, Compiled
+from .accelerator import COMES_AND_GOES, Accelerator
+from .compiled import Compiled
 from .conditioning import Condition
 from .config import ModelConfig
 from .dit import DiTInputs
@@ -47,7 +48,7 @@ class Model:
         self.loras, self._originals = Stack(), {}
         self.loaded: dict = {}  # info.load_record
         self.lora_record: list[dict] = []  # how the adapters describe themselves
-        self.compiled: Compiled | None = None
+        self.compiled: Accelerator | None = None
         self._wait = False
 
     @property
@@ -103,8 +104,11 @@ class Model:
             layers[name].weight = torch.nn.Parameter(apply_stack(layers[name].weight, entries), requires_grad=False)
         self.loras, self.lora_record = stack, stack.record()
 
-    def compile(self, wait: bool = False, compiled: Compiled | None = None) -> Compiled:
-        """From now on `generate` runs through torch.compile, as `Compiled` says. wait: the first run of a kind waits for the compiler."""
+    def compile(self, wait: bool = False, compiled: Accelerator | None = None) -> Accelerator:
+        """From now on `generate` runs through torch.compile, as `Compiled` says, or with `Packed()` weights.
+
+        wait: the first run of a kind waits for the compiler.
+        """
         self._generative()
         self.compiled, self._wait = compiled or Compiled(), wait
         return self.compiled

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from ...sa3_core import checkpoint
+from ...sa3_core.accelerator import COMES_AND_GOES
 from ...sa3_core.checkpoint import Checkpoint
-from ...sa3_core.compiled import COMES_AND_GOES
 from ...sa3_core.config import ModelConfig
 from ...sa3_core.dit import DiTInputs, LocalInput
 from ...sa3_core.errors import SA3Error
@@ -26,7 +26,7 @@ from ...sa3_core.timeline import Lengths, lengths
 
 LORAS = "sa3_loras"  # key of a MODEL's options: how its adapters describe themselves, for the run's record
 STACK, SIGMAS = "sa3_lora_stack", "sa3_sigmas"  # keys of its transformer_options: the adapters themselves, a run's levels per item
-# Keys of its transformer_options: sa3_core.compiled.Compiled, and what begins a run of it.
+# Keys of its transformer_options: a sa3_core.accelerator.Accelerator, and what begins a run of it.
 COMPILED, COMPILED_RUN = "sa3_compiled", "sa3_compiled_run"
 TIMES = "sa3_times"  # key of its transformer_options: a step's t (B,) as core has it, and on the CPU, where it is read without waiting
 CAST = "its weights are moved or converted in every step"
@@ -88,7 +88,7 @@ class Denoiser(Generator):
         stack, compiled = options.get(STACK), options.get(COMPILED)
         scheduled = stack is not None and stack.scheduled
         if compiled is not None:
-            obstacle = COMES_AND_GOES if scheduled else CAST if casts(self.dit) else ""
+            obstacle = COMES_AND_GOES if scheduled else CAST if compiled.once(("casts", self.dit), lambda: casts(self.dit)) else ""
             if not obstacle:
                 return compiled.velocity(self.dit, x, t, sa3_inputs)
             compiled.skip(obstacle)
@@ -249,7 +249,7 @@ def compiled_run(model):
 def remarks(model) -> list[str]:
     """What the user should know of a run that is over."""
     compiled = option(model, COMPILED)
-    return [f"This run went without torch.compile: {compiled.obstacle}."] if compiled is not None and compiled.obstacle else []
+    return [f"This run went without {compiled.name}: {compiled.obstacle}."] if compiled is not None and compiled.obstacle else []
 
 
 def run_record(model) -> dict:

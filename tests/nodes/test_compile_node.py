@@ -72,7 +72,41 @@ def test_two_of_them_are_one_and_the_last_one_counts(sa3, load, shared):
     assert info["compiled"] == "compiled"
 
 
+def packed(sa3, model):
+    return sa3.run("SA3_Compile", model=model, when="behind the first run", how="packed weights")[0]
+
+
+@pytest.mark.skipif(not hasattr(torch.ops.mkl, "_mkl_linear"), reason="this build of torch has no MKL")
+@pytest.mark.parametrize("variant", ["small-base", "medium"])
+def test_packed_weights_make_the_same_and_are_recorded(sa3, load, comfy, variant):
+    parts, settings = load(variant), {"seed": 3, "steps": 2, "cfg": 3.0}
+    positive, latent = sa3.prompt(parts.clip, "rain"), sa3.empty(1.0)
+    plain, _ = sa3.sample(parts.model, positive, latent, **settings)
+    model = packed(sa3, parts.model)
+    out, info = sa3.sample(model, positive, latent, **settings)
+    assert rel_error(out["samples"], plain["samples"]) < ROUNDING and info["compiled"] == "packed"
+
+    def core(model):
+        with torch.inference_mode():
+            return comfy.nodes.KSampler().sample(model, 3, 2, 1.0, "euler", "simple", positive, positive, latent)[0]["samples"]
+
+    assert rel_error(core(model), core(parts.model)) < ROUNDING
+    assert torch.equal(sa3.sample(parts.model, positive, latent, **settings)[0]["samples"], plain["samples"])  # the other MODEL stays
+
+
+def test_without_memory_for_packed_weights_the_run_is_the_plain_one_and_says_so(sa3, load, comfy, monkeypatch):
+    parts, settings = load("small"), {"seed": 3, "steps": 2}
+    positive, latent = sa3.prompt(parts.clip, "rain"), sa3.empty(1.0)
+    plain, _ = sa3.sample(parts.model, positive, latent, **settings)
+    monkeypatch.setattr(importlib.import_module("comfy.model_management"), "get_free_memory", lambda *args, **kwargs: 1000)
+    out, info = sa3.sample(packed(sa3, parts.model), positive, latent, **settings)
+    assert torch.equal(out["samples"], plain["samples"])
+    assert "packed weights" in info["warnings"][-1] and "GB" in info["warnings"][-1]
+
+
 def test_an_unknown_choice_is_refused(sa3, load):
+    with sa3.refused("how", "somehow", "packed weights"):
+        sa3.run("SA3_Compile", model=load("small").model, when="behind the first run", how="somehow")
     with sa3.refused("when", "sometime", "behind"):
         sa3.run("SA3_Compile", model=load("small").model, when="sometime")
     with sa3.refused("MODEL"):
