@@ -25,7 +25,7 @@ import sa3_core  # noqa: E402
 from benchmarks.measure import DTYPES, Peak, timed  # noqa: E402
 from benchmarks.reference import Reference  # noqa: E402
 from sa3_core import config as configs  # noqa: E402
-from sa3_core import timeline  # noqa: E402
+from sa3_core import packed, timeline  # noqa: E402
 
 PROMPT = "Warm analogue pads over a slow four to the floor beat, 100 BPM"
 TEXT_ONLY = 900_000  # number of the first prompt that no run uses
@@ -68,6 +68,14 @@ class Ours:
         keep["audio"] = done.audio[0]
 
 
+class Packed(Ours):
+    """The same with weights packed for the processor."""
+
+    def __init__(self, folder: Path, dtype: torch.dtype):
+        super().__init__(folder, dtype)
+        self.model.compile(compiled=packed.Packed())
+
+
 class Products:
     """The Linear products of one step, nothing else: plain torch, same shapes and number format, weights of its own for each layer."""
 
@@ -101,7 +109,7 @@ class Products:
 def make(options: argparse.Namespace):
     if options.kind == "reference":
         return Reference(options.reference, options.folder, DTYPES[options.dtype])
-    return {"ours": Ours, "products": Products}[options.kind](options.folder, DTYPES[options.dtype])
+    return {"ours": Ours, "packed": Packed, "products": Products}[options.kind](options.folder, DTYPES[options.dtype])
 
 
 def serve(options: argparse.Namespace) -> None:
@@ -179,7 +187,7 @@ class Engine:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--kind", choices=["ours", "reference", "products"], required=True)
+    parser.add_argument("--kind", choices=["ours", "packed", "reference", "products"], required=True)
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--dtype", choices=list(DTYPES), required=True)
     parser.add_argument("--threads", type=int, required=True)

@@ -1,6 +1,6 @@
 """Times a real-size model stage by stage: ours, the public code and a real ComfyUI server, taking turns in one run; prints tables.
 
-    python benchmarks/run.py [--seconds 30] [--dtype fp32,bf16] [--reference PATH [--reference-dtype fp32]] [--server] [--batch 8]
+    python benchmarks/run.py [--dtype fp32,bf16] [--packed] [--reference PATH [--reference-dtype fp32]] [--server] [--batch 8]
 
 Without --models the weights are random, made in a temporary folder and deleted afterwards: time and memory do not depend on them.
 --reference names a checkout of Stability-AI/stable-audio-3; without it the figures once recorded with it are printed beside ours.
@@ -55,6 +55,8 @@ def start(options: argparse.Namespace, models: Path, folder: Path, stack: ExitSt
         return stack.enter_context(Engine(kind, folder, dtype, options.threads, options.reference if kind == "reference" else None))
 
     columns: list[Column] = [engine("ours", dtype) for dtype in options.dtype]
+    if options.packed:
+        columns.append(engine("packed", "fp32"))
     if options.reference:
         columns += [engine("reference", dtype) for dtype in options.reference_dtype]
     if options.server:
@@ -92,26 +94,30 @@ def print_times(columns: list[Column]) -> None:
 def print_ratios(options: argparse.Namespace, columns: list[Column], products: list[Engine], together: dict[str, float]) -> None:
     """What the project's limits are about, a line each."""
     ours = {column.dtype: column for column in columns if column.kind == "ours"}
-    rows = []
+    mine, rows = [column for column in columns if column.kind in ("ours", "packed")], []
 
-    def add(words: str, above: float | None, below: float | None, digits: int = 2) -> None:
-        if above and below:
-            rows.append([words, f"{above / below:.{digits}f}"])
+    def add(words: str, above: Column, below: Column, stage: str, digits: int = 2) -> None:
+        pair = above.stages.get(stage), below.stages.get(stage)
+        if all(pair):
+            ratios = (statistics.median(pair[0]) / statistics.median(pair[1]), min(pair[0]) / min(pair[1]))
+            rows.append([words, *(f"{ratio:.{digits}f}" for ratio in ratios)])
 
     for one in products:
-        own = median(one, "step")
-        add(f"step {one.dtype} over its own matrix products ({own:.3f} s)", median(ours[one.dtype], "step"), own)
+        for column in mine:
+            if column.dtype == one.dtype:
+                add(f"step, {name_of(column)} over its own matrix products ({median(one, 'step'):.3f} s)", column, one, "step")
     for other in (column for column in columns if column.kind == "reference"):
-        for one in ours.values():
+        for one in mine:
             for stage in COMPARED:
-                add(f"{name_of(other)} over ours {one.dtype}, {stage}", median(other, stage), median(one, stage))
+                add(f"{name_of(other)} over {name_of(one)}, {stage}", other, one, stage)
     for server in (column for column in columns if column.kind == "ComfyUI"):
         for stage in COMPARED[1:]:
-            add(f"ComfyUI over ours {server.dtype}, {stage}", median(server, stage), median(ours[server.dtype], stage), 3)
+            add(f"ComfyUI over ours {server.dtype}, {stage}", server, ours[server.dtype], stage, 3)
     for dtype, seconds in together.items():
-        n = options.batch
-        add(f"ours {dtype}: {n} items in one batch ({seconds:.1f} s) over {n} runs", seconds, n * median(ours[dtype], "whole run"))
-    print("\n" + table(["ratio of medians", ""], rows))
+        n, alone = options.batch, ours[dtype].stages["whole run"]
+        ratios = (f"{seconds / (n * one):.2f}" for one in (statistics.median(alone), min(alone)))
+        rows.append([f"ours {dtype}: {n} items in one batch ({seconds:.1f} s) over {n} runs", *ratios])
+    print("\n" + table(["ratio", "of medians", "of the fastest"], rows))
 
 
 def print_agreement(columns: list[Column], results: Path) -> None:
@@ -151,6 +157,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=30.0)
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--dtype", type=dtypes, default=["fp32"], help="one number format or several, separated by commas")
+    parser.add_argument("--packed", action="store_true", help="also with packed weights, in fp32")
     parser.add_argument("--reference", type=Path, help="a checkout of Stability-AI/stable-audio-3 to compare with")
     parser.add_argument("--reference-dtype", type=dtypes, default=["fp32"], help="the same for it; fp32 is its default on a CPU")
     parser.add_argument("--repeat", type=int, default=3, help="runs of which the median is told")

@@ -21,8 +21,9 @@ from .layers import forwards
 
 log = logging.getLogger(__name__)
 NOT_YET = "not compiled yet"
-# Of torch's compiler, where its version knows them. Its own limit of graphs is eight for all models and kinds together.
-LIMITS = {"recompile_limit": 64, "cache_size_limit": 64, "fail_on_recompile_limit_hit": True}
+# Of torch's compiler, where its version knows them. Its own limit of graphs is eight for all models and kinds together; errors are told
+# even where another pack has them hidden, which also forbids the third.
+SETTINGS = {"recompile_limit": 64, "cache_size_limit": 64, "fail_on_recompile_limit_hit": True, "suppress_errors": False}
 
 
 class Compiled(Accelerator):
@@ -135,8 +136,8 @@ class Compiled(Accelerator):
             import torch._dynamo.config as dynamo
             import torch.fx.experimental._config as fx
 
-            limits = {name: value for name, value in LIMITS.items() if hasattr(dynamo, name)}
-            with dynamo.patch(limits), fx.patch(use_duck_shape=False):  # equal numbers of prompt rows and heads are no law
+            settings = {name: value for name, value in SETTINGS.items() if hasattr(dynamo, name)}
+            with dynamo.patch(settings), fx.patch(use_duck_shape=False):  # equal numbers of prompt rows and heads are no law
                 self._function(layer, *args)
             self._ready.add(kind)
         except torch.OutOfMemoryError:
