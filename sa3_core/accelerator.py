@@ -37,6 +37,9 @@ class Accelerator:
     def _end(self, finished: bool) -> None:
         """A run is over, or was stopped."""
 
+    def join(self) -> None:
+        """Until what is being prepared is ready."""
+
     def try_again(self) -> None:
         """What failed may have been mended."""
 

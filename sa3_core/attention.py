@@ -6,6 +6,10 @@ from torch import Tensor
 
 WINDOW_BLOCK = 128  # queries per block; with a halo of 17 a block reads 1.27 keys for every query
 WINDOW_BLOCKS_AT_ONCE = 64  # keeps the gathered keys of a long sequence to some tens of MB
+# Devices on which torch's attention takes views for contiguous tensors (pytorch issues 163597, 181133), and rounds the softmax of long
+# rows to 16 bits (190791). It also keeps all scores there, so queries go in parts.
+CAREFUL = frozenset({"mps"})
+CAREFUL_QUERIES = 1024
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, *, window: int | None = None, key_mask: Tensor | None = None) -> Tensor:
@@ -17,8 +21,20 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, window: int | None = None, key_ma
     """
     if window is not None and q.shape[2] > window + 1:
         return _attend_window(q, k, v, window, key_mask)
-    mask = None if key_mask is None else key_mask[:, None, None, :]
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    return _dense(q, k, v, None if key_mask is None else key_mask[:, None, None, :])
+
+
+def _dense(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """mask: its last two axes are queries, or 1 for all of them, and keys."""
+    if q.device.type not in CAREFUL:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    k, v = k.float().contiguous(), v.float().contiguous()
+    parts = []
+    for start in range(0, q.shape[2], CAREFUL_QUERIES):
+        rows = slice(start, start + CAREFUL_QUERIES)
+        seen = mask if mask is None or mask.shape[-2] == 1 else mask[..., rows, :]
+        parts.append(F.scaled_dot_product_attention(q[:, :, rows].float().contiguous(), k, v, attn_mask=seen))
+    return torch.cat(parts, dim=2).to(q.dtype)
 
 
 def _attend_window(q: Tensor, k: Tensor, v: Tensor, window: int, key_mask: Tensor | None) -> Tensor:
@@ -27,7 +43,7 @@ def _attend_window(q: Tensor, k: Tensor, v: Tensor, window: int, key_mask: Tenso
     if n <= size + 2 * window:
         band = _band(torch.arange(n), torch.arange(n), n, window).to(q.device)
         band = band if key_mask is None else band & key_mask[:, None, None, :]
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=band)
+        return _dense(q, k, v, band)
     out = torch.empty_like(q)
     span = size * WINDOW_BLOCKS_AT_ONCE
     for start in range(0, n, span):
@@ -43,7 +59,7 @@ def _attend_window(q: Tensor, k: Tensor, v: Tensor, window: int, key_mask: Tenso
         if key_mask is not None:
             seen = _blocks(key_mask[:, None, :, None].to(q.dtype), lo, hi, size + 2 * window, size) > 0
             mask = mask & seen.transpose(2, 3)
-        o = F.scaled_dot_product_attention(q_blocks, k_blocks, v_blocks, attn_mask=mask)
+        o = _dense(q_blocks, k_blocks, v_blocks, mask)
         o = o.unflatten(0, (q.shape[0], blocks)).transpose(1, 2).flatten(2, 3)  # (B, H, blocks * size, D)
         out[:, :, start:stop] = o[:, :, : stop - start]
     return out

@@ -6,6 +6,7 @@ from core_support import randn, rel_error
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from sa3_core import attention
 from sa3_core.attention import WINDOW_BLOCK, WINDOW_BLOCKS_AT_ONCE, attend
 from sa3_core.dit import distinct_rows
 
@@ -87,6 +88,29 @@ def test_window_and_key_mask_together(n):
     rows = torch.arange(n - 9)  # a query further out may see no key at all
     out = attend(q, k, v, window=17, key_mask=mask)[:, :, rows]
     assert rel_error(out, definition(q, k, v, window=17, key_mask=mask, rows=rows)) < 1e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("n", "options"), [(30, {}), (30, {"hidden": 9}), (100, {"window": 17}), (150, {"window": 60}), (300, {"window": 17})]
+)
+def test_where_torch_needs_care_it_gets_contiguous_float32_in_parts(monkeypatch, n, options, dtype):
+    monkeypatch.setattr(attention, "CAREFUL", {"cpu"})
+    monkeypatch.setattr(attention, "CAREFUL_QUERIES", 64)
+    plain, seen = torch.nn.functional.scaled_dot_product_attention, []
+
+    def picky(q, k, v, attn_mask=None):
+        assert all(x.is_contiguous() and x.dtype == torch.float32 for x in (q, k, v)) and q.shape[2] <= 64
+        seen.append(attn_mask)
+        return plain(q, k, v, attn_mask=attn_mask)
+
+    monkeypatch.setattr(attention.F, "scaled_dot_product_attention", picky)
+    q, k, v = (x.to(dtype).transpose(1, 2).contiguous().transpose(1, 2) for x in heads(n))  # views, as the networks have them
+    mask = (torch.arange(n) < n - options["hidden"])[None].expand(2, -1) if "hidden" in options else None
+    out = attend(q, k, v, window=options.get("window"), key_mask=mask)
+    assert seen and out.dtype == dtype
+    wanted = definition(q, k, v, window=options.get("window"), key_mask=mask)
+    assert rel_error(out, wanted) < (1e-6 if dtype == torch.float32 else 4e-3)
 
 
 class LargestTensor(TorchDispatchMode):

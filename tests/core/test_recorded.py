@@ -7,7 +7,9 @@ import torch
 from core_support import DATA, FAMILIES, RELEASES, VARIANTS, index, recorded, rel_error, release_dict
 
 import sa3_core
-from sa3_core import samplers, schedule, timeline
+from sa3_core import attention, samplers, schedule, timeline
+from sa3_core.compiled import Compiled
+from sa3_core.packed import Packed
 
 MODULE, RUN, FUNCTION = 1e-5, 1e-4, 1e-6
 
@@ -32,7 +34,9 @@ SAME = {  # case: (direction, input, arguments)
     "decode_long": ("decode", "latents_long", {}),
     "decode_long_chunk16_overlap4": ("decode", "latents_long", {"chunk_size": 16, "overlap": 4}),
 }
-RUNS = [(variant, case) for variant in VARIANTS for case in index()[variant]["cases"]]
+RUNS = [(variant, case, way) for variant in VARIANTS for case in index()[variant]["cases"] for way in ("plain", "packed")]
+RUNS += [(variant, case, way) for variant, case in (("small", "gen.t2a_batch.pingpong"), ("medium-base", "gen.t2a_batch.dpmpp")) for way in
+         ("traced", "careful attention")]  # fmt: skip
 SCHEDULES = json.loads((DATA / "schedules.json").read_text())
 SAMPLERS = json.loads((DATA / "samplers.json").read_text())
 
@@ -40,6 +44,30 @@ SAMPLERS = json.loads((DATA / "samplers.json").read_text())
 @pytest.fixture
 def golden(variant):
     return recorded(f"{variant}/golden")
+
+
+@pytest.fixture
+def way(model, monkeypatch, request):
+    """One of the ways through the networks; all have to give what was recorded."""
+    if request.param == "careful attention":
+        monkeypatch.setattr(attention, "CAREFUL", {"cpu"})
+        monkeypatch.setattr(attention, "CAREFUL_QUERIES", 16)
+    elif request.param == "packed":
+        if not hasattr(torch.ops.mkl, "_mkl_linear"):
+            pytest.skip("this build of torch has no MKL")
+        model.compile(compiled=Packed())
+    elif request.param == "traced":
+        torch._dynamo.reset()
+        model.compile(wait=True, compiled=Compiled(backend="eager"))
+    yield
+    if model.compiled is not None:
+        model.compiled.join()
+        state, model.compiled = model.compiled.state, None
+        assert state == {"packed": "packed", "traced": "compiled"}[request.param]
+
+
+ways = pytest.mark.parametrize("way", ["plain", "careful attention", "packed"], indirect=True)
+ways_of_attention = pytest.mark.parametrize("way", ["plain", "careful attention"], indirect=True)
 
 
 @pytest.mark.parametrize("name", RELEASES)
@@ -67,8 +95,9 @@ def forward(model, golden, **options):
     return model.velocity(golden["dit.x"], golden["dit.t"], golden["dit.cross_attn"], golden["dit.global"], **options)
 
 
+@ways
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_velocity(model, golden, variant):
+def test_velocity(model, way, golden, variant):
     local, mask = golden["dit.local_add"], golden["dit.padding_mask"].bool()
     assert rel_error(forward(model, golden, local_add=local), golden["dit.v"]) < MODULE
     assert rel_error(forward(model, golden), golden["dit.v.no_local"]) < MODULE
@@ -76,9 +105,10 @@ def test_velocity(model, golden, variant):
     assert rel_error(padded * mask[:, None], golden["dit.v.padded"] * mask[:, None]) < MODULE
 
 
+@ways
 @pytest.mark.parametrize("case", GUIDANCE)
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_guided_velocity(model, golden, variant, case):
+def test_guided_velocity(model, way, golden, variant, case):
     valid = torch.ones(1)
     options = dict(GUIDANCE[case])
     if case.endswith("padded"):
@@ -90,17 +120,18 @@ def test_guided_velocity(model, golden, variant, case):
     assert rel_error(v * valid, golden[f"dit.v.{case}"] * valid) < MODULE
 
 
+@ways_of_attention
 @pytest.mark.parametrize("case", SAME)
 @pytest.mark.parametrize("variant", FAMILIES)
-def test_autoencoder(model, golden, variant, case):
+def test_autoencoder(model, way, golden, variant, case):
     direction, source, options = SAME[case]
     out = getattr(model, direction)(golden[f"same.{source}"].float(), **options)
     out = out[..., ::37] if case.startswith("decode_long") else out
     assert rel_error(out, golden[f"same.{case}"]) < MODULE
 
 
-@pytest.mark.parametrize(("variant", "key"), RUNS, ids=["-".join(run) for run in RUNS])
-def test_whole_run(model, golden, variant, key):
+@pytest.mark.parametrize(("variant", "key", "way"), RUNS, ids=["-".join(run) for run in RUNS], indirect=["way"])
+def test_whole_run(model, way, golden, variant, key):
     case = index()[variant]["cases"][key]
     source = (44100, golden["gen.source_audio"])
     options = {"schedule": dict(model.config.schedule, mode=case["schedule"])}

@@ -23,10 +23,11 @@ def words(sa3):
 
 
 @pytest.fixture
-def browser(monkeypatch):
-    """A browser that looks on: .lines of (node, text), .pictures, .bars of (done, total)."""
+def browser(words, monkeypatch):
+    """A browser that looks on, and was told nothing yet: .lines of (node, text), .pictures, .bars of (done, total)."""
     from comfy_execution.utils import CurrentNodeContext
 
+    words._said.clear()
     seen = SimpleNamespace(lines=[], pictures=[], bars=[])
 
     def hook(done, total, picture, node_id=None):
