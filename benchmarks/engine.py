@@ -76,6 +76,14 @@ class Packed(Ours):
         self.model.compile(compiled=packed.Packed())
 
 
+class Compiled(Ours):
+    """The same through torch.compile; the first run waits for it."""
+
+    def __init__(self, folder: Path, dtype: torch.dtype):
+        super().__init__(folder, dtype)
+        self.model.compile(wait=True)
+
+
 class Products:
     """The Linear products of one step, nothing else: plain torch, same shapes and number format, weights of its own for each layer."""
 
@@ -109,7 +117,7 @@ class Products:
 def make(options: argparse.Namespace):
     if options.kind == "reference":
         return Reference(options.reference, options.folder, DTYPES[options.dtype])
-    return {"ours": Ours, "packed": Packed, "products": Products}[options.kind](options.folder, DTYPES[options.dtype])
+    return {"ours": Ours, "packed": Packed, "compiled": Compiled, "products": Products}[options.kind](options.folder, DTYPES[options.dtype])
 
 
 def serve(options: argparse.Namespace) -> None:
@@ -187,7 +195,7 @@ class Engine:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--kind", choices=["ours", "packed", "reference", "products"], required=True)
+    parser.add_argument("--kind", choices=["ours", "packed", "compiled", "reference", "products"], required=True)
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--dtype", choices=list(DTYPES), required=True)
     parser.add_argument("--threads", type=int, required=True)

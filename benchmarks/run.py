@@ -1,6 +1,6 @@
 """Times a real-size model stage by stage: ours, the public code and a real ComfyUI server, taking turns in one run; prints tables.
 
-    python benchmarks/run.py [--dtype fp32,bf16] [--packed] [--reference PATH [--reference-dtype fp32]] [--server] [--batch 8]
+    python benchmarks/run.py [--dtype fp32,bf16] [--packed] [--compiled] [--reference PATH [--reference-dtype fp32]] [--server] [--batch 8]
 
 Without --models the weights are random, made in a temporary folder and deleted afterwards: time and memory do not depend on them.
 --reference names a checkout of Stability-AI/stable-audio-3; without it the figures once recorded with it are printed beside ours.
@@ -57,6 +57,8 @@ def start(options: argparse.Namespace, models: Path, folder: Path, stack: ExitSt
     columns: list[Column] = [engine("ours", dtype) for dtype in options.dtype]
     if options.packed:
         columns.append(engine("packed", "fp32"))
+    if options.compiled:
+        columns += [engine("compiled", dtype) for dtype in options.dtype]
     if options.reference:
         columns += [engine("reference", dtype) for dtype in options.reference_dtype]
     if options.server:
@@ -94,7 +96,7 @@ def print_times(columns: list[Column]) -> None:
 def print_ratios(options: argparse.Namespace, columns: list[Column], products: list[Engine], together: dict[str, float]) -> None:
     """What the project's limits are about, a line each."""
     ours = {column.dtype: column for column in columns if column.kind == "ours"}
-    mine, rows = [column for column in columns if column.kind in ("ours", "packed")], []
+    mine, rows = [column for column in columns if column.kind in ("ours", "packed", "compiled")], []
 
     def add(words: str, above: Column, below: Column, stage: str, digits: int = 2) -> None:
         pair = above.stages.get(stage), below.stages.get(stage)
@@ -158,6 +160,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--dtype", type=dtypes, default=["fp32"], help="one number format or several, separated by commas")
     parser.add_argument("--packed", action="store_true", help="also with packed weights, in fp32")
+    parser.add_argument("--compiled", action="store_true", help="also through torch.compile, in each number format")
     parser.add_argument("--reference", type=Path, help="a checkout of Stability-AI/stable-audio-3 to compare with")
     parser.add_argument("--reference-dtype", type=dtypes, default=["fp32"], help="the same for it; fp32 is its default on a CPU")
     parser.add_argument("--repeat", type=int, default=3, help="runs of which the median is told")

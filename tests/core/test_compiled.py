@@ -203,6 +203,13 @@ def test_a_compiler_that_fails_is_no_obstacle_and_is_told_once(model, caplog):
     assert sum("could not be compiled" in record.message for record in caplog.records) == 1
 
 
+def test_another_packs_settings_are_no_obstacle_and_stay(model):
+    with torch._dynamo.config.patch(suppress_errors=True):
+        layers = model.compile(wait=True, compiled=Compiled(backend="eager"))
+        run(model)
+        assert layers.state == "compiled" and torch._dynamo.config.suppress_errors
+
+
 def test_a_lora_that_comes_and_goes_runs_as_it_is_and_it_is_told(model, tmp_path):
     model.add_lora(write_lora(tmp_path / "one.safetensors", model.module), interval=(0.5, 1.0))
     plain = run(model)
