@@ -28,6 +28,8 @@ def browser(words, monkeypatch):
     from comfy_execution.utils import CurrentNodeContext
 
     words._said.clear()
+    # Newer versions of ComfyUI leave out bars that come too fast, by a clock that is not the tests'.
+    monkeypatch.setattr("comfy.utils.PROGRESS_THROTTLE_MIN_INTERVAL", 0.0, raising=False)
     seen = SimpleNamespace(lines=[], pictures=[], bars=[])
 
     def hook(done, total, picture, node_id=None):
@@ -154,11 +156,6 @@ def clock(words, monkeypatch):
     return clock
 
 
-def shown(bars, wanted) -> bool:
-    """Newer versions of ComfyUI leave out what comes within a tenth of a second, but never the ends."""
-    return bars == [one for one in wanted if one in bars] and bars[0] == wanted[0] and bars[-1] == wanted[-1]
-
-
 def test_a_stage_and_the_time_left(words, browser, clock):
     progress = words.Progress(8, "decoding chunk")
     for done in range(1, 9):
@@ -168,7 +165,7 @@ def test_a_stage_and_the_time_left(words, browser, clock):
     assert browser.lines[0] == ("17", "decoding chunk 1 of 8, 1:10 min left")
     assert browser.lines[5] == ("17", "decoding chunk 6 of 8, 20 s left")
     assert browser.lines[-1] == ("17", "done in 1:20 min") and len(browser.lines) == 8
-    assert shown(browser.bars, [(done, 8) for done in range(1, 9)])
+    assert browser.bars == [(done, 8) for done in range(1, 9)]
 
 
 def test_a_short_stage_says_nothing_and_a_fast_one_little(words, browser, clock):
@@ -192,7 +189,7 @@ def test_parts_count_as_one(words, browser, clock):
         for done in range(1, 3):
             clock.now += 5
             part(done, 2)
-    assert shown(browser.bars, [(1, 4), (2, 4), (3, 4), (4, 4)])
+    assert browser.bars == [(1, 4), (2, 4), (3, 4), (4, 4)]
     assert [text for _, text in browser.lines] == [
         "item 1 of 2, decoding chunk 1 of 2, 15 s left", "item 1 of 2, decoding chunk 2 of 2, 10 s left",
         "item 2 of 2, decoding chunk 1 of 2, 5 s left",
