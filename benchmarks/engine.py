@@ -29,8 +29,13 @@ from sa3_core import packed, timeline  # noqa: E402
 
 PROMPT = "Warm analogue pads over a slow four to the floor beat, 100 BPM"
 TEXT_ONLY = 900_000  # number of the first prompt that no run uses
-ONCE = ("to_kv", "to_local_embed", "to_cond_embed", "to_global_embed")  # computed once per run, not in a step
+ONCE = (*packed.BEFORE, "to_cond_embed", "to_global_embed")  # computed once per run, not in a step
 ONE_ROW = ("to_timestep_embed", "global_cond_embedder")
+OURS = {  # kind -> what is done with the loaded model; torch.compile is waited for in the first run
+    "ours": lambda model: None,
+    "packed": lambda model: model.compile(compiled=packed.Packed()),
+    "compiled": lambda model: model.compile(wait=True),
+}
 
 
 def prompt_of(seed: int) -> str:
@@ -39,10 +44,11 @@ def prompt_of(seed: int) -> str:
 
 
 class Ours:
-    """A release through sa3_core."""
+    """A release through sa3_core, in one of the ways of `OURS`."""
 
-    def __init__(self, folder: Path, dtype: torch.dtype):
+    def __init__(self, folder: Path, dtype: torch.dtype, kind: str):
         self.model = sa3_core.load(folder, dtype=dtype)
+        OURS[kind](self.model)
         self.text_dtype = self.model.text_encoder.model.dtype
 
     def text(self, seed: int) -> None:
@@ -66,22 +72,6 @@ class Ours:
         stages["decode"] = [sum(stages["decode"])]
         stages["step"] = [after - before for before, after in itertools.pairwise(ticks)]
         keep["audio"] = done.audio[0]
-
-
-class Packed(Ours):
-    """The same with weights packed for the processor."""
-
-    def __init__(self, folder: Path, dtype: torch.dtype):
-        super().__init__(folder, dtype)
-        self.model.compile(compiled=packed.Packed())
-
-
-class Compiled(Ours):
-    """The same through torch.compile; the first run waits for it."""
-
-    def __init__(self, folder: Path, dtype: torch.dtype):
-        super().__init__(folder, dtype)
-        self.model.compile(wait=True)
 
 
 class Products:
@@ -117,7 +107,9 @@ class Products:
 def make(options: argparse.Namespace):
     if options.kind == "reference":
         return Reference(options.reference, options.folder, DTYPES[options.dtype])
-    return {"ours": Ours, "packed": Packed, "compiled": Compiled, "products": Products}[options.kind](options.folder, DTYPES[options.dtype])
+    if options.kind == "products":
+        return Products(options.folder, DTYPES[options.dtype])
+    return Ours(options.folder, DTYPES[options.dtype], options.kind)
 
 
 def serve(options: argparse.Namespace) -> None:
@@ -195,7 +187,7 @@ class Engine:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--kind", choices=["ours", "packed", "compiled", "reference", "products"], required=True)
+    parser.add_argument("--kind", choices=[*OURS, "reference", "products"], required=True)
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--dtype", choices=list(DTYPES), required=True)
     parser.add_argument("--threads", type=int, required=True)

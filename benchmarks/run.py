@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT))
 
-from benchmarks.engine import Engine  # noqa: E402
+from benchmarks.engine import OURS, Engine  # noqa: E402
 from benchmarks.make_release import make_release  # noqa: E402
 from benchmarks.measure import DTYPES, cell, cosine, hardware, relative, snr, table  # noqa: E402
 from benchmarks.reference import ANCHORED, ANCHORS  # noqa: E402
@@ -96,29 +96,31 @@ def print_times(columns: list[Column]) -> None:
 def print_ratios(options: argparse.Namespace, columns: list[Column], products: list[Engine], together: dict[str, float]) -> None:
     """What the project's limits are about, a line each."""
     ours = {column.dtype: column for column in columns if column.kind == "ours"}
-    mine, rows = [column for column in columns if column.kind in ("ours", "packed", "compiled")], []
+    mine, rows = [column for column in columns if column.kind in OURS], []
 
-    def add(words: str, above: Column, below: Column, stage: str, digits: int = 2) -> None:
-        pair = above.stages.get(stage), below.stages.get(stage)
-        if all(pair):
-            ratios = (statistics.median(pair[0]) / statistics.median(pair[1]), min(pair[0]) / min(pair[1]))
-            rows.append([words, *(f"{ratio:.{digits}f}" for ratio in ratios)])
+    def add(words: str, above: list[float] | None, below: list[float] | None, digits: int = 2) -> None:
+        if above and below:
+            rows.append([words, *(f"{of(above) / of(below):.{digits}f}" for of in (statistics.median, min))])
+
+    def compare(words: str, above: Column, below: Column, stage: str, digits: int = 2) -> None:
+        add(f"{words}, {stage}", above.stages.get(stage), below.stages.get(stage), digits)
 
     for one in products:
         for column in mine:
             if column.dtype == one.dtype:
-                add(f"step, {name_of(column)} over its own matrix products ({median(one, 'step'):.3f} s)", column, one, "step")
+                own = f"its own matrix products ({median(one, 'step'):.3f} s)"
+                add(f"step, {name_of(column)} over {own}", column.stages.get("step"), one.stages.get("step"))
     for other in (column for column in columns if column.kind == "reference"):
         for one in mine:
             for stage in COMPARED:
-                add(f"{name_of(other)} over {name_of(one)}, {stage}", other, one, stage)
+                compare(f"{name_of(other)} over {name_of(one)}", other, one, stage)
     for server in (column for column in columns if column.kind == "ComfyUI"):
         for stage in COMPARED[1:]:
-            add(f"ComfyUI over ours {server.dtype}, {stage}", server, ours[server.dtype], stage, 3)
+            compare(f"ComfyUI over ours {server.dtype}", server, ours[server.dtype], stage, 3)
     for dtype, seconds in together.items():
-        n, alone = options.batch, ours[dtype].stages["whole run"]
-        ratios = (f"{seconds / (n * one):.2f}" for one in (statistics.median(alone), min(alone)))
-        rows.append([f"ours {dtype}: {n} items in one batch ({seconds:.1f} s) over {n} runs", *ratios])
+        n = options.batch
+        runs = [n * alone for alone in ours[dtype].stages["whole run"]]
+        add(f"ours {dtype}: {n} items in one batch ({seconds:.1f} s) over {n} runs", [seconds], runs)
     print("\n" + table(["ratio", "of medians", "of the fastest"], rows))
 
 

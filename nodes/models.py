@@ -1,7 +1,5 @@
 """Nodes that load a model and make it ready."""
 
-from functools import partial
-
 import torch
 
 from ..sa3_core import info
@@ -148,7 +146,7 @@ class AutoencoderLoader(io.ComfyNode):
 
 
 WAIT = {"behind the first run": False, "in front of the first run": True}
-HOW = ["torch.compile", "packed weights"]
+HOW = {"torch.compile": compiled_model, "packed weights": packed_model}
 
 
 class Compile(io.ComfyNode):
@@ -171,8 +169,8 @@ class Compile(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "how",
-                    options=HOW,
-                    default=HOW[0],
+                    options=list(HOW),
+                    default=next(iter(HOW)),
                     optional=True,
                     tooltip="torch.compile: fused passes, on any device. packed weights: float32 on a CPU, no compiler; the weights of "
                     "the layers are kept once more in the order in which the processor reads them (small 1.5 GB, medium 4.8 GB), which "
@@ -183,10 +181,8 @@ class Compile(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, when, how=HOW[0]) -> io.NodeOutput:
-        wait = chosen("when", WAIT, when)
-        makers = dict(zip(HOW, (partial(compiled_model, wait=wait), packed_model), strict=True))
-        return io.NodeOutput(chosen("how", makers, how)(model))
+    def execute(cls, model, when, how="torch.compile") -> io.NodeOutput:
+        return io.NodeOutput(chosen("how", HOW, how)(model, chosen("when", WAIT, when)))
 
 
 NODES = [ModelLoader, AutoencoderLoader, Compile]

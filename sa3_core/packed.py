@@ -49,14 +49,18 @@ class Packed(Accelerator):
         self._weights: weakref.WeakKeyDictionary[nn.Module, _Weight] = weakref.WeakKeyDictionary()
 
     def velocity(self, dit: DiT, x: Tensor, t: Tensor, inputs: DiTInputs) -> Tensor:
-        layers = self.once(dit, lambda: self._layers(dit))
-        obstacle = self.once("obstacle", lambda: self._obstacle(layers))
+        products, obstacle = self.once(dit, lambda: self._prepare(dit))
         if obstacle:
             self.skip(obstacle)
             return dit(x, t, inputs)
         self._outcomes[self.done] = None
-        with forwards([(layer, functools.partial(self._product, layer)) for layer in layers]):
+        with forwards(products):
             return dit(x, t, inputs, at_once=1)
+
+    def _prepare(self, dit: DiT) -> tuple[list[tuple[nn.Linear, Callable]], str]:
+        """The layers of a step with their other forward functions, and what is in the way of those."""
+        layers = self._layers(dit)
+        return [(layer, functools.partial(self._product, layer)) for layer in layers], self._obstacle(layers)
 
     def _layers(self, dit: DiT) -> list[nn.Linear]:
         """Those of a step, and no more of what was changed in place since the last run."""

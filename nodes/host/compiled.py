@@ -21,12 +21,12 @@ def compiled_model(model, wait: bool):
     return _with(model, shared, wait)
 
 
-def packed_model(model):
-    """A clone of a MODEL that keeps packed weights for as long as it lives."""
-    return _with(model, Packed(partial(comfy.model_management.get_free_memory, torch.device("cpu"))))
+def packed_model(model, wait: bool):
+    """A clone of a MODEL that keeps packed weights for as long as it lives. A run always waits for them."""
+    return _with(model, Packed(partial(comfy.model_management.get_free_memory, torch.device("cpu"))), wait)
 
 
-def _with(model, accelerator, wait: bool = False):
+def _with(model, accelerator, wait: bool):
     host_model.require(model)
     clone, begin = model.clone(), partial(accelerator.run, wait)
     clone.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, KEY)

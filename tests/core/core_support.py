@@ -18,6 +18,7 @@ VARIANTS = ["small", "medium", "small-base", "medium-base"]
 FAMILIES = ["small", "medium"]  # SAME-S in chunks with a plain transformer; SAME-L in a window with a differential one
 RELEASES = ["small-music", "small-sfx", "medium", "small-music-base", "small-sfx-base", "medium-base", "SAME-S", "SAME-L"]
 TEXT_ENCODER = "t5gemma-b-b-ul2"
+needs_mkl = pytest.mark.skipif(not hasattr(torch.ops.mkl, "_mkl_linear"), reason="this build of torch has no MKL")
 
 
 @functools.cache

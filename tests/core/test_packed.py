@@ -5,13 +5,12 @@ import weakref
 
 import pytest
 import torch
-from core_support import rel_error
+from core_support import needs_mkl, rel_error
 from lora_support import write_lora
 
 from sa3_core.packed import Packed
 
 ROUNDING = 1e-5
-needs_mkl = pytest.mark.skipif(not hasattr(torch.ops.mkl, "_mkl_linear"), reason="this build of torch has no MKL")
 
 
 @pytest.fixture(params=["small-base", "medium"])

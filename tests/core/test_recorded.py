@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from core_support import DATA, FAMILIES, RELEASES, VARIANTS, index, recorded, rel_error, release_dict
+from core_support import DATA, FAMILIES, RELEASES, VARIANTS, index, needs_mkl, recorded, rel_error, release_dict
 
 import sa3_core
 from sa3_core import attention, samplers, schedule, timeline
@@ -37,6 +37,7 @@ SAME = {  # case: (direction, input, arguments)
 RUNS = [(variant, case, way) for variant in VARIANTS for case in index()[variant]["cases"] for way in ("plain", "packed")]
 RUNS += [(variant, case, way) for variant, case in (("small", "gen.t2a_batch.pingpong"), ("medium-base", "gen.t2a_batch.dpmpp")) for way in
          ("traced", "careful attention")]  # fmt: skip
+RUNS = [pytest.param(*run, id="-".join(run), marks=needs_mkl if "packed" in run else ()) for run in RUNS]
 SCHEDULES = json.loads((DATA / "schedules.json").read_text())
 SAMPLERS = json.loads((DATA / "samplers.json").read_text())
 
@@ -53,8 +54,6 @@ def way(model, monkeypatch, request):
         monkeypatch.setattr(attention, "CAREFUL", {"cpu"})
         monkeypatch.setattr(attention, "CAREFUL_QUERIES", 16)
     elif request.param == "packed":
-        if not hasattr(torch.ops.mkl, "_mkl_linear"):
-            pytest.skip("this build of torch has no MKL")
         model.compile(compiled=Packed())
     elif request.param == "traced":
         torch._dynamo.reset()
@@ -66,7 +65,7 @@ def way(model, monkeypatch, request):
         assert state == {"packed": "packed", "traced": "compiled"}[request.param]
 
 
-ways = pytest.mark.parametrize("way", ["plain", "careful attention", "packed"], indirect=True)
+ways = pytest.mark.parametrize("way", ["plain", "careful attention", pytest.param("packed", marks=needs_mkl)], indirect=True)
 ways_of_attention = pytest.mark.parametrize("way", ["plain", "careful attention"], indirect=True)
 
 
@@ -130,7 +129,7 @@ def test_autoencoder(model, way, golden, variant, case):
     assert rel_error(out, golden[f"same.{case}"]) < MODULE
 
 
-@pytest.mark.parametrize(("variant", "key", "way"), RUNS, ids=["-".join(run) for run in RUNS], indirect=["way"])
+@pytest.mark.parametrize(("variant", "key", "way"), RUNS, indirect=["way"])
 def test_whole_run(model, way, golden, variant, key):
     case = index()[variant]["cases"][key]
     source = (44100, golden["gen.source_audio"])

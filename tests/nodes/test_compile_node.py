@@ -4,7 +4,7 @@ import importlib
 
 import pytest
 import torch
-from core_support import rel_error
+from core_support import needs_mkl, rel_error
 
 ROUNDING = 1e-5
 
@@ -22,14 +22,26 @@ def compiled(sa3, model, when="in front of the first run"):
     return sa3.run("SA3_Compile", model=model, when=when)[0]
 
 
+def packed(sa3, model):
+    return sa3.run("SA3_Compile", model=model, when="behind the first run", how="packed weights")[0]
+
+
+def through_core(comfy, model, positive, latent) -> torch.Tensor:
+    with torch.inference_mode():
+        return comfy.nodes.KSampler().sample(model, 3, 2, 1.0, "euler", "simple", positive, positive, latent)[0]["samples"]
+
+
+WAYS = [(compiled, "compiled"), pytest.param(packed, "packed", marks=needs_mkl)]
+
+
 @pytest.mark.parametrize("variant", ["small-base", "medium"])
-def test_a_compiled_run_makes_the_same_and_is_recorded(sa3, load, shared, variant):
+@pytest.mark.parametrize(("faster", "word"), WAYS)
+def test_a_faster_run_makes_the_same_and_is_recorded(sa3, load, shared, faster, word, variant):
     parts, settings = load(variant), {"seed": 3, "steps": 2, "cfg": 3.0}
     positive, latent = sa3.prompt(parts.clip, "rain"), sa3.empty(1.0)
     plain, before = sa3.sample(parts.model, positive, latent, **settings)
-    model = compiled(sa3, parts.model)
-    out, info = sa3.sample(model, positive, latent, **settings)
-    assert rel_error(out["samples"], plain["samples"]) < ROUNDING and info["compiled"] == "compiled" and "compiled" not in before
+    out, info = sa3.sample(faster(sa3, parts.model), positive, latent, **settings)
+    assert rel_error(out["samples"], plain["samples"]) < ROUNDING and info["compiled"] == word and "compiled" not in before
     assert torch.equal(sa3.sample(parts.model, positive, latent, **settings)[0]["samples"], plain["samples"])  # the other MODEL stays
 
 
@@ -44,15 +56,14 @@ def test_behind_the_first_run_the_next_one_is_compiled(sa3, load, shared):
     assert rel_error(second["samples"], plain) < ROUNDING and info["compiled"] == "compiled"
 
 
-def test_cores_samplers_are_compiled_too(sa3, load, comfy, shared):
-    parts = load("small")
-    positive, latent = sa3.prompt(parts.clip, "rain"), sa3.empty(1.0)
-
-    def core(model):
-        with torch.inference_mode():
-            return comfy.nodes.KSampler().sample(model, 3, 2, 1.0, "euler", "simple", positive, positive, latent)[0]["samples"]
-
-    assert rel_error(core(compiled(sa3, parts.model)), core(parts.model)) < ROUNDING and shared.state == "compiled"
+@pytest.mark.parametrize("variant", ["small", "small-base", "medium"])
+@pytest.mark.parametrize(("faster", "word"), WAYS)
+def test_cores_samplers_are_faster_too(sa3, load, comfy, shared, faster, word, variant):
+    parts = load(variant)
+    positive, latent, model = sa3.prompt(parts.clip, "rain"), sa3.empty(1.0), faster(sa3, parts.model)
+    plain = through_core(comfy, parts.model, positive, latent)
+    assert rel_error(through_core(comfy, model, positive, latent), plain) < ROUNDING
+    assert sa3.host.model.option(model, sa3.host.model.COMPILED).state == word
 
 
 def test_weights_that_are_cast_in_every_step_are_not_compiled_and_it_is_said(sa3, load, shared, monkeypatch):
@@ -70,28 +81,6 @@ def test_two_of_them_are_one_and_the_last_one_counts(sa3, load, shared):
     model = compiled(sa3, compiled(sa3, parts.model, "behind the first run"))
     _, info = sa3.sample(model, sa3.prompt(parts.clip, "rain"), sa3.empty(1.0), steps=2)
     assert info["compiled"] == "compiled"
-
-
-def packed(sa3, model):
-    return sa3.run("SA3_Compile", model=model, when="behind the first run", how="packed weights")[0]
-
-
-@pytest.mark.skipif(not hasattr(torch.ops.mkl, "_mkl_linear"), reason="this build of torch has no MKL")
-@pytest.mark.parametrize("variant", ["small-base", "medium"])
-def test_packed_weights_make_the_same_and_are_recorded(sa3, load, comfy, variant):
-    parts, settings = load(variant), {"seed": 3, "steps": 2, "cfg": 3.0}
-    positive, latent = sa3.prompt(parts.clip, "rain"), sa3.empty(1.0)
-    plain, _ = sa3.sample(parts.model, positive, latent, **settings)
-    model = packed(sa3, parts.model)
-    out, info = sa3.sample(model, positive, latent, **settings)
-    assert rel_error(out["samples"], plain["samples"]) < ROUNDING and info["compiled"] == "packed"
-
-    def core(model):
-        with torch.inference_mode():
-            return comfy.nodes.KSampler().sample(model, 3, 2, 1.0, "euler", "simple", positive, positive, latent)[0]["samples"]
-
-    assert rel_error(core(model), core(parts.model)) < ROUNDING
-    assert torch.equal(sa3.sample(parts.model, positive, latent, **settings)[0]["samples"], plain["samples"])  # the other MODEL stays
 
 
 def test_without_memory_for_packed_weights_the_run_is_the_plain_one_and_says_so(sa3, load, comfy, monkeypatch):
