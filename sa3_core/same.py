@@ -15,6 +15,7 @@ from .errors import SA3Error
 from .layers import DyT, FeedForward, WeightNormConv1d, at, merge_heads, rotary_table, rotate, sine_gate
 
 REGULARIZE = 1e-3  # latent noise on decode, in units of running_std
+ROWS_AT_ONCE = 544  # of SAME-S's chunks on a CPU: what a block makes of so many stays in the caches, and in memory that is used again
 NOISE_BLOCK = 32  # frames per draw: any stretch of a clip can be drawn alone, so chunks agree with the whole
 
 
@@ -131,9 +132,13 @@ class Resampler(nn.Module):
     def _chunked(h: Tensor, blocks, chunk: int, rotary, dtype: torch.dtype) -> Tensor:
         batch = h.shape[0]
         h = h.unflatten(1, (-1, chunk)).flatten(0, 1)
-        for block in blocks:
-            h = block(h, rotary, None, dtype)
-        return h.unflatten(0, (batch, -1)).flatten(1, 2)
+        groups = max(1, round(len(h) * chunk / ROWS_AT_ONCE)) if h.device.type == "cpu" else 1
+        done = []
+        for group in h.tensor_split(min(groups, len(h))):
+            for block in blocks:
+                group = block(group, rotary, None, dtype)
+            done.append(group)
+        return torch.cat(done).unflatten(0, (batch, -1)).flatten(1, 2)
 
 
 class Bottleneck(nn.Module):
