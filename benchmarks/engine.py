@@ -1,17 +1,17 @@
 """One side of a comparison in a process of its own, which loads once and then runs when it is told: lines of JSON in and out.
 
-run.py starts one for each column of its table and lets them take turns.
+run.py starts one for each column of its table. They take turns step by step: each rests while the others compute theirs.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -24,8 +24,8 @@ sys.path.append(str(ROOT))
 import sa3_core  # noqa: E402
 from benchmarks.measure import DTYPES, Peak, timed  # noqa: E402
 from benchmarks.reference import Reference  # noqa: E402
+from sa3_core import compiled, packed, timeline  # noqa: E402
 from sa3_core import config as configs  # noqa: E402
-from sa3_core import packed, timeline  # noqa: E402
 
 PROMPT = "Warm analogue pads over a slow four to the floor beat, 100 BPM"
 TEXT_ONLY = 900_000  # number of the first prompt that no run uses
@@ -35,12 +35,33 @@ OURS = {  # kind -> what is done with the loaded model; torch.compile is waited 
     "ours": lambda model: None,
     "packed": lambda model: model.compile(compiled=packed.Packed()),
     "compiled": lambda model: model.compile(wait=True),
+    "packed and compiled": lambda model: model.compile(wait=True, compiled=packed.PackedAndCompiled(packed.Packed(), compiled.Compiled())),
 }
 
 
 def prompt_of(seed: int) -> str:
     """Words that were not encoded before, as many for every seed."""
     return f"{PROMPT}, take {seed:06}"
+
+
+class Clock:
+    """The time of one job, without that in which it rests. rest(): returns when the others had their turn."""
+
+    def __init__(self, rest: Callable[[], None]):
+        self._rest, self._since = rest, time.perf_counter()
+        self.steps: list[float] = []  # seconds; the first has what comes before the steps in it
+        self.total = 0.0
+
+    def step(self, *_: object) -> None:
+        """A step is over."""
+        self.steps.append(self.stop())
+        self._rest()
+        self._since = time.perf_counter()
+
+    def stop(self) -> float:
+        seconds = time.perf_counter() - self._since
+        self.total += seconds
+        return seconds
 
 
 class Ours:
@@ -54,9 +75,9 @@ class Ours:
     def text(self, seed: int) -> None:
         self.model.encode_text(prompt_of(seed))
 
-    def run(self, seed: int, seconds: float, steps: int, batch: int, stages: dict, keep: dict) -> None:
-        """One whole job; what it took goes into `stages`, its results into `keep`."""
-        ticks, decode = [], self.model.decode
+    def run(self, seed: int, seconds: float, steps: int, batch: int, clock: Clock, stages: dict, keep: dict) -> None:
+        """One whole job; what it took goes into `clock` and `stages`, its results into `keep`."""
+        decode = self.model.decode
 
         def timed_decode(z, *args, **kwargs):
             keep.setdefault("latents", z.clone())
@@ -67,10 +88,9 @@ class Ours:
 
         self.model.decode = timed_decode
         prompts = [prompt_of(1000 * seed + i) for i in range(batch)]
-        done = self.model.generate(prompts, seconds, steps=steps, seed=seed, callback=lambda *_: ticks.append(time.perf_counter()))
+        done = self.model.generate(prompts, seconds, steps=steps, seed=seed, callback=clock.step)
         del self.model.decode
         stages["decode"] = [sum(stages["decode"])]
-        stages["step"] = [after - before for before, after in itertools.pairwise(ticks)]
         keep["audio"] = done.audio[0]
 
 
@@ -87,7 +107,7 @@ class Products:
         }
 
     @torch.inference_mode()
-    def run(self, seed: int, seconds: float, steps: int, batch: int, stages: dict, keep: dict) -> None:
+    def run(self, seed: int, seconds: float, steps: int, batch: int, clock: Clock, stages: dict, keep: dict) -> None:
         frames = max(timeline.lengths(self.config, [seconds]).valid)
         items = batch if self.config.default_cfg == 1 else 2 * batch
         inputs = {}
@@ -97,11 +117,10 @@ class Products:
             inputs[name] = shape
         made = {shape: torch.randn(shape).to(self.dtype) for shape in set(inputs.values())}
 
-        def step() -> None:
+        for _ in range(steps):
             for name, weight in self.weights.items():
                 F.linear(made[inputs[name]], weight)
-
-        stages["step"] = [timed(step) for _ in range(steps)]
+            clock.step()
 
 
 def make(options: argparse.Namespace):
@@ -126,19 +145,27 @@ def serve(options: argparse.Namespace) -> None:
         engine = make(options)
         seconds = time.perf_counter() - start
     answer(load=seconds, extra=peak.extra, text_dtype=str(engine.text_dtype).removeprefix("torch."))
-    for line in sys.stdin:
-        answer(**work(engine, **json.loads(line)))
+
+    def rest() -> None:
+        answer(resting=True)
+        sys.stdin.readline()
+
+    for line in iter(sys.stdin.readline, ""):
+        answer(**work(engine, rest, **json.loads(line)))
 
 
-def work(engine, seed: int, seconds: float, steps: int, batch: int = 1, save: str | None = None) -> dict:
+def work(engine, rest: Callable[[], None], seed: int, seconds: float, steps: int, batch: int = 1, save: str | None = None) -> dict:
     """One job: seconds of its stages, and the most memory that it took."""
     stages, keep = {}, {}
     if hasattr(engine, "text"):
         stages = {stage: [timed(lambda: engine.text(TEXT_ONLY + seed))] for stage in ("text encode", "text again")}
     with Peak() as peak:
-        whole = timed(lambda: engine.run(seed, seconds, steps, batch, stages, keep))
+        clock = Clock(rest)
+        engine.run(seed, seconds, steps, batch, clock, stages, keep)
+        clock.stop()
+    stages["step"] = clock.steps[1:]
     if "decode" in stages:
-        stages["whole run"] = [whole]
+        stages["whole run"] = [clock.total]
     if keep and save:
         save_file({name: tensor.float().contiguous() for name, tensor in keep.items()}, save)
     return {"stages": stages, "extra": peak.extra}
@@ -156,6 +183,7 @@ class Engine:
         loaded = self._answer()
         self.text_dtype = loaded["text_dtype"]
         self.stages: dict[str, list[float]] = {"load": [loaded["load"]]}  # seconds
+        self.last: dict[str, list[float]] = {}  # those of the latest job
         self.peaks = {"load": loaded["extra"], "whole run": 0}  # bytes
 
     def __enter__(self) -> Engine:
@@ -167,22 +195,34 @@ class Engine:
         self._process.wait()
         self._process.stdout.close()
 
-    def run(self, count: bool = True, **job) -> dict:
-        """One job (seed, seconds, steps, batch, save); its stages are added to those before, unless it only warms up."""
-        self._process.stdin.write(json.dumps(job) + "\n")
+    def run(self, count: bool = True, **job) -> Iterator[None]:
+        """One job (seed, seconds, steps, batch, save), a step with each `next`. Its stages are added to those before, if they count."""
+        answer = self._ask(json.dumps(job))
+        while "resting" in answer:
+            yield
+            answer = self._ask("")
+        self.last = answer["stages"]
+        for stage, times in self.last.items() if count else ():
+            self.stages.setdefault(stage, []).extend(times)
+        self.peaks["whole run"] = max(self.peaks["whole run"], answer["extra"] if count else 0)
+
+    def _ask(self, line: str) -> dict:
+        self._process.stdin.write(line + "\n")
         self._process.stdin.flush()
-        answer = self._answer()
-        if count:
-            for stage, times in answer["stages"].items():
-                self.stages.setdefault(stage, []).extend(times)
-            self.peaks["whole run"] = max(self.peaks["whole run"], answer["extra"])
-        return answer
+        return self._answer()
 
     def _answer(self) -> dict:
         line = self._process.stdout.readline()
         if not line:
             sys.exit(f"The process of '{self.kind}' in {self.dtype} ended with {self._process.wait()}; its own words are above.")
         return json.loads(line)
+
+
+def take_turns(jobs: Sequence[Iterator[None]]) -> None:
+    """All to their ends, a step of each before the next of any: what slows the machine for a while slows them alike."""
+    going = list(jobs)
+    while going:
+        going = [job for job in going if next(job, job) is not job]
 
 
 def main() -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
+
+if TYPE_CHECKING:
+    from benchmarks.engine import Clock
 
 ANCHORS = {"fp32": {"step": 1.88, "decode": 4.8}, "bf16": {"step": 0.75, "decode": 2.5}}
 ANCHORED = "small-music, 30 s, 2 threads, recorded on a quiet machine of two cores with AVX-512 and AMX"
@@ -42,16 +45,16 @@ class Reference:
 
         self.prompt([prompt_of(seed)], "cpu")
 
-    def run(self, seed: int, seconds: float, steps: int, batch: int, stages: dict, keep: dict) -> None:
-        """One whole job; what it took goes into `stages`, its results into `keep`."""
+    def run(self, seed: int, seconds: float, steps: int, batch: int, clock: Clock, stages: dict, keep: dict) -> None:
+        """One whole job; what it took goes into `clock` and `stages`, its results into `keep`."""
         from benchmarks.engine import prompt_of
 
-        network, autoencoder, ends = self.model.model, self.model.pretransform, []
+        network, autoencoder = self.model.model, self.model.pretransform
         forward, decode = network.forward, autoencoder.decode
 
         def timed_forward(*args, **kwargs):
             out = forward(*args, **kwargs)
-            ends.append(time.perf_counter())
+            clock.step()
             return out
 
         def timed_decode(z, *args, **kwargs):
@@ -67,5 +70,4 @@ class Reference:
             prompt=prompts, duration=[seconds] * batch, batch_size=batch, steps=steps, seed=seed, cfg_scale=self.cfg, disable_tqdm=True
         )
         network.forward, autoencoder.decode = forward, decode
-        stages["step"] = [after - before for before, after in itertools.pairwise(ends)]
         keep["audio"] = audio[0]

@@ -1,10 +1,10 @@
 """Times a real-size model stage by stage: ours, the public code and a real ComfyUI server, taking turns in one run; prints tables.
 
-    python benchmarks/run.py [--dtype fp32,bf16] [--packed] [--compiled] [--reference PATH [--reference-dtype fp32]] [--server] [--batch 8]
+    python benchmarks/run.py [--dtype fp32,bf16] [--packed] [--compiled] [--both] [--reference PATH] [--server] [--batch 8]
 
 Without --models the weights are random, made in a temporary folder and deleted afterwards: time and memory do not depend on them.
 --reference names a checkout of Stability-AI/stable-audio-3; without it the figures once recorded with it are printed beside ours.
-Every column is a process of its own that loads once; a short run warms it up; then they take turns. Linux only.
+Every column is a process of its own that loads once; a short run warms it up; then they take turns, step by step. Linux only.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT))
 
-from benchmarks.engine import OURS, Engine  # noqa: E402
+from benchmarks.engine import OURS, Engine, take_turns  # noqa: E402
 from benchmarks.make_release import make_release  # noqa: E402
 from benchmarks.measure import DTYPES, cell, cosine, hardware, relative, snr, table  # noqa: E402
 from benchmarks.reference import ANCHORED, ANCHORS  # noqa: E402
@@ -59,6 +59,8 @@ def start(options: argparse.Namespace, models: Path, folder: Path, stack: ExitSt
         columns.append(engine("packed", "fp32"))
     if options.compiled:
         columns += [engine("compiled", dtype) for dtype in options.dtype]
+    if options.both:
+        columns.append(engine("packed and compiled", "fp32"))
     if options.reference:
         columns += [engine("reference", dtype) for dtype in options.reference_dtype]
     if options.server:
@@ -70,16 +72,16 @@ def start(options: argparse.Namespace, models: Path, folder: Path, stack: ExitSt
 def measure(options: argparse.Namespace, columns: list[Column], products: list[Engine], results: Path) -> dict[str, float]:
     """All take turns; what the first round made lies in `results`. -> seconds of one run of a whole batch, by number format."""
     job = {"seconds": options.seconds, "steps": options.steps}
-    for column in (*columns, *products):
-        column.run(count=False, seed=0, seconds=min(1.0, options.seconds), steps=1)
+    everyone = (*columns, *products)
+    take_turns([column.run(count=False, seed=0, seconds=min(1.0, options.seconds), steps=1) for column in everyone])
     for seed in range(1, options.repeat + 1):
-        for i, column in enumerate((*columns, *products)):
-            column.run(seed=seed, **job, save=str(results / f"{i}.safetensors") if seed == 1 else None)
+        files = [str(results / f"{i}.safetensors") if seed == 1 else None for i in range(len(everyone))]
+        take_turns([column.run(seed=seed, **job, save=file) for column, file in zip(everyone, files, strict=True)])
     together = {}
     for column in columns if options.batch > 1 else []:
         if column.kind == "ours":
-            answer = column.run(count=False, seed=options.repeat + 1, batch=options.batch, **job)
-            together[column.dtype] = answer["stages"]["whole run"][0]
+            take_turns([column.run(count=False, seed=options.repeat + 1, batch=options.batch, **job)])
+            together[column.dtype] = column.last["whole run"][0]
     return together
 
 
@@ -100,7 +102,9 @@ def print_ratios(options: argparse.Namespace, columns: list[Column], products: l
 
     def add(words: str, above: list[float] | None, below: list[float] | None, digits: int = 2) -> None:
         if above and below:
-            rows.append([words, *(f"{of(above) / of(below):.{digits}f}" for of in (statistics.median, min))])
+            neighbours = [a / b for a, b in zip(above, below, strict=False)]
+            found = statistics.median(above) / statistics.median(below), min(above) / min(below), statistics.median(neighbours)
+            rows.append([words, *(f"{one:.{digits}f}" for one in found)])
 
     def compare(words: str, above: Column, below: Column, stage: str, digits: int = 2) -> None:
         add(f"{words}, {stage}", above.stages.get(stage), below.stages.get(stage), digits)
@@ -121,7 +125,7 @@ def print_ratios(options: argparse.Namespace, columns: list[Column], products: l
         n = options.batch
         runs = [n * alone for alone in ours[dtype].stages["whole run"]]
         add(f"ours {dtype}: {n} items in one batch ({seconds:.1f} s) over {n} runs", [seconds], runs)
-    print("\n" + table(["ratio", "of medians", "of the fastest"], rows))
+    print("\n" + table(["ratio", "of medians", "of the fastest", "of neighbours"], rows))
 
 
 def print_agreement(columns: list[Column], results: Path) -> None:
@@ -163,6 +167,7 @@ def main() -> None:
     parser.add_argument("--dtype", type=dtypes, default=["fp32"], help="one number format or several, separated by commas")
     parser.add_argument("--packed", action="store_true", help="also with packed weights, in fp32")
     parser.add_argument("--compiled", action="store_true", help="also through torch.compile, in each number format")
+    parser.add_argument("--both", action="store_true", help="also through torch.compile with packed weights, in fp32")
     parser.add_argument("--reference", type=Path, help="a checkout of Stability-AI/stable-audio-3 to compare with")
     parser.add_argument("--reference-dtype", type=dtypes, default=["fp32"], help="the same for it; fp32 is its default on a CPU")
     parser.add_argument("--repeat", type=int, default=3, help="runs of which the median is told")

@@ -6,6 +6,7 @@ import itertools
 import os
 import tempfile
 import time
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -67,8 +68,8 @@ class ServerEngine:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def run(self, seed: int, seconds: float, steps: int, count: bool = True, **job) -> None:
-        """One prompt. Without `count` it is the first: its load is kept, the rest only warms up."""
+    def run(self, seed: int, seconds: float, steps: int, count: bool = True, **job) -> Iterator[None]:
+        """One prompt, in one turn. Without `count` it is the first: its load is kept, the rest only warms up."""
         values = {"duration": seconds, "seed": seed, "steps": steps, "prompt": prompt_of(1000 * seed)}
         clock = Clock(fill(self._graph, values))
         with Peak(self._process.pid) as peak:
@@ -81,3 +82,4 @@ class ServerEngine:
         for stage, times in (stages | {"whole run": [clock.total]}).items():
             self.stages.setdefault(stage, []).extend(times)
         self.peaks["whole run"] = max(self.peaks["whole run"], peak.extra)
+        yield from ()

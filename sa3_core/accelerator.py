@@ -1,5 +1,6 @@
 """A faster way through the transformer's layers: a run takes it, or tells why it did not."""
 
+import functools
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -7,6 +8,7 @@ from typing import TypeVar
 from torch import Tensor
 
 from .dit import DiT, DiTInputs
+from .layers import forwards
 
 Found = TypeVar("Found")
 COMES_AND_GOES = "a LoRA comes and goes during the run"
@@ -83,3 +85,9 @@ class Accelerator:
         """Why the latest run, or a part of it, went without; "" where nothing is in the way."""
         without = f"not {self.done}: "
         return "; ".join(outcome.removeprefix(without) for outcome in self._outcomes if outcome.startswith(without))
+
+
+def through(forward: Callable[..., Tensor], dit: DiT, x: Tensor, t: Tensor, inputs: DiTInputs, at_once: int | None = None) -> Tensor:
+    """`dit(x, t, inputs, at_once)` with forward(layer, *args) for its layers."""
+    with forwards([(layer, functools.partial(forward, layer)) for layer in dit.transformer.layers]):
+        return dit(x, t, inputs, at_once)

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from .accelerator import Accelerator
+from .accelerator import Accelerator, through
 from .dit import DiT, DiTInputs, Layer
-from .layers import forwards
+from .linear_op import with_operator
 
 log = logging.getLogger(__name__)
 NOT_YET = "not compiled yet"
@@ -49,7 +49,7 @@ class Compiled(Accelerator):
     @functools.cached_property
     def _function(self) -> Callable:
         """Made when it is used: torch's compiler takes a second to import."""
-        return torch.compile(Layer.forward, dynamic=True, backend=self._backend)
+        return torch.compile(Layer.forward, dynamic=True, backend=with_operator(self._backend, _packable))
 
     def _begin(self, wait: bool) -> None:
         """What is ready now is used in all of the run, what is missing is compiled behind it, or in it where the run waits for it.
@@ -79,17 +79,25 @@ class Compiled(Accelerator):
     def try_again(self) -> None:
         self._failed = {}
 
-    def velocity(self, dit: DiT, x: Tensor, t: Tensor, inputs: DiTInputs) -> Tensor:
+    def velocity(
+        self,
+        dit: DiT,
+        x: Tensor,
+        t: Tensor,
+        inputs: DiTInputs,
+        otherwise: Callable[..., Tensor] = Layer.forward,
+        at_once: int | None = None,
+    ) -> Tensor:
+        """otherwise(layer, *args): how a layer runs that is not compiled. at_once: as `DiT.forward` has it."""
         kinds: dict[int, tuple] = {}  # by the number of items: that of one layer is that of all
 
-        def through(layer: Layer, *args) -> Tensor:
+        def forward(layer: Layer, *args) -> Tensor:
             items = len(args[0])
             if items not in kinds:
                 kinds[items] = self._kind(layer, args)
-            return self._function(layer, *args) if self._is_compiled(kinds[items], layer, args) else Layer.forward(layer, *args)
+            return (self._function if self._is_compiled(kinds[items], layer, args) else otherwise)(layer, *args)
 
-        with forwards([(layer, functools.partial(through, layer)) for layer in dit.transformer.layers]):
-            return dit(x, t, inputs)
+        return through(forward, dit, x, t, inputs, at_once)
 
     def _is_compiled(self, kind: tuple, layer: Layer, args: tuple) -> bool:
         if self._wait and self._running and kind not in self._usable and kind not in self._failed:
@@ -146,6 +154,10 @@ class Compiled(Accelerator):
             told = f"{type(error).__name__}: {error}".splitlines()
             self._failed[kind] = " ".join(told[:2])  # torch tells the cause in its second line
             log.warning("The layers could not be compiled and run as they are: %s", self._failed[kind])
+
+
+def _packable(weight: Tensor) -> bool:
+    return weight.device.type == "cpu" and weight.dtype == torch.float32 and hasattr(torch.ops.mkl, "_mkl_linear")
 
 
 def _copy(layer: Layer) -> Layer:

@@ -2,17 +2,22 @@
 
 MKL orders a weight anew for every product. With the 452 tokens of 30 s that is a tenth of a step in float32; kept, it costs the layers'
 weights a second time. Packed weights fit one number of rows, so batches go item by item.
+
+Compiled layers take them too (`linear_op`).
 """
 
 import functools
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
-from .accelerator import Accelerator
-from .dit import DiT, DiTInputs
+from . import linear_op
+from .accelerator import Accelerator, through
+from .compiled import Compiled
+from .dit import DiT, DiTInputs, Layer
 from .layers import forwards
 
 BEFORE = ("to_kv", "to_local_embed")  # not part of a step
@@ -49,43 +54,92 @@ class Packed(Accelerator):
         self._weights: weakref.WeakKeyDictionary[nn.Module, _Weight] = weakref.WeakKeyDictionary()
 
     def velocity(self, dit: DiT, x: Tensor, t: Tensor, inputs: DiTInputs) -> Tensor:
-        products, obstacle = self.once(dit, lambda: self._prepare(dit))
+        with self.given(dit) as (forward, at_once):
+            return through(forward, dit, x, t, inputs, at_once)
+
+    @contextmanager
+    def given(self, dit: DiT) -> Iterator[tuple[Callable[..., Tensor], int | None]]:
+        """Products with packed weights for compiled layers. -> a forward function for the others, and the items that go at once."""
+        layers, obstacle = self.once(dit, lambda: self._prepare(dit))
         if obstacle:
             self.skip(obstacle)
-            return dit(x, t, inputs)
+            yield Layer.forward, None
+            return
         self._outcomes[self.done] = None
-        with forwards(products):
-            return dit(x, t, inputs, at_once=1)
 
-    def _prepare(self, dit: DiT) -> tuple[list[tuple[nn.Linear, Callable]], str]:
-        """The layers of a step with their other forward functions, and what is in the way of those."""
-        layers = self._layers(dit)
-        return [(layer, functools.partial(self._product, layer)) for layer in layers], self._obstacle(layers)
+        def forward(layer: Layer, *args) -> Tensor:
+            with forwards([(linear, functools.partial(self._product, linear, linear.bias)) for linear in layers[layer]]):
+                return Layer.forward(layer, *args)
 
-    def _layers(self, dit: DiT) -> list[nn.Linear]:
+        linears = [linear for some in layers.values() for linear in some]
+        with linear_op.products({linear.weight.data_ptr(): functools.partial(self._product, linear, None) for linear in linears}):
+            yield forward, 1
+
+    def _prepare(self, dit: DiT) -> tuple[dict[Layer, list[nn.Linear]], str]:
+        """What has the weights of a step, layer by layer, and what is in the way of packing them."""
+        found = {layer: self._linears(layer) for layer in dit.transformer.layers}
+        return found, self._obstacle([linear for some in found.values() for linear in some])
+
+    def _linears(self, layer: Layer) -> list[nn.Linear]:
         """Those of a step, and no more of what was changed in place since the last run."""
-        named = dit.transformer.layers.named_modules()
-        layers = [module for name, module in named if isinstance(module, nn.Linear) and not any(part in name for part in BEFORE)]
-        for layer in layers:
-            if layer in self._weights and not self._weights[layer].holds(layer.weight):
-                del self._weights[layer]
-        return layers
+        named = layer.named_modules()
+        linears = [module for name, module in named if isinstance(module, nn.Linear) and not any(part in name for part in BEFORE)]
+        for linear in linears:
+            if linear in self._weights and not self._weights[linear].holds(linear.weight):
+                del self._weights[linear]
+        return linears
 
-    def _obstacle(self, layers: list[nn.Linear]) -> str:
-        weight = layers[0].weight
+    def _obstacle(self, linears: list[nn.Linear]) -> str:
+        weight = linears[0].weight
         if weight.device.type != "cpu" or weight.dtype != torch.float32:
             dtype = str(weight.dtype).removeprefix("torch.")
             return f"they are for float32 on a CPU, and this model computes in {dtype} on {weight.device}"
         if not hasattr(torch.ops.mkl, "_mkl_linear"):
             return "this build of torch has no MKL"
         if not self._weights and self._free is not None:
-            needed, free = sum(layer.weight.nbytes for layer in layers), self._free()
+            needed, free = sum(linear.weight.nbytes for linear in linears), self._free()
             if needed > free:
                 return f"they need {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free"
         return ""
 
-    def _product(self, layer: nn.Linear, x: Tensor) -> Tensor:
-        rows, kept = x.shape[:-1].numel(), self._weights.get(layer)
-        if kept is None or not kept.is_of(layer.weight, rows):
-            kept = self._weights[layer] = _Weight(layer.weight, rows)
-        return torch.ops.mkl._mkl_linear(x, kept.packed, layer.weight, layer.bias, rows)
+    def _product(self, linear: nn.Linear, bias: Tensor | None, x: Tensor) -> Tensor:
+        rows, kept = x.shape[:-1].numel(), self._weights.get(linear)
+        if kept is None or not kept.is_of(linear.weight, rows):
+            kept = self._weights[linear] = _Weight(linear.weight, rows)
+        return torch.ops.mkl._mkl_linear(x, kept.packed, linear.weight, bias, rows)
+
+
+class PackedAndCompiled(Accelerator):
+    """Compiled layers whose products take packed weights; what is not compiled yet takes them too."""
+
+    def __init__(self, packed: Packed, compiled: Compiled):
+        super().__init__()
+        self._packed, self._compiled = packed, compiled
+        self.name = f"{compiled.name} and {packed.name}"
+
+    @contextmanager
+    def run(self, wait: bool = False) -> Iterator[None]:
+        with self._compiled.run(wait), self._packed.run(wait), super().run(wait):
+            yield
+
+    def join(self) -> None:
+        self._compiled.join()
+
+    def try_again(self) -> None:
+        self._compiled.try_again()
+
+    def skip(self, obstacle: str) -> None:
+        self._compiled.skip(obstacle)
+        self._packed.skip(obstacle)
+
+    def velocity(self, dit: DiT, x: Tensor, t: Tensor, inputs: DiTInputs) -> Tensor:
+        with self._packed.given(dit) as (forward, at_once):
+            return self._compiled.velocity(dit, x, t, inputs, forward, at_once)
+
+    @property
+    def state(self) -> str:
+        return f"{self._compiled.state}; {self._packed.state}"
+
+    @property
+    def obstacle(self) -> str:
+        return "; ".join(dict.fromkeys(filter(None, (self._compiled.obstacle, self._packed.obstacle))))
