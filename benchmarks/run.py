@@ -75,6 +75,7 @@ def measure(options: argparse.Namespace, columns: list[Column], products: list[E
     everyone = (*columns, *products)
     take_turns([column.run(count=False, seed=0, seconds=min(1.0, options.seconds), steps=1) for column in everyone])
     for seed in range(1, options.repeat + 1):
+        print(f"round {seed} of {options.repeat}", file=sys.stderr)
         files = [str(results / f"{i}.safetensors") if seed == 1 else None for i in range(len(everyone))]
         take_turns([column.run(seed=seed, **job, save=file) for column, file in zip(everyone, files, strict=True)])
     together = {}

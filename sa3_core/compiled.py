@@ -49,7 +49,7 @@ class Compiled(Accelerator):
     @functools.cached_property
     def _function(self) -> Callable:
         """Made when it is used: torch's compiler takes a second to import."""
-        return torch.compile(Layer.forward, dynamic=True, backend=with_operator(self._backend, _packable))
+        return torch.compile(Layer.forward, dynamic=True, backend=with_operator(self._backend))
 
     def _begin(self, wait: bool) -> None:
         """What is ready now is used in all of the run, what is missing is compiled behind it, or in it where the run waits for it.
@@ -154,10 +154,6 @@ class Compiled(Accelerator):
             told = f"{type(error).__name__}: {error}".splitlines()
             self._failed[kind] = " ".join(told[:2])  # torch tells the cause in its second line
             log.warning("The layers could not be compiled and run as they are: %s", self._failed[kind])
-
-
-def _packable(weight: Tensor) -> bool:
-    return weight.device.type == "cpu" and weight.dtype == torch.float32 and hasattr(torch.ops.mkl, "_mkl_linear")
 
 
 def _copy(layer: Layer) -> Layer:

@@ -30,26 +30,32 @@ def products(given: Mapping[int, Product]) -> Iterator[None]:
 
 @functools.cache
 def _operator() -> Callable:
-    """(x, weight) -> x weight^T. Made when it is used, under a free name: ComfyUI and the tests import this file as two."""
-    name = "product"
+    """F.linear to the compiler. Made when it is used, under a free name: ComfyUI and the tests import this file as two."""
+    name = "linear"
     while hasattr(torch.ops.sa3, name):
         name += "_"
     library = torch.library.Library("sa3", "FRAGMENT")
-    library.define(f"{name}(Tensor x, Tensor weight) -> Tensor")
+    library.define(f"{name}(Tensor x, Tensor weight, Tensor? bias) -> Tensor")
     _libraries.append(library)
 
-    def product(x, weight):
-        return _given.get().get(weight.data_ptr(), functools.partial(F.linear, weight=weight))(x)
+    def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        product = _given.get().get(weight.data_ptr())
+        if product is not None:
+            return product(x)
+        if weight.dtype == torch.bfloat16:
+            return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+        return F.linear(x, weight, bias)
 
-    library.impl(name, product, "CPU")
-    torch.library.register_fake(f"sa3::{name}", lambda x, weight: x.new_empty(*x.shape[:-1], len(weight)), lib=library)
+    library.impl(name, linear, "CPU")
+    torch.library.register_fake(f"sa3::{name}", lambda x, weight, bias: x.new_empty(*x.shape[:-1], len(weight)), lib=library)
     return getattr(torch.ops.sa3, name).default
 
 
-def with_operator(backend: str, wanted: Callable[[Tensor], bool]) -> Callable | str:
-    """A backend of torch's compiler that takes F.linear for the operator where its weight is `wanted`, on a CPU.
+def with_operator(backend: str) -> Callable | str:
+    """A backend of torch's compiler that takes F.linear for the operator where a CPU has something better for it.
 
-    The bias becomes an addition of its own, which the compiler adds to the next pass; inside of a product it costs two.
+    A bias costs torch's product two passes: its copy, and a product that adds to it. In float32 it becomes an addition, which the
+    compiler makes part of the next pass; in bfloat16, where that would round twice, oneDNN adds it inside.
     """
     if not hasattr(torch.library, "register_fake"):
         return backend  # before torch 2.4
@@ -57,15 +63,23 @@ def with_operator(backend: str, wanted: Callable[[Tensor], bool]) -> Callable | 
     def compile_graph(module: torch.fx.GraphModule, inputs: list) -> Callable:
         graph = module.graph
         for node in list(graph.nodes):
-            if node.target is F.linear and not node.kwargs and wanted(node.args[1].meta["example_value"]):
-                x, weight, bias = (*node.args, None)[:3]
+            if node.target is not F.linear or node.kwargs:
+                continue
+            x, weight, bias = (*node.args, None)[:3]
+            dtype = _dtype(weight.meta["example_value"])
+            if dtype == torch.float32 and hasattr(torch.ops.mkl, "_mkl_linear"):
                 with graph.inserting_before(node):
-                    out = graph.call_function(_operator(), (x, weight))
-                    if bias is not None:
-                        out = graph.call_function(torch.add, (out, bias))
+                    out = graph.call_function(_operator(), (x, weight, None))
+                    out = out if bias is None else graph.call_function(torch.add, (out, bias))
                 node.replace_all_uses_with(out)
                 graph.erase_node(node)
+            elif dtype == torch.bfloat16 and bias is not None and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+                node.target, node.args = _operator(), (x, weight, bias)
         module.recompile()
         return torch._dynamo.lookup_backend(backend)(module, inputs)
 
     return compile_graph
+
+
+def _dtype(weight: Tensor) -> torch.dtype | None:
+    return weight.dtype if weight.device.type == "cpu" else None

@@ -7,7 +7,7 @@ import torch
 from comfy.patcher_extension import WrappersMP
 
 from ...sa3_core.compiled import Compiled
-from ...sa3_core.packed import Packed
+from ...sa3_core.packed import Packed, PackedAndCompiled
 from . import model as host_model
 from .progress import tell
 
@@ -23,7 +23,17 @@ def compiled_model(model, wait: bool):
 
 def packed_model(model, wait: bool):
     """A clone of a MODEL that keeps packed weights for as long as it lives. A run always waits for them."""
-    return _with(model, Packed(partial(comfy.model_management.get_free_memory, torch.device("cpu"))), wait)
+    return _with(model, _packed(), wait)
+
+
+def packed_and_compiled_model(model, wait: bool):
+    """A clone of a MODEL that keeps packed weights, and whose layers are compiled as `compiled_model` has them."""
+    shared.try_again()
+    return _with(model, PackedAndCompiled(_packed(), shared), wait)
+
+
+def _packed() -> Packed:
+    return Packed(partial(comfy.model_management.get_free_memory, torch.device("cpu")))
 
 
 def _with(model, accelerator, wait: bool):

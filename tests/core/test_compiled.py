@@ -5,11 +5,12 @@ import shutil
 import pytest
 import torch
 import torch._dynamo.utils
-from core_support import recorded, rel_error
+from core_support import needs_mkl, recorded, rel_error
 from lora_support import write_lora
 
 from sa3_core import compiled, dit
 from sa3_core.compiled import Compiled
+from sa3_core.packed import Packed, PackedAndCompiled
 
 ROUNDING = 1e-5
 
@@ -229,9 +230,10 @@ def test_layers_are_left_as_they_were(model):
 
 @pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="torch.compile needs a C++ compiler on the CPU")
 @pytest.mark.parametrize("variant", ["small", "medium"])
-def test_compiled_layers_give_the_recorded_velocity(load_model, variant):
+@pytest.mark.parametrize("packed", [False, pytest.param(True, marks=needs_mkl)], ids=["compiled", "packed and compiled"])
+def test_compiled_layers_give_the_recorded_velocity(load_model, variant, packed):
     model, golden = load_model(variant), recorded(f"{variant}/golden")
-    layers = model.compile(wait=True)
+    layers = model.compile(wait=True, compiled=PackedAndCompiled(Packed(), Compiled()) if packed else None)
     options = {"local_add": golden["dit.local_add"], "padding_mask": golden["dit.padding_mask"].bool()}
     try:
         with layers.run(wait=True):
@@ -239,7 +241,7 @@ def test_compiled_layers_give_the_recorded_velocity(load_model, variant):
     finally:
         model.compiled = None
     valid = options["padding_mask"][:, None]
-    assert layers.state == "compiled", layers.state
+    assert layers.state == ("compiled; packed" if packed else "compiled"), layers.state
     assert rel_error(v * valid, golden["dit.v.padded"] * valid) < 1e-5
 
 

@@ -8,15 +8,26 @@ import torch
 from core_support import needs_mkl, rel_error
 from lora_support import write_lora
 
-from sa3_core.packed import Packed
+from sa3_core.compiled import Compiled
+from sa3_core.packed import Packed, PackedAndCompiled
 
 ROUNDING = 1e-5
+
+
+def both(**options) -> PackedAndCompiled:
+    torch._dynamo.reset()
+    return PackedAndCompiled(Packed(**options), Compiled(backend="eager"))
+
+
+ways = pytest.mark.parametrize(("make", "state"), [(Packed, "packed"), (both, "compiled; packed")], ids=["packed", "both"])
 
 
 @pytest.fixture(params=["small-base", "medium"])
 def model(load_model, request):
     model = load_model(request.param)
     yield model
+    if model.compiled is not None:
+        model.compiled.join()
     model.compiled = None
     model.remove_loras()
 
@@ -26,27 +37,30 @@ def run(model, seconds=1.0, prompt="rain", **options):
 
 
 @needs_mkl
+@ways
 @pytest.mark.parametrize("cfg", [1.0, 3.0])
-def test_a_packed_run_is_the_same_up_to_rounding_and_the_same_bytes_each_time(model, cfg):
+def test_a_packed_run_is_the_same_up_to_rounding_and_the_same_bytes_each_time(model, cfg, make, state):
     lengths = 1.0, 2.0, 1.0
     plain = [run(model, seconds, cfg=cfg) for seconds in lengths]
-    weights = model.compile(compiled=Packed())
+    weights = model.compile(wait=True, compiled=make())
     packed = [run(model, seconds, cfg=cfg) for seconds in lengths]
-    assert all(rel_error(one, other) < ROUNDING for one, other in zip(packed, plain, strict=True)) and weights.state == "packed"
+    assert all(rel_error(one, other) < ROUNDING for one, other in zip(packed, plain, strict=True)) and weights.state == state
     assert torch.equal(packed[0], packed[2])
 
 
 @needs_mkl
-def test_an_item_of_a_batch_is_the_item_alone(model):
-    model.compile(compiled=Packed())
+@ways
+def test_an_item_of_a_batch_is_the_item_alone(model, make, state):
+    model.compile(wait=True, compiled=make())
     together = run(model, prompt=["rain", "a kick"])
     assert rel_error(together[:1], run(model)) < ROUNDING and together.shape[0] == 2
 
 
 @needs_mkl
+@ways
 @pytest.mark.parametrize("inference", [False, True])
-def test_weights_that_are_changed_in_place_or_replaced_are_packed_again(model, inference, tmp_path):
-    model.compile(compiled=Packed())
+def test_weights_that_are_changed_in_place_or_replaced_are_packed_again(model, inference, tmp_path, make, state):
+    model.compile(wait=True, compiled=make())
     before = run(model)
     weight = model.dit.transformer.layers[0].ff.ff[2].weight
     kept = weight.detach().clone()
@@ -65,20 +79,22 @@ def test_weights_that_are_changed_in_place_or_replaced_are_packed_again(model, i
 
 
 @needs_mkl
-def test_a_second_run_packs_nothing(model, monkeypatch):
-    model.compile(compiled=Packed())
+@ways
+def test_a_second_run_packs_nothing(model, monkeypatch, make, state):
+    model.compile(wait=True, compiled=make())
     run(model)
     monkeypatch.setattr("sa3_core.packed._Weight", None)
     run(model)
 
 
 @needs_mkl
-def test_a_run_that_was_stopped_leaves_the_next_one_right(model):
+@ways
+def test_a_run_that_was_stopped_leaves_the_next_one_right(model, make, state):
     plain = run(model)
-    packed = model.compile(compiled=Packed())
+    packed = model.compile(wait=True, compiled=make())
     with pytest.raises(KeyboardInterrupt):
         run(model, callback=lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-    assert rel_error(run(model), plain) < ROUNDING and packed.state == "packed"
+    assert rel_error(run(model), plain) < ROUNDING and packed.state == state
     model.compiled = None
     assert torch.equal(run(model), plain)
 
@@ -119,3 +135,43 @@ def test_16_bits_are_not_packed_and_it_is_told(load_model):
     assert all(len(packed._linears(layer)) == 6 for layer in model.dit.transformer.layers)
     half = [torch.nn.Linear(2, 2, dtype=torch.bfloat16)]
     assert "bfloat16" in packed._obstacle(half) and "cpu" in packed._obstacle(half)
+
+
+@needs_mkl
+def test_with_both_the_first_run_is_packed_and_the_next_one_compiled_as_well(model):
+    model.compile(compiled=Packed())
+    packed = run(model)
+    layers = model.compile(compiled=both())
+    assert torch.equal(run(model), packed) and layers.state == "not compiled yet; packed"
+    layers.join()
+    assert rel_error(run(model), packed) < ROUNDING and layers.state == "compiled; packed"
+
+
+@needs_mkl
+def test_compiled_layers_take_the_packed_weights_whatever_the_length(model, monkeypatch):
+    calls, product = [], Packed._product
+    monkeypatch.setattr(Packed, "_product", lambda *args: calls.append(args) or product(*args))
+    layers = model.compile(wait=True, compiled=both())
+    run(model, cfg=1.0)
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    calls.clear()
+    run(model, 2.0, cfg=1.0)
+    assert layers.state == "compiled; packed" and len(calls) == 2 * 6 * len(model.dit.transformer.layers)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
+
+
+@needs_mkl
+def test_without_memory_to_pack_both_still_compiles(model):
+    torch._dynamo.reset()
+    model.compile(wait=True, compiled=Compiled(backend="eager"))
+    compiled = run(model)
+    layers = model.compile(wait=True, compiled=both(free=lambda: 1000))
+    assert torch.equal(run(model), compiled)
+    assert layers.state.startswith("compiled; not packed: they need") and layers.obstacle.startswith("they need")
+
+
+def test_what_stops_both_is_told_once(model, tmp_path):
+    model.add_lora(write_lora(tmp_path / "one.safetensors", model.module), interval=(0.5, 1.0))
+    plain = run(model)
+    layers = model.compile(wait=True, compiled=both())
+    assert torch.equal(run(model), plain) and layers.obstacle == "a LoRA comes and goes during the run"

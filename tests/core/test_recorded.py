@@ -9,7 +9,7 @@ from core_support import DATA, FAMILIES, RELEASES, VARIANTS, index, needs_mkl, r
 import sa3_core
 from sa3_core import attention, samplers, schedule, timeline
 from sa3_core.compiled import Compiled
-from sa3_core.packed import Packed
+from sa3_core.packed import Packed, PackedAndCompiled
 
 MODULE, RUN, FUNCTION = 1e-5, 1e-4, 1e-6
 
@@ -36,7 +36,7 @@ SAME = {  # case: (direction, input, arguments)
 }
 RUNS = [(variant, case, way) for variant in VARIANTS for case in index()[variant]["cases"] for way in ("plain", "packed")]
 RUNS += [(variant, case, way) for variant, case in (("small", "gen.t2a_batch.pingpong"), ("medium-base", "gen.t2a_batch.dpmpp")) for way in
-         ("traced", "careful attention")]  # fmt: skip
+         ("traced", "packed and traced", "careful attention")]  # fmt: skip
 RUNS = [pytest.param(*run, id="-".join(run), marks=needs_mkl if "packed" in run else ()) for run in RUNS]
 SCHEDULES = json.loads((DATA / "schedules.json").read_text())
 SAMPLERS = json.loads((DATA / "samplers.json").read_text())
@@ -58,11 +58,14 @@ def way(model, monkeypatch, request):
     elif request.param == "traced":
         torch._dynamo.reset()
         model.compile(wait=True, compiled=Compiled(backend="eager"))
+    elif request.param == "packed and traced":
+        torch._dynamo.reset()
+        model.compile(wait=True, compiled=PackedAndCompiled(Packed(), Compiled(backend="eager")))
     yield
     if model.compiled is not None:
         model.compiled.join()
         state, model.compiled = model.compiled.state, None
-        assert state == {"packed": "packed", "traced": "compiled"}[request.param]
+        assert state == {"packed": "packed", "traced": "compiled", "packed and traced": "compiled; packed"}[request.param]
 
 
 ways = pytest.mark.parametrize("way", ["plain", "careful attention", pytest.param("packed", marks=needs_mkl)], indirect=True)

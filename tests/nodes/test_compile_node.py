@@ -26,12 +26,20 @@ def packed(sa3, model):
     return sa3.run("SA3_Compile", model=model, when="behind the first run", how="packed weights")[0]
 
 
+def both(sa3, model, when="in front of the first run"):
+    return sa3.run("SA3_Compile", model=model, when=when, how="torch.compile and packed weights")[0]
+
+
 def through_core(comfy, model, positive, latent) -> torch.Tensor:
     with torch.inference_mode():
         return comfy.nodes.KSampler().sample(model, 3, 2, 1.0, "euler", "simple", positive, positive, latent)[0]["samples"]
 
 
-WAYS = [(compiled, "compiled"), pytest.param(packed, "packed", marks=needs_mkl)]
+WAYS = [
+    (compiled, "compiled"),
+    pytest.param(packed, "packed", marks=needs_mkl),
+    pytest.param(both, "compiled; packed", marks=needs_mkl),
+]
 
 
 @pytest.mark.parametrize("variant", ["small-base", "medium"])
@@ -91,6 +99,17 @@ def test_without_memory_for_packed_weights_the_run_is_the_plain_one_and_says_so(
     out, info = sa3.sample(packed(sa3, parts.model), positive, latent, **settings)
     assert torch.equal(out["samples"], plain["samples"])
     assert "packed weights" in info["warnings"][-1] and "GB" in info["warnings"][-1]
+
+
+@needs_mkl
+def test_both_are_packed_at_once_and_compiled_from_the_next_run_on(sa3, load, shared):
+    parts = load("small")
+    positive, latent, model = sa3.prompt(parts.clip, "rain"), sa3.empty(1.0), both(sa3, parts.model, "behind the first run")
+    states = []
+    for _ in range(2):
+        states.append(sa3.sample(model, positive, latent, seed=3, steps=2)[1]["compiled"])
+        shared.join()
+    assert states == ["not compiled yet; packed", "compiled; packed"]
 
 
 def test_an_unknown_choice_is_refused(sa3, load):
