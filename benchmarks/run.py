@@ -103,9 +103,10 @@ def print_ratios(options: argparse.Namespace, columns: list[Column], products: l
 
     def add(words: str, above: list[float] | None, below: list[float] | None, digits: int = 2) -> None:
         if above and below:
-            neighbours = [a / b for a, b in zip(above, below, strict=False)]
-            found = statistics.median(above) / statistics.median(below), min(above) / min(below), statistics.median(neighbours)
-            rows.append([words, *(f"{one:.{digits}f}" for one in found)])
+            ratios = [statistics.median(above) / statistics.median(below), min(above) / min(below)]
+            if len(above) == len(below):
+                ratios.append(statistics.median(a / b for a, b in zip(above, below, strict=True)))
+            rows.append([words, *(f"{one:.{digits}f}" for one in ratios), *[""] * (3 - len(ratios))])
 
     def compare(words: str, above: Column, below: Column, stage: str, digits: int = 2) -> None:
         add(f"{words}, {stage}", above.stages.get(stage), below.stages.get(stage), digits)

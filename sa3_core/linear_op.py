@@ -66,14 +66,14 @@ def with_operator(backend: str) -> Callable | str:
             if node.target is not F.linear or node.kwargs:
                 continue
             x, weight, bias = (*node.args, None)[:3]
-            dtype = _dtype(weight.meta["example_value"])
-            if dtype == torch.float32 and hasattr(torch.ops.mkl, "_mkl_linear"):
+            example = weight.meta["example_value"]
+            if _may_be_packed(example):
                 with graph.inserting_before(node):
                     out = graph.call_function(_operator(), (x, weight, None))
                     out = out if bias is None else graph.call_function(torch.add, (out, bias))
                 node.replace_all_uses_with(out)
                 graph.erase_node(node)
-            elif dtype == torch.bfloat16 and bias is not None and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            elif bias is not None and _is_onednns(example):
                 node.target, node.args = _operator(), (x, weight, bias)
         module.recompile()
         return torch._dynamo.lookup_backend(backend)(module, inputs)
@@ -81,5 +81,11 @@ def with_operator(backend: str) -> Callable | str:
     return compile_graph
 
 
-def _dtype(weight: Tensor) -> torch.dtype | None:
-    return weight.dtype if weight.device.type == "cpu" else None
+def _may_be_packed(weight: Tensor) -> bool:
+    return weight.device.type == "cpu" and weight.dtype == torch.float32 and hasattr(torch.ops.mkl, "_mkl_linear")
+
+
+def _is_onednns(weight: Tensor) -> bool:
+    if weight.device.type != "cpu" or weight.dtype != torch.bfloat16 or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        return False
+    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
