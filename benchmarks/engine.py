@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -160,7 +161,12 @@ def work(engine, rest: Callable[[], None], seed: int, seconds: float, steps: int
     if hasattr(engine, "text"):
         stages = {stage: [timed(lambda: engine.text(TEXT_ONLY + seed))] for stage in ("text encode", "text again")}
     with Peak() as peak:
-        clock = Clock(rest)
+
+        def rest_unwatched() -> None:
+            with peak.paused():
+                rest()
+
+        clock = Clock(rest_unwatched)
         engine.run(seed, seconds, steps, batch, clock, stages, keep)
         clock.stop()
     stages["step"] = clock.steps[1:]
@@ -190,7 +196,8 @@ class Engine:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._process.stdin.close()
+        with suppress(BrokenPipeError):
+            self._process.stdin.close()
         self._process.terminate()
         self._process.wait()
         self._process.stdout.close()
@@ -207,8 +214,9 @@ class Engine:
         self.peaks["whole run"] = max(self.peaks["whole run"], answer["extra"] if count else 0)
 
     def _ask(self, line: str) -> dict:
-        self._process.stdin.write(line + "\n")
-        self._process.stdin.flush()
+        with suppress(BrokenPipeError):  # what became of it is told below
+            self._process.stdin.write(line + "\n")
+            self._process.stdin.flush()
         return self._answer()
 
     def _answer(self) -> dict:

@@ -7,7 +7,8 @@ import os
 import statistics
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -23,7 +24,8 @@ class Peak:
 
     def __init__(self, pid: int | None = None) -> None:
         self._status = Path(f"/proc/{pid or os.getpid()}/status")
-        self._over = threading.Event()
+        self._over, self._going = threading.Event(), threading.Event()
+        self._going.set()
         self.extra = 0
 
     def __enter__(self) -> Peak:
@@ -36,8 +38,18 @@ class Peak:
         self._over.set()
         self._thread.join()
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Nothing is looked at: the process rests, and others are timed."""
+        self._going.clear()
+        try:
+            yield
+        finally:
+            self._going.set()
+
     def _watch(self) -> None:
         while not self._over.wait(INTERVAL):
+            self._going.wait()
             self.extra = max(self.extra, self._now() - self._start)
 
     def _now(self) -> int:

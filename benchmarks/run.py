@@ -69,21 +69,31 @@ def start(options: argparse.Namespace, models: Path, folder: Path, stack: ExitSt
     return columns, [engine("products", dtype) for dtype in options.dtype]
 
 
-def measure(options: argparse.Namespace, columns: list[Column], products: list[Engine], results: Path) -> dict[str, float]:
-    """All take turns; what the first round made lies in `results`. -> seconds of one run of a whole batch, by number format."""
+def measure(options: argparse.Namespace, columns: list[Column], products: list[Engine], results: Path) -> dict[str, tuple]:
+    """All take turns; what the first round made lies in `results`. -> seconds of a batch and of as many runs, by number format."""
     job = {"seconds": options.seconds, "steps": options.steps}
-    everyone = (*columns, *products)
-    take_turns([column.run(count=False, seed=0, seconds=min(1.0, options.seconds), steps=1) for column in everyone])
+    servers = [column for column in columns if column.kind == "ComfyUI"]
+    everyone = [column for column in (*columns, *products) if column not in servers]
+    ours = {column.dtype: column for column in columns if column.kind == "ours"}
+    take_turns([column.run(count=False, seed=0, seconds=min(1.0, options.seconds), steps=1) for column in (*everyone, *servers)])
     for seed in range(1, options.repeat + 1):
         print(f"round {seed} of {options.repeat}", file=sys.stderr)
         files = [str(results / f"{i}.safetensors") if seed == 1 else None for i in range(len(everyone))]
         take_turns([column.run(seed=seed, **job, save=file) for column, file in zip(everyone, files, strict=True)])
+        for server in servers:
+            server.add_core(alone(ours[server.dtype], seed=seed, **job))
+            take_turns([server.run(seed=seed, **job)])
     together = {}
-    for column in columns if options.batch > 1 else []:
-        if column.kind == "ours":
-            take_turns([column.run(count=False, seed=options.repeat + 1, batch=options.batch, **job)])
-            together[column.dtype] = column.last["whole run"][0]
+    for dtype, column in ours.items() if options.batch > 1 else ():
+        single, batch = (alone(column, seed=options.repeat + 1, batch=n, **job)["whole run"][0] for n in (1, options.batch))
+        together[dtype] = batch, options.batch * single
     return together
+
+
+def alone(column: Engine, **job) -> dict[str, list[float]]:
+    """The stages of one job that is not interrupted by others, as those of a server and of a batch are not."""
+    take_turns([column.run(count=False, **job)])
+    return column.last
 
 
 def print_times(columns: list[Column]) -> None:
@@ -96,20 +106,15 @@ def print_times(columns: list[Column]) -> None:
     print("\n" + table(head, rows))
 
 
-def print_ratios(options: argparse.Namespace, columns: list[Column], products: list[Engine], together: dict[str, float]) -> None:
+def print_ratios(options: argparse.Namespace, columns: list[Column], products: list[Engine], together: dict[str, tuple]) -> None:
     """What the project's limits are about, a line each."""
-    ours = {column.dtype: column for column in columns if column.kind == "ours"}
     mine, rows = [column for column in columns if column.kind in OURS], []
 
     def add(words: str, above: list[float] | None, below: list[float] | None, digits: int = 2) -> None:
         if above and below:
-            ratios = [statistics.median(above) / statistics.median(below), min(above) / min(below)]
-            if len(above) == len(below):
-                ratios.append(statistics.median(a / b for a, b in zip(above, below, strict=True)))
-            rows.append([words, *(f"{one:.{digits}f}" for one in ratios), *[""] * (3 - len(ratios))])
-
-    def compare(words: str, above: Column, below: Column, stage: str, digits: int = 2) -> None:
-        add(f"{words}, {stage}", above.stages.get(stage), below.stages.get(stage), digits)
+            neighbours = [a / b for a, b in zip(above, below, strict=True)]
+            ratios = statistics.median(above) / statistics.median(below), min(above) / min(below), statistics.median(neighbours)
+            rows.append([words, *(f"{one:.{digits}f}" for one in ratios)])
 
     for one in products:
         for column in mine:
@@ -119,14 +124,12 @@ def print_ratios(options: argparse.Namespace, columns: list[Column], products: l
     for other in (column for column in columns if column.kind == "reference"):
         for one in mine:
             for stage in COMPARED:
-                compare(f"{name_of(other)} over {name_of(one)}", other, one, stage)
+                add(f"{name_of(other)} over {name_of(one)}, {stage}", other.stages.get(stage), one.stages.get(stage))
     for server in (column for column in columns if column.kind == "ComfyUI"):
         for stage in COMPARED[1:]:
-            compare(f"ComfyUI over ours {server.dtype}", server, ours[server.dtype], stage, 3)
-    for dtype, seconds in together.items():
-        n = options.batch
-        runs = [n * alone for alone in ours[dtype].stages["whole run"]]
-        add(f"ours {dtype}: {n} items in one batch ({seconds:.1f} s) over {n} runs", [seconds], runs)
+            add(f"ComfyUI over ours {server.dtype}, {stage}", server.stages.get(stage), server.core.get(stage), 3)
+    for dtype, (batch, runs) in together.items():
+        add(f"ours {dtype}: {options.batch} items in one batch ({batch:.1f} s) over {options.batch} runs", [batch], [runs])
     print("\n" + table(["ratio", "of medians", "of the fastest", "of neighbours"], rows))
 
 

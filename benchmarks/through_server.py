@@ -51,6 +51,7 @@ class ServerEngine:
 
     def __init__(self, comfyui: Path, models: Path, release: str, dtype: str, threads: int):
         self.dtype, self.stages, self.peaks = dtype, {}, {"whole run": 0}
+        self.core: dict[str, list[float]] = {}  # what core took for the same jobs, just before
         self.text_dtype = str(DTYPES[dtype]).removeprefix("torch.")
         self._graph = read_graph(ROOT / "workflows" / "api" / "text_to_audio.json")
         loader = next(node for node in self._graph.values() if node["class_type"] == "SA3_ModelLoader")
@@ -67,6 +68,10 @@ class ServerEngine:
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
+
+    def add_core(self, stages: dict[str, list[float]]) -> None:
+        for stage, times in stages.items():
+            self.core.setdefault(stage, []).extend(times)
 
     def run(self, seed: int, seconds: float, steps: int, count: bool = True, **job) -> Iterator[None]:
         """One prompt, in one turn. Without `count` it is the first: its load is kept, the rest only warms up."""

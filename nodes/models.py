@@ -174,7 +174,7 @@ class Compile(io.ComfyNode):
                     optional=True,
                     tooltip="torch.compile: fused passes, on any device. packed weights: float32 on a CPU, no compiler; the weights of "
                     "the layers are kept once more in the order in which the processor reads them (small 1.5 GB, medium 4.8 GB), which "
-                    "takes a second in front of the first run. Both together are the fastest way in float32.",
+                    "takes a second in front of the first run. Both together are the fastest way in float32 on a CPU.",
                 ),
             ],
             outputs=[io.Model.Output("MODEL")],

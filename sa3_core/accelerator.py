@@ -86,6 +86,11 @@ class Accelerator:
         without = f"not {self.done}: "
         return "; ".join(outcome.removeprefix(without) for outcome in self._outcomes if outcome.startswith(without))
 
+    @property
+    def remarks(self) -> list[str]:
+        """What the user should know of the latest run."""
+        return [f"This run went without {self.name}: {self.obstacle}."] if self.obstacle else []
+
 
 def through(forward: Callable[..., Tensor], dit: DiT, x: Tensor, t: Tensor, inputs: DiTInputs, at_once: int | None = None) -> Tensor:
     """`dit(x, t, inputs, at_once)` with forward(layer, *args) for its layers."""

@@ -51,6 +51,7 @@ def _operator() -> Callable:
     return getattr(torch.ops.sa3, name).default
 
 
+@functools.cache  # torch shares graphs between functions whose backends are equal
 def with_operator(backend: str) -> Callable | str:
     """A backend of torch's compiler that takes F.linear for the operator where a CPU has something better for it.
 
@@ -63,16 +64,18 @@ def with_operator(backend: str) -> Callable | str:
     def compile_graph(module: torch.fx.GraphModule, inputs: list) -> Callable:
         graph = module.graph
         for node in list(graph.nodes):
-            if node.target is not F.linear or node.kwargs:
+            if node.target is not F.linear or node.kwargs or torch.is_grad_enabled():  # the operator knows no gradients
                 continue
             x, weight, bias = (*node.args, None)[:3]
             example = weight.meta["example_value"]
             if _may_be_packed(example):
-                with graph.inserting_before(node):
-                    out = graph.call_function(_operator(), (x, weight, None))
-                    out = out if bias is None else graph.call_function(torch.add, (out, bias))
-                node.replace_all_uses_with(out)
-                graph.erase_node(node)
+                if bias is not None:
+                    with graph.inserting_after(node):
+                        added = graph.call_function(torch.add)
+                    added.meta = dict(node.meta)  # torch's cache on disk asks what it is
+                    node.replace_all_uses_with(added)
+                    added.args = (node, bias)
+                node.target, node.args = _operator(), (x, weight, None)
             elif bias is not None and _is_onednns(example):
                 node.target, node.args = _operator(), (x, weight, bias)
         module.recompile()

@@ -65,7 +65,6 @@ class Packed(Accelerator):
             self.skip(obstacle)
             yield Layer.forward, None
             return
-        self._outcomes[self.done] = None
 
         def forward(layer: Layer, *args) -> Tensor:
             with forwards([(linear, functools.partial(self._product, linear, linear.bias)) for linear in layers[layer]]):
@@ -103,6 +102,7 @@ class Packed(Accelerator):
         return ""
 
     def _product(self, linear: nn.Linear, bias: Tensor | None, x: Tensor) -> Tensor:
+        self._outcomes[self.done] = None
         rows, kept = x.shape[:-1].numel(), self._weights.get(linear)
         if kept is None or not kept.is_of(linear.weight, rows):
             kept = self._weights[linear] = _Weight(linear.weight, rows)
@@ -143,3 +143,9 @@ class PackedAndCompiled(Accelerator):
     @property
     def obstacle(self) -> str:
         return "; ".join(dict.fromkeys(filter(None, (self._compiled.obstacle, self._packed.obstacle))))
+
+    @property
+    def remarks(self) -> list[str]:
+        if self._compiled.obstacle == self._packed.obstacle:
+            return super().remarks
+        return self._compiled.remarks + self._packed.remarks

@@ -138,7 +138,8 @@ class Resampler(nn.Module):
             for block in blocks:
                 group = block(group, rotary, None, dtype)
             done.append(group)
-        return torch.cat(done).unflatten(0, (batch, -1)).flatten(1, 2)
+        h = done[0] if len(done) == 1 else torch.cat(done)
+        return h.unflatten(0, (batch, -1)).flatten(1, 2)
 
 
 class Bottleneck(nn.Module):

@@ -249,7 +249,7 @@ def compiled_run(model):
 def remarks(model) -> list[str]:
     """What the user should know of a run that is over."""
     compiled = option(model, COMPILED)
-    return [f"This run went without {compiled.name}: {compiled.obstacle}."] if compiled is not None and compiled.obstacle else []
+    return [] if compiled is None else compiled.remarks
 
 
 def run_record(model) -> dict:

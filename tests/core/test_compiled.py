@@ -143,6 +143,15 @@ def test_one_failure_leaves_the_other_kinds_alone(model):
     assert torch.equal(run(model, cfg=1.0), plain) and "no" in layers.obstacle
 
 
+def test_a_second_object_makes_no_graphs_anew(model):
+    model.compile(wait=True, compiled=Compiled(backend="eager"))
+    run(model)
+    before = graphs()
+    layers = model.compile(wait=True, compiled=Compiled(backend="eager"))
+    run(model)
+    assert layers.state == "compiled" and graphs() == before
+
+
 def test_a_run_that_was_stopped_keeps_nothing(model):
     layers = model.compile(compiled=Compiled(backend="eager"))
     with pytest.raises(KeyboardInterrupt):

@@ -12,6 +12,12 @@ WEIGHT, OTHER = torch.linspace(-2, 2, 12).cos().reshape(3, 4), torch.linspace(0,
 BIAS = torch.tensor([0.5, -1.0, 2.0])
 
 
+@pytest.fixture(autouse=True)
+def no_gradients():
+    with torch.no_grad():
+        yield
+
+
 def compiled(function, backend="eager"):
     torch._dynamo.reset()
     return torch.compile(function, backend=linear_op.with_operator(backend))
@@ -57,5 +63,7 @@ def test_other_formats_stay_the_compilers():
 
 
 @needs_mkl
-def test_float32_asks():
+def test_float32_asks_but_for_gradients():
     assert F.linear not in targets(lambda x, weight: F.linear(x, weight, BIAS), X, WEIGHT)
+    with torch.enable_grad():
+        assert F.linear in targets(lambda x, weight: F.linear(x, weight, BIAS), X, WEIGHT)

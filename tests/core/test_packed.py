@@ -148,15 +148,16 @@ def test_with_both_the_first_run_is_packed_and_the_next_one_compiled_as_well(mod
 
 
 @needs_mkl
-def test_compiled_layers_take_the_packed_weights_whatever_the_length(model, monkeypatch):
+@pytest.mark.parametrize(("cfg", "items"), [(1.0, 1), (3.0, 2)])
+def test_compiled_layers_take_the_packed_weights_whatever_the_length(model, monkeypatch, cfg, items):
     calls, product = [], Packed._product
     monkeypatch.setattr(Packed, "_product", lambda *args: calls.append(args) or product(*args))
     layers = model.compile(wait=True, compiled=both())
-    run(model, cfg=1.0)
+    run(model, cfg=cfg)
     graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     calls.clear()
-    run(model, 2.0, cfg=1.0)
-    assert layers.state == "compiled; packed" and len(calls) == 2 * 6 * len(model.dit.transformer.layers)
+    run(model, 2.0, cfg=cfg)
+    assert layers.state == "compiled; packed" and len(calls) == items * 2 * 6 * len(model.dit.transformer.layers)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
 
 
@@ -168,6 +169,8 @@ def test_without_memory_to_pack_both_still_compiles(model):
     layers = model.compile(wait=True, compiled=both(free=lambda: 1000))
     assert torch.equal(run(model), compiled)
     assert layers.state.startswith("compiled; not packed: they need") and layers.obstacle.startswith("they need")
+    (remark,) = layers.remarks
+    assert remark.startswith("This run went without packed weights: they need")
 
 
 def test_what_stops_both_is_told_once(model, tmp_path):
@@ -175,3 +178,4 @@ def test_what_stops_both_is_told_once(model, tmp_path):
     plain = run(model)
     layers = model.compile(wait=True, compiled=both())
     assert torch.equal(run(model), plain) and layers.obstacle == "a LoRA comes and goes during the run"
+    assert layers.remarks == [f"This run went without torch.compile and packed weights: {layers.obstacle}."]

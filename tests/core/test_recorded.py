@@ -37,7 +37,7 @@ SAME = {  # case: (direction, input, arguments)
 RUNS = [(variant, case, way) for variant in VARIANTS for case in index()[variant]["cases"] for way in ("plain", "packed")]
 RUNS += [(variant, case, way) for variant, case in (("small", "gen.t2a_batch.pingpong"), ("medium-base", "gen.t2a_batch.dpmpp")) for way in
          ("traced", "packed and traced", "careful attention")]  # fmt: skip
-RUNS = [pytest.param(*run, id="-".join(run), marks=needs_mkl if "packed" in run else ()) for run in RUNS]
+RUNS = [pytest.param(*run, id="-".join(run), marks=needs_mkl if "packed" in run[2] else ()) for run in RUNS]
 SCHEDULES = json.loads((DATA / "schedules.json").read_text())
 SAMPLERS = json.loads((DATA / "samplers.json").read_text())
 
