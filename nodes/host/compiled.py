@@ -17,7 +17,6 @@ shared = Compiled(tell)  # one for all models and nodes: a graph that was made o
 
 def compiled_model(model, wait: bool):
     """A clone of a MODEL whose runs are compiled. wait: the first of a kind waits for the compiler."""
-    shared.try_again()
     return _with(model, shared, wait)
 
 
@@ -28,7 +27,6 @@ def packed_model(model, wait: bool):
 
 def packed_and_compiled_model(model, wait: bool):
     """A clone of a MODEL that keeps packed weights, and whose layers are compiled as `compiled_model` has them."""
-    shared.try_again()
     return _with(model, PackedAndCompiled(_packed(), shared), wait)
 
 
@@ -37,6 +35,7 @@ def _packed() -> Packed:
 
 
 def _with(model, accelerator, wait: bool):
+    accelerator.try_again()
     host_model.require(model)
     clone, begin = model.clone(), partial(accelerator.run, wait)
     clone.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, KEY)

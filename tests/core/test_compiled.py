@@ -5,7 +5,7 @@ import shutil
 import pytest
 import torch
 import torch._dynamo.utils
-from core_support import needs_mkl, recorded, rel_error
+from core_support import graphs, needs_mkl, recorded, rel_error
 from lora_support import write_lora
 
 from sa3_core import compiled, dit
@@ -85,10 +85,6 @@ def test_groups_of_several_sizes_are_kinds_of_their_own(model, monkeypatch):
     before = graphs()
     assert rel_error(together(), plain) < ROUNDING and layers.state == "compiled"
     assert graphs() == before, "something was compiled during the run"
-
-
-def graphs() -> int:
-    return torch._dynamo.utils.counters["stats"]["unique_graphs"]
 
 
 KINDS = {  # of runs that look alike, and are not to torch

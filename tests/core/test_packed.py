@@ -5,7 +5,7 @@ import weakref
 
 import pytest
 import torch
-from core_support import needs_mkl, rel_error
+from core_support import graphs, needs_mkl, rel_error
 from lora_support import write_lora
 
 from sa3_core.compiled import Compiled
@@ -154,11 +154,11 @@ def test_compiled_layers_take_the_packed_weights_whatever_the_length(model, monk
     monkeypatch.setattr(Packed, "_product", lambda *args: calls.append(args) or product(*args))
     layers = model.compile(wait=True, compiled=both())
     run(model, cfg=cfg)
-    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    before = graphs()
     calls.clear()
     run(model, 2.0, cfg=cfg)
     assert layers.state == "compiled; packed" and len(calls) == items * 2 * 6 * len(model.dit.transformer.layers)
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
+    assert graphs() == before
 
 
 @needs_mkl
