@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from .attention import attend
 from .config import DiTConfig
 from .layers import FOURIER_DIM, FeedForward, RMSNorm, at, expo_features, merge_heads, over_rms, rotary_table, rotate, split_heads
+from .transfer import put
 
 
 @dataclass(frozen=True)
@@ -333,7 +334,8 @@ class DiT(nn.Module):
         """adaLN rows (B, 6 width) of times t (B,); each distinct t of a run is computed once."""
         key = tuple(t.tolist())
         if key not in inputs.modulations:
-            embed = inputs.global_embed + self.to_timestep_embed(expo_features(t).to(inputs.global_embed.device, inputs.global_embed.dtype))
+            features = put(expo_features(t), inputs.global_embed.device, inputs.global_embed.dtype)
+            embed = inputs.global_embed + self.to_timestep_embed(features)
             inputs.modulations[key] = self.transformer.global_cond_embedder(embed)
         return inputs.modulations[key]
 

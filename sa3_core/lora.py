@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from .errors import SA3Error
+from .transfer import put
 
 EPS = 1e-12
 MODES = ("chain", "sum")
@@ -55,6 +56,12 @@ class Adapter:
         if u.shape[-1] < r or v.shape[-1] < r:
             raise SA3Error(f"The SVD bases have {min(u.shape[-1], v.shape[-1])} columns, the adapter needs {r}.")
         return replace(self, up=u[:, :r].float() @ self.up.float(), down=v[:, :r].float().T.contiguous())
+
+    def to(self, device) -> "Adapter":
+        def moved(x):
+            return None if x is None else put(x, device)
+
+        return replace(self, up=moved(self.up), down=moved(self.down), rows=moved(self.rows), cols=moved(self.cols))
 
     def misfit(self, shape: tuple[int, int]) -> str | None:
         """What does not fit a weight of shape (out, in), or None."""

@@ -197,8 +197,14 @@ class Stack:
     def _adapted(self, dit: DiT, inputs: DiTInputs, state: tuple[float, ...], read):
         """The forms of a state by layer, and the run's constants under them."""
         device, dtype, layers = inputs.cross_attn.device, inputs.cross_attn.dtype, {}
+        there = inputs.adapted.setdefault("adapters", {})  # on the device for the whole run: a curve needs them in each step
         for name, entries in self.scheduled.items():
-            active = [(adapter, state[i], mode) for i, adapter, mode in entries if state[i] != 0]
+            active = []
+            for i, adapter, mode in entries:
+                if state[i] != 0:
+                    if (name, i) not in there:
+                        there[name, i] = adapter.to(device)
+                    active.append((there[name, i], state[i], mode))
             if not active:
                 continue
             layer, bias, weight = dit.get_submodule(name), None, torch.empty(0, device=device)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .errors import SA3Error
+from .transfer import put
 
 
 def sample(name: str, velocity: Callable, x: Tensor, sigmas: Tensor, noise=None, eta: float | None = None, callback=None) -> Tensor:
@@ -50,7 +51,7 @@ def _steps(sigmas: Tensor):
 
 def _like(t: Tensor, x: Tensor) -> Tensor:
     """Scalars per item (B,) as (B, 1, 1) where x lives."""
-    return t.to(x.device, x.dtype)[:, None, None]
+    return put(t, x.device, x.dtype)[:, None, None]
 
 
 def pingpong(velocity, x, sigmas, noise, eta, report):

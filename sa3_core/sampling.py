@@ -11,6 +11,7 @@ from . import samplers, schedule
 from .config import ModelConfig
 from .errors import SA3Error
 from .timeline import Lengths
+from .transfer import put
 
 MAX_SEED = 2**64 - 1
 
@@ -146,7 +147,7 @@ def run(
 
     def noise(t: Tensor, t_next: Tensor) -> Tensor:
         drawn = draws() if pending is None else next(pending)
-        return drawn.to(x.device, x.dtype)
+        return put(drawn, x.device, x.dtype)
 
     out = samplers.sample(plan.sampler, velocity, x, plan.sigmas, noise, plan.eta, callback)
     return hide_padding(out, plan.lengths)
@@ -157,7 +158,7 @@ def hide_padding(x: Tensor, lengths: Lengths) -> Tensor:
     if min(lengths.valid) == x.shape[-1]:
         return x
     valid = torch.arange(x.shape[-1])[None] < torch.tensor(lengths.valid)[:, None]
-    return torch.where(valid[:, None].to(x.device), x, torch.zeros((), device=x.device, dtype=x.dtype))
+    return torch.where(put(valid[:, None], x.device), x, torch.zeros((), device=x.device, dtype=x.dtype))
 
 
 def _checked(name: str, x: Tensor, shape: tuple[int, ...]) -> Tensor:

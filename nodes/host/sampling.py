@@ -10,6 +10,7 @@ from ...sa3_core.config import ModelConfig
 from ...sa3_core.errors import SA3Error
 from ...sa3_core.guidance import Guidance
 from ...sa3_core.sampling import Draws, Plan
+from ...sa3_core.transfer import put
 from . import model as host_model
 from .latent import Latents
 from .live import LivePicture
@@ -43,7 +44,7 @@ class Guider(comfy.samplers.CFGGuider):
 
 
 def on_device(t: Tensor, x: Tensor) -> Tensor:
-    return t.to(x.device, torch.float32)
+    return put(t, x.device, torch.float32)
 
 
 class RunSampler(comfy.samplers.Sampler):
@@ -180,13 +181,13 @@ def core_sampler(name: str, eta: float) -> comfy.samplers.KSAMPLER:
         draws()  # the draw that the initial noise was
 
         def velocity(x: Tensor, t: Tensor) -> Tensor:
-            time = t.to(x.device, x.dtype)
+            time = put(t, x.device, x.dtype)
             return (x - model(x, time, **extra_args)) / time[:, None, None]
 
         def report(step: int, total: int, denoised: Tensor) -> None:
             if callback is not None:
                 callback({"i": step, "x": denoised, "denoised": denoised, "sigma": sigmas[step], "sigma_hat": sigmas[step]})
 
-        return samplers.sample(name, velocity, x, sigmas, lambda t, t_next: draws().to(x.device, x.dtype), eta, report)
+        return samplers.sample(name, velocity, x, sigmas, lambda t, t_next: put(draws(), x.device, x.dtype), eta, report)
 
     return comfy.samplers.KSAMPLER(function)

@@ -4,10 +4,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from core_support import FAMILIES, VARIANTS, OnDevice, config_dict, randn, refused, rel_error
+from core_support import FAMILIES, VARIANTS, config_dict, randn, refused, rel_error
 
-from sa3_core import config, samplers, sampling, timeline
-from sa3_core.guidance import Guidance
+from sa3_core import config, sampling, timeline
 from sa3_core.network import Predictor
 
 CHANNELS = 32
@@ -319,23 +318,3 @@ def test_an_exception_in_the_callback_stops_and_the_next_run_is_clean(load_model
 def test_impossible_requests_are_refused(load_model, options, words):
     with refused(*words):
         load_model("small").generate(**{"prompt": "rain", "duration": 1.0, "steps": 1, **options})
-
-
-# The device
-
-
-@pytest.mark.parametrize("name", samplers.SAMPLERS)
-def test_no_step_waits_for_the_device(load_model, monkeypatch, name):
-    model = load_model("medium")
-    lengths = timeline.lengths(model.config, [1.0, 0.6], 0.5)
-    plan = sampling.plan(model.config, lengths, steps=3, sampler=name, seed=1)
-    cond = model.condition(model.encode_text(["rain", "a kick"]), lengths.seconds)
-    inputs = model.dit.prepare(cond.cross_attn, cond.global_cond, None, lengths.frames, lengths.valid)
-    guidance = Guidance(cfg=3.0, rescale=0.3, norm_threshold=2.0, start=0.2, end=0.9)
-    velocity = Predictor(model.dit, inputs, model._unconditional(None, cond, inputs, lengths), guidance, lengths.valid)
-    x = randn(2, CHANNELS, lengths.frames)
-    monkeypatch.setattr(OnDevice, "reads", [])
-    with torch.no_grad():
-        out = samplers.sample(name, velocity, x.as_subclass(OnDevice), plan.sigmas, [randn(*x.shape, seed=i) for i in range(1, 9)])
-    assert isinstance(out, OnDevice) and OnDevice.reads == []
-    assert bool(out.isfinite().all()) and OnDevice.reads == ["__bool__"]  # the count works
