@@ -1,5 +1,7 @@
 """The one attention of the project: ``attend(q, k, v, *, window=None, key_mask=None)``, exact on every device."""
 
+import functools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -41,7 +43,7 @@ def _attend_window(q: Tensor, k: Tensor, v: Tensor, window: int, key_mask: Tenso
     """Blocks of queries against their own keys plus a halo of `window` on each side: N (block + 2 window), never N x N."""
     n, size = q.shape[2], WINDOW_BLOCK
     if n <= size + 2 * window:
-        band = _band(torch.arange(n), torch.arange(n), n, window).to(q.device)
+        band = _band(0, 1, n, 0, n, window, q.device)[0]
         band = band if key_mask is None else band & key_mask[:, None, None, :]
         return _dense(q, k, v, band)
     out = torch.empty_like(q)
@@ -53,8 +55,7 @@ def _attend_window(q: Tensor, k: Tensor, v: Tensor, window: int, key_mask: Tenso
         k_blocks = _blocks(k, lo, hi, size + 2 * window, size)
         v_blocks = _blocks(v, lo, hi, size + 2 * window, size)
         q_blocks = _blocks(q, start, start + blocks * size, size, size)
-        rows = start + torch.arange(blocks)[:, None] * size
-        mask = _band(rows + torch.arange(size), rows - window + torch.arange(size + 2 * window), n, window).to(q.device)
+        mask = _band(start, blocks, size, window, n, window, q.device)
         mask = mask[None, :, None].expand(q.shape[0], -1, -1, -1, -1).flatten(0, 1)
         if key_mask is not None:
             seen = _blocks(key_mask[:, None, :, None].to(q.dtype), lo, hi, size + 2 * window, size) > 0
@@ -72,8 +73,16 @@ def _blocks(x: Tensor, lo: int, hi: int, size: int, step: int) -> Tensor:
     return piece.unfold(2, size, step).permute(0, 2, 1, 4, 3).flatten(0, 1)
 
 
-def _band(rows: Tensor, columns: Tensor, n: int, window: int) -> Tensor:
-    """True where key `column` exists and lies within `window` of query `row`. A row past the end keeps its own diagonal."""
-    near = (rows[..., :, None] - columns[..., None, :]).abs() <= window
-    inside = ((columns >= 0) & (columns < n))[..., None, :]
-    return near & (inside | (rows >= n)[..., :, None])
+@functools.lru_cache(maxsize=8)  # all layers and chunks of a decode ask for the same ones
+def _band(start: int, blocks: int, size: int, halo: int, n: int, window: int, device: torch.device) -> Tensor:
+    """(blocks, size, size + 2 halo), True where a key exists and lies within `window` of the query, of n.
+
+    Block b has the `size` queries from start + b size on, and keys from `halo` before to `halo` behind them. A row past the end keeps its
+    own diagonal.
+    """
+    with torch.inference_mode(False):  # for training as well
+        first = start + torch.arange(blocks, device=device)[:, None] * size
+        rows, columns = first + torch.arange(size, device=device), first - halo + torch.arange(size + 2 * halo, device=device)
+        near = (rows[..., :, None] - columns[..., None, :]).abs() <= window
+        inside = ((columns >= 0) & (columns < n))[..., None, :]
+        return near & (inside | (rows >= n)[..., :, None])

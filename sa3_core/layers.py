@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .transfer import put
+
 FOURIER_DIM = 256
 FOURIER_MIN, FOURIER_MAX = 0.5, 10000.0
 
@@ -31,7 +33,8 @@ def rotary_table(n: int, dim: int, head_dim: int, device=None, theta: float = 10
     inv_freq = 1.0 / theta ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim)
     angles = torch.arange(n, dtype=torch.float32)[:, None] * inv_freq
     cos, sin = angles.cos(), angles.sin()
-    return torch.cat((cos, cos, torch.ones(n, head_dim - dim)), dim=1).to(device), torch.cat((-sin, sin), dim=1).to(device)
+    table = torch.cat((cos, cos, torch.ones(n, head_dim - dim)), dim=1), torch.cat((-sin, sin), dim=1)
+    return table if device is None else tuple(put(part, device) for part in table)
 
 
 def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:

@@ -13,6 +13,7 @@ from .audio import check_finite
 from .config import ResamplerConfig, SAMEConfig
 from .errors import SA3Error
 from .layers import DyT, FeedForward, WeightNormConv1d, at, merge_heads, rotary_table, rotate, sine_gate
+from .transfer import put
 
 REGULARIZE = 1e-3  # latent noise on decode, in units of running_std
 ROWS_AT_ONCE = 544  # of SAME-S's chunks on a CPU: what a block makes of so many stays in the caches, and in memory that is used again
@@ -103,7 +104,7 @@ class Resampler(nn.Module):
         h = (self.mapping(x) if encoding else x).transpose(1, 2).unflatten(1, (padded, given))
         fresh = at(self.new_tokens, h).expand(*h.shape[:2], new, -1)
         if noise is not None and c.mask_noise:
-            drawn = noise.draw(c.side, h.shape[0], frames, new * c.width).to(h).unflatten(-1, (new, c.width))
+            drawn = put(noise.draw(c.side, h.shape[0], frames, new * c.width), h.device, h.dtype).unflatten(-1, (new, c.width))
             fresh = fresh + c.mask_noise * F.pad(drawn, (0, 0, 0, 0, 0, padded - frames))
         h = self._blocks(torch.cat((h, fresh), dim=2).flatten(1, 2).float(), x.dtype).to(x.dtype)
         h = h.unflatten(1, (padded, c.stride + 1))[:, :, -new:].flatten(1, 2).transpose(1, 2)
@@ -158,7 +159,7 @@ class Bottleneck(nn.Module):
         std = at(self.running_std, z)
         z = z * std
         if noise is not None:
-            z = z + REGULARIZE * std * noise.draw("latents", z.shape[0], z.shape[2], z.shape[1]).transpose(1, 2).to(z)
+            z = z + REGULARIZE * std * put(noise.draw("latents", z.shape[0], z.shape[2], z.shape[1]), z.device, z.dtype).transpose(1, 2)
         return z
 
 

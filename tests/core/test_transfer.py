@@ -1,4 +1,4 @@
-"""The host runs ahead of the device: between the steps of a run it reads nothing back, and all that it sends goes from pinned memory."""
+"""The host runs ahead of the device: in the steps of a run and in a decode it reads nothing back, and what it sends is in pinned memory."""
 
 import copy
 from contextlib import ExitStack
@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from sa3_core import samplers, sampling, timeline, transfer
 from sa3_core.guidance import Guidance
 from sa3_core.network import Predictor
+from sa3_core.same import Noise
 
 aten = torch.ops.aten
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
@@ -102,6 +103,17 @@ def test_no_step_with_another_strength_of_a_lora_waits(load_model, sent, tmp_pat
     plan, velocity = make_run(model, "pingpong", "meta", stack=scheduled(model, tmp_path))
     sample(model, plan, velocity, "meta", sent)
     assert set(sent.ways) == {"runs ahead"}
+
+
+@pytest.mark.parametrize("noise", [None, 3])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_chunk_of_a_decode_waits(load_model, sent, family, noise):
+    model = load_model(family)
+    same = copy.deepcopy(model.autoencoder).to("meta")
+    z = torch.empty(1, model.config.same.latent_dim, 140, device="meta")
+    with sent, torch.no_grad():
+        audio = same.decode(z, 64, 16, None if noise is None else Noise(noise))
+    assert audio.shape[-1] == 140 * model.config.same.samples_per_frame and set(sent.ways) == {"runs ahead"}
 
 
 def test_the_watch_sees_what_waits(sent):
