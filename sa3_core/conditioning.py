@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import operations
 from .config import ConditioningConfig
 from .errors import SA3Error
 from .layers import FOURIER_DIM, at, expo_features
@@ -38,7 +39,7 @@ class PromptPadding(nn.Module):
 
 
 class SecondsEmbedder(nn.Module):
-    def __init__(self, config: ConditioningConfig, operations=nn, device=None, dtype=None):
+    def __init__(self, config: ConditioningConfig, operations=operations, device=None, dtype=None):
         super().__init__()
         self.low, self.high = config.seconds_min, config.seconds_max
         linear = operations.Linear(FOURIER_DIM, config.cond_dim, device=device, dtype=dtype)
@@ -53,7 +54,7 @@ class SecondsEmbedder(nn.Module):
 
 
 class Conditioner(nn.Module):
-    def __init__(self, config: ConditioningConfig, operations=nn, device=None, dtype=None):
+    def __init__(self, config: ConditioningConfig, operations=operations, device=None, dtype=None):
         super().__init__()
         self.config = config
         self.conditioners = nn.ModuleDict(

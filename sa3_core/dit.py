@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import operations
 from .attention import attend
 from .config import DiTConfig
 from .layers import FOURIER_DIM, FeedForward, RMSNorm, at, expo_features, merge_heads, over_rms, rotary_table, rotate, split_heads
@@ -250,7 +251,7 @@ class Transformer(nn.Module):
 class DiT(nn.Module):
     """The transformer of `config`, parameter names as in the release (below ``model.model.``)."""
 
-    def __init__(self, config: DiTConfig, operations=nn, device=None, dtype=None):
+    def __init__(self, config: DiTConfig, operations=operations, device=None, dtype=None):
         super().__init__()
         kw = {"device": device, "dtype": dtype}
         self.config = config

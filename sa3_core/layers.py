@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import operations
 from .transfer import put
 
 FOURIER_DIM = 256
@@ -101,7 +102,7 @@ class DyT(nn.Module):
 class GatedLinear(nn.Module):
     """value * gate(g) with (value, g) from one Linear."""
 
-    def __init__(self, dim: int, inner: int, gate, operations=nn, device=None, dtype=None):
+    def __init__(self, dim: int, inner: int, gate, operations=operations, device=None, dtype=None):
         super().__init__()
         self.proj = operations.Linear(dim, 2 * inner, device=device, dtype=dtype)
         self.gate = gate
@@ -117,7 +118,7 @@ def sine_gate(g: Tensor) -> Tensor:
 
 
 class FeedForward(nn.Module):
-    def __init__(self, dim: int, inner: int, gate=F.silu, operations=nn, device=None, dtype=None):
+    def __init__(self, dim: int, inner: int, gate=F.silu, operations=operations, device=None, dtype=None):
         super().__init__()
         self.ff = nn.Sequential(
             GatedLinear(dim, inner, gate, operations, device, dtype),

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import operations
+
 Product = Callable[[Tensor], Tensor]
 _given: ContextVar[Mapping[int, Product]] = ContextVar("sa3_products", default=MappingProxyType({}))
 _libraries: list[torch.library.Library] = []  # an operator is known for as long as its library
@@ -42,9 +44,7 @@ def _operator() -> Callable:
         product = _given.get().get(weight.data_ptr())
         if product is not None:
             return product(x)
-        if weight.dtype == torch.bfloat16:
-            return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-        return F.linear(x, weight, bias)
+        return (operations.linear if operations.adds_bias(weight) else F.linear)(x, weight, bias)
 
     library.impl(name, linear, "CPU")
     torch.library.register_fake(f"sa3::{name}", lambda x, weight, bias: x.new_empty(*x.shape[:-1], len(weight)), lib=library)
@@ -76,7 +76,7 @@ def with_operator(backend: str) -> Callable | str:
                     node.replace_all_uses_with(added)
                     added.args = (node, bias)
                 node.target, node.args = _operator(), (x, weight, None)
-            elif bias is not None and _is_onednns(example):
+            elif bias is not None and operations.adds_bias(example):
                 node.target, node.args = _operator(), (x, weight, bias)
         module.recompile()
         return torch._dynamo.lookup_backend(backend)(module, inputs)
@@ -86,9 +86,3 @@ def with_operator(backend: str) -> Callable | str:
 
 def _may_be_packed(weight: Tensor) -> bool:
     return weight.device.type == "cpu" and weight.dtype == torch.float32 and hasattr(torch.ops.mkl, "_mkl_linear")
-
-
-def _is_onednns(weight: Tensor) -> bool:
-    if weight.device.type != "cpu" or weight.dtype != torch.bfloat16 or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-        return False
-    return torch.ops.mkldnn._is_mkldnn_bf16_supported()

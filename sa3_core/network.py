@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from . import config as configs
+from . import operations
 from .conditioning import Conditioner
 from .config import ModelConfig
 from .dit import DiT, DiTInputs
@@ -17,7 +18,7 @@ from .same import SAME
 class Generator(nn.Module):
     """Diffusion transformer and conditioner: the part of a release that sampling needs (``model.model.*``, ``conditioner.*``)."""
 
-    def __init__(self, config: ModelConfig, operations=nn, device=None, dtype=None):
+    def __init__(self, config: ModelConfig, operations=operations, device=None, dtype=None):
         super().__init__()
         self.config = config
         self.model = nn.Module()
@@ -32,7 +33,7 @@ class Generator(nn.Module):
 class Release(Generator):
     """A whole generative release, autoencoder included (``pretransform.model.*``)."""
 
-    def __init__(self, config: ModelConfig, operations=nn, device=None, dtype=None):
+    def __init__(self, config: ModelConfig, operations=operations, device=None, dtype=None):
         super().__init__(config, operations, device, dtype)
         self.pretransform = nn.Module()
         self.pretransform.model = SAME(config.same, operations, device, dtype)

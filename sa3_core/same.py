@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import operations
 from .attention import attend
 from .audio import check_finite
 from .config import ResamplerConfig, SAMEConfig
@@ -186,7 +187,7 @@ class _Decoder(nn.Module):
 class SAME(nn.Module):
     """Autoencoder of `config`; parameter names as in the standalone releases, below ``pretransform.model.`` in generative ones."""
 
-    def __init__(self, config: SAMEConfig, operations=nn, device=None, dtype=None):
+    def __init__(self, config: SAMEConfig, operations=operations, device=None, dtype=None):
         super().__init__()
         kw = {"device": device, "dtype": dtype}
         self.config = config

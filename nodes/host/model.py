@@ -23,6 +23,7 @@ from ...sa3_core.dit import DiTInputs, LocalInput
 from ...sa3_core.errors import SA3Error
 from ...sa3_core.network import Generator
 from ...sa3_core.timeline import Lengths, lengths
+from .operations import Operations
 
 LORAS = "sa3_loras"  # key of a MODEL's options: how its adapters describe themselves, for the run's record
 STACK, SIGMAS = "sa3_lora_stack", "sa3_sigmas"  # keys of its transformer_options: the adapters themselves, a run's levels per item
@@ -187,7 +188,7 @@ def load_model(opened: Checkpoint, weight_dtype: torch.dtype | None) -> comfy.mo
     cast = None
     if weight_dtype is None or not computes_in(dtype, device):
         cast = comfy.model_management.unet_manual_cast(dtype, device, [torch.float16, torch.bfloat16, torch.float32])
-    operations = comfy.ops.disable_weight_init if cast is None else comfy.ops.manual_cast
+    operations = Operations if cast is None else comfy.ops.manual_cast
     denoiser = Denoiser(opened.config, operations, dtype)
     initial = comfy.model_management.unet_inital_load_device(parameters, dtype)
     checkpoint.load_into(denoiser, opened.tensors, dtype=dtype, device=initial)

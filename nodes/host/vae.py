@@ -2,7 +2,6 @@
 
 import comfy.model_management
 import comfy.model_patcher
-import comfy.ops
 import comfy.sd
 import torch
 from torch import Tensor
@@ -13,6 +12,7 @@ from ...sa3_core.config import ModelConfig
 from ...sa3_core.errors import SA3Error
 from ...sa3_core.same import SAME, Noise
 from .memory import halvings, on_less
+from .operations import Operations
 from .progress import Progress, tell_loading
 
 CHUNK, OVERLAP = 128, 32  # latent frames, as the public tools decode
@@ -125,9 +125,7 @@ def load_vae(opened: Checkpoint, dtype: torch.dtype | None) -> SA3VAE:
     """SAME of a release. dtype None = auto: 32 bits wherever the device has no trusted 16-bit path."""
     dtype = dtype or torch.float32
     offload = comfy.model_management.vae_offload_device()
-    same = checkpoint.load_into(
-        SAME(opened.config.same, comfy.ops.disable_weight_init, "meta", dtype), opened.tensors, opened.same_prefix, dtype, offload
-    )
+    same = checkpoint.load_into(SAME(opened.config.same, Operations, "meta", dtype), opened.tensors, opened.same_prefix, dtype, offload)
     return SA3VAE(opened.config, same, dtype, opened.name)
 
 

@@ -11,13 +11,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sa3_core import SA3Error
+from sa3_core import SA3Error, operations
 
 DATA = Path(__file__).parents[1] / "data"
 VARIANTS = ["small", "medium", "small-base", "medium-base"]
 FAMILIES = ["small", "medium"]  # SAME-S in chunks with a plain transformer; SAME-L in a window with a differential one
 RELEASES = ["small-music", "small-sfx", "medium", "small-music-base", "small-sfx-base", "medium-base", "SAME-S", "SAME-L"]
 TEXT_ENCODER = "t5gemma-b-b-ul2"
+needs_bfloat16 = pytest.mark.skipif(
+    not operations.adds_bias(torch.zeros(1, dtype=torch.bfloat16)), reason="this processor has no bfloat16 for oneDNN"
+)
 needs_mkl = pytest.mark.skipif(not hasattr(torch.ops.mkl, "_mkl_linear"), reason="this build of torch has no MKL")
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from core_support import needs_mkl, rel_error
+from core_support import needs_bfloat16, needs_mkl, rel_error
 
 from sa3_core import linear_op
 
@@ -49,7 +49,7 @@ def test_a_product_is_given_for_the_time_of_a_run_and_for_its_weight_alone(bias)
     assert rel_error(fast(X, WEIGHT), function(X, WEIGHT)) < 1e-6
 
 
-@pytest.mark.skipif(not linear_op._is_onednns(WEIGHT.bfloat16()), reason="this processor has no bfloat16 for oneDNN")
+@needs_bfloat16
 def test_in_bfloat16_a_bias_is_part_of_the_product_and_rounded_once():
     x, weight, bias = X.bfloat16(), WEIGHT.bfloat16(), 100 * BIAS.bfloat16()
     exact = F.linear(x.double(), weight.double(), bias.double())

@@ -100,7 +100,9 @@ def sa3(node_classes: dict[str, type]) -> Pack:
     return Pack(
         classes=node_classes,
         SA3Error=importlib.import_module("sa3_pack.sa3_core.errors").SA3Error,
-        core=modules("sa3_core", "checkpoint", "dit", "guidance", "network", "pipeline", "same", "sampling", "text_encoder", "timeline"),
+        core=modules(
+            "sa3_core", "checkpoint", "dit", "guidance", "network", "operations", "pipeline", "same", "sampling", "text_encoder", "timeline"
+        ),
         nodes=modules("nodes", "latents", "models", "sampling"),
         host=modules("nodes.host", "folders", "model", "sampling", "vae"),
     )

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from core_support import FAMILIES, VARIANTS, OnDevice, rel_error
+from core_support import FAMILIES, VARIANTS, OnDevice, needs_bfloat16, rel_error
 from node_support import FOLDERS, same_weights, weights
 
 RUN = 1e-4
@@ -185,6 +185,20 @@ def test_seeds_out_of_range(sa3, load, seed):
     parts = load("small")
     with sa3.refused("seed", str(seed), str(2**64 - 1)):
         sa3.sample(parts.model, sa3.prompt(parts.clip, "rain"), sa3.empty(1.0), seed=seed)
+
+
+@needs_bfloat16
+def test_products_with_a_bias_in_bfloat16_are_onednns_under_comfyui_too(sa3, load, monkeypatch):
+    parts, seen, plain = load("small", "bf16"), [], sa3.core.operations.linear
+    latents, _ = sa3.sample(parts.model, sa3.prompt(parts.clip, "rain"), sa3.empty(1.0), steps=1)
+    monkeypatch.setattr(sa3.core.operations, "linear", lambda *args: seen.append(args[1]) or plain(*args))
+    again, _ = sa3.sample(parts.model, sa3.prompt(parts.clip, "rain"), sa3.empty(1.0), steps=1)
+    layers = parts.model.model.diffusion_model.dit.transformer.layers
+    assert all(any(weight is module.weight for weight in seen) for layer in layers for module in (layer.ff.ff[0].proj, layer.ff.ff[2]))
+    assert torch.equal(again["samples"], latents["samples"])
+    seen.clear()
+    sa3.decode(latents, parts.vae)
+    assert seen
 
 
 @pytest.mark.parametrize("capable", [True, False])

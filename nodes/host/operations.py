@@ -1,0 +1,10 @@
+"""ComfyUI's layers, with our own product where its Linear would take torch's."""
+
+import comfy.ops
+
+from ...sa3_core import operations
+
+
+class Operations(comfy.ops.disable_weight_init):
+    class Linear(comfy.ops.disable_weight_init.Linear, operations.Linear):
+        pass

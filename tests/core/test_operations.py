@@ -1,0 +1,68 @@
+"""The Linear of the networks: torch's in all that it is asked, oneDNN's product where that is the faster one."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from core_support import needs_bfloat16, randn, rel_error
+
+from sa3_core import operations
+
+
+@pytest.fixture
+def products(monkeypatch) -> list:
+    """The weights that went to oneDNN."""
+    seen, plain = [], operations.linear
+
+    def linear(x, weight, bias):
+        seen.append(weight)
+        return plain(x, weight, bias)
+
+    monkeypatch.setattr(operations, "linear", linear)
+    return seen
+
+
+def layer(dtype: torch.dtype, bias: bool = True) -> operations.Linear:
+    made = operations.Linear(48, 64, bias=bias)
+    with torch.no_grad():
+        for i, parameter in enumerate(made.parameters()):
+            parameter.copy_(randn(*parameter.shape, seed=i))
+    return made.to(dtype)
+
+
+@needs_bfloat16
+@pytest.mark.parametrize("shape", [(2, 5, 48), (7, 48), (1, 1, 48), (0, 48), (48,)])
+def test_a_product_with_a_bias_is_rounded_once(products, shape):
+    linear, x = layer(torch.bfloat16), randn(*shape, seed=3).bfloat16()
+    with torch.no_grad():
+        out = linear(x)
+    exact = F.linear(x.double(), linear.weight.double(), linear.bias.double())
+    assert out.shape == exact.shape and out.dtype == torch.bfloat16 and len(products) == 1
+    assert torch.allclose(out.double(), exact, rtol=1.01 * 2**-8, atol=1e-5)
+
+
+@needs_bfloat16
+def test_views_are_products_too(products):
+    linear, x = layer(torch.bfloat16), randn(5, 2, 48).bfloat16().transpose(0, 1)
+    with torch.inference_mode():
+        assert torch.equal(linear(x), linear(x.contiguous()))
+    assert len(products) == 2
+
+
+@pytest.mark.parametrize(("dtype", "bias"), [(torch.float32, True), (torch.float64, True), (torch.bfloat16, False)])
+def test_all_others_are_torchs(products, dtype, bias):
+    linear, x = layer(dtype, bias), randn(3, 48).to(dtype)
+    with torch.no_grad():
+        assert torch.equal(linear(x), F.linear(x, linear.weight, linear.bias))
+    assert products == []
+
+
+def test_gradients_are_torchs(products):
+    linear, x = layer(torch.bfloat16), randn(3, 48).bfloat16().requires_grad_()
+    linear(x).float().sum().backward()
+    assert products == [] and rel_error(x.grad, linear.weight.detach().sum(0).expand(3, -1)) < 1e-2
+
+
+def test_another_type_is_refused_as_by_torch(products):
+    with torch.no_grad(), pytest.raises(RuntimeError, match="dtype"):
+        layer(torch.bfloat16)(randn(3, 48))
+    assert products == []
