@@ -77,6 +77,7 @@ def main(arguments: list[str]) -> int:
     environ = child_environ(ROOT, found.private)
     if options.test is not None:
         environ["SA3_COMFYUI"] = str(found.comfyui)
+        environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models gain nothing from more, and threads that wait for each other lose minutes
         return run_tests(found.python, options.test, environ)
     second = [str(found.python), str(ROOT / "run.py"), "--inside", str(found.comfyui), *([] if found.accelerator else ["--cpu"])]
     return become([*second, *arguments], environ)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 import time
@@ -17,12 +18,19 @@ ANCHORS = {"fp32": {"step": 1.88, "decode": 4.8}, "bf16": {"step": 0.75, "decode
 ANCHORED = "small-music, 30 s, 2 threads, recorded on a quiet machine of two cores with AVX-512 and AMX"
 
 
+def checkout(path: str) -> Path:
+    """An argument of the command line."""
+    if not Path(path, "stable_audio_3", "loading_utils.py").is_file():
+        raise argparse.ArgumentTypeError(
+            f"{path} is not a checkout of Stability-AI/stable-audio-3: stable_audio_3/loading_utils.py is not there."
+        )
+    return Path(path)
+
+
 class Reference:
     """A release through the public code. Importing it is for a process that does nothing else."""
 
     def __init__(self, checkout: Path, folder: Path, dtype: torch.dtype):
-        if not (checkout / "stable_audio_3" / "loading_utils.py").is_file():
-            sys.exit(f"{checkout} is not a checkout of Stability-AI/stable-audio-3: stable_audio_3/loading_utils.py is not there.")
         sys.path.insert(0, str(checkout.absolute()))
         from stable_audio_3.loading_utils import load_diffusion_cond
         from stable_audio_3.model import StableAudioModel

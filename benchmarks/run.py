@@ -25,8 +25,9 @@ sys.path.append(str(ROOT))
 from benchmarks.engine import OURS, Engine, take_turns  # noqa: E402
 from benchmarks.make_release import make_release  # noqa: E402
 from benchmarks.measure import DTYPES, cell, cosine, hardware, relative, snr, table  # noqa: E402
-from benchmarks.reference import ANCHORED, ANCHORS  # noqa: E402
+from benchmarks.reference import ANCHORED, ANCHORS, checkout  # noqa: E402
 from benchmarks.through_server import ServerEngine  # noqa: E402
+from launcher.environment import is_comfyui  # noqa: E402
 
 STAGES = ["load", "text encode", "text again", "step", "decode", "whole run", "first run"]
 COMPARED = ["text encode", "step", "decode", "whole run"]
@@ -173,7 +174,7 @@ def main() -> None:
     parser.add_argument("--packed", action="store_true", help="also with packed weights, in fp32")
     parser.add_argument("--compiled", action="store_true", help="also through torch.compile, in each number format")
     parser.add_argument("--both", action="store_true", help="also through torch.compile with packed weights, in fp32")
-    parser.add_argument("--reference", type=Path, help="a checkout of Stability-AI/stable-audio-3 to compare with")
+    parser.add_argument("--reference", type=checkout, help="a checkout of Stability-AI/stable-audio-3 to compare with")
     parser.add_argument("--reference-dtype", type=dtypes, default=["fp32"], help="the same for it; fp32 is its default on a CPU")
     parser.add_argument("--repeat", type=int, default=3, help="runs of which the median is told")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -181,6 +182,8 @@ def main() -> None:
     parser.add_argument("--server", action="store_true", help="also through a real ComfyUI, in the first number format")
     parser.add_argument("--comfyui", type=Path, default=ROOT / ".run" / "comfyui", help="a ComfyUI tree (else the one run.py made)")
     options = parser.parse_args()
+    if options.server and not is_comfyui(options.comfyui):
+        parser.error(f"{options.comfyui} is no ComfyUI; run.py --test makes one, --comfyui names another.")
     print(hardware())
     with ExitStack() as stack:
         models = options.models or Path(stack.enter_context(tempfile.TemporaryDirectory()))

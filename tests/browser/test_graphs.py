@@ -97,7 +97,8 @@ def test_graph(comfy: Server, editor: Editor, file: Path):
         assert overlaps(boxes) == []
     schemas = comfy.object_info()
     assert complete(editor.prompt(), schemas) == complete(read(API / file.name), schemas)
-    assert "/view?" in editor.run()
+    if not editor.nodes2 or file.stem == "text_to_audio":  # what is queued is the same in both, and so is what comes back
+        assert "/view?" in editor.run()
     assert editor.dialogs() == [] and editor.errors == []
 
 

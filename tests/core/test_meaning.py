@@ -11,7 +11,7 @@ import sa3_core
 from sa3_core.training import corpus, exam
 
 SEED = 7001
-STEPS = 30  # fewer than the default's 50, for time
+STEPS = 16  # fewer than the default's 50, for time
 
 
 @pytest.fixture(scope="module", params=list(sa3_core.DEMOS))

@@ -113,9 +113,10 @@ def test_without_a_reference_ours_alone(models: Path):
     assert again < first  # the second time the same prompt comes from the cache
 
 
-def test_what_is_no_checkout_is_said(models: Path, tmp_path: Path):
-    code, text = run("run.py", "--models", str(models), *JOB, "--reference", str(tmp_path))
-    assert code and "not a checkout of Stability-AI/stable-audio-3" in text
+@pytest.mark.parametrize(("option", "words"), [("--reference", "not a checkout of Stability-AI"), ("--comfyui", "no ComfyUI")])
+def test_what_is_not_there_is_said_before_any_work(option: str, words: str, tmp_path: Path):
+    code, text = run("run.py", *JOB, "--server", option, str(tmp_path))
+    assert code == 2 and words in text and str(tmp_path) in text
 
 
 def test_precision_knows_which_format_is_the_coarser():
