@@ -19,7 +19,7 @@ ANCHORED = "small-music, 30 s, 2 threads, recorded on a quiet machine of two cor
 
 
 def checkout(path: str) -> Path:
-    """An argument of the command line."""
+    """A path of the command line, refused where there is no such checkout."""
     if not Path(path, "stable_audio_3", "loading_utils.py").is_file():
         raise argparse.ArgumentTypeError(
             f"{path} is not a checkout of Stability-AI/stable-audio-3: stable_audio_3/loading_utils.py is not there."
@@ -30,8 +30,8 @@ def checkout(path: str) -> Path:
 class Reference:
     """A release through the public code. Importing it is for a process that does nothing else."""
 
-    def __init__(self, checkout: Path, folder: Path, dtype: torch.dtype):
-        sys.path.insert(0, str(checkout.absolute()))
+    def __init__(self, public: Path, folder: Path, dtype: torch.dtype):
+        sys.path.insert(0, str(public.absolute()))
         from stable_audio_3.loading_utils import load_diffusion_cond
         from stable_audio_3.model import StableAudioModel
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 from playwright.sync_api import Browser, Page, Playwright, sync_playwright
 
@@ -33,7 +35,9 @@ CORE_NOISE = (
     "ComfyApp graph accessed",
     "(reading 'id')\n    at onChange",  # front end 1.32.9 applies its settings before it has a graph
 )
-IDLE = "async () => { const q = await (await fetch('/queue')).json(); return !q.queue_running.length && !q.queue_pending.length }"
+HISTORY = "async () => await (await fetch('/history')).json()"
+SHOWN = """names => [...document.querySelectorAll('audio[src]')].map(audio => audio.src).find(src => names.some(name => src.includes(name)))
+  ?? false"""
 
 
 def find_chromium() -> str | None:
@@ -119,11 +123,25 @@ class Editor:
         return self.page.evaluate("async () => (await window.app.graphToPrompt()).output")
 
     def run(self, timeout: float = 120.0) -> str:
-        """Presses the queue button, waits for the end, and returns the address of the audio that the page plays."""
+        """`queue`, then the address of audio that the run made, once the page plays it."""
+        made = [file["filename"] for output in self.queue(timeout)["outputs"].values() for file in output.get("audio", [])]
+        return self.page.wait_for_function(SHOWN, arg=[quote(name) for name in made], timeout=timeout * 1000).json_value()
+
+    def queue(self, timeout: float = 120.0) -> dict[str, Any]:
+        """Presses the queue button, waits for the end of that run, and returns ComfyUI's record of it.
+
+        Raises RuntimeError with ComfyUI's message when the run failed, TimeoutError when it does not end.
+        """
+        before, deadline = self.page.evaluate(HISTORY), time.monotonic() + timeout
         self.page.locator("[data-testid=queue-button]").first.click()
-        self.page.wait_for_selector("audio[src]", state="attached", timeout=timeout * 1000)
-        self.page.wait_for_function(IDLE, timeout=timeout * 1000)
-        return self.page.locator("audio[src]").first.get_attribute("src")
+        while not (new := (runs := self.page.evaluate(HISTORY)).keys() - before.keys()):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"A run did not end within {timeout:g} s; ComfyUI's log ends with\n{self._server.log_tail()}")
+            self.page.wait_for_timeout(50)  # the page goes on meanwhile
+        run = runs[new.pop()]
+        if failure := dict(run["status"]["messages"]).get("execution_error"):
+            raise RuntimeError(f"{failure['node_type']}: {failure['exception_message']}")
+        return run
 
     def _note(self, text: str) -> None:
         if not any(noise in text for noise in CORE_NOISE):

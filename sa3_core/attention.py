@@ -42,8 +42,9 @@ def _dense(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
 def _attend_window(q: Tensor, k: Tensor, v: Tensor, window: int, key_mask: Tensor | None) -> Tensor:
     """Blocks of queries against their own keys plus a halo of `window` on each side: N (block + 2 window), never N x N."""
     n, size = q.shape[2], WINDOW_BLOCK
+    band_of = _band.__wrapped__ if torch.compiler.is_compiling() else _band  # what a compiler traces is no tensor to keep
     if n <= size + 2 * window:
-        band = _band(0, 1, n, 0, n, window, q.device)[0]
+        band = band_of(0, 1, n, 0, n, window, q.device)[0]
         band = band if key_mask is None else band & key_mask[:, None, None, :]
         return _dense(q, k, v, band)
     out = torch.empty_like(q)
@@ -55,7 +56,7 @@ def _attend_window(q: Tensor, k: Tensor, v: Tensor, window: int, key_mask: Tenso
         k_blocks = _blocks(k, lo, hi, size + 2 * window, size)
         v_blocks = _blocks(v, lo, hi, size + 2 * window, size)
         q_blocks = _blocks(q, start, start + blocks * size, size, size)
-        mask = _band(start, blocks, size, window, n, window, q.device)
+        mask = band_of(start, blocks, size, window, n, window, q.device)
         mask = mask[None, :, None].expand(q.shape[0], -1, -1, -1, -1).flatten(0, 1)
         if key_mask is not None:
             seen = _blocks(key_mask[:, None, :, None].to(q.dtype), lo, hi, size + 2 * window, size) > 0
@@ -73,7 +74,7 @@ def _blocks(x: Tensor, lo: int, hi: int, size: int, step: int) -> Tensor:
     return piece.unfold(2, size, step).permute(0, 2, 1, 4, 3).flatten(0, 1)
 
 
-@functools.lru_cache(maxsize=8)  # all layers and chunks of a decode ask for the same ones
+@functools.lru_cache(maxsize=16)  # all layers and chunks of a decode ask for the same ones
 def _band(start: int, blocks: int, size: int, halo: int, n: int, window: int, device: torch.device) -> Tensor:
     """(blocks, size, size + 2 halo), True where a key exists and lies within `window` of the query, of n.
 

@@ -42,7 +42,7 @@ class LocalInput:
     def pick(self, items: Sequence[int]) -> "LocalInput":
         if len(self.rows) == 1:
             return self
-        rows = _rows(i % len(self.rows) for i in items)
+        rows = row_index([i % len(self.rows) for i in items], self.rows.device)
         return LocalInput(self.rows[rows], [part[rows] for part in self.embeddings])
 
 
@@ -54,6 +54,7 @@ class DiTInputs:
     heads (B, H, n, 64). cross_bias (B, n): log of how many rows of the context each stands for, None = one. local: None = absent.
     global_embed (B, width). key_mask (B, memory + frames), True = valid, or None. frames: those the network computes.
     adapted: room for parts of these inputs, and for what adapters that come and go during the run make of them.
+    shared: room that these inputs share with their parts and with what they are joined to, for the adapters themselves.
     """
 
     cross_attn: Tensor
@@ -67,6 +68,7 @@ class DiTInputs:
     frames: int
     modulations: dict = field(default_factory=dict)
     adapted: dict = field(default_factory=dict)
+    shared: dict = field(default_factory=dict)
 
     @staticmethod
     def join(inputs: Sequence["DiTInputs"]) -> "DiTInputs":
@@ -106,7 +108,7 @@ class DiTInputs:
 
     def pick(self, items: Sequence[int]) -> "DiTInputs":
         """The inputs of some of the items; views where they are neighbours."""
-        rows = _rows(items)
+        rows = row_index(items, self.global_embed.device)
         return DiTInputs(
             self.cross_attn[rows],
             self.global_cond[rows],
@@ -117,6 +119,7 @@ class DiTInputs:
             self.rotary,
             None if self.key_mask is None else self.key_mask[rows],
             self.frames,
+            shared=self.shared,
         )
 
     def part(self, items: Sequence[int]) -> "DiTInputs":
@@ -131,10 +134,11 @@ class DiTInputs:
         return self.global_embed.shape[0]
 
 
-def _rows(items: Iterable[int]) -> slice | list[int]:
+def row_index(items: Sequence[int], device) -> slice | Tensor:
+    """Items as an index for tensors on a device; a slice where they are neighbours."""
     rows = list(items)
     together = slice(rows[0], rows[0] + len(rows))
-    return together if rows == list(range(together.start, together.stop)) else rows
+    return together if rows == list(range(together.start, together.stop)) else put(torch.tensor(rows), device)
 
 
 KEPT_BLOCK = 32 * 2**20  # bytes; a larger block of memory the C library takes from the kernel anew each time, page by page

@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 from .errors import SA3Error
-from .transfer import put
 
 EPS = 1e-12
 MODES = ("chain", "sum")
@@ -57,9 +56,9 @@ class Adapter:
             raise SA3Error(f"The SVD bases have {min(u.shape[-1], v.shape[-1])} columns, the adapter needs {r}.")
         return replace(self, up=u[:, :r].float() @ self.up.float(), down=v[:, :r].float().T.contiguous())
 
-    def to(self, device) -> "Adapter":
+    def to(self, device, dtype: torch.dtype) -> "Adapter":
         def moved(x):
-            return None if x is None else put(x, device)
+            return None if x is None else x.to(device, dtype)
 
         return replace(self, up=moved(self.up), down=moved(self.down), rows=moved(self.rows), cols=moved(self.cols))
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .checkpoint import open_checkpoint
-from .dit import DiT, DiTInputs
+from .dit import DiT, DiTInputs, row_index
 from .errors import SA3Error
 from .layers import forwards
 from .lora import MODES, Adapter, Form, compose, svd_bases
@@ -177,34 +177,40 @@ class Stack:
             sigmas = sigmas.repeat(len(t) // len(sigmas), 1)
         states = list(zip(*(row.at(t, sigmas) for row in self.rows), strict=True))
         groups = {state: [i for i, other in enumerate(states) if other == state] for state in dict.fromkeys(states)}
+        adapters = self._adapters(inputs)
         if len(groups) == 1:
-            return self._forward(dit, x, t, inputs, states[0], read)
+            return self._forward(dit, x, t, inputs, states[0], adapters, read)
         out = torch.empty_like(x)
         for state, items in groups.items():
-            out[items] = self._forward(dit, x[items], t[items], inputs.part(items), state, read).to(out.dtype)
+            rows = row_index(items, x.device)
+            out[rows] = self._forward(dit, x[rows], t[items], inputs.part(items), state, adapters, read).to(out.dtype)
         return out
 
-    def _forward(self, dit: DiT, x: Tensor, t: Tensor, inputs: DiTInputs, state: tuple[float, ...], read) -> Tensor:
+    def _adapters(self, inputs: DiTInputs) -> dict[str, list[tuple[int, Adapter, str]]]:
+        """`scheduled` where the run computes, in float32: fetched in its first step, since a curve needs them in each."""
+        if "adapters" not in inputs.shared:
+            inputs.shared["adapters"] = {
+                layer: [(i, adapter.to(inputs.cross_attn.device, torch.float32), mode) for i, adapter, mode in entries]
+                for layer, entries in self.scheduled.items()
+            }
+        return inputs.shared["adapters"]
+
+    def _forward(self, dit: DiT, x: Tensor, t: Tensor, inputs: DiTInputs, state: tuple[float, ...], adapters: dict, read) -> Tensor:
         cache = inputs.adapted.setdefault("states", {})
         if state not in cache:
-            cache[state] = self._adapted(dit, inputs, state, read or _read)
+            cache[state] = self._adapted(dit, inputs, state, adapters, read or _read)
             while len(cache) > KEPT_STATES:
                 del cache[next(iter(cache))]
         layers, own = cache[state]
         with beside(layers):
             return dit(x, t, own)
 
-    def _adapted(self, dit: DiT, inputs: DiTInputs, state: tuple[float, ...], read):
+    @staticmethod
+    def _adapted(dit: DiT, inputs: DiTInputs, state: tuple[float, ...], adapters: dict, read):
         """The forms of a state by layer, and the run's constants under them."""
         device, dtype, layers = inputs.cross_attn.device, inputs.cross_attn.dtype, {}
-        there = inputs.adapted.setdefault("adapters", {})  # on the device for the whole run: a curve needs them in each step
-        for name, entries in self.scheduled.items():
-            active = []
-            for i, adapter, mode in entries:
-                if state[i] != 0:
-                    if (name, i) not in there:
-                        there[name, i] = adapter.to(device)
-                    active.append((there[name, i], state[i], mode))
+        for name, entries in adapters.items():
+            active = [(adapter, state[i], mode) for i, adapter, mode in entries if state[i] != 0]
             if not active:
                 continue
             layer, bias, weight = dit.get_submodule(name), None, torch.empty(0, device=device)

@@ -10,10 +10,9 @@ __all__ = ["Conv1d", "Linear", "adds_bias", "linear"]
 class Linear(nn.Linear):
     """torch's. Where oneDNN can, it adds the bias inside of the product; torch copies it into all rows, and adds the product to that."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        if self.bias is None or x.dtype != self.weight.dtype or torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return super().forward(x)
-        return linear(x, self.weight, self.bias) if adds_bias(self.weight) else super().forward(x)
+    def forward(self, input: Tensor) -> Tensor:
+        plain = self.bias is None or input.dtype != self.weight.dtype or torch.is_grad_enabled() or torch.compiler.is_compiling()
+        return super().forward(input) if plain or not adds_bias(self.weight) else linear(input, self.weight, self.bias)
 
 
 def adds_bias(weight: Tensor) -> bool:

@@ -7,11 +7,12 @@ PINNED = frozenset({"cuda"})  # devices that fetch from memory of a fixed place 
 
 
 def put(x: Tensor, device, dtype: torch.dtype | None = None) -> Tensor:
-    """x on a device, in a type, without waiting for what the device still has to compute.
+    """x on a device, in a type; a device of `PINNED` is not waited for.
 
-    A plain copy from the host's memory ends only when all of that is done, and the device then idles until the host has more for it.
+    A plain copy to it ends only when all that it still has to compute is done, and it then idles until the host has more for it.
     """
-    x, device = x.to(dtype=dtype or x.dtype), torch.device(device)
+    device = torch.device(device)
     if x.device.type == "cpu" and device.type in PINNED:
-        return x.pin_memory().to(device, non_blocking=True)
-    return x.to(device)
+        dense = x.to(dtype=dtype or x.dtype).contiguous()  # pinning keeps strides, and other copies than of dense memory are not direct
+        return dense.pin_memory().to(device, non_blocking=True)
+    return x.to(device=device, dtype=dtype)

@@ -5,7 +5,7 @@ import { app } from "../../scripts/app.js"
 import { after } from "./frontend.js"
 import { WaveformEditor } from "./waveform/editor.js"
 import { ExtensionModel, RegionsModel } from "./waveform/models.js"
-import { shownFile } from "./waveform/source.js"
+import { resultOf } from "./waveform/source.js"
 import { textsFor } from "./waveform/texts.js"
 
 const MODELS = { SA3_InpaintMask: RegionsModel, SA3_Continue: ExtensionModel }
@@ -55,7 +55,7 @@ function attach(node, Model) {
   after(node, "onConnectionsChange", sync)
   after(node, "onConfigure", sync)
   after(node, "onExecuted", output => {
-    node.sa3Shown = shownFile(output)
+    node.sa3Result = resultOf(node, output)
     sync()
   })
   after(node, "onRemoved", () => {

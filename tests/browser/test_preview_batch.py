@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import struct
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import pytest
 pytest.importorskip("playwright", reason="no playwright; pip install playwright")
 
 from launcher.editor import Editor
-from launcher.server import LOCAL, Server
+from launcher.server import Server
 
 ROOT = Path(__file__).parents[2]
 NODE = "window.app.graph.nodes.find(node => node.type === 'SA3_PreviewBatch')"
@@ -53,23 +52,10 @@ def workflow() -> dict:
     return graph
 
 
-def history(server: Server) -> dict:
-    with LOCAL.open(f"{server.url}/history") as answer:
-        return json.load(answer)
-
-
-def queue(editor: Editor, server: Server, timeout: float = 120.0) -> set[str]:
+def queue(editor: Editor) -> set[str]:
     """Runs the open graph to its end; the ids of the nodes that ran."""
-    before = history(server)
-    editor.page.locator("[data-testid=queue-button]").first.click()
-    deadline = time.monotonic() + timeout
-    while not (new := history(server).keys() - before.keys()):
-        assert time.monotonic() < deadline, server.log_tail()
-        editor.page.wait_for_timeout(50)  # the page goes on meanwhile
-    entry = history(server)[new.pop()]
-    messages = dict(entry["status"]["messages"])
-    assert "execution_error" not in messages, messages.get("execution_error")
-    return set(entry["prompt"][2]) - set(messages["execution_cached"]["nodes"])
+    run = editor.queue()
+    return set(run["prompt"][2]) - set(dict(run["status"]["messages"])["execution_cached"]["nodes"])
 
 
 def ids(editor: Editor, *types: str) -> set[str]:
@@ -83,7 +69,7 @@ def kept_files(server: Server) -> list[Path]:
 def test_listen_tick_and_save(comfy: Server, editor: Editor):
     page, before = editor.page, len(kept_files(comfy))
     editor.load(workflow(), "choice")
-    queue(editor, comfy)
+    queue(editor)
     page.wait_for_function(LOADED, timeout=20_000)
     durations = page.evaluate("() => [...document.querySelectorAll('.sa3-batch audio')].map(audio => audio.duration)")
     assert durations == [1.5] * 8  # four items and the original of each
@@ -92,7 +78,7 @@ def test_listen_tick_and_save(comfy: Server, editor: Editor):
 
     page.locator(".sa3-batch-keep input").nth(2).click()
     assert page.evaluate(KEEP) == "3"
-    ran = queue(editor, comfy)
+    ran = queue(editor)
     assert ran == ids(editor, "SA3_PreviewBatch", "SA3_SaveAudio")  # the sampler did not
     assert len(kept_files(comfy)) == before + 1
 

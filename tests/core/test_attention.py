@@ -113,6 +113,17 @@ def test_where_torch_needs_care_it_gets_contiguous_float32_in_parts(monkeypatch,
     assert rel_error(out, wanted) < (1e-6 if dtype == torch.float32 else 4e-3)
 
 
+def test_what_a_compiler_traced_is_not_kept_for_later_calls():
+    class Net(torch.nn.Module):
+        def forward(self, q, k, v):
+            return attend(q, k, v, window=17)
+
+    q, k, v = heads(157)
+    exported = torch.export.export(Net(), (q, k, v)).module()
+    wanted = definition(q, k, v, window=17)
+    assert rel_error(attend(q, k, v, window=17), wanted) < 1e-6 and rel_error(exported(q, k, v), wanted) < 1e-6
+
+
 class LargestTensor(TorchDispatchMode):
     """Remembers the most elements of any tensor that an operation returned."""
 

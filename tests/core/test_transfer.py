@@ -1,6 +1,7 @@
 """The host runs ahead of the device: in the steps of a run and in a decode it reads nothing back, and what it sends is in pinned memory."""
 
 import copy
+import itertools
 from contextlib import ExitStack
 
 import pytest
@@ -19,7 +20,10 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU her
 
 
 class Sent(TorchDispatchMode):
-    """Notes what goes from the CPU to the device "meta", which stands for one here: it has no values, so reading any is an error."""
+    """Notes what goes from the CPU to the device "meta", which stands for one here: it has no values, so reading any is an error.
+
+    Only a copy that does not block, of dense memory that is pinned, runs ahead. A list as an index is such a copy inside of torch.
+    """
 
     def __init__(self):
         super().__init__()
@@ -32,8 +36,10 @@ class Sent(TorchDispatchMode):
         elif func is aten.copy_.default:
             source, target = args[1], args[0].device
         if source is not None and source.device.type == "cpu" and target.type == "meta":
-            waits = not (kwargs.get("non_blocking") or args[2:] == (True,)) or not any(source is x for x in self.pinned)
-            self.ways.append("waits" if waits else "runs ahead")
+            direct = any(source is x for x in self.pinned) and source.is_contiguous()
+            self.ways.append("runs ahead" if direct and (kwargs.get("non_blocking") or args[2:] == (True,)) else "waits")
+        if func in (aten.index.Tensor, aten.index_put_.default) and any(i is not None and i.device != args[0].device for i in args[1]):
+            self.ways.append("waits")
         return func(*args, **kwargs)
 
 
@@ -42,21 +48,21 @@ def sent(monkeypatch) -> Sent:
     mode = Sent()
 
     def pin_memory(x: torch.Tensor) -> torch.Tensor:
-        mode.pinned.append(x)
-        return x
+        mode.pinned.append(torch.empty_strided(x.shape, x.stride(), dtype=x.dtype).copy_(x))  # as torch does
+        return mode.pinned[-1]
 
     monkeypatch.setattr(transfer, "PINNED", {"meta"})
     monkeypatch.setattr(torch.Tensor, "pin_memory", pin_memory)
     return mode
 
 
-def make_run(model, name: str, device: str, cfg: float = 3.0, stack=None):
-    """A run on a device, two items of different lengths: (plan, velocity)."""
-    lengths = timeline.lengths(model.config, [1.0, 0.6], 0.5)
-    plan = sampling.plan(model.config, lengths, steps=3, sampler=name, seed=1)
-    cond = model.condition(model.encode_text(["rain", "a kick"]), lengths.seconds)
+def make_run(model, name: str, device: str, cfg: float = 3.0, stack=None, items: int = 2, sigmas=None):
+    """A run on a device, items of different lengths: (plan, velocity)."""
+    lengths = timeline.lengths(model.config, [1.0, 0.6, 0.8][:items], 0.5)
+    plan = sampling.plan(model.config, lengths, steps=3, sampler=name, seed=1, sigmas=sigmas)
+    cond = model.condition(model.encode_text(["rain", "a kick", "a dog"][:items]), lengths.seconds)
     dit = copy.deepcopy(model.dit).to(device)
-    local = dit._local(randn(2, max(lengths.valid), model.config.dit.local_dim).to(device))
+    local = dit._local(randn(items, max(lengths.valid), model.config.dit.local_dim).to(device))
     inputs, uncond = (
         dit.prepare(context.to(device), cond.global_cond.to(device), local, lengths.frames, lengths.valid)
         for context in (cond.cross_attn, torch.zeros_like(cond.cross_attn))
@@ -66,24 +72,30 @@ def make_run(model, name: str, device: str, cfg: float = 3.0, stack=None):
     return plan, Predictor(network, inputs, None if cfg == 1 else uncond, guidance, lengths.valid)
 
 
-def sample(model, plan, velocity, device: str, watch=None) -> torch.Tensor:
-    """The run; watched from its first step on, when everything is ready."""
+def sample(model, plan, velocity, device: str, watch=None, since: int = 0, **options) -> torch.Tensor:
+    """The run; watched from its first step on, when everything is ready, or from a later one."""
     with ExitStack() as stack, torch.no_grad():
-        watches = iter([watch] if watch is not None else [])
+        steps = itertools.count()
 
         def watched(x, t):
-            for mode in watches:
-                stack.enter_context(mode)
+            if next(steps) == since and watch is not None:
+                stack.enter_context(watch)
             return velocity(x, t)
 
-        return sampling.run(watched, plan, channels=model.config.same.latent_dim, device=device)
+        return sampling.run(watched, plan, channels=model.config.same.latent_dim, device=device, **options)
 
 
-def scheduled(model, folder):
-    """The stack of a LoRA that has another strength in each step; the model itself stays as it was."""
-    model.add_lora(write_lora(folder / "a.safetensors", model.module, "bora"), curve=[0.2, 1.0, 0.4], seconds_strength=0)
-    stack = model.loras
-    model.remove_loras()
+@pytest.fixture
+def scheduled(load_model, tmp_path):
+    """scheduled(...): the stack of a LoRA that comes and goes; the model itself stays as it was."""
+
+    def stack(**schedule):
+        model = load_model("small")
+        model.add_lora(write_lora(tmp_path / "a.safetensors", model.module, "bora"), seconds_strength=0, **schedule)
+        made = model.loras
+        model.remove_loras()
+        return made
+
     return stack
 
 
@@ -98,10 +110,22 @@ def test_no_step_waits_for_the_device(load_model, sent, name, family, cfg):
     assert out.device.type == "meta" and set(sent.ways) == {"runs ahead"}
 
 
-def test_no_step_with_another_strength_of_a_lora_waits(load_model, sent, tmp_path):
+@pytest.mark.parametrize("items", [2, 3])
+@pytest.mark.parametrize("schedule", [{"curve": [0.2, 1.0, 0.4]}, {"interval": (0.5, 0.8)}], ids=["curve", "interval"])
+def test_no_step_waits_for_a_lora_but_the_first(load_model, sent, scheduled, schedule, items):
+    """Items of several noise levels, of which some have the LoRA and others not."""
     model = load_model("small")
-    plan, velocity = make_run(model, "pingpong", "meta", stack=scheduled(model, tmp_path))
-    sample(model, plan, velocity, "meta", sent)
+    levels = torch.tensor([[1.0, 0.9, 0.4, 0.0], [1.0, 0.7, 0.3, 0.0], [1.0, 0.95, 0.6, 0.0]])[:items]
+    plan, velocity = make_run(model, "pingpong", "meta", items=items, stack=scheduled(**schedule), sigmas=levels)
+    sample(model, plan, velocity, "meta", sent, since=1)
+    assert set(sent.ways) == {"runs ahead"}
+
+
+def test_levels_and_draws_that_all_items_share_do_not_wait(load_model, sent):
+    model = load_model("small")
+    plan, velocity = make_run(model, "pingpong", "meta", sigmas=torch.tensor([1.0, 0.7, 0.3, 0.0]))
+    draw = randn(1, model.config.same.latent_dim, plan.lengths.frames)
+    sample(model, plan, velocity, "meta", sent, step_noise=[draw] * 3)
     assert set(sent.ways) == {"runs ahead"}
 
 
@@ -124,8 +148,11 @@ def test_the_watch_sees_what_waits(sent):
         x.to("meta", non_blocking=True)  # not pinned
         with pytest.raises((RuntimeError, NotImplementedError)):
             x.to("meta").sum().item()
+        torch.empty(3, device="meta")[torch.tensor([0, 2])]
         transfer.put(x, "meta")
-    assert sent.ways == ["waits"] * 4 + ["runs ahead"]
+        transfer.put(x[:1].expand(3), "meta")
+        transfer.put(torch.ones(3, 2)[:, 1], "meta", torch.bfloat16)
+    assert sent.ways == ["waits"] * 5 + ["runs ahead"] * 3
 
 
 def test_what_is_put_keeps_its_values():
@@ -148,7 +175,7 @@ def test_a_gpu_is_not_waited_for(load_model, name, family):
         return velocity(x, t)
 
     try:
-        out = sampling.run(strict, plan, channels=model.config.same.latent_dim, device="cuda")
+        out = sample(model, plan, strict, "cuda")
     finally:
         torch.cuda.set_sync_debug_mode(mode)
     assert torch.equal(out, expected)

@@ -8,14 +8,15 @@ const LATENT_OF = ["SA3_SAMEEncode", "SA3_InpaintMask"] // whose LATENT is that 
 
 /** {files: [{filename, subfolder, type}, ...], missing: "link" | "run"}, the best first. outputs: the front end's results by node. */
 export function findSource(node, outputs) {
-  const linked = isLinked(node, "audio")
-  const shown = linked ? node.sa3Shown ?? resultOf(node, outputs) : null
-  return { files: [upstream(node), shown].filter(Boolean), missing: linked ? "run" : "link" }
+  const linked = isLinked(node, "audio"), file = upstream(node)
+  const shown = linked ? shownFor(node, outputs, file) : null
+  return { files: [file, shown].filter(Boolean), missing: linked ? "run" : "link" }
 }
 
-/** The audio file of a node's ui result, if it has one. */
-export function shownFile(output) {
-  return output?.[KEY]?.[0] ?? null
+/** What a run returned of a node's audio, and which file upstream it was made of: another one must not be shown by it. */
+export function resultOf(node, output) {
+  const shown = shownFile(output)
+  return shown && { shown, of: JSON.stringify(upstream(node)) }
 }
 
 /** The address of a file on the server. */
@@ -27,9 +28,14 @@ export function isLinked(node, name) {
   return (node.inputs ?? []).some(input => input.name === name && input.link != null)
 }
 
-function resultOf(node, outputs) {
+function shownFor(node, outputs, file) {
+  if (node.sa3Result) return node.sa3Result.of === JSON.stringify(file) ? node.sa3Result.shown : null
   const places = [String(node.id), `${node.graph?.id}:${node.id}`]
   return places.map(place => shownFile(outputs?.[place])).find(Boolean) ?? null
+}
+
+function shownFile(output) {
+  return output?.[KEY]?.[0] ?? null
 }
 
 function upstream(node) {
