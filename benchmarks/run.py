@@ -65,8 +65,8 @@ def start(options: argparse.Namespace, models: Path, folder: Path, stack: ExitSt
     if options.reference:
         columns += [engine("reference", dtype) for dtype in options.reference_dtype]
     if options.server:
-        comfyui = options.comfyui.expanduser().absolute()
-        columns.append(stack.enter_context(ServerEngine(comfyui, models.absolute(), options.release, options.dtype[0], options.threads)))
+        server = ServerEngine(options.comfyui, models.absolute(), options.release, options.dtype[0], options.threads)
+        columns.append(stack.enter_context(server))
     return columns, [engine("products", dtype) for dtype in options.dtype]
 
 
@@ -182,6 +182,7 @@ def main() -> None:
     parser.add_argument("--server", action="store_true", help="also through a real ComfyUI, in the first number format")
     parser.add_argument("--comfyui", type=Path, default=ROOT / ".run" / "comfyui", help="a ComfyUI tree (else the one run.py made)")
     options = parser.parse_args()
+    options.comfyui = options.comfyui.expanduser().absolute()
     if options.server and not is_comfyui(options.comfyui):
         parser.error(f"{options.comfyui} is no ComfyUI; run.py --test makes one, --comfyui names another.")
     print(hardware())

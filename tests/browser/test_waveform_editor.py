@@ -106,6 +106,10 @@ class Waveform:
         state = self.state
         next(box for box in self.page.locator("textarea:visible").all() if box.input_value() == state).fill(text)
 
+    def choose(self, recording: str) -> None:
+        """The file of the graph's loader."""
+        self.page.evaluate("name => { app.graph.nodes.find(n => n.type === 'LoadAudio').widgets[0].value = name }", recording)
+
     def picture(self, name: str) -> None:
         if folder := os.environ.get("SA3_SCREENSHOTS"):
             Path(folder).mkdir(parents=True, exist_ok=True)
@@ -341,27 +345,26 @@ def test_audio_that_is_no_file_shows_after_a_run(comfy: Server, inpaint: Wavefor
 
 def test_what_another_recording_gave_is_not_shown_for_one_that_cannot_be_read(inpaint: Waveform):
     """A browser may read neither of two files; the first one's run must not stand for the second."""
-    page, choose = inpaint.page, "name => { app.graph.nodes.find(n => n.type === 'LoadAudio').widgets[0].value = name }"
     executed = """([type, filename]) => {
       app.graph.nodes.find(n => n.type === type).onExecuted({ sa3_waveform: [{ filename, subfolder: '', type: 'input' }] })
     }"""
-    page.evaluate(choose, "broken.wav")
+    inpaint.choose("broken.wav")
     inpaint.until("!editor.clip && /cannot read/.test(editor.parts.message.textContent)")
-    page.evaluate(executed, [INPAINT, "recording.wav"])
+    inpaint.page.evaluate(executed, [INPAINT, "recording.wav"])
     inpaint.until("editor.clip")
-    page.evaluate(choose, "gone.wav")
+    inpaint.choose("gone.wav")
     inpaint.until("!editor.clip && /not there/.test(editor.parts.message.textContent)")
-    page.evaluate(choose, "broken.wav")
+    inpaint.choose("broken.wav")
     inpaint.until("editor.clip")
 
 
 def test_a_recording_that_cannot_be_read_is_said(inpaint: Waveform):
-    inpaint.page.evaluate("() => { app.graph.nodes.find(n => n.type === 'LoadAudio').widgets[0].value = 'broken.wav' }")
+    inpaint.choose("broken.wav")
     inpaint.until("!editor.clip && /cannot read/.test(editor.parts.message.textContent)")
-    inpaint.page.evaluate("() => { app.graph.nodes.find(n => n.type === 'LoadAudio').widgets[0].value = 'gone.wav' }")
+    inpaint.choose("gone.wav")
     inpaint.until("!editor.clip && /not there/.test(editor.parts.message.textContent)")
     assert inpaint.state == "0.5-1"
-    inpaint.page.evaluate("() => { app.graph.nodes.find(n => n.type === 'LoadAudio').widgets[0].value = 'recording.wav' }")
+    inpaint.choose("recording.wav")
     inpaint.until("editor.clip")
 
 

@@ -105,7 +105,6 @@ def scheduled(load_model, tmp_path):
 def test_no_step_waits_for_the_device(load_model, sent, name, family, cfg):
     model = load_model(family)
     plan, velocity = make_run(model, name, "meta", cfg)
-    sent.pinned.clear()
     out = sample(model, plan, velocity, "meta", sent)
     assert out.device.type == "meta" and set(sent.ways) == {"runs ahead"}
 

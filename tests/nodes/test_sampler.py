@@ -233,4 +233,5 @@ def test_no_step_waits_for_the_device(sa3, load, monkeypatch, cfg):
     monkeypatch.setattr(OnDevice, "reads", [])
     out, _ = sa3.sample(parts.model, positive, latent, seed=1, steps=steps, cfg=cfg, preview="off")
     assert counts == [[]] * steps
+    assert bool(out["samples"].as_subclass(OnDevice).isfinite().all()) and OnDevice.reads[-1] == "__bool__"  # the count works
     assert torch.equal(out["samples"].as_subclass(torch.Tensor), plain["samples"])

@@ -113,7 +113,9 @@ def test_without_a_reference_ours_alone(models: Path):
     assert again < first  # the second time the same prompt comes from the cache
 
 
-@pytest.mark.parametrize(("option", "words"), [("--reference", "not a checkout of Stability-AI"), ("--comfyui", "no ComfyUI")])
+@pytest.mark.parametrize(
+    ("option", "words"), [("--reference", "not a checkout of Stability-AI/stable-audio-3"), ("--comfyui", "no ComfyUI")]
+)
 def test_what_is_not_there_is_said_before_any_work(option: str, words: str, tmp_path: Path):
     code, text = run("run.py", *JOB, "--server", option, str(tmp_path))
     assert code == 2 and words in text and str(tmp_path) in text and "cores" not in text  # the first line of a run names the machine
