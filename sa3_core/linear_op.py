@@ -44,7 +44,7 @@ def _operator() -> Callable:
         product = _given.get().get(weight.data_ptr())
         if product is not None:
             return product(x)
-        return (operations.linear if operations.adds_bias(weight) else F.linear)(x, weight, bias)
+        return (operations.linear if operations.by_onednn(weight, bias) else F.linear)(x, weight, bias)
 
     library.impl(name, linear, "CPU")
     torch.library.register_fake(f"sa3::{name}", lambda x, weight, bias: x.new_empty(*x.shape[:-1], len(weight)), lib=library)
@@ -76,7 +76,7 @@ def with_operator(backend: str) -> Callable | str:
                     node.replace_all_uses_with(added)
                     added.args = (node, bias)
                 node.target, node.args = _operator(), (x, weight, None)
-            elif bias is not None and operations.adds_bias(example):
+            elif operations.by_onednn(example, bias):
                 node.target, node.args = _operator(), (x, weight, bias)
         module.recompile()
         return torch._dynamo.lookup_backend(backend)(module, inputs)

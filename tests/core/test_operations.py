@@ -10,7 +10,8 @@ from sa3_core import operations
 
 @pytest.fixture
 def products(monkeypatch) -> list:
-    """The weights that went to oneDNN."""
+    """The weights that went to oneDNN, on a processor for which MKL is fast."""
+    monkeypatch.setattr(operations, "mkl_is_slow", lambda: False)
     seen, plain = [], operations.linear
 
     def linear(x, weight, bias):
@@ -38,6 +39,38 @@ def test_a_product_with_a_bias_is_rounded_once(products, shape):
     exact = F.linear(x.double(), linear.weight.double(), linear.bias.double())
     assert out.shape == exact.shape and out.dtype == torch.bfloat16 and len(products) == 1
     assert torch.allclose(out.double(), exact, rtol=1.01 * 2**-8, atol=1e-5)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(2, 5, 48), (7, 48), (1, 1, 48), (0, 48), (48,)])
+def test_where_mkl_is_slow_float32_is_onednns(products, monkeypatch, shape, bias):
+    monkeypatch.setattr(operations, "mkl_is_slow", lambda: True)
+    linear, x = layer(torch.float32, bias), randn(*shape, seed=3)
+    with torch.no_grad():
+        out = linear(x)
+    exact = F.linear(x.double(), linear.weight.double(), linear.bias.double() if bias else None)
+    assert out.shape == exact.shape and out.dtype == torch.float32 and len(products) == 1
+    assert torch.allclose(out.double(), exact, rtol=1e-6, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("known", "slow"),
+    [
+        ({"cpu_name": "AMD Ryzen 9 7950X", "avx512_f": True}, True),
+        ({"cpu_name": "AMD EPYC 7763", "avx512_f": False}, False),
+        ({"cpu_name": "Intel Xeon Platinum 8481C", "avx512_f": True}, False),
+        ({"cpu_name": "Apple M4"}, False),
+        ({}, False),
+    ],
+)
+def test_mkl_is_slow_on_processors_of_amd_with_avx512(monkeypatch, known, slow):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known, raising=False)
+    assert operations.mkl_is_slow.__wrapped__() is slow
+
+
+def test_a_torch_that_tells_nothing_of_the_processor_keeps_its_own_product(monkeypatch):
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    assert operations.mkl_is_slow.__wrapped__() is False
 
 
 @needs_bfloat16

@@ -8,6 +8,7 @@ import torch
 from core_support import graphs, needs_mkl, rel_error
 from lora_support import write_lora
 
+from sa3_core import operations
 from sa3_core.compiled import Compiled
 from sa3_core.packed import Packed, PackedAndCompiled
 
@@ -38,8 +39,10 @@ def run(model, seconds=1.0, prompt="rain", **options):
 
 @needs_mkl
 @ways
+@pytest.mark.parametrize("onednn", [False, True], ids=["MKL", "oneDNN"])
 @pytest.mark.parametrize("cfg", [1.0, 3.0])
-def test_a_packed_run_is_the_same_up_to_rounding_and_the_same_bytes_each_time(model, cfg, make, state):
+def test_a_packed_run_is_the_same_up_to_rounding_and_the_same_bytes_each_time(model, monkeypatch, cfg, onednn, make, state):
+    monkeypatch.setattr(operations, "mkl_is_slow", lambda: onednn)
     lengths = 1.0, 2.0, 1.0
     plain = [run(model, seconds, cfg=cfg) for seconds in lengths]
     weights = model.compile(wait=True, compiled=make())

@@ -7,11 +7,12 @@ import torch
 from core_support import DATA, FAMILIES, RELEASES, VARIANTS, index, needs_mkl, recorded, rel_error, release_dict
 
 import sa3_core
-from sa3_core import attention, samplers, schedule, timeline
+from sa3_core import attention, operations, samplers, schedule, timeline
 from sa3_core.compiled import Compiled
 from sa3_core.packed import Packed, PackedAndCompiled
 
 MODULE, RUN, FUNCTION = 1e-5, 1e-4, 1e-6
+FOURIER = 1e-3  # the last bit of a frequency is the processor's: 1e-5 to 4e-4 by torch's code path; another order of the product 4e-3
 
 GUIDANCE = {
     "cfg4_apg0": {"apg": 0.0},
@@ -36,7 +37,7 @@ SAME = {  # case: (direction, input, arguments)
 }
 RUNS = [(variant, case, way) for variant in VARIANTS for case in index()[variant]["cases"] for way in ("plain", "packed")]
 RUNS += [(variant, case, way) for variant, case in (("small", "gen.t2a_batch.pingpong"), ("medium-base", "gen.t2a_batch.dpmpp")) for way in
-         ("traced", "packed and traced", "careful attention")]  # fmt: skip
+         ("traced", "packed and traced", "careful attention", "oneDNN", "oneDNN packed")]  # fmt: skip
 RUNS = [pytest.param(*run, id="-".join(run), marks=needs_mkl if "packed" in run[2] else ()) for run in RUNS]
 SCHEDULES = json.loads((DATA / "schedules.json").read_text())
 SAMPLERS = json.loads((DATA / "samplers.json").read_text())
@@ -50,10 +51,11 @@ def golden(variant):
 @pytest.fixture
 def way(model, monkeypatch, request):
     """One of the ways through the networks; all have to give what was recorded."""
+    monkeypatch.setattr(operations, "mkl_is_slow", lambda: "oneDNN" in request.param)
     if request.param == "careful attention":
         monkeypatch.setattr(attention, "CAREFUL", {"cpu"})
         monkeypatch.setattr(attention, "CAREFUL_QUERIES", 16)
-    elif request.param == "packed":
+    elif request.param in ("packed", "oneDNN packed"):
         model.compile(compiled=Packed())
     elif request.param == "traced":
         torch._dynamo.reset()
@@ -65,11 +67,13 @@ def way(model, monkeypatch, request):
     if model.compiled is not None:
         model.compiled.join()
         state, model.compiled = model.compiled.state, None
-        assert state == {"packed": "packed", "traced": "compiled", "packed and traced": "compiled; packed"}[request.param]
+        wanted = {"packed": "packed", "oneDNN packed": "packed", "traced": "compiled", "packed and traced": "compiled; packed"}
+        assert state == wanted[request.param]
 
 
-ways = pytest.mark.parametrize("way", ["plain", "careful attention", pytest.param("packed", marks=needs_mkl)], indirect=True)
-ways_of_attention = pytest.mark.parametrize("way", ["plain", "careful attention"], indirect=True)
+WITHOUT = ["plain", "careful attention", "oneDNN"]
+ways = pytest.mark.parametrize("way", [*WITHOUT, pytest.param("packed", marks=needs_mkl)], indirect=True)
+ways_without_accelerators = pytest.mark.parametrize("way", WITHOUT, indirect=True)
 
 
 @pytest.mark.parametrize("name", RELEASES)
@@ -89,8 +93,8 @@ def test_conditioning(model, golden, variant):
     assert rel_error(text.embeddings, golden["cond.prompt.embeds"]) < MODULE
     cond = model.condition(text, case["seconds"])
     assert rel_error(cond.cross_attn, golden["cond.cross_attn"]) < MODULE
-    assert rel_error(cond.global_cond, golden["cond.global"]) < MODULE
-    assert rel_error(cond.global_cond[:, None], golden["cond.seconds.embeds"]) < MODULE
+    assert rel_error(cond.global_cond, golden["cond.global"]) < FOURIER
+    assert rel_error(cond.global_cond[:, None], golden["cond.seconds.embeds"]) < FOURIER
 
 
 def forward(model, golden, **options):
@@ -122,7 +126,7 @@ def test_guided_velocity(model, way, golden, variant, case):
     assert rel_error(v * valid, golden[f"dit.v.{case}"] * valid) < MODULE
 
 
-@ways_of_attention
+@ways_without_accelerators
 @pytest.mark.parametrize("case", SAME)
 @pytest.mark.parametrize("variant", FAMILIES)
 def test_autoencoder(model, way, golden, variant, case):
