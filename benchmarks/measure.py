@@ -69,7 +69,8 @@ def hardware() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown processor")
     flags = next((line for line in lines if line.startswith("flags")), "")
-    units = [torch.backends.cpu.get_cpu_capability(), *(["AMX"] if "amx_tile" in flags else [])]
+    extra = {"avx512_bf16": "bf16", "amx_tile": "AMX"}
+    units = [torch.backends.cpu.get_cpu_capability(), *(name for flag, name in extra.items() if flag in flags)]
     size = psutil.virtual_memory().total / 2**30
     return f"{name}, {os.cpu_count()} cores ({' + '.join(units)}), {size:.0f} GB, load average {os.getloadavg()[0]:.1f} before"
 

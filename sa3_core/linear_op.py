@@ -15,7 +15,7 @@ from torch import Tensor
 
 from . import operations
 
-Product = Callable[[Tensor], Tensor]
+Product = Callable[[Tensor, Tensor | None], Tensor]  # of an input, with a bias
 _given: ContextVar[Mapping[int, Product]] = ContextVar("sa3_products", default=MappingProxyType({}))
 _libraries: list[torch.library.Library] = []  # an operator is known for as long as its library
 
@@ -43,7 +43,7 @@ def _operator() -> Callable:
     def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         product = _given.get().get(weight.data_ptr())
         if product is not None:
-            return product(x)
+            return product(x, bias)
         return (operations.linear if operations.by_onednn(weight, bias) else F.linear)(x, weight, bias)
 
     library.impl(name, linear, "CPU")
@@ -68,21 +68,16 @@ def with_operator(backend: str) -> Callable | str:
                 continue
             x, weight, bias = (*node.args, None)[:3]
             example = weight.meta["example_value"]
-            if _may_be_packed(example):
-                if bias is not None:
-                    with graph.inserting_after(node):
-                        added = graph.call_function(torch.add)
-                    added.meta = dict(node.meta)  # torch's cache on disk asks what it is
-                    node.replace_all_uses_with(added)
-                    added.args = (node, bias)
-                node.target, node.args = _operator(), (x, weight, None)
-            elif operations.by_onednn(example, bias):
-                node.target, node.args = _operator(), (x, weight, bias)
+            if not operations.maker(example):
+                continue
+            if bias is not None and example.dtype == torch.float32:
+                with graph.inserting_after(node):
+                    added = graph.call_function(torch.add)
+                added.meta = dict(node.meta)  # torch's cache on disk asks what it is
+                node.replace_all_uses_with(added)
+                added.args, bias = (node, bias), None
+            node.target, node.args = _operator(), (x, weight, bias)
         module.recompile()
         return torch._dynamo.lookup_backend(backend)(module, inputs)
 
     return compile_graph
-
-
-def _may_be_packed(weight: Tensor) -> bool:
-    return weight.device.type == "cpu" and weight.dtype == torch.float32 and hasattr(torch.ops.mkl, "_mkl_linear")

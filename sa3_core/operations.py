@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Conv1d
 
-__all__ = ["Conv1d", "Linear", "by_onednn", "linear"]
+__all__ = ["Conv1d", "Linear", "by_onednn", "linear", "maker", "packed", "packed_linear"]
 
 
 class Linear(nn.Linear):
@@ -17,17 +17,23 @@ class Linear(nn.Linear):
         return super().forward(input) if plain or not by_onednn(self.weight, self.bias) else linear(input, self.weight, self.bias)
 
 
+def maker(weight: Tensor) -> str:
+    """Who makes the fastest products with this weight on a CPU: "oneDNN", "MKL", or "", whom torch asks."""
+    if weight.device.type != "cpu":
+        return ""
+    if weight.dtype == torch.bfloat16 and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        return "oneDNN" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else ""
+    if weight.dtype == torch.float32 and hasattr(torch.ops.mkl, "_mkl_linear"):
+        return "oneDNN" if mkl_is_slow() else "MKL"
+    return ""
+
+
 def by_onednn(weight: Tensor, bias: Tensor | None) -> bool:
     """Whether `linear` is for this weight.
 
-    In bfloat16 torch asks oneDNN itself, but copies a bias into all rows and adds the product to that; oneDNN adds it inside. In float32
-    torch asks MKL.
+    In bfloat16 torch asks oneDNN itself, but copies a bias into all rows and adds the product to that; oneDNN adds it inside.
     """
-    if weight.device.type != "cpu" or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-        return False
-    if weight.dtype == torch.bfloat16:
-        return bias is not None and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return weight.dtype == torch.float32 and mkl_is_slow()
+    return maker(weight) == "oneDNN" and (bias is not None or weight.dtype == torch.float32)
 
 
 @functools.cache
@@ -35,6 +41,19 @@ def mkl_is_slow() -> bool:
     """Whether this is a processor of AMD with AVX-512, which MKL leaves to AVX2."""
     known = getattr(torch.cpu, "get_capabilities", dict)()
     return known.get("cpu_name", "").startswith("AMD") and known.get("avx512_f", False)
+
+
+def packed(weight: Tensor, rows: int) -> Tensor:
+    """The weight in the order in which its maker reads it, for products with that many rows."""
+    pack = torch.ops.mkldnn._reorder_linear_weight if maker(weight) == "oneDNN" else torch.ops.mkl._mkl_reorder_linear_weight
+    return pack(weight.detach(), rows)
+
+
+def packed_linear(x: Tensor, packed: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`linear` with a weight that is packed for as many rows as x has."""
+    if maker(weight) == "oneDNN":
+        return linear(x, packed, bias)
+    return torch.ops.mkl._mkl_linear(x, packed, weight, bias, x.shape[:-1].numel())
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -1,7 +1,7 @@
 """The layers' products on a CPU with weights that were put once into the order in which the processor reads them.
 
-MKL, or oneDNN where that is the faster one, orders a weight anew for every product. With the 452 tokens of 30 s that is up to a tenth of a
-step in float32; kept, it costs the layers' weights a second time. Packed weights fit one number of rows, so batches go item by item.
+MKL and oneDNN order a weight anew for every product. With the 452 tokens of 30 s that is a tenth of a step and more; kept, it costs the
+layers' weights a second time. Packed weights fit one number of rows, so batches go item by item.
 
 Compiled layers take them too (`linear_op`).
 """
@@ -22,6 +22,10 @@ from .layers import forwards
 
 BEFORE = ("to_kv", "to_local_embed")  # not part of a step
 SAMPLES = 256  # values of a weight by which a change in place is noticed
+LACKING = {  # number format -> why nobody packs weights in it
+    torch.float32: "this build of torch has no MKL",
+    torch.bfloat16: "this processor has no instructions for bfloat16",
+}
 
 
 class _Weight:
@@ -29,9 +33,7 @@ class _Weight:
 
     def __init__(self, weight: Tensor, rows: int):
         self.rows, self._source, self._values = rows, weakref.ref(weight), self._some(weight)
-        self._onednn = operations.by_onednn(weight, None)
-        pack = torch.ops.mkldnn._reorder_linear_weight if self._onednn else torch.ops.mkl._mkl_reorder_linear_weight
-        self._packed = pack(weight.detach(), rows)
+        self.packed = operations.packed(weight, rows)
 
     @staticmethod
     def _some(weight: Tensor) -> Tensor:
@@ -43,11 +45,6 @@ class _Weight:
 
     def holds(self, weight: Tensor) -> bool:
         return self._source() is weight and torch.equal(self._values, self._some(weight))
-
-    def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if self._onednn:
-            return operations.linear(x, self._packed, bias)
-        return torch.ops.mkl._mkl_linear(x, self._packed, weight, bias, self.rows)
 
 
 class Packed(Accelerator):
@@ -74,11 +71,11 @@ class Packed(Accelerator):
             return
 
         def forward(layer: Layer, *args) -> Tensor:
-            with forwards([(linear, functools.partial(self._product, linear, linear.bias)) for linear in layers[layer]]):
+            with forwards([(linear, functools.partial(self._product, linear, bias=linear.bias)) for linear in layers[layer]]):
                 return Layer.forward(layer, *args)
 
         linears = [linear for some in layers.values() for linear in some]
-        with linear_op.products({linear.weight.data_ptr(): functools.partial(self._product, linear, None) for linear in linears}):
+        with linear_op.products({linear.weight.data_ptr(): functools.partial(self._product, linear) for linear in linears}):
             yield forward, 1
 
     def _prepare(self, dit: DiT) -> tuple[dict[Layer, list[nn.Linear]], str]:
@@ -97,23 +94,23 @@ class Packed(Accelerator):
 
     def _obstacle(self, linears: list[nn.Linear]) -> str:
         weight = linears[0].weight
-        if weight.device.type != "cpu" or weight.dtype != torch.float32:
+        if weight.device.type != "cpu" or weight.dtype not in LACKING:
             dtype = str(weight.dtype).removeprefix("torch.")
-            return f"they are for float32 on a CPU, and this model computes in {dtype} on {weight.device}"
-        if not hasattr(torch.ops.mkl, "_mkl_linear"):
-            return "this build of torch has no MKL"
+            return f"they are for float32 and bfloat16 on a CPU, and this model computes in {dtype} on {weight.device}"
+        if not operations.maker(weight):
+            return LACKING[weight.dtype]
         if not self._weights and self._free is not None:
             needed, free = sum(linear.weight.nbytes for linear in linears), self._free()
             if needed > free:
                 return f"they need {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free"
         return ""
 
-    def _product(self, linear: nn.Linear, bias: Tensor | None, x: Tensor) -> Tensor:
+    def _product(self, linear: nn.Linear, x: Tensor, bias: Tensor | None) -> Tensor:
         self._outcomes[self.done] = None
         rows, kept = x.shape[:-1].numel(), self._weights.get(linear)
         if kept is None or not kept.is_of(linear.weight, rows):
             kept = self._weights[linear] = _Weight(linear.weight, rows)
-        return kept.product(x, linear.weight, bias)
+        return operations.packed_linear(x, kept.packed, linear.weight, bias)
 
 
 class PackedAndCompiled(Accelerator):

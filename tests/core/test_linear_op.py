@@ -43,7 +43,7 @@ def test_a_product_is_given_for_the_time_of_a_run_and_for_its_weight_alone(bias)
 
     fast = compiled(function)
     assert rel_error(fast(X, WEIGHT), function(X, WEIGHT)) < 1e-6
-    with linear_op.products({WEIGHT.data_ptr(): lambda x: F.linear(x, 2 * WEIGHT)}):
+    with linear_op.products({WEIGHT.data_ptr(): lambda x, bias: F.linear(x, 2 * WEIGHT, bias)}):
         assert rel_error(fast(X, WEIGHT), function(X, 2 * WEIGHT)) < 1e-6
         assert rel_error(fast(X, OTHER), function(X, OTHER)) < 1e-6
     assert rel_error(fast(X, WEIGHT), function(X, WEIGHT)) < 1e-6
@@ -54,7 +54,15 @@ def test_in_bfloat16_a_bias_is_part_of_the_product_and_rounded_once():
     x, weight, bias = X.bfloat16(), WEIGHT.bfloat16(), 100 * BIAS.bfloat16()
     exact = F.linear(x.double(), weight.double(), bias.double())
     assert torch.equal(compiled(F.linear)(x, weight, bias), exact.bfloat16())
-    assert F.linear in targets(lambda x, weight: F.linear(x, weight), x, weight)  # without a bias there is nothing to gain
+    assert F.linear not in targets(lambda x, weight: F.linear(x, weight), x, weight)  # it may be packed
+
+
+@needs_bfloat16
+def test_a_given_product_in_bfloat16_has_its_bias_inside():
+    x, weight, bias = X.bfloat16(), WEIGHT.bfloat16(), BIAS.bfloat16()
+    given = {weight.data_ptr(): lambda x, bias: F.linear(x, 2 * weight, bias)}
+    with linear_op.products(given):
+        assert torch.equal(compiled(F.linear)(x, weight, bias), F.linear(x, 2 * weight, bias))
 
 
 def test_other_formats_stay_the_compilers():

@@ -5,9 +5,10 @@ import weakref
 
 import pytest
 import torch
-from core_support import graphs, needs_mkl, rel_error
+from core_support import graphs, lay_out, needs_bfloat16, needs_mkl, rel_error
 from lora_support import write_lora
 
+import sa3_core
 from sa3_core import operations
 from sa3_core.compiled import Compiled
 from sa3_core.packed import Packed, PackedAndCompiled
@@ -114,6 +115,7 @@ def test_the_second_copy_goes_with_the_object_that_keeps_it(model):
 
 
 def test_what_stands_in_the_way_is_told_and_the_run_is_the_plain_one(model, monkeypatch, tmp_path):
+    monkeypatch.setattr(operations, "mkl_is_slow", lambda: False)
     plain = run(model)
 
     def told(*words, **options):
@@ -132,12 +134,34 @@ def test_what_stands_in_the_way_is_told_and_the_run_is_the_plain_one(model, monk
     told("comes and goes")
 
 
-def test_16_bits_are_not_packed_and_it_is_told(load_model):
-    model = load_model("small-base")
-    packed = Packed()
-    assert all(len(packed._linears(layer)) == 6 for layer in model.dit.transformer.layers)
-    half = [torch.nn.Linear(2, 2, dtype=torch.bfloat16)]
-    assert "bfloat16" in packed._obstacle(half) and "cpu" in packed._obstacle(half)
+@pytest.mark.parametrize(
+    ("weight", "words"),
+    [
+        (torch.zeros(2, 2, dtype=torch.float16), ("float16", "cpu")),
+        (torch.zeros(2, 2, device="meta"), ("float32", "meta")),
+        (torch.zeros(2, 2, dtype=torch.bfloat16), ("no instructions for bfloat16",)),
+    ],
+)
+def test_what_nobody_packs_is_named(monkeypatch, weight, words):
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False, raising=False)
+    linear = torch.nn.Linear(2, 2, device="meta")
+    linear.weight = torch.nn.Parameter(weight)
+    assert all(word in Packed()._obstacle([linear]) for word in words)
+
+
+def test_a_layer_packs_the_weights_of_a_step(load_model):
+    assert all(len(Packed()._linears(layer)) == 6 for layer in load_model("small-base").dit.transformer.layers)
+
+
+@needs_bfloat16
+@ways
+def test_bfloat16_is_packed_too(tmp_path, make, state):
+    model = sa3_core.load(lay_out(tmp_path / "small-base", "small-base"), dtype=torch.bfloat16)
+    plain = run(model)
+    weights = model.compile(wait=True, compiled=make())
+    packed = run(model)
+    again, model.compiled = run(model), None
+    assert rel_error(packed, plain) < 2e-2 and torch.equal(packed, again) and weights.state == state
 
 
 @needs_mkl

@@ -5,6 +5,7 @@ import torch
 from core_support import FAMILIES, randn, rel_error
 from node_support import same_weights, weights
 
+ROUNDING = 1e-5  # what is cast in goes through torch's own product, what is loaded through the fastest one
 PATCHED = "diffusion_model.model.model.transformer.layers.0.self_attn.to_qkv.weight"
 
 
@@ -53,7 +54,7 @@ def test_a_partial_load_computes_the_same(sa3, comfy, resident, request, variant
     loaded, cast = shares(parts.model.model)
     assert parts.model.model.model_lowvram and loaded and cast
     assert 0 < parts.model.loaded_size() < parts.model.model_size()
-    assert rel_error(found, wanted) < 1e-6
+    assert rel_error(found, wanted) < ROUNDING
     comfy.management.unload_all_models()
     assert shares(parts.model.model) == (0, 0) and same_weights(parts.model.model, before)
 
@@ -64,8 +65,8 @@ def test_text_encoder_and_autoencoder_too(sa3, comfy, resident, request, variant
     latent = {"samples": latents, "type": "audio", "sa3_seconds": [1.5]}
     text, (audio,) = sa3.prompt(parts.clip, "rain")[0][0], sa3.decode(latent, parts.vae)
     request.getfixturevalue("half_of_the_weights")
-    assert rel_error(sa3.prompt(parts.clip, "rain")[0][0], text) < 1e-6
-    assert rel_error(sa3.decode(latent, parts.vae)[0]["waveform"], audio["waveform"]) < 1e-6
+    assert rel_error(sa3.prompt(parts.clip, "rain")[0][0], text) < ROUNDING
+    assert rel_error(sa3.decode(latent, parts.vae)[0]["waveform"], audio["waveform"]) < ROUNDING
     assert shares(parts.vae.first_stage_model)[1]
 
 
@@ -73,7 +74,7 @@ def test_memory_taken_back_during_a_session(sa3, comfy, resident):
     parts, wanted = resident("medium")
     parts.model.partially_unload(parts.model.offload_device, parts.model.model_size() // 2)
     assert shares(parts.model.model)[1]
-    assert rel_error(run(sa3, parts), wanted) < 1e-6
+    assert rel_error(run(sa3, parts), wanted) < ROUNDING
 
 
 @pytest.mark.parametrize("partly", [False, True], ids=["whole", "partly"])
@@ -92,7 +93,7 @@ def test_a_patched_clone_and_its_origin(sa3, comfy, resident, request, partly):
         request.getfixturevalue("half_of_the_weights")
     patched = run(sa3, parts, clone)
     assert rel_error(patched, by_hand) < 1e-5 and rel_error(patched, wanted) > 1e-3
-    assert rel_error(run(sa3, parts), wanted) < 1e-6
+    assert rel_error(run(sa3, parts), wanted) < ROUNDING
     comfy.management.unload_all_models()
     assert same_weights(parts.model.model, before)
 
@@ -103,7 +104,7 @@ def test_a_patch_of_the_conditioner_reaches_the_run(sa3, resident):
     clone = parts.model.clone()
     assert clone.add_patches({key: ("diff", (randn(*parts.model.model.state_dict()[key].shape),))}, 0.1) == [key]
     assert rel_error(run(sa3, parts, clone), wanted) > 1e-3
-    assert rel_error(run(sa3, parts), wanted) < 1e-6
+    assert rel_error(run(sa3, parts), wanted) < ROUNDING
 
 
 def test_detaching_leaves_the_weights_bit_for_bit(sa3, resident):
