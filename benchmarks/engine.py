@@ -222,7 +222,8 @@ class Engine:
     def _answer(self) -> dict:
         line = self._process.stdout.readline()
         if not line:
-            sys.exit(f"The process of '{self.kind}' in {self.dtype} ended with {self._process.wait()}; its own words are above.")
+            words = "its own words are above. Each column holds a model: where memory was short (-9), ask for fewer."
+            sys.exit(f"The process of '{self.kind}' in {self.dtype} ended with {self._process.wait()}; {words}")
         return json.loads(line)
 
 
