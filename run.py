@@ -20,6 +20,7 @@ ROOT = Path(os.path.abspath(__file__)).parent  # not resolved: the pack may be a
 sys.path.insert(0, str(ROOT))  # the interpreter of a portable ComfyUI does not look beside the script
 
 OLDEST_PYTHON = (3, 10)
+ALL_TESTS = ["tests", "-n", "2", "--dist", "loadfile"]  # two processes, whole files each: a server or a browser is started once a file
 DEFAULT_WORKFLOW = ROOT / "workflows" / "api" / "text_to_audio.json"
 
 
@@ -95,7 +96,7 @@ def become(command: list[str], environ: dict[str, str]) -> int:
 def run_tests(python: Path, arguments: list[str], environ: dict[str, str]) -> int:
     """The linter, then the tests; 0 only when both pass and there were tests."""
     lint = subprocess.call([str(python), "-m", "ruff", "check", "."], cwd=ROOT, env=environ, stdout=sys.stderr)
-    tests = subprocess.call([str(python), "-m", "pytest", *(arguments or ["tests"])], cwd=ROOT, env=environ)
+    tests = subprocess.call([str(python), "-m", "pytest", *(arguments or ALL_TESTS)], cwd=ROOT, env=environ)
     return lint or tests
 
 

@@ -122,12 +122,12 @@ class Editor:
         """The open workflow in API form, as the queue button would send it."""
         return self.page.evaluate("async () => (await window.app.graphToPrompt()).output")
 
-    def run(self, timeout: float = 120.0) -> str:
+    def run(self, timeout: float = 300.0) -> str:
         """`queue`, then the address of audio that the run made, once the page plays it."""
         made = [file["filename"] for output in self.queue(timeout)["outputs"].values() for file in output.get("audio", [])]
         return self.page.wait_for_function(SHOWN, arg=[quote(name) for name in made], timeout=timeout * 1000).json_value()
 
-    def queue(self, timeout: float = 120.0) -> dict[str, Any]:
+    def queue(self, timeout: float = 300.0) -> dict[str, Any]:
         """Presses the queue button, waits for the end of that run, and returns ComfyUI's record of it.
 
         Raises RuntimeError with ComfyUI's message when the run failed, TimeoutError when it does not end.

@@ -66,6 +66,6 @@ def test_the_help_page_shows_with_its_picture(editor: Editor):
     editor.page.mouse.click(*title_bar)
     editor.page.locator("[data-testid=info-button]").first.click()
     picture = editor.page.locator(f"img[src*='{NODE}.png']").first
-    picture.wait_for(timeout=20_000)
+    picture.wait_for(timeout=60_000)
     editor.page.wait_for_function("name => [...document.images].some(i => i.src.includes(name) && i.naturalWidth > 0)", arg=f"{NODE}.png")
     assert "Common errors" in editor.page.content()

@@ -70,7 +70,7 @@ def test_listen_tick_and_save(comfy: Server, editor: Editor):
     page, before = editor.page, len(kept_files(comfy))
     editor.load(workflow(), "choice")
     queue(editor)
-    page.wait_for_function(LOADED, timeout=20_000)
+    page.wait_for_function(LOADED, timeout=60_000)
     durations = page.evaluate("() => [...document.querySelectorAll('.sa3-batch audio')].map(audio => audio.duration)")
     assert durations == [1.5] * 8  # four items and the original of each
     assert page.evaluate("() => [...document.querySelectorAll('.sa3-batch img')].every(one => one.naturalWidth === 640)")
@@ -122,7 +122,7 @@ def test_a_reload_brings_the_choice_and_the_items_back(editor: Editor):
     page.wait_for_function("!!(window.app?.graph && window.LiteGraph?.registered_node_types?.SA3_PreviewBatch)", timeout=60_000)
     editor.load(saved, "again")
     assert page.evaluate(KEEP) == "1, 3-4"
-    page.wait_for_function(LOADED, timeout=20_000)
+    page.wait_for_function(LOADED, timeout=60_000)
     boxes = page.locator(".sa3-batch-keep input")
     assert [boxes.nth(i).is_checked() for i in range(4)] == [True, False, True, True]
     assert editor.errors == []
@@ -150,7 +150,7 @@ def types(editor: Editor) -> str:
 
 
 def wait_for_types(editor: Editor, wanted: str) -> None:
-    editor.page.wait_for_function(f"wanted => ({TYPES})() === wanted", arg=wanted, timeout=20_000)
+    editor.page.wait_for_function(f"wanted => ({TYPES})() === wanted", arg=wanted, timeout=60_000)
 
 
 SMALL = {"nodes": [{"id": 1, "type": "SA3_EmptyLatent", "pos": [0, 0], "size": [280, 140], "widgets_values": [3.0, 1, 6.0, ""]}],
@@ -206,7 +206,7 @@ def test_a_wav_without_a_graph_is_left_to_comfyui(editor: Editor, content: bytes
     editor.load(SMALL, "small")
     drop(editor, "plain.wav", content)
     toast = "[...document.querySelectorAll('.p-toast-message')].map(one => one.innerText).join()"
-    editor.page.wait_for_function(f"() => ({TYPES})().includes('LoadAudio') || {toast}.includes('plain.wav')", timeout=20_000)
+    editor.page.wait_for_function(f"() => ({TYPES})().includes('LoadAudio') || {toast}.includes('plain.wav')", timeout=60_000)
     if ours:
         editor.page.wait_for_function(f"() => {toast}.includes('damaged')")
     assert "SA3_EmptyLatent" in types(editor) and editor.errors == []
