@@ -20,7 +20,7 @@ ROOT = Path(os.path.abspath(__file__)).parent  # not resolved: the pack may be a
 sys.path.insert(0, str(ROOT))  # the interpreter of a portable ComfyUI does not look beside the script
 
 OLDEST_PYTHON = (3, 10)
-ALL_TESTS = ["tests", "-n", "2", "--dist", "loadfile"]  # two processes, whole files each: a server or a browser is started once a file
+ALL_TESTS = ["tests", "-n", "2", "--dist", "loadfile"]  # two processes, whole files each: what a file's tests share is made once
 DEFAULT_WORKFLOW = ROOT / "workflows" / "api" / "text_to_audio.json"
 
 

@@ -69,6 +69,7 @@ class Ours:
     """A release through sa3_core, in one of the ways of `OURS`."""
 
     def __init__(self, folder: Path, dtype: torch.dtype, kind: str):
+        self.kind, self.dtype = kind, dtype
         self.model = sa3_core.load(folder, dtype=dtype)
         OURS[kind](self.model)
         self.text_dtype = self.model.text_encoder.model.dtype
@@ -93,6 +94,8 @@ class Ours:
         del self.model.decode
         stages["decode"] = [sum(stages["decode"])]
         keep["audio"] = done.audio[0]
+        if self.model.compiled is not None and self.model.compiled.obstacle:
+            print(f"'{self.kind}' in {self.dtype} is not what its name says: {self.model.compiled.obstacle}", file=sys.stderr)
 
 
 class Products:

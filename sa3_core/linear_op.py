@@ -53,10 +53,10 @@ def _operator() -> Callable:
 
 @functools.cache  # torch shares graphs between functions whose backends are equal
 def with_operator(backend: str) -> Callable | str:
-    """A backend of torch's compiler that takes F.linear for the operator where a CPU has something better for it.
+    """A backend of torch's compiler that takes F.linear for the operator where a CPU has something better for it, or for its packed weight.
 
-    A bias costs torch's product two passes: its copy, and a product that adds to it. In float32 it becomes an addition, which the
-    compiler makes part of the next pass; in bfloat16, where that would round twice, oneDNN adds it inside.
+    A bias costs torch's product two passes: its copy, and a product that adds to it. MKL's becomes an addition, which the compiler makes
+    part of the next pass; oneDNN adds it inside.
     """
     if not hasattr(torch.library, "register_fake"):
         return backend  # before torch 2.4
@@ -68,9 +68,10 @@ def with_operator(backend: str) -> Callable | str:
                 continue
             x, weight, bias = (*node.args, None)[:3]
             example = weight.meta["example_value"]
-            if not operations.maker(example):
+            maker = operations.maker(example)
+            if not maker:
                 continue
-            if bias is not None and example.dtype == torch.float32:
+            if bias is not None and maker == "MKL":
                 with graph.inserting_after(node):
                     added = graph.call_function(torch.add)
                 added.meta = dict(node.meta)  # torch's cache on disk asks what it is

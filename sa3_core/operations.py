@@ -1,6 +1,9 @@
 """The layers that the networks are built of, where a host names no others: torch's own, or on a CPU oneDNN's product where it is faster."""
 
 import functools
+import platform
+from contextlib import suppress
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +21,7 @@ class Linear(nn.Linear):
 
 
 def maker(weight: Tensor) -> str:
-    """Who makes the fastest products with this weight on a CPU: "oneDNN", "MKL", or "", whom torch asks."""
+    """Who makes the fastest products with this weight on a CPU: "oneDNN", "MKL", or "": left to torch."""
     if weight.device.type != "cpu":
         return ""
     if weight.dtype == torch.bfloat16 and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
@@ -39,8 +42,14 @@ def by_onednn(weight: Tensor, bias: Tensor | None) -> bool:
 @functools.cache
 def mkl_is_slow() -> bool:
     """Whether this is a processor of AMD with AVX-512, which MKL leaves to AVX2."""
-    known = getattr(torch.cpu, "get_capabilities", dict)()
-    return known.get("cpu_name", "").startswith("AMD") and known.get("avx512_f", False)
+    return torch.backends.cpu.get_cpu_capability() == "AVX512" and "AuthenticAMD" in _processor()
+
+
+def _processor() -> str:
+    """What the system tells of it, the vendor's name in it."""
+    with suppress(OSError):
+        return Path("/proc/cpuinfo").read_text()
+    return platform.processor()
 
 
 def packed(weight: Tensor, rows: int) -> Tensor:
@@ -49,11 +58,11 @@ def packed(weight: Tensor, rows: int) -> Tensor:
     return pack(weight.detach(), rows)
 
 
-def packed_linear(x: Tensor, packed: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """`linear` with a weight that is packed for as many rows as x has."""
+def packed_linear(x: Tensor, ordered: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`linear` with what `packed` made of the weight for as many rows as x has."""
     if maker(weight) == "oneDNN":
-        return linear(x, packed, bias)
-    return torch.ops.mkl._mkl_linear(x, packed, weight, bias, x.shape[:-1].numel())
+        return linear(x, ordered, bias)
+    return torch.ops.mkl._mkl_linear(x, ordered, weight, bias, x.shape[:-1].numel())
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

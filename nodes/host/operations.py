@@ -7,4 +7,4 @@ from ...sa3_core import operations
 
 class Operations(comfy.ops.disable_weight_init):
     class Linear(comfy.ops.disable_weight_init.Linear, operations.Linear):
-        pass
+        """Weights that are cast at each use take ComfyUI's way, which is torch's product."""

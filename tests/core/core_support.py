@@ -19,7 +19,7 @@ FAMILIES = ["small", "medium"]  # SAME-S in chunks with a plain transformer; SAM
 RELEASES = ["small-music", "small-sfx", "medium", "small-music-base", "small-sfx-base", "medium-base", "SAME-S", "SAME-L"]
 TEXT_ENCODER = "t5gemma-b-b-ul2"
 needs_bfloat16 = pytest.mark.skipif(
-    not operations.by_onednn(bfloat16 := torch.zeros(1, dtype=torch.bfloat16), bfloat16), reason="this processor has no bfloat16 for oneDNN"
+    operations.maker(torch.zeros(1, dtype=torch.bfloat16)) != "oneDNN", reason="this processor has no bfloat16 for oneDNN"
 )
 needs_mkl = pytest.mark.skipif(not hasattr(torch.ops.mkl, "_mkl_linear"), reason="this build of torch has no MKL")
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from core_support import needs_bfloat16, randn, rel_error
+from core_support import needs_bfloat16, needs_mkl, randn, rel_error
 
 from sa3_core import operations
 
@@ -41,6 +41,7 @@ def test_a_product_with_a_bias_is_rounded_once(products, shape):
     assert torch.allclose(out.double(), exact, rtol=1.01 * 2**-8, atol=1e-5)
 
 
+@needs_mkl
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", [(2, 5, 48), (7, 48), (1, 1, 48), (0, 48), (48,)])
 def test_where_mkl_is_slow_float32_is_onednns(products, monkeypatch, shape, bias):
@@ -53,24 +54,31 @@ def test_where_mkl_is_slow_float32_is_onednns(products, monkeypatch, shape, bias
     assert torch.allclose(out.double(), exact, rtol=1e-6, atol=1e-5)
 
 
+AMD, INTEL = "vendor_id\t: AuthenticAMD\nmodel name\t: AMD Ryzen 9 7950X", "vendor_id\t: GenuineIntel\nmodel name\t: Intel(R) Xeon(R)"
+
+
 @pytest.mark.parametrize(
-    ("known", "slow"),
+    ("processor", "instructions", "slow"),
     [
-        ({"cpu_name": "AMD Ryzen 9 7950X", "avx512_f": True}, True),
-        ({"cpu_name": "AMD EPYC 7763", "avx512_f": False}, False),
-        ({"cpu_name": "Intel Xeon Platinum 8481C", "avx512_f": True}, False),
-        ({"cpu_name": "Apple M4"}, False),
-        ({}, False),
+        (AMD, "AVX512", True),
+        (AMD, "AVX2", False),
+        (INTEL, "AVX512", False),
+        ("AMD64 Family 25 Model 97 Stepping 2, AuthenticAMD", "AVX512", True),  # as Windows tells it
+        ("", "DEFAULT", False),
     ],
 )
-def test_mkl_is_slow_on_processors_of_amd_with_avx512(monkeypatch, known, slow):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known, raising=False)
+def test_mkl_is_slow_on_processors_of_amd_with_avx512(monkeypatch, processor, instructions, slow):
+    monkeypatch.setattr(operations, "_processor", lambda: processor)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: instructions)
     assert operations.mkl_is_slow.__wrapped__() is slow
 
 
-def test_a_torch_that_tells_nothing_of_the_processor_keeps_its_own_product(monkeypatch):
-    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
-    assert operations.mkl_is_slow.__wrapped__() is False
+def test_the_system_tells_the_processor(monkeypatch):
+    monkeypatch.setattr(operations.Path, "read_text", lambda path: AMD)
+    assert "AuthenticAMD" in operations._processor()
+    monkeypatch.setattr(operations.Path, "read_text", lambda path: (_ for _ in ()).throw(FileNotFoundError))
+    monkeypatch.setattr(operations.platform, "processor", lambda: "AuthenticAMD, by another way")
+    assert "another way" in operations._processor()
 
 
 @needs_bfloat16

@@ -137,9 +137,9 @@ def test_what_stands_in_the_way_is_told_and_the_run_is_the_plain_one(model, monk
 @pytest.mark.parametrize(
     ("weight", "words"),
     [
-        (torch.zeros(2, 2, dtype=torch.float16), ("float16", "cpu")),
-        (torch.zeros(2, 2, device="meta"), ("float32", "meta")),
-        (torch.zeros(2, 2, dtype=torch.bfloat16), ("no instructions for bfloat16",)),
+        (torch.zeros(2, 2, dtype=torch.float16), ("computes in float16 on cpu",)),
+        (torch.zeros(2, 2, device="meta"), ("computes in float32 on meta",)),
+        (torch.zeros(2, 2, dtype=torch.bfloat16), ("does not compute in bfloat16",)),
     ],
 )
 def test_what_nobody_packs_is_named(monkeypatch, weight, words):

@@ -9,11 +9,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[2]
 sys.path.extend(str(path) for path in (ROOT, ROOT / "tests" / "core") if str(path) not in sys.path)
 
-from core_support import lay_out  # noqa: E402
+from core_support import lay_out, needs_mkl  # noqa: E402
+
+from benchmarks import products  # noqa: E402
+from sa3_core import operations  # noqa: E402
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="anonymous memory is read from /proc")
 LOADING = """
@@ -105,9 +109,9 @@ def test_one_run_compares_everything(comfyui_tree: Path, models: Path, checkout:
 
 def test_without_a_reference_ours_alone(models: Path):
     both = shutil.which("g++") is not None  # what torch.compile needs
-    code, text = run("run.py", "--models", str(models), *JOB, *["--both"] * both)
+    code, text = run("run.py", "--models", str(models), *JOB, "--dtype", "bf16", *["--both"] * both)
     found = rows(text)
-    assert code == 0 and found["stage"] == ["ours fp32", *["packed and compiled fp32"] * both], text
+    assert code == 0 and found["stage"] == ["ours bf16", *["packed and compiled bf16"] * both], text
     assert not any(name.startswith("reference") for name in found)
     again, first = (float(found[stage][0].split()[0]) for stage in ("text again", "text encode"))
     assert again < first  # the second time the same prompt comes from the cache
@@ -131,3 +135,13 @@ def test_precision_knows_which_format_is_the_coarser():
         assert 0 < fine < coarse < 0.1
     fine, coarse = (float(one.split()[0]) for one in found["SAME: decode of the same latents"])
     assert fine > coarse > 20
+
+
+@needs_mkl
+def test_products_name_the_maker(monkeypatch, capsys):
+    monkeypatch.setattr(products, "SIZES", {"a small one": (4, 8, 16)})
+    products.main(["--threads", str(torch.get_num_threads()), "--repeat", "1"])
+    text = capsys.readouterr().out
+    chosen = operations.maker(torch.zeros(1))
+    assert f"chosen on this processor: {chosen}" in text and "MKL, packed" in text
+    assert all(float(one) >= 0 for one in rows(text)["a small one"])
