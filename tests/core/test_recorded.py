@@ -51,13 +51,14 @@ def golden(variant):
 @pytest.fixture
 def way(model, monkeypatch, request):
     """One of the ways through the networks; all have to give what was recorded."""
-    onednn, product, calls = "oneDNN" in request.param, operations.linear, []
+    onednn, accelerated = "oneDNN" in request.param, request.param.removeprefix("oneDNN ")
+    product, calls = operations.linear, []
     monkeypatch.setattr(operations, "mkl_is_slow", lambda: onednn)
     monkeypatch.setattr(operations, "linear", lambda *args: calls.append(args) or product(*args))
     if request.param == "careful attention":
         monkeypatch.setattr(attention, "CAREFUL", {"cpu"})
         monkeypatch.setattr(attention, "CAREFUL_QUERIES", 16)
-    elif request.param in ("packed", "oneDNN packed"):
+    elif accelerated == "packed":
         model.compile(compiled=Packed())
     elif request.param == "traced":
         torch._dynamo.reset()
@@ -70,8 +71,7 @@ def way(model, monkeypatch, request):
     if model.compiled is not None:
         model.compiled.join()
         state, model.compiled = model.compiled.state, None
-        wanted = {"packed": "packed", "oneDNN packed": "packed", "traced": "compiled", "packed and traced": "compiled; packed"}
-        assert state == wanted[request.param]
+        assert state == {"packed": "packed", "traced": "compiled", "packed and traced": "compiled; packed"}[accelerated]
 
 
 WITHOUT = ["plain", "careful attention", pytest.param("oneDNN", marks=needs_mkl)]
