@@ -25,7 +25,7 @@ sys.path.append(str(ROOT))
 import sa3_core  # noqa: E402
 from benchmarks.measure import DTYPES, Peak, timed  # noqa: E402
 from benchmarks.reference import Reference  # noqa: E402
-from sa3_core import compiled, packed, timeline  # noqa: E402
+from sa3_core import compiled, dit, packed, timeline  # noqa: E402
 from sa3_core import config as configs  # noqa: E402
 
 PROMPT = "Warm analogue pads over a slow four to the floor beat, 100 BPM"
@@ -112,11 +112,12 @@ class Products:
 
     @torch.inference_mode()
     def run(self, seed: int, seconds: float, steps: int, batch: int, clock: Clock, stages: dict, keep: dict) -> None:
-        frames = max(timeline.lengths(self.config, [seconds]).valid)
+        memory = self.config.dit.memory_tokens
+        rows = dit.whole_rows(memory + max(timeline.lengths(self.config, [seconds]).valid))
         items = batch if self.config.default_cfg == 1 else 2 * batch
         inputs = {}
         for name, weight in self.weights.items():
-            tokens = frames if "project_" in name else frames + self.config.dit.memory_tokens
+            tokens = rows - memory if "project_" in name else rows
             shape = (items, weight.shape[1]) if any(part in name for part in ONE_ROW) else (items, tokens, weight.shape[1])
             inputs[name] = shape
         made = {shape: torch.randn(shape).to(self.dtype) for shape in set(inputs.values())}

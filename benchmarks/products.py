@@ -2,7 +2,7 @@
 
     python benchmarks/products.py [--threads 2] [--repeat 12]
 
-torch asks MKL in float32 and oneDNN in bfloat16. The sizes are those of a layer: small's transformer with the 452 tokens of 30 s, SAME-S's
+torch asks MKL in float32 and oneDNN in bfloat16. The sizes are those of a layer: small's transformer with the 456 rows of 30 s, SAME-S's
 blocks with a group of rows; all with a bias. Eight weights of each size take turns, which is warmer than a model, where a step reads every
 weight once: there packed ones gain more. Linux only.
 """
@@ -26,12 +26,12 @@ from benchmarks.measure import DTYPES, hardware, table, timed  # noqa: E402
 from sa3_core import operations  # noqa: E402
 
 SIZES = {  # what, rows, inputs, outputs
-    "transformer, queries, keys and values": (452, 1024, 3072),
-    "transformer, out of attention": (452, 1024, 1024),
-    "transformer, value and gate": (452, 1024, 8192),
-    "transformer, out of the feed-forward": (452, 4096, 1024),
-    "SAME-S, queries, keys and values": (544, 768, 3840),
-    "SAME-S, value and gate": (544, 768, 4608),
+    "transformer, queries, keys and values": (456, 1024, 3072),
+    "transformer, out of attention": (456, 1024, 1024),
+    "transformer, value and gate": (456, 1024, 8192),
+    "transformer, out of the feed-forward": (456, 4096, 1024),
+    "SAME-S, queries, keys and values": (510, 768, 3840),
+    "SAME-S, value and gate": (510, 768, 4608),
 }
 WEIGHTS = 8
 

@@ -142,7 +142,17 @@ def row_index(items: Sequence[int], device) -> slice | Tensor:
 
 
 KEPT_BLOCK = 32 * 2**20  # bytes; a larger block of memory the C library takes from the kernel anew each time, page by page
-ROWS_MULTIPLE = 8  # few different numbers of rows: compiled layers are made anew for each
+ROWS_MULTIPLE = 8  # of a context: few different numbers, compiled layers are made anew for each
+TOKENS_MULTIPLE = 8
+
+
+def whole_rows(tokens: int) -> int:
+    """Rows that the network computes for so many tokens, memory included: some more, which take part in no attention.
+
+    oneDNN cuts the rows of a product into equal parts where it can. Of the 451 that 30 s need it can make but parts of 11 or 41, and takes
+    half as long again. Always more, because a graph of compiled layers is for a step with or without, not for both.
+    """
+    return (tokens // TOKENS_MULTIPLE + 1) * TOKENS_MULTIPLE
 
 
 def distinct_rows(rows: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -176,12 +186,16 @@ class SelfAttention(nn.Module):
         self.k_norm = RMSNorm(config.head_dim, 1e-6, **kw)
 
     def forward(self, x: Tensor, rotary, key_mask: Tensor | None) -> Tensor:
-        parts = self.to_qkv(x).unflatten(-1, (5 if self.differential else 3, -1, self.head_dim))  # q, k, v, q2, k2: (B, N, parts, H, D)
+        """x (B, rows, width). As many of the rows as the rotary table has are tokens, and attend to each other."""
+        tokens = len(rotary[0])
+        parts = self.to_qkv(x)[:, :tokens].unflatten(-1, (5 if self.differential else 3, -1, self.head_dim))
+        # q, k, v, q2, k2: (B, N, parts, H, D)
         v = parts[:, :, 2].transpose(1, 2)
         out = attend(*self._turned(parts[:, :, :2], rotary), v, key_mask=key_mask)
         if self.differential:
             out = out - attend(*self._turned(parts[:, :, 3:], rotary), v, key_mask=key_mask)
-        return self.to_out(merge_heads(out))
+        out = merge_heads(out)
+        return self.to_out(torch.cat((out, out.new_zeros(len(x), x.shape[1] - tokens, out.shape[2])), dim=1))
 
     def _turned(self, qk: Tensor, rotary) -> tuple[Tensor, Tensor]:
         """Queries and keys (B, N, 2, H, D), normed and turned in float32, each (B, H, N, D)."""
@@ -234,7 +248,8 @@ class Layer(nn.Module):
         h = torch.addcmul(h, self.self_attn(a, rotary, key_mask), torch.sigmoid(1 - gate1))
         h = h + self.cross_attn(self.cross_attend_norm(h), kv, bias)
         if local is not None:
-            h.unflatten(0, (-1, local.shape[0]))[:, :, memory:].add_(local)  # h is fresh here; memory tokens get nothing
+            tokens = h[:, : len(rotary[0])].unflatten(0, (-1, local.shape[0]))
+            tokens[:, :, memory:].add_(local)  # h is fresh here; memory tokens get nothing
         b = self.ff_norm.modulated(h, scale2, shift2)
         return torch.addcmul(h, self.ff(b), torch.sigmoid(1 - gate2))
 
@@ -363,18 +378,16 @@ class DiT(nn.Module):
         return max(1, KEPT_BLOCK // ((inputs.frames + self.config.memory_tokens) * widest))
 
     def _velocity(self, x: Tensor, t: Tensor, inputs: DiTInputs) -> Tensor:
-        core, frames = self.transformer, inputs.frames
+        core, frames, memory = self.transformer, inputs.frames, self.config.memory_tokens
         padding = x.shape[-1] - frames
         modulation = self.modulation(t, inputs)
-        x = x[..., :frames].to(modulation.dtype)
+        x = F.pad(x[..., :frames], (0, whole_rows(memory + frames) - memory - frames)).to(modulation.dtype)
         x = self.preprocess_conv(x) + x
         h = core.project_in(x.transpose(1, 2))
         h = torch.cat((at(core.memory_tokens, h).expand(h.shape[0], -1, -1), h), dim=1)
         for i, layer in enumerate(core.layers):
             local = None if inputs.local is None else inputs.local.embeddings[i]
-            h = layer(
-                h, modulation, inputs.cross_kv[i], inputs.cross_bias, local, inputs.rotary, inputs.key_mask, self.config.memory_tokens
-            )
-        y = core.project_out(h[:, self.config.memory_tokens :]).transpose(1, 2)
-        y = self.postprocess_conv(y) + y
+            h = layer(h, modulation, inputs.cross_kv[i], inputs.cross_bias, local, inputs.rotary, inputs.key_mask, memory)
+        y = core.project_out(h[:, memory:]).transpose(1, 2)
+        y = (self.postprocess_conv(y) + y)[..., :frames]
         return F.pad(y, (0, padding)) if padding else y

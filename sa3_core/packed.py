@@ -1,6 +1,6 @@
 """The layers' products on a CPU with weights that were put once into the order in which the processor reads them.
 
-MKL and oneDNN order a weight anew for every product. With the 452 tokens of 30 s that is a tenth of a step and more; kept, it costs the
+MKL and oneDNN order a weight anew for every product. With the 456 rows of 30 s that is up to a tenth of a step; kept, it costs the
 layers' weights a second time. What MKL packs fits one number of rows (oneDNN's is the fastest for it), so batches go item by item.
 
 Compiled layers take them too (`linear_op`).

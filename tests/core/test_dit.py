@@ -48,6 +48,29 @@ def test_what_padded_frames_hold_does_not_matter(model, case, variant):
     assert rel_error(velocity(model, noisy)[1, :, :9], velocity(model, case)[1, :, :9]) > 1e-2
 
 
+@pytest.mark.parametrize("rows", [1, 2, 7, 64], ids=lambda rows: f"{rows} more")
+@pytest.mark.parametrize("variant", FAMILIES)
+def test_rows_beyond_the_tokens_change_nothing(model, case, variant, rows, monkeypatch):
+    plain, masked = velocity(model, case), velocity(model, case, padding_mask=mask_of(21, 9))
+    monkeypatch.setattr(dit, "whole_rows", lambda tokens: tokens + rows)
+    assert rel_error(velocity(model, case), plain) < 1e-5
+    assert rel_error(velocity(model, case, padding_mask=mask_of(21, 9)), masked) < 1e-5
+
+
+@pytest.mark.parametrize("variant", FAMILIES)
+def test_products_have_whole_numbers_of_rows(model, case, variant):
+    """Whatever the length: oneDNN is slow where it cannot cut the rows into equal parts."""
+    seen = set()
+    layer = model.dit.transformer.layers[0]
+    products = layer.self_attn.to_qkv, layer.self_attn.to_out, layer.cross_attn.to_q, layer.ff.ff[2]
+    hooks = [product.register_forward_pre_hook(lambda _, args: seen.add(args[0].shape[1])) for product in products]
+    for frames in range(1, T + 1):
+        velocity(model, case, frames=frames)
+    for hook in hooks:
+        hook.remove()
+    assert len(seen) > 2 and all(rows % 8 == 0 for rows in seen)
+
+
 @pytest.mark.parametrize("variant", FAMILIES)
 def test_a_batch_item_equals_itself_alone(model, case, variant):
     together = velocity(model, case)

@@ -14,6 +14,7 @@ from core_support import FAMILIES, config_dict, randn, refused, rel_error
 from safetensors.torch import save_file
 
 import sa3_core
+from sa3_core import same
 from sa3_core.same import NOISE_BLOCK, Noise
 
 SPF = 4096
@@ -49,6 +50,15 @@ def test_chunked_encode_equals_a_single_pass(model, variant, chunk, overlap):
     for frames in range(1, 42):
         x = audio(frames - 0.3)
         assert rel_error(model.encode(x, chunk, overlap), model.encode(x)) < 1e-5, frames
+
+
+@pytest.mark.parametrize("rows", [1, 100, 10_000])
+def test_groups_of_rows_change_nothing(load_model, rows, monkeypatch):
+    model = load_model("small")
+    z, x = latents(41, batch=2), audio(41, batch=2)
+    decoded, encoded = model.decode(z), model.encode(x)
+    monkeypatch.setattr(same, "ROWS_AT_ONCE", rows)
+    assert rel_error(model.decode(z), decoded) < 1e-5 and rel_error(model.encode(x), encoded) < 1e-5
 
 
 @pytest.mark.parametrize("variant", FAMILIES)
