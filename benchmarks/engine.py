@@ -113,7 +113,7 @@ class Products:
     @torch.inference_mode()
     def run(self, seed: int, seconds: float, steps: int, batch: int, clock: Clock, stages: dict, keep: dict) -> None:
         memory = self.config.dit.memory_tokens
-        rows = dit.whole_rows(memory + max(timeline.lengths(self.config, [seconds]).valid))
+        rows = dit.rows_for(memory + max(timeline.lengths(self.config, [seconds]).valid))
         items = batch if self.config.default_cfg == 1 else 2 * batch
         inputs = {}
         for name, weight in self.weights.items():

@@ -52,7 +52,7 @@ class DiTInputs:
 
     cross_attn (B, n, cond_dim), global_cond (B, cond_dim): what the rest was made of. cross_kv: per layer (k, v) or (k, k2, v),
     heads (B, H, n, 64). cross_bias (B, n): log of how many rows of the context each stands for, None = one. local: None = absent.
-    global_embed (B, width). key_mask (B, memory + frames), True = valid, or None. frames: those the network computes.
+    global_embed (B, width). key_mask (B, memory + frames), True = valid, or None. frames: those the network computes, without `rows_for`'s.
     adapted: room for parts of these inputs, and for what adapters that come and go during the run make of them.
     shared: room that these inputs share with their parts and with what they are joined to, for the adapters themselves.
     """
@@ -142,17 +142,17 @@ def row_index(items: Sequence[int], device) -> slice | Tensor:
 
 
 KEPT_BLOCK = 32 * 2**20  # bytes; a larger block of memory the C library takes from the kernel anew each time, page by page
-ROWS_MULTIPLE = 8  # of a context: few different numbers, compiled layers are made anew for each
-TOKENS_MULTIPLE = 8
+CONTEXT_MULTIPLE = 8  # few different numbers of rows: compiled layers are made anew for each
+ROWS_MULTIPLE = 8
 
 
-def whole_rows(tokens: int) -> int:
-    """Rows that the network computes for so many tokens, memory included: some more, which take part in no attention.
+def rows_for(tokens: int) -> int:
+    """Rows that the network computes for so many tokens, memory included: one to eight more, which take part in no attention.
 
     oneDNN cuts the rows of a product into equal parts where it can. Of the 451 that 30 s need it can make but parts of 11 or 41, and takes
-    half as long again. Always more, because a graph of compiled layers is for a step with or without, not for both.
+    half as long again. Always more, because a graph of compiled layers is for a step with such rows or for one without.
     """
-    return (tokens // TOKENS_MULTIPLE + 1) * TOKENS_MULTIPLE
+    return (tokens // ROWS_MULTIPLE + 1) * ROWS_MULTIPLE
 
 
 def distinct_rows(rows: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -166,7 +166,7 @@ def distinct_rows(rows: Tensor) -> tuple[Tensor, Tensor | None]:
         return rows, None
     begins = F.pad((rows[:, 1:] != rows[:, :-1]).any(-1), (1, 0), value=True)
     run = begins.long().cumsum(1) - 1  # which run each row belongs to
-    m = -(-(int(run.max()) + 1) // ROWS_MULTIPLE) * ROWS_MULTIPLE
+    m = -(-(int(run.max()) + 1) // CONTEXT_MULTIPLE) * CONTEXT_MULTIPLE
     if m >= n:
         return rows, None
     first = torch.zeros(batch, m, dtype=torch.long)
@@ -194,8 +194,7 @@ class SelfAttention(nn.Module):
         out = attend(*self._turned(parts[:, :, :2], rotary), v, key_mask=key_mask)
         if self.differential:
             out = out - attend(*self._turned(parts[:, :, 3:], rotary), v, key_mask=key_mask)
-        out = merge_heads(out)
-        return self.to_out(torch.cat((out, out.new_zeros(len(x), x.shape[1] - tokens, out.shape[2])), dim=1))
+        return self.to_out(F.pad(merge_heads(out), (0, 0, 0, x.shape[1] - tokens)))
 
     def _turned(self, qk: Tensor, rotary) -> tuple[Tensor, Tensor]:
         """Queries and keys (B, N, 2, H, D), normed and turned in float32, each (B, H, N, D)."""
@@ -375,13 +374,13 @@ class DiT(nn.Module):
         if inputs.cross_attn.device.type != "cpu":
             return inputs.batch
         widest = 2 * int(self.config.width * self.config.ff_mult) * inputs.cross_attn.element_size()
-        return max(1, KEPT_BLOCK // ((inputs.frames + self.config.memory_tokens) * widest))
+        return max(1, (KEPT_BLOCK - 1) // (rows_for(self.config.memory_tokens + inputs.frames) * widest))
 
     def _velocity(self, x: Tensor, t: Tensor, inputs: DiTInputs) -> Tensor:
         core, frames, memory = self.transformer, inputs.frames, self.config.memory_tokens
         padding = x.shape[-1] - frames
         modulation = self.modulation(t, inputs)
-        x = F.pad(x[..., :frames], (0, whole_rows(memory + frames) - memory - frames)).to(modulation.dtype)
+        x = F.pad(x[..., :frames], (0, rows_for(memory + frames) - memory - frames)).to(modulation.dtype)
         x = self.preprocess_conv(x) + x
         h = core.project_in(x.transpose(1, 2))
         h = torch.cat((at(core.memory_tokens, h).expand(h.shape[0], -1, -1), h), dim=1)

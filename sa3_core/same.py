@@ -136,7 +136,7 @@ class Resampler(nn.Module):
     def _chunked(h: Tensor, blocks, chunk: int, rotary, dtype: torch.dtype) -> Tensor:
         batch = h.shape[0]
         h = h.unflatten(1, (-1, chunk)).flatten(0, 1)
-        groups = -(-len(h) * chunk // ROWS_AT_ONCE) if h.device.type == "cpu" else 1
+        groups = -(-len(h) // max(1, ROWS_AT_ONCE // chunk)) if h.device.type == "cpu" else 1
         done = []
         for group in h.tensor_split(min(groups, len(h))):
             for block in blocks:

@@ -19,7 +19,7 @@ from ...sa3_core import checkpoint
 from ...sa3_core.accelerator import COMES_AND_GOES
 from ...sa3_core.checkpoint import Checkpoint
 from ...sa3_core.config import ModelConfig
-from ...sa3_core.dit import DiTInputs, LocalInput
+from ...sa3_core.dit import DiTInputs, LocalInput, rows_for
 from ...sa3_core.errors import SA3Error
 from ...sa3_core.network import Generator
 from ...sa3_core.timeline import Lengths, lengths
@@ -147,11 +147,11 @@ class SA3Model(comfy.model_base.BaseModel):
         """Bytes of activations for a batch of input_shape, and of the constants that extra_conds keeps."""
         dit, batch = self.sa3_config.dit, input_shape[0]
         frames = input_shape[-1]
-        tokens = frames + dit.memory_tokens
+        rows = rows_for(frames + dit.memory_tokens)
         context = self.sa3_config.conditioning.max_tokens + 1
         constants = dit.depth * (context * (3 if dit.differential else 2) + frames)
         size = comfy.model_management.dtype_size(self.compute_dtype)
-        return batch * dit.width * size * (tokens * ROWS_PER_TOKEN + constants)
+        return batch * dit.width * size * (rows * ROWS_PER_TOKEN + constants)
 
 
 def whole_latents(config: ModelConfig, noise: Tensor, seconds_total: float | None = None) -> Lengths:

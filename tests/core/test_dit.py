@@ -48,26 +48,28 @@ def test_what_padded_frames_hold_does_not_matter(model, case, variant):
     assert rel_error(velocity(model, noisy)[1, :, :9], velocity(model, case)[1, :, :9]) > 1e-2
 
 
-@pytest.mark.parametrize("rows", [1, 2, 7, 64], ids=lambda rows: f"{rows} more")
+@pytest.mark.parametrize("rows", [0, 1, 2, 64], ids=lambda rows: f"{rows} more")
 @pytest.mark.parametrize("variant", FAMILIES)
 def test_rows_beyond_the_tokens_change_nothing(model, case, variant, rows, monkeypatch):
     plain, masked = velocity(model, case), velocity(model, case, padding_mask=mask_of(21, 9))
-    monkeypatch.setattr(dit, "whole_rows", lambda tokens: tokens + rows)
+    monkeypatch.setattr(dit, "rows_for", lambda tokens: tokens + rows)
     assert rel_error(velocity(model, case), plain) < 1e-5
     assert rel_error(velocity(model, case, padding_mask=mask_of(21, 9)), masked) < 1e-5
 
 
 @pytest.mark.parametrize("variant", FAMILIES)
-def test_products_have_whole_numbers_of_rows(model, case, variant):
+def test_products_have_a_multiple_of_eight_rows(model, case, variant):
     """Whatever the length: oneDNN is slow where it cannot cut the rows into equal parts."""
     seen = set()
     layer = model.dit.transformer.layers[0]
     products = layer.self_attn.to_qkv, layer.self_attn.to_out, layer.cross_attn.to_q, layer.ff.ff[2]
     hooks = [product.register_forward_pre_hook(lambda _, args: seen.add(args[0].shape[1])) for product in products]
-    for frames in range(1, T + 1):
-        velocity(model, case, frames=frames)
-    for hook in hooks:
-        hook.remove()
+    try:
+        for frames in range(1, T + 1):
+            velocity(model, case, frames=frames)
+    finally:
+        for hook in hooks:
+            hook.remove()
     assert len(seen) > 2 and all(rows % 8 == 0 for rows in seen)
 
 
@@ -146,6 +148,19 @@ def test_padding_rows_of_the_prompt_may_be_told_once(model, case, variant, monke
     monkeypatch.setattr(dit, "distinct_rows", lambda rows: (rows, None))
     for short, whole in zip(once, (velocity(model, case), velocity(model, case, **options)), strict=True):
         assert rel_error(short, whole) < 1e-5
+
+
+@pytest.mark.parametrize("frames", range(1, T + 1))
+def test_what_goes_at_once_fits_into_a_block_that_is_used_again(load_model, monkeypatch, frames):
+    model = load_model("small")
+    c = model.config.dit
+    row = 2 * int(c.width * c.ff_mult) * 4  # bytes of the widest activation
+    monkeypatch.setattr(dit, "KEPT_BLOCK", 8 * 40 * row)  # a block of just that size is not used again
+    with torch.no_grad():
+        inputs = model.dit.prepare(randn(3, 8, c.cond_dim), randn(3, c.global_dim), None, frames)
+        items = model.dit._items_at_once(inputs)
+    rows = dit.rows_for(frames + c.memory_tokens)
+    assert items * rows < 8 * 40 <= (items + 1) * rows
 
 
 @pytest.mark.parametrize("cfg", [1.0, 3.0])

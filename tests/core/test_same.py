@@ -61,6 +61,21 @@ def test_groups_of_rows_change_nothing(load_model, rows, monkeypatch):
     assert rel_error(model.decode(z), decoded) < 1e-5 and rel_error(model.encode(x), encoded) < 1e-5
 
 
+@pytest.mark.parametrize("batch", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize("frames", [2, 31, 97, 128])
+def test_a_group_has_no_more_rows_than_that(load_model, frames, batch):
+    decoder, seen = load_model("small").autoencoder.decoder, []
+    blocks = decoder.layers[3].transformers
+    hooks = [block.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[:2].numel())) for block in blocks]
+    try:
+        with torch.no_grad():
+            decoder(latents(frames, batch), None)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    assert max(seen) <= same.ROWS_AT_ONCE and sum(seen) > batch * frames * 17
+
+
 @pytest.mark.parametrize("variant", FAMILIES)
 def test_without_overlap_chunks_show(model, variant):
     z, x = latents(40), audio(40)
