@@ -52,7 +52,7 @@ class DiTInputs:
 
     cross_attn (B, n, cond_dim), global_cond (B, cond_dim): what the rest was made of. cross_kv: per layer (k, v) or (k, k2, v),
     heads (B, H, n, 64). cross_bias (B, n): log of how many rows of the context each stands for, None = one. local: None = absent.
-    global_embed (B, width). key_mask (B, memory + frames), True = valid, or None. frames: those the network computes, without `rows_for`'s.
+    global_embed (B, width). key_mask (B, memory + frames), True = valid, or None. frames: the longest item's.
     adapted: room for parts of these inputs, and for what adapters that come and go during the run make of them.
     shared: room that these inputs share with their parts and with what they are joined to, for the adapters themselves.
     """
@@ -132,6 +132,11 @@ class DiTInputs:
     @property
     def batch(self) -> int:
         return self.global_embed.shape[0]
+
+    @property
+    def rows(self) -> int:
+        """Of each item that the network computes."""
+        return rows_for(len(self.rotary[0]))
 
 
 def row_index(items: Sequence[int], device) -> slice | Tensor:
@@ -374,13 +379,13 @@ class DiT(nn.Module):
         if inputs.cross_attn.device.type != "cpu":
             return inputs.batch
         widest = 2 * int(self.config.width * self.config.ff_mult) * inputs.cross_attn.element_size()
-        return max(1, (KEPT_BLOCK - 1) // (rows_for(self.config.memory_tokens + inputs.frames) * widest))
+        return max(1, (KEPT_BLOCK - 1) // (inputs.rows * widest))
 
     def _velocity(self, x: Tensor, t: Tensor, inputs: DiTInputs) -> Tensor:
         core, frames, memory = self.transformer, inputs.frames, self.config.memory_tokens
         padding = x.shape[-1] - frames
         modulation = self.modulation(t, inputs)
-        x = F.pad(x[..., :frames], (0, rows_for(memory + frames) - memory - frames)).to(modulation.dtype)
+        x = F.pad(x[..., :frames], (0, inputs.rows - memory - frames)).to(modulation.dtype)
         x = self.preprocess_conv(x) + x
         h = core.project_in(x.transpose(1, 2))
         h = torch.cat((at(core.memory_tokens, h).expand(h.shape[0], -1, -1), h), dim=1)

@@ -138,7 +138,7 @@ class Resampler(nn.Module):
         h = h.unflatten(1, (-1, chunk)).flatten(0, 1)
         groups = -(-len(h) // max(1, ROWS_AT_ONCE // chunk)) if h.device.type == "cpu" else 1
         done = []
-        for group in h.tensor_split(min(groups, len(h))):
+        for group in h.tensor_split(groups):
             for block in blocks:
                 group = block(group, rotary, None, dtype)
             done.append(group)
