@@ -71,6 +71,17 @@ def refused(*words):
     assert not missing, f"{missing} not in: {caught.value}"
 
 
+@contextmanager
+def watched(told):
+    """told: (module, function) pairs; each function is called with what its module is called with."""
+    handles = [module.register_forward_pre_hook(lambda _, args, tell=tell: tell(*args)) for module, tell in told]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def randn(*shape, seed: int = 0, dtype=torch.float32) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 

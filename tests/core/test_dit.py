@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 import torch
-from core_support import FAMILIES, randn, recorded, refused, rel_error
+from core_support import FAMILIES, randn, recorded, refused, rel_error, watched
 
 from sa3_core import dit
 
@@ -63,13 +63,9 @@ def test_products_have_a_multiple_of_eight_rows(model, case, variant):
     seen = set()
     layer = model.dit.transformer.layers[0]
     products = layer.self_attn.to_qkv, layer.self_attn.to_out, layer.cross_attn.to_q, layer.ff.ff[2]
-    hooks = [product.register_forward_pre_hook(lambda _, args: seen.add(args[0].shape[1])) for product in products]
-    try:
+    with watched((product, lambda x: seen.add(x.shape[1])) for product in products):
         for frames in range(1, T + 1):
             velocity(model, case, frames=frames)
-    finally:
-        for hook in hooks:
-            hook.remove()
     assert len(seen) > 2 and all(rows % 8 == 0 for rows in seen)
 
 
@@ -109,16 +105,11 @@ def test_constants_of_a_run_are_computed_once(model, variant, cfg):
     """Calls of each Linear in a run of 2 and of 6 steps: what does not depend on x or t must not be called more often."""
 
     def calls(steps):
-        counted, handles = Counter(), []
-        for name, module in model.module.named_modules():
-            if not list(module.children()):
-                handles.append(module.register_forward_hook(lambda *_, name=name: counted.update([name])))
+        counted = Counter()
+        leaves = [(name, module) for name, module in model.module.named_modules() if not list(module.children())]
         rain = (44100, randn(2, 30_000) * 0.1)
-        try:
+        with watched((module, lambda *_, name=name: counted.update([name])) for name, module in leaves):
             model.generate("rain", 1.0, steps=steps, cfg=cfg, sampler="euler", padding=0, source_audio=rain, regions=[(0.2, 0.5)])
-        finally:
-            for handle in handles:
-                handle.remove()
         return counted
 
     few, many = calls(2), calls(6)

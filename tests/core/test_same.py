@@ -10,7 +10,7 @@ import json
 
 import pytest
 import torch
-from core_support import FAMILIES, config_dict, randn, refused, rel_error
+from core_support import FAMILIES, config_dict, randn, refused, rel_error, watched
 from safetensors.torch import save_file
 
 import sa3_core
@@ -66,13 +66,8 @@ def test_groups_of_rows_change_nothing(load_model, rows, monkeypatch):
 def test_a_group_has_no_more_rows_than_that(load_model, frames, batch):
     decoder, seen = load_model("small").autoencoder.decoder, []
     blocks = decoder.layers[3].transformers
-    hooks = [block.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[:2].numel())) for block in blocks]
-    try:
-        with torch.no_grad():
-            decoder(latents(frames, batch), None)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with torch.no_grad(), watched((block, lambda h, *_: seen.append(h.shape[:2].numel())) for block in blocks):
+        decoder(latents(frames, batch), None)
     assert max(seen) <= same.ROWS_AT_ONCE and sum(seen) > batch * frames * 17
 
 
