@@ -1,4 +1,4 @@
-"""The one attention of the project: ``attend(q, k, v, *, window=None, key_mask=None)``, exact on every device."""
+"""The one attention of the project: ``attend(q, k, v, *, window=None, key_mask=None)``, exact on every device, and the difference of two."""
 
 import functools
 
@@ -12,6 +12,7 @@ WINDOW_BLOCKS_AT_ONCE = 64  # keeps the gathered keys of a long sequence to some
 # rows to 16 bits (190791). It also keeps all scores there, so queries go in parts.
 CAREFUL = frozenset({"mps"})
 CAREFUL_QUERIES = 1024
+SHORT = 64  # queries and keys whose scores a CPU is faster to write down
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, *, window: int | None = None, key_mask: Tensor | None = None) -> Tensor:
@@ -24,6 +25,21 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, window: int | None = None, key_ma
     if window is not None and q.shape[2] > window + 1:
         return _attend_window(q, k, v, window, key_mask)
     return _dense(q, k, v, None if key_mask is None else key_mask[:, None, None, :])
+
+
+def attend_difference(
+    q: Tensor, k: Tensor, q2: Tensor, k2: Tensor, v: Tensor, *, window: int | None = None, key_mask: Tensor | None = None
+) -> Tensor:
+    """attend(q, k, v) - attend(q2, k2, v), which is differential attention. Shapes and options as there."""
+    plain = window is None and key_mask is None and q.dtype == torch.float32
+    if plain and q.device.type == "cpu" and max(q.shape[2], k.shape[2]) <= SHORT and not torch.compiler.is_compiling():
+        return (_weights(q, k) - _weights(q2, k2)) @ v
+    options = {"window": window, "key_mask": key_mask}
+    return attend(q, k, v, **options) - attend(q2, k2, v, **options)
+
+
+def _weights(q: Tensor, k: Tensor) -> Tensor:
+    return ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)).softmax(-1)
 
 
 def _dense(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import operations
-from .attention import attend
+from .attention import attend_difference
 from .audio import check_finite
 from .config import ResamplerConfig, SAMEConfig
 from .errors import SA3Error
@@ -67,8 +67,7 @@ class DifferentialAttention(nn.Module):
         q, k, v, q2, k2 = self.to_qkv(x).float().unflatten(-1, (5, -1, self.head_dim)).unbind(2)  # (B, N, H, D)
         q, k, q2, k2 = (rotate(norm(part), rotary) for norm, part in zip((self.q_norm, self.k_norm) * 2, (q, k, q2, k2), strict=True))
         q, k, v, q2, k2 = (part.transpose(1, 2) for part in (q, k, v, q2, k2))
-        out = attend(q, k, v, window=window) - attend(q2, k2, v, window=window)
-        return self.to_out(merge_heads(out).to(x.dtype))
+        return self.to_out(merge_heads(attend_difference(q, k, q2, k2, v, window=window)).to(x.dtype))
 
 
 class Block(nn.Module):
