@@ -64,7 +64,8 @@ class DifferentialAttention(nn.Module):
 
     def forward(self, x: Tensor, rotary, window: int | None) -> Tensor:
         # DyT lets queries and keys reach +-50: in 16 bits their products, and what the two softmaxes leave of each other, are too coarse.
-        q, k, v, q2, k2 = self.to_qkv(x).float().unflatten(-1, (5, -1, self.head_dim)).unbind(2)  # (B, N, H, D)
+        # Part by part: a CPU finds a block of memory for each of them at hand, and for all together often has to fetch one.
+        q, k, v, q2, k2 = (part.float() for part in self.to_qkv(x).unflatten(-1, (5, -1, self.head_dim)).unbind(2))  # (B, N, H, D)
         q, k, q2, k2 = (rotate(norm(part), rotary) for norm, part in zip((self.q_norm, self.k_norm) * 2, (q, k, q2, k2), strict=True))
         q, k, v, q2, k2 = (part.transpose(1, 2) for part in (q, k, v, q2, k2))
         return self.to_out(merge_heads(attend_difference(q, k, q2, k2, v, window=window)).to(x.dtype))
