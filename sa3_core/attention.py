@@ -1,4 +1,4 @@
-"""The one attention of the project: ``attend(q, k, v, *, window=None, key_mask=None)``, exact on every device, and the difference of two."""
+"""The one attention of the project, ``attend(q, k, v, *, window=None, key_mask=None)``, exact on every device; differences of two."""
 
 import functools
 

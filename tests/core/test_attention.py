@@ -7,7 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from sa3_core import attention
-from sa3_core.attention import WINDOW_BLOCK, WINDOW_BLOCKS_AT_ONCE, attend
+from sa3_core.attention import SHORT, WINDOW_BLOCK, WINDOW_BLOCKS_AT_ONCE, attend, attend_difference
 from sa3_core.dit import distinct_rows
 
 GROUP = WINDOW_BLOCK * WINDOW_BLOCKS_AT_ONCE  # queries that the window path gathers at once
@@ -35,6 +35,29 @@ def heads(n, batch=2, dim=8, seed=0, dtype=torch.float32):
 def test_dense(n, m, dtype):
     q, (_, k, v) = heads(n, dtype=dtype)[0], heads(m, seed=5, dtype=dtype)
     assert rel_error(attend(q, k, v), definition(q, k, v)) < 1e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("options", [{}, {"window": 17}, {"hidden": 4}], ids=["plain", "window", "mask"])
+@pytest.mark.parametrize("n", [34, SHORT, SHORT + 1])
+def test_difference(n, options, dtype):
+    q, k, v = heads(n, dtype=dtype)
+    q2, k2, _ = heads(n, seed=5, dtype=dtype)
+    if "hidden" in options:
+        options = {"key_mask": torch.arange(n).expand(2, -1) < n - options["hidden"]}
+    wanted = definition(q, k, v, **options) - definition(q2, k2, v, **options)
+    assert rel_error(attend_difference(q, k, q2, k2, v, **options), wanted) < 1e-6
+
+
+def test_a_short_difference_has_the_gradients_of_a_long_one(monkeypatch):
+    def gradients():
+        q, k, v, q2, k2 = inputs = [x.requires_grad_() for x in (*heads(34), *heads(34, seed=5)[:2])]
+        return torch.autograd.grad(attend_difference(q, k, q2, k2, v).square().sum(), inputs)
+
+    short = gradients()
+    monkeypatch.setattr(attention, "SHORT", 0)
+    for found, wanted in zip(short, gradients(), strict=True):
+        assert rel_error(found, wanted) < 1e-5
 
 
 @pytest.mark.parametrize("hidden", [1, 10, 29])

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 import sa3_core
 from sa3_core import same
+from sa3_core.layers import DyT
 from sa3_core.same import NOISE_BLOCK, Noise
 
 SPF = 4096
@@ -222,3 +223,16 @@ def test_a_standalone_autoencoder_encodes_and_decodes_only(load_model, tmp_path)
     for use in (lambda: model.dit, lambda: model.encode_text("a"), lambda: model.generate("a", 1.0)):
         with refused("standalone autoencoder"):
             use()
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e4])
+def test_dynamic_tanh_is_gamma_tanh_of_alpha_x_plus_beta(scale):
+    norm = DyT(24)
+    norm.load_state_dict({"alpha": torch.tensor([0.7]), "gamma": randn(24, seed=1), "beta": randn(24, seed=2)})
+    x = (scale * randn(5, 24, seed=3)).requires_grad_()
+    alpha, gamma, beta = (p.detach().double() for p in (norm.alpha, norm.gamma, norm.beta))
+    wanted = gamma * torch.tanh(alpha * x.double()) + beta
+    found = norm(x)
+    assert (found - wanted).abs().max() < 1e-6
+    slope, wanted_slope = (torch.autograd.grad(y.square().sum(), x)[0] for y in (found, wanted))
+    assert rel_error(slope, wanted_slope) < 1e-5
