@@ -38,15 +38,21 @@ def test_dense(n, m, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("options", [{}, {"window": 17}, {"hidden": 4}], ids=["plain", "window", "mask"])
-@pytest.mark.parametrize("n", [34, SHORT, SHORT + 1])
-def test_difference(n, options, dtype):
-    q, k, v = heads(n, dtype=dtype)
-    q2, k2, _ = heads(n, seed=5, dtype=dtype)
-    if "hidden" in options:
-        options = {"key_mask": torch.arange(n).expand(2, -1) < n - options["hidden"]}
-    wanted = definition(q, k, v, **options) - definition(q2, k2, v, **options)
-    assert rel_error(attend_difference(q, k, q2, k2, v, **options), wanted) < 1e-6
+@pytest.mark.parametrize("hidden", [0, 4])
+@pytest.mark.parametrize(("n", "m"), [(34, 34), (20, SHORT), (SHORT, SHORT + 1), (SHORT + 1, 7)])
+def test_difference(n, m, hidden, dtype):
+    (q, _, _), (q2, _, _) = heads(n, dtype=dtype), heads(n, seed=3, dtype=dtype)
+    (_, k, v), (_, k2, _) = heads(m, seed=5, dtype=dtype), heads(m, seed=9, dtype=dtype)
+    mask = torch.arange(m).expand(2, -1) < m - hidden if hidden else None
+    wanted = definition(q, k, v, key_mask=mask) - definition(q2, k2, v, key_mask=mask)
+    assert rel_error(attend_difference(q, k, q2, k2, v, key_mask=mask), wanted) < 1e-6
+
+
+@pytest.mark.parametrize("n", [34, 300])
+def test_difference_in_windows(n):
+    q, k, v, q2, k2 = *heads(n), *heads(n, seed=5)[:2]
+    wanted = definition(q, k, v, window=17) - definition(q2, k2, v, window=17)
+    assert rel_error(attend_difference(q, k, q2, k2, v, window=17), wanted) < 1e-6
 
 
 def test_a_short_difference_has_the_gradients_of_a_long_one(monkeypatch):
@@ -54,10 +60,14 @@ def test_a_short_difference_has_the_gradients_of_a_long_one(monkeypatch):
         q, k, v, q2, k2 = inputs = [x.requires_grad_() for x in (*heads(34), *heads(34, seed=5)[:2])]
         return torch.autograd.grad(attend_difference(q, k, q2, k2, v).square().sum(), inputs)
 
+    long, calls = attention.attend, []
+    monkeypatch.setattr(attention, "attend", lambda *args, **options: calls.append(args) or long(*args, **options))
     short = gradients()
-    monkeypatch.setattr(attention, "SHORT", 0)
+    assert not calls
+    monkeypatch.setattr(attention, "SHORT", 33)
     for found, wanted in zip(short, gradients(), strict=True):
         assert rel_error(found, wanted) < 1e-5
+    assert len(calls) == 2
 
 
 @pytest.mark.parametrize("hidden", [1, 10, 29])

@@ -58,7 +58,7 @@ def way(model, monkeypatch, request):
     if request.param == "careful attention":
         monkeypatch.setattr(attention, "CAREFUL", {"cpu"})
         monkeypatch.setattr(attention, "CAREFUL_QUERIES", 16)
-        monkeypatch.setattr(attention, "SHORT", 0)
+        monkeypatch.setattr(attention, "SHORT", 0)  # so that all of it goes there
     elif accelerated == "packed":
         model.compile(compiled=Packed())
     elif request.param == "traced":
