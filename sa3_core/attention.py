@@ -27,15 +27,14 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, window: int | None = None, key_ma
     return _dense(q, k, v, None if key_mask is None else key_mask[:, None, None, :])
 
 
-def attend_difference(
-    q: Tensor, k: Tensor, q2: Tensor, k2: Tensor, v: Tensor, *, window: int | None = None, key_mask: Tensor | None = None
-) -> Tensor:
-    """attend(q, k, v) - attend(q2, k2, v), which is differential attention. Shapes and options as there."""
-    plain = not torch.compiler.is_compiling() and window is None and key_mask is None  # a compiler asks for no length
-    if plain and q.device.type == "cpu" and q.dtype == torch.float32 and max(q.shape[2], k.shape[2]) <= SHORT:
+def attend_difference(q: Tensor, k: Tensor, q2: Tensor, k2: Tensor, v: Tensor, *, window: int | None = None) -> Tensor:
+    """attend(q, k, v) - attend(q2, k2, v), the differential attention of SAME; the transformer has more tokens than are `SHORT`.
+
+    Shapes and window as there.
+    """
+    if q.device.type == "cpu" and q.dtype == torch.float32 and window is None and max(q.shape[2], k.shape[2]) <= SHORT:
         return (_weights(q, k) - _weights(q2, k2)) @ v
-    options = {"window": window, "key_mask": key_mask}
-    return attend(q, k, v, **options) - attend(q2, k2, v, **options)
+    return attend(q, k, v, window=window) - attend(q2, k2, v, window=window)
 
 
 def _weights(q: Tensor, k: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import operations
-from .attention import attend, attend_difference
+from .attention import attend
 from .config import DiTConfig
 from .layers import FOURIER_DIM, FeedForward, RMSNorm, at, expo_features, merge_heads, over_rms, rotary_table, rotate, split_heads
 from .transfer import put
@@ -196,11 +196,9 @@ class SelfAttention(nn.Module):
         parts = self.to_qkv(x)[:, :tokens].unflatten(-1, (5 if self.differential else 3, -1, self.head_dim))
         # q, k, v, q2, k2: (B, N, parts, H, D)
         v = parts[:, :, 2].transpose(1, 2)
-        q, k = self._turned(parts[:, :, :2], rotary)
+        out = attend(*self._turned(parts[:, :, :2], rotary), v, key_mask=key_mask)
         if self.differential:
-            out = attend_difference(q, k, *self._turned(parts[:, :, 3:], rotary), v, key_mask=key_mask)
-        else:
-            out = attend(q, k, v, key_mask=key_mask)
+            out = out - attend(*self._turned(parts[:, :, 3:], rotary), v, key_mask=key_mask)
         return self.to_out(F.pad(merge_heads(out), (0, 0, 0, x.shape[1] - tokens)))
 
     def _turned(self, qk: Tensor, rotary) -> tuple[Tensor, Tensor]:
@@ -228,9 +226,8 @@ class CrossAttention(nn.Module):
     def forward(self, x: Tensor, kv: tuple[Tensor, ...], bias: Tensor | None) -> Tensor:
         *keys, v = kv
         queries = self.q_norm(self.to_q(x).unflatten(-1, (len(keys), -1, self.head_dim)))  # (B, N, one or two, H, D)
-        pairs = [(queries[:, :, i].transpose(1, 2), k) for i, k in enumerate(keys)]
-        out = attend_difference(*pairs[0], *pairs[1], v, key_mask=bias) if self.differential else attend(*pairs[0], v, key_mask=bias)
-        return self.to_out(merge_heads(out))
+        outs = [attend(queries[:, :, i].transpose(1, 2), k, v, key_mask=bias) for i, k in enumerate(keys)]
+        return self.to_out(merge_heads(outs[0] - outs[1] if self.differential else outs[0]))
 
 
 class Layer(nn.Module):

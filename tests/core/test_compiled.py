@@ -8,7 +8,7 @@ import torch._dynamo.utils
 from core_support import graphs, needs_mkl, randn, recorded, rel_error
 from lora_support import write_lora
 
-from sa3_core import attention, compiled, dit
+from sa3_core import compiled, dit
 from sa3_core.compiled import Compiled
 from sa3_core.packed import Packed, PackedAndCompiled
 
@@ -41,9 +41,8 @@ def test_the_first_run_goes_as_it_is_and_the_next_is_compiled_whatever_its_lengt
 
 
 @pytest.mark.parametrize("variant", ["small-base", "medium-base"])
-def test_one_graph_serves_every_number_of_tokens(load_model, variant, monkeypatch):
+def test_one_graph_serves_every_number_of_tokens(load_model, variant):
     """Through torch's own decompositions, which look closer at numbers than a backend that leaves the graph as it is."""
-    monkeypatch.setattr(attention, "SHORT", 36)  # with more tokens than that attention goes otherwise, where nothing is compiled
     torch._dynamo.reset()
     net, layers = load_model(variant).dit, Compiled(backend="aot_eager_decomp_partition")
     c, made = net.config, []
