@@ -1,5 +1,7 @@
 """Nodes that make LATENT, or AUDIO of it."""
 
+from collections.abc import Callable, Sequence
+
 import torch
 
 from ..sa3_core import advice
@@ -72,6 +74,18 @@ def parse_durations(text: str, seconds: float, batch: int) -> list[float]:
         if not 0 < value <= LONGEST:
             raise SA3Error(f"{name} has {value:g}; expected durations above 0 and up to {LONGEST:g} seconds.")
     return durations
+
+
+def neighbours(frames: Sequence[int], at_once: Callable[[int], int]) -> list[range]:
+    """Items in groups of neighbours with as many frames each, at most at_once(frames) in a group."""
+    groups: list[range] = []
+    for i, n in enumerate(frames):
+        last = groups[-1] if groups else None
+        if last is not None and frames[last.start] == n and len(last) < at_once(n):
+            groups[-1] = range(last.start, i + 1)
+        else:
+            groups.append(range(i, i + 1))
+    return groups
 
 
 CHUNK_INPUT = {
@@ -168,16 +182,18 @@ class SAMEDecode(io.ComfyNode):
         samples = latent["samples"] if read.samples is None else read.samples
         if samples.shape[1] != vae.latent_channels:
             raise SA3Error("The LATENT is empty; connect it to SA3 Sampler first.")
-        clips, bar = [], Progress(1, "decoding chunk")
-        for i, index in enumerate(read.indices):
-            frames = decode_frames(vae.sa3_config, read.lengths, i)
-            drawn = Noise(seed, [index]) if noise == "seeded" else None
-            part = bar.part(i, len(read.indices), "item")
-            audio = vae.decode_latents(samples[i : i + 1, :, :frames], chunk_size, overlap, drawn, part)
+        frames = [decode_frames(vae.sa3_config, read.lengths, i) for i in range(len(read.indices))]
+        groups = neighbours(frames, lambda n: vae.items_at_once(n, chunk_size))
+        clips, doubts, bar = [], [], Progress(1, "decoding chunk")
+        for k, items in enumerate(groups):
+            drawn = Noise(seed, [read.indices[i] for i in items]) if noise == "seeded" else None
+            part = bar.part(k, len(groups), "item" if len(groups) == len(frames) else "group")
+            latents = samples[items.start : items.stop, :, : frames[items.start]]
+            audio = vae.decode_latents(latents, chunk_size, overlap, drawn, part, doubts.append)
             part(1, 1)  # a short clip is a single chunk, which reports nothing
-            clips.append(audio[:, :, : read.lengths.samples[i]])
+            clips += [audio[j : j + 1, :, : read.lengths.samples[i]] for j, i in enumerate(items)]
         bar.finish()
-        doubts = [doubt for clip in clips for doubt in advice.after(clip)]
+        doubts += [doubt for clip in clips for doubt in advice.after(clip)]
         say(list(dict.fromkeys(doubts)), cls.hidden.unique_id if cls.hidden else None)
         rate = vae.sa3_config.sample_rate
         if len({clip.shape[-1] for clip in clips}) == 1:

@@ -204,11 +204,15 @@ class Sampler(io.ComfyNode):
         )
         settings = dataclasses.replace(host.check_guidance(guidance), cfg=cfg or config.default_cfg)
         warnings = advice.before(config, plan, settings)
+        warnings += host.before(model)
         say(warnings, cls.hidden.unique_id if cls.hidden else None)
-        samples = host.sample(model, positive, read, plan, settings, negative, live=live_picture(preview, autoencoder(model)))
+        remarks: list[str] = []
+        live = live_picture(preview, autoencoder(model))
+        samples = host.sample(model, positive, read, plan, settings, negative, live=live, remark=remarks.append)
         out = {**latent, "samples": samples, "type": "audio"}
         watch.lap("sample")
-        if remarks := host_model.remarks(model):
+        remarks = list(dict.fromkeys([*remarks, *host_model.remarks(model)]))
+        if remarks:
             warnings += remarks
             say(warnings, cls.hidden.unique_id if cls.hidden else None)
         record = info.record(inner.sa3_name, plan, settings, warnings, stages=watch.stages, **host_model.run_record(model))

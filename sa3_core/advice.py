@@ -60,6 +60,6 @@ def flatness(clip: Tensor, size: int = 2048) -> float:
     mono = clip.float().mean(0)
     if mono.numel() < size:
         return 0.0
-    frames = mono[: mono.numel() // size * size].unflatten(0, (-1, size)) * torch.hann_window(size, device=mono.device)
+    frames = mono[: mono.numel() // size * size].unflatten(0, (-1, size)) * torch.hann_window(size, device=mono.device, dtype=mono.dtype)
     power = torch.fft.rfft(frames).abs().square().mean(0)[1:] + 1e-20
     return float(power.log().mean().exp() / power.mean())

@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor
 
+from .ambient import independent
 from .errors import SA3Error
 
 SHORTEST = 256  # samples; less than one patch holds no sound
@@ -27,6 +28,7 @@ def check_clip(name: str, waveform: Tensor, rate: int) -> None:
     check_finite(name, waveform)
 
 
+@independent
 def to_model(name: str, rate: int, waveform: Tensor, model_rate: int, channels: int) -> Tensor:
     """A clip (..., C, N) at any rate as (..., channels, N') float32 at the model's rate; mono is doubled, more channels refused."""
     waveform = torch.as_tensor(waveform)
@@ -44,6 +46,7 @@ def check_finite(name: str, waveform: Tensor) -> None:
         raise SA3Error(f"{name} contains NaN or infinite samples; expected finite audio.")
 
 
+@independent
 def fit_channels(waveform: Tensor, channels: int) -> tuple[Tensor, list[str]]:
     """Audio (B, c, N) as (B, channels, N), with a sentence about what was done. Down to mono: the mean. Up: left and right in turn."""
     found = waveform.shape[1]
@@ -55,6 +58,7 @@ def fit_channels(waveform: Tensor, channels: int) -> tuple[Tensor, list[str]]:
     return waveform[:, index], [f"The {found} generated channels were laid on {channels} in turn."]
 
 
+@independent
 def resample(waveform: Tensor, rate: int, target: int) -> Tensor:
     """Band-limited resampling (windowed sinc, torchaudio's default kernel) along the last dimension."""
     if rate == target:

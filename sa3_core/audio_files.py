@@ -60,7 +60,8 @@ def quantize(waveform: Tensor, bits: int) -> tuple[Tensor, list[str]]:
         )
     if not torch.equal(scaled, scaled.round()):
         generator = torch.Generator().manual_seed(0)
-        for noise in (torch.rand(scaled.shape, generator=generator), torch.rand(scaled.shape, generator=generator)):
+        for _ in range(2):
+            noise = torch.rand(scaled.shape, generator=generator, dtype=torch.float32, device="cpu")
             scaled += noise.double() - 0.5
     return scaled.round().clamp(-full, full - 1).to(torch.int32), said
 

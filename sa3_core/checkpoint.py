@@ -3,7 +3,7 @@
 import hashlib
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from . import config as configs
 from . import infer, spiece
+from .ambient import independent
 from .config import ModelConfig
 from .errors import SA3Error
 from .json_files import parse_json, read_json
@@ -185,6 +186,7 @@ class Checkpoint:
     text_encoder: Path | None
     prefix: str = ""
     layout: str = "release"  # release | mirror | single file | autoencoder | autoencoder in a generative file
+    objective: str = "auto"  # as it was asked for
 
     @property
     def name(self) -> str:
@@ -205,6 +207,7 @@ def hint(weights: Path) -> str:
     return weights.parent.name if weights.name == WEIGHTS else weights.stem
 
 
+@independent
 def open_checkpoint(path: str | Path, objective: str = "auto", autoencoder: bool = False) -> Checkpoint:
     """Open what is at `path`: a release's folder, the weights file in it, or a single file without a config.
 
@@ -231,7 +234,7 @@ def open_checkpoint(path: str | Path, objective: str = "auto", autoencoder: bool
     elif config.dit is None:
         layout = "autoencoder in a generative file" if prefix else "autoencoder"
     encoder = None if config.conditioning is None else _encoder_beside(tensors.path.parent, config.conditioning.text_subfolder)
-    checkpoint = Checkpoint(path, config, tensors, encoder, prefix, layout)
+    checkpoint = Checkpoint(path, config, tensors, encoder, prefix, layout, objective)
     checkpoint.check()
     return checkpoint
 
@@ -318,13 +321,21 @@ def _more(names: list[str]) -> str:
     return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
 
 
-def load_into(module: nn.Module, file: TensorFile, prefix: str = "", dtype: torch.dtype | None = None, device=None) -> nn.Module:
-    """Fill a module (usually on the meta device) with the tensors below `prefix`; names must have been checked."""
-    state = {name: file.read(prefix + name, dtype, device) for name in module.state_dict()}
+@independent
+def load_into(
+    module: nn.Module, file: TensorFile, prefix: str = "", dtype: torch.dtype | None = None, device=None, names: Iterable[str] | None = None
+) -> nn.Module:
+    """Fill a module (usually on the meta device) with the tensors below `prefix`; names must have been checked.
+
+    names: of the tensors to load. None: those of the module. A host whose layers have no weight before it is loaded gives the names of the
+    same network on torch's own layers.
+    """
+    state = {name: file.read(prefix + name, dtype, device) for name in (module.state_dict() if names is None else names)}
     module.load_state_dict(state, strict=True, assign=True)
     return module.eval().requires_grad_(False)
 
 
+@independent
 def load_text_encoder(path: str | Path, dtype: torch.dtype | None = None, device=None, width: int | None = None):
     """The T5Gemma encoder of a release folder (config.json, tokenizer.json, *.safetensors), or repackaged as a single file.
 

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import operations
+from .ambient import independent
 from .config import ConditioningConfig
 from .errors import SA3Error
 from .layers import FOURIER_DIM, at, expo_features
@@ -61,6 +62,7 @@ class Conditioner(nn.Module):
             {"prompt": PromptPadding(config, device, dtype), "seconds_total": SecondsEmbedder(config, operations, device, dtype)}
         )
 
+    @independent
     def prompt(self, embeddings: Tensor, mask: Tensor, negative: bool = False) -> Tensor:
         if embeddings.shape[-1] != self.config.cond_dim:
             raise SA3Error(
@@ -69,6 +71,7 @@ class Conditioner(nn.Module):
             )
         return self.conditioners["prompt"](embeddings, mask, self.config.max_tokens, negative)
 
+    @independent
     def forward(self, embeddings: Tensor, mask: Tensor, seconds: Sequence[float], negative: bool = False) -> Condition:
         """Rows of real tokens (B, n, dim) with their mask (B, n), and B durations -> the transformer's inputs."""
         if len(seconds) != len(embeddings):

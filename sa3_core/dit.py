@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import operations
+from .ambient import independent
 from .attention import attend
 from .config import DiTConfig
 from .layers import FOURIER_DIM, FeedForward, RMSNorm, at, expo_features, merge_heads, over_rms, rotary_table, rotate, split_heads
@@ -98,7 +99,9 @@ class DiTInputs:
     def _with_rows(self, rows: int) -> "DiTInputs":
         """With rows of the context that nothing attends to, up to `rows`."""
         more = rows - self.cross_attn.shape[1]
-        bias = torch.zeros(self.cross_attn.shape[:2], device=self.cross_attn.device) if self.cross_bias is None else self.cross_bias
+        bias = self.cross_bias
+        if bias is None:
+            bias = self.cross_attn.new_zeros(self.cross_attn.shape[:2], dtype=score_type(self.cross_attn))
         return replace(
             self,
             cross_attn=F.pad(self.cross_attn, (0, 0, 0, more)),
@@ -176,8 +179,13 @@ def distinct_rows(rows: Tensor) -> tuple[Tensor, Tensor | None]:
         return rows, None
     first = torch.zeros(batch, m, dtype=torch.long)
     first.scatter_reduce_(1, run, torch.arange(n).expand(batch, n), "amin", include_self=False)
-    lengths = torch.zeros(batch, m).scatter_add_(1, run, torch.ones(batch, n))
+    lengths = torch.zeros(batch, m, dtype=score_type(rows)).scatter_add_(1, run, torch.ones(batch, n, dtype=score_type(rows)))
     return rows.gather(1, first[..., None].expand(-1, -1, width)), lengths.log()
+
+
+def score_type(rows: Tensor) -> torch.dtype:
+    """What is added to attention scores: float32, or float64 in a float64 model, where torch misreads another type."""
+    return torch.promote_types(rows.dtype, torch.float32)
 
 
 class SelfAttention(nn.Module):
@@ -292,6 +300,7 @@ class DiT(nn.Module):
         self.postprocess_conv = operations.Conv1d(io, io, 1, bias=False, **kw)
         self.transformer = Transformer(config, operations, **kw)
 
+    @independent
     def prepare(
         self,
         cross_attn: Tensor,
@@ -326,6 +335,7 @@ class DiT(nn.Module):
             frames,
         )
 
+    @independent
     def refresh(self, inputs: DiTInputs, changed: Iterable[str]) -> DiTInputs:
         """The same inputs under other weights: what the modules named in `changed` have a part in is computed again."""
         changed = list(changed)
@@ -350,6 +360,7 @@ class DiT(nn.Module):
     def _local(self, rows: Tensor) -> LocalInput:
         return LocalInput(rows, [layer.to_local_embed(rows) for layer in self.transformer.layers])
 
+    @independent
     def local_embeddings(self, local: Tensor, frames: int) -> LocalInput:
         """A local input (B, local_dim, T), embedded once for all conditions. Zeros are the same row everywhere: (1, 1, width)."""
         return self._local(local[:, :, :frames].transpose(1, 2) if local.any() else local[:1, :, :1].transpose(1, 2))
@@ -363,6 +374,7 @@ class DiT(nn.Module):
             inputs.modulations[key] = self.transformer.global_cond_embedder(embed)
         return inputs.modulations[key]
 
+    @independent
     def forward(self, x: Tensor, t: Tensor, inputs: DiTInputs, at_once: int | None = None) -> Tensor:
         """Velocity (B, C, T) of latents x (B, C, T) at times t (B,), t in float32 or better. at_once: items; None = as memory suits."""
         at_once = at_once or self._items_at_once(inputs)

@@ -68,6 +68,6 @@ class Guidance:
 
 def _valid(v: Tensor, lengths: Sequence[int] | None) -> Tensor:
     if lengths is None:
-        return torch.ones((), device=v.device)
+        return torch.ones((), device=v.device, dtype=v.dtype)
     frames = torch.arange(v.shape[-1])[None] < torch.tensor(list(lengths))[:, None]
     return put(frames[:, None], v.device, v.dtype)

@@ -34,7 +34,7 @@ def rotary_table(n: int, dim: int, head_dim: int, device=None, theta: float = 10
     inv_freq = 1.0 / theta ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim)
     angles = torch.arange(n, dtype=torch.float32)[:, None] * inv_freq
     cos, sin = angles.cos(), angles.sin()
-    table = torch.cat((cos, cos, torch.ones(n, head_dim - dim)), dim=1), torch.cat((-sin, sin), dim=1)
+    table = torch.cat((cos, cos, torch.ones(n, head_dim - dim, dtype=torch.float32)), dim=1), torch.cat((-sin, sin), dim=1)
     return table if device is None else tuple(put(part, device) for part in table)
 
 

@@ -141,7 +141,7 @@ def _comfyui(lora: LoRA):
             raise SA3Error(f"{lora.name} is of type {lora.kind}; ComfyUI's format knows lora, dora-rows and dora-cols.")
         stem = f"diffusion_model.{layer}."
         tensors[f"{stem}lora_down.weight"], tensors[f"{stem}lora_up.weight"] = adapter.down, adapter.up
-        tensors[f"{stem}alpha"] = torch.tensor(float(adapter.scale * adapter.rank))
+        tensors[f"{stem}alpha"] = torch.tensor(float(adapter.scale * adapter.rank), dtype=torch.float32)
         if adapter.rows is not None:
             tensors[f"{stem}dora_scale"] = adapter.rows[:, None]
         elif adapter.cols is not None:

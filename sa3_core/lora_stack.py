@@ -71,7 +71,7 @@ class Row:
 
     def _on_curve(self, t: Tensor, sigmas: Tensor | None) -> Tensor:
         """The curve's value, held over each step. One value per step, or per noise level; any other number is stretched."""
-        curve = torch.tensor(self.curve)
+        curve = torch.tensor(self.curve, dtype=torch.float32)
         if sigmas is None:
             place = (1 - t) * (len(curve) - 1)
         else:
@@ -168,8 +168,8 @@ class Stack:
     ) -> Tensor:  # fmt: skip
         """`dit(x, t, inputs)` with the scheduled rows as they are at t (B,), each item by its own.
 
-        sigmas (steps + 1,) or (b, steps + 1): the run's noise levels; B may be a multiple of b. read(layer, device): weight and bias
-        in float32 of a module that a host keeps elsewhere.
+        sigmas (steps + 1,) or (b, steps + 1): the run's noise levels; B may be a multiple of b. read(layer, like): weight and bias
+        in float32 of a module that a host keeps elsewhere, as it computes with them on an input of this type and device.
         """
         t = t.detach().float().cpu()
         if sigmas is not None:
@@ -213,9 +213,9 @@ class Stack:
             active = [(adapter, state[i], mode) for i, adapter, mode in entries if state[i] != 0]
             if not active:
                 continue
-            layer, bias, weight = dit.get_submodule(name), None, torch.empty(0, device=device)
+            layer, bias, weight = dit.get_submodule(name), None, torch.empty(0, device=device, dtype=torch.float32)
             if any(adapter.rows is not None or adapter.cols is not None for adapter, *_ in active):
-                weight, bias = read(layer, device)
+                weight, bias = read(layer, inputs.cross_attn)
                 weight = weight.flatten(1)
             layers[name] = layer, compose(weight, active).to(dtype), None if bias is None else bias.to(dtype)
         if not layers:
@@ -224,7 +224,7 @@ class Stack:
             return list(layers.values()), dit.refresh(inputs, layers)
 
 
-def _read(layer: nn.Module, device) -> tuple[Tensor, Tensor | None]:
+def _read(layer: nn.Module, like: Tensor) -> tuple[Tensor, Tensor | None]:
     return layer.weight.float(), None if layer.bias is None else layer.bias.float()
 
 

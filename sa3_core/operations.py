@@ -1,4 +1,7 @@
-"""The layers that the networks are built of, where a host names no others: torch's own, or on a CPU oneDNN's product where it is faster."""
+"""The layers that the networks are built of, where a host names no others: torch's own, or on a CPU oneDNN's product where it is faster.
+
+A layer computes in the type of its input, whatever type its weight is stored in.
+"""
 
 import functools
 import platform
@@ -7,7 +10,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn import Conv1d
 
 __all__ = ["Conv1d", "Linear", "by_onednn", "linear", "maker", "packed", "packed_linear"]
 
@@ -16,8 +18,21 @@ class Linear(nn.Linear):
     """torch's, where oneDNN is not faster."""
 
     def forward(self, input: Tensor) -> Tensor:
-        plain = input.dtype != self.weight.dtype or torch.is_grad_enabled() or torch.compiler.is_compiling()
-        return super().forward(input) if plain or not by_onednn(self.weight, self.bias) else linear(input, self.weight, self.bias)
+        if input.dtype != self.weight.dtype:
+            return nn.functional.linear(input, *_cast(self, input.dtype))
+        plain = torch.is_grad_enabled() or torch.compiler.is_compiling() or not by_onednn(self.weight, self.bias)
+        return super().forward(input) if plain else linear(input, self.weight, self.bias)
+
+
+class Conv1d(nn.Conv1d):
+    def forward(self, input: Tensor) -> Tensor:
+        if input.dtype != self.weight.dtype:
+            return self._conv_forward(input, *_cast(self, input.dtype))
+        return super().forward(input)
+
+
+def _cast(layer: nn.Module, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    return layer.weight.to(dtype), None if layer.bias is None else layer.bias.to(dtype)
 
 
 def maker(weight: Tensor) -> str:

@@ -57,7 +57,7 @@ def waveform(clip: Tensor, width: int, height: int) -> Tensor:
     bounds = [height * i // lanes for i in range(lanes + 1)]
     high, low = (F.adaptive_max_pool1d(sign * clip[None, :lanes], width)[0] * sign for sign in (1, -1))  # (C, W)
     rms = F.adaptive_avg_pool1d(clip[None, :lanes].square(), width)[0].sqrt()
-    out = torch.tensor(BACKGROUND, device=clip.device).repeat(height, width, 1)
+    out = torch.tensor(BACKGROUND, device=clip.device, dtype=torch.float32).repeat(height, width, 1)
     for lane, (top, bottom) in enumerate(itertools.pairwise(bounds)):
         rows = bottom - top
         centre = 1 - (2 * torch.arange(rows, device=clip.device) + 1)[:, None] / rows  # amplitude at each row's middle
@@ -66,7 +66,7 @@ def waveform(clip: Tensor, width: int, height: int) -> Tensor:
             top_edge, bottom_edge = (middle + half).clamp(-1, 1), (middle - half).clamp(-1, 1)
             covered = torch.minimum(top_edge, centre + 1 / rows) - torch.maximum(bottom_edge, centre - 1 / rows)
             out[top:bottom] = _laid(out[top:bottom], colour, (covered * rows / 2).clamp(0, 1))
-        edge = torch.zeros(rows, width, device=clip.device)
+        edge = torch.zeros(rows, width, device=clip.device, dtype=torch.float32)
         edge[: max(1, rows // 16)] = (high[lane] > 1).float()
         edge[-max(1, rows // 16) :] = (low[lane] < -1).float()
         out[top:bottom] = _laid(out[top:bottom], BEYOND, edge)
@@ -84,10 +84,10 @@ def column_power(clip: Tensor, rate: int, columns: int) -> Tensor:
     size = 1 << max(6, round(math.log2(WINDOW * rate)))
     length = clip.shape[-1]
     hop = max(1, min(size // 2, length // columns))
-    window = torch.hann_window(size, device=clip.device)
+    window = torch.hann_window(size, device=clip.device, dtype=torch.float32)
     frames = F.pad(clip.float(), (size // 2, size // 2)).unfold(-1, size, hop)  # (C, F, size), a view
     column = (torch.arange(frames.shape[1], device=clip.device) * hop * columns // length).clamp(max=columns - 1)
-    out = torch.zeros(size // 2 + 1, columns, device=clip.device)
+    out = torch.zeros(size // 2 + 1, columns, device=clip.device, dtype=torch.float32)
     for start in range(0, frames.shape[1], FRAMES):
         spectra = torch.fft.rfft(frames[:, start : start + FRAMES] * window).abs().square().mean(0)  # (F, bins)
         out.index_add_(1, column[start : start + FRAMES], spectra.T.contiguous())
@@ -101,7 +101,7 @@ def rows(power: Tensor, rate: int, height: int, scale: str = "mel") -> Tensor:
     """Power (bins, W) gathered into rows (height, W) of the picture by triangles as wide as a row or a bin, whichever is wider."""
     bins = power.shape[0]
     grid = frequencies(rate, height, scale).to(power.device) / (rate / 2) * (bins - 1)  # in bins
-    reach = torch.maximum(grid[:-1] - grid[1:], torch.ones(())).to(power)
+    reach = (grid[:-1] - grid[1:]).clamp(min=1).to(power)
     reach = torch.cat((reach[:1], reach))[:, None]
     distance = (torch.arange(bins, device=power.device)[None] - grid[:, None]).abs()
     return (1 - distance / reach).clamp(min=0).to(power) @ power
@@ -121,7 +121,7 @@ def frequencies(rate: int, height: int, scale: str) -> Tensor:
 def coloured(power: Tensor, quiet: float = QUIET, loud: float = LOUD) -> Tensor:
     """Power (H, W) as colours (H, W, 3), in decibels between the two ends."""
     level = ((10 * torch.log10(power.clamp(min=1e-20)) - quiet) / (loud - quiet)).clamp(0, 1)
-    stops = torch.tensor(GRADIENT, device=power.device)
+    stops = torch.tensor(GRADIENT, device=power.device, dtype=power.dtype)
     place = level * (len(stops) - 1)
     index = place.long().clamp(max=len(stops) - 2)
     return torch.lerp(stops[index], stops[index + 1], (place - index)[..., None])
@@ -129,7 +129,7 @@ def coloured(power: Tensor, quiet: float = QUIET, loud: float = LOUD) -> Tensor:
 
 def _laid(picture: Tensor, colour, cover: Tensor) -> Tensor:
     """A colour over the picture (H, W, 3), by coverage (H, W)."""
-    return torch.lerp(picture, torch.tensor(colour, device=picture.device).expand_as(picture), cover[..., None])
+    return torch.lerp(picture, torch.tensor(colour, device=picture.device, dtype=picture.dtype).expand_as(picture), cover[..., None])
 
 
 def _seconds(picture: Tensor, duration: float) -> Tensor:

@@ -1,6 +1,7 @@
 """The whole job without ComfyUI: load a release, make audio."""
 
 import functools
+import logging
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -16,14 +17,16 @@ from .conditioning import Condition
 from .config import ModelConfig
 from .dit import DiTInputs
 from .errors import SA3Error
+from .finite import finite
 from .guidance import Guidance
 from .lora import apply_stack
 from .lora_stack import Stack, make_row, open_lora, targets
 from .network import Predictor, Release, build
 from .regions import check_pairs
 from .same import SAME, Noise
-from .text_encoder import Text, Tokens
+from .text_encoder import Text, Tokens, encoder_dtype
 
+log = logging.getLogger("sa3")
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 DEMOS = {name: ASSETS / name for name in ("demo", "demo-medium")}  # the embedded models; the first is the default
 
@@ -199,42 +202,50 @@ class Model:
         local = self._local(regions, source_audio, lengths, chunk_size, overlap)
 
         cond = self.condition(self.encode_text(prompts), lengths.seconds)
+        uncond = None if guidance.cfg == 1 else self._unconditional(negatives, cond, lengths)
         watch.lap("encode")
-        inputs = module.dit.prepare(cond.cross_attn, cond.global_cond, local, lengths.frames, lengths.valid)
-        uncond = None
-        if guidance.cfg != 1:
-            uncond = self._unconditional(negatives, cond, inputs, lengths)
-        with nullcontext() if self.compiled is None else self.compiled.run(self._wait):
-            latents = sampling.run(
-                Predictor(self._network(plan.sigmas), inputs, uncond, guidance, lengths.valid), plan,
+        warnings: list[str] = []
+        step_noise = None if step_noise is None else list(step_noise)
+
+        def sample(dtype: torch.dtype) -> Tensor:
+            contexts = [part.to(dtype) for part in (cond.cross_attn, *([] if uncond is None else [uncond]))]
+            inputs = [module.dit.prepare(contexts[0], cond.global_cond.to(dtype), local.to(dtype), lengths.frames, lengths.valid)]
+            for context in contexts[1:]:
+                inputs.append(module.dit.prepare(context, cond.global_cond.to(dtype), inputs[0].local, lengths.frames, lengths.valid))
+            return sampling.run(
+                Predictor(self._network(plan.sigmas), *inputs, guidance=guidance, lengths=lengths.valid), plan,
                 channels=self.config.same.latent_dim, device=self.device,
                 init=init, initial_noise=initial_noise, step_noise=step_noise, callback=callback,
             )  # fmt: skip
+
+        with nullcontext() if self.compiled is None else self.compiled.run(self._wait):
+            latents = finite("The latents", self.dtype, sample, warnings.append)
         watch.lap("sample")
         if return_latents:
-            return Result(None, latents, lengths.seconds, self.config.sample_rate, self._record(plan, guidance, watch))
-        audio = [
-            self.decode(latents[i : i + 1, :, : timeline.decode_frames(self.config, lengths, i)], chunk_size, overlap, decode_noise)[
-                0, :, :n
-            ]
-            .float()
-            .clamp(-1, 1)
-            for i, n in enumerate(lengths.samples)
-        ]
+            return Result(None, latents, lengths.seconds, self.config.sample_rate, self._record(plan, guidance, watch, warnings))
+        audio = []
+        for i, n in enumerate(lengths.samples):
+            z = latents[i : i + 1, :, : timeline.decode_frames(self.config, lengths, i)].to(self.device)
+
+            def decode(dtype: torch.dtype, z=z, n=n) -> Tensor:
+                return self.autoencoder.decode(z.to(dtype), chunk_size, overlap, _noise(decode_noise))[0, :, :n].float()
+
+            audio.append(finite("The decoded samples", self.dtype, decode, warnings.append).clamp(-1, 1))
         watch.lap("decode")
-        return Result(audio, None, lengths.seconds, self.config.sample_rate, self._record(plan, guidance, watch))
+        return Result(audio, None, lengths.seconds, self.config.sample_rate, self._record(plan, guidance, watch, warnings))
 
-    def _record(self, plan: sampling.Plan, guidance: Guidance, watch: info.Stopwatch) -> dict:
+    def _record(self, plan: sampling.Plan, guidance: Guidance, watch: info.Stopwatch, warnings: Sequence[str]) -> dict:
+        said = list(dict.fromkeys(warnings))
+        for sentence in said:
+            log.warning(sentence)
         loaded, self.loaded = self.loaded, {**self.loaded, "cache_hit": True}
-        return info.record(self.name, plan, guidance, [], loaded=loaded, loras=self.lora_record, stages=watch.stages, cfg=guidance.cfg)
+        return info.record(self.name, plan, guidance, said, loaded=loaded, loras=self.lora_record, stages=watch.stages, cfg=guidance.cfg)
 
-    def _unconditional(self, negatives, cond: Condition, inputs: DiTInputs, lengths: timeline.Lengths) -> DiTInputs:
-        module = self._generative()
+    def _unconditional(self, negatives, cond: Condition, lengths: timeline.Lengths) -> Tensor:
+        """The context of the unconditional prediction: the negative prompts', or zeros."""
         if negatives is None:
-            context = module.conditioner.unconditional(len(lengths), cond.cross_attn)
-        else:
-            context = self.condition(self.encode_text(negatives), lengths.seconds, negative=True).cross_attn
-        return module.dit.prepare(context, cond.global_cond, inputs.local, lengths.frames, lengths.valid)
+            return self._generative().conditioner.unconditional(len(lengths), cond.cross_attn)
+        return self.condition(self.encode_text(negatives), lengths.seconds, negative=True).cross_attn
 
     def _local(self, regions, source_audio, lengths: timeline.Lengths, chunk_size, overlap) -> Tensor:
         """Mask and masked latents (B, D + 1, T); zeros for plain text to audio."""
@@ -268,6 +279,8 @@ def load(
     """Load a model in any layout: a release's folder, its weights file, a single file without a config, or one of `DEMOS`.
 
     text_encoder: the folder t5gemma-b-b-ul2 or the repackaged file, when it lies neither beside the weights nor in the Hub's cache.
+    dtype: of the transformer and the autoencoder. The text encoder never computes in float16, which its activations leave: it takes
+    bfloat16 on a GPU that has it, else float32.
     objective: "base" or "post-trained" for a file without a config whose name does not say. autoencoder: load only SAME.
     Raises SA3Error for anything that is not exactly a Stable Audio 3 model.
     """
@@ -281,7 +294,7 @@ def load(
         width = opened.config.conditioning.cond_dim
         found = text_encoder or opened.text_encoder or hub.cached_text_encoder(width)
         if found is not None:
-            encoder = checkpoint.load_text_encoder(found, dtype, device, width)
+            encoder = checkpoint.load_text_encoder(found, encoder_dtype(dtype, device), device, width)
             watch.lap("text encoder")
     model = Model(opened.config, module, encoder, opened.name)
     model.path = opened.path

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import operations
+from .ambient import independent
 from .attention import attend_difference
 from .audio import check_finite
 from .config import ResamplerConfig, SAMEConfig
@@ -45,7 +46,7 @@ class Noise:
     def _block(self, purpose: str, item: int, block: int, per_frame: int) -> Tensor:
         digest = hashlib.sha256(f"{self.seed}/{item}/{purpose}/{block}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-        return torch.randn(NOISE_BLOCK, per_frame, generator=generator)
+        return torch.randn(NOISE_BLOCK, per_frame, generator=generator, dtype=torch.float32)
 
     def at(self, start: int) -> "Noise":
         return Noise(self.seed, self.items, self.start + start)
@@ -197,6 +198,7 @@ class SAME(nn.Module):
         self.bottleneck = Bottleneck(config.latent_dim, **kw)
         self.decoder = _Decoder(config.decoder, operations, **kw)
 
+    @independent
     def encode(self, audio: Tensor, chunk_size: int | None = None, overlap: int = 32, noise: Noise | None = None, progress=None) -> Tensor:
         """Audio (B, C, N) -> latents (B, D, ceil(N / samples_per_frame)); a last frame that is not full is zero-padded.
 
@@ -216,6 +218,7 @@ class SAME(nn.Module):
 
         return _in_chunks(run, frames, 1, chunk_size, overlap, self.config.encoder, progress)
 
+    @independent
     def decode(self, z: Tensor, chunk_size: int | None = None, overlap: int = 32, noise: Noise | None = None, progress=None) -> Tensor:
         """Latents (B, D, T) -> audio (B, C, T * samples_per_frame), not clipped. Arguments as in `encode`."""
         if z.dim() != 3 or z.shape[1] != self.config.latent_dim or z.shape[2] == 0:

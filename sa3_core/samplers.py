@@ -9,10 +9,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from .ambient import independent
 from .errors import SA3Error
 from .transfer import put
 
 
+@independent
 def sample(name: str, velocity: Callable, x: Tensor, sigmas: Tensor, noise=None, eta: float | None = None, callback=None) -> Tensor:
     """Run sampler `name` from x at the first noise level to the last.
 

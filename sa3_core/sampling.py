@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from . import samplers, schedule
+from .ambient import independent
 from .config import ModelConfig
 from .errors import SA3Error
 from .timeline import Lengths
@@ -31,9 +32,9 @@ class Draws:
 
     def __call__(self) -> Tensor:
         """The next draw, (B, C, T); zeros beyond an item's own length."""
-        out = torch.zeros(len(self.lengths), self.channels, self.lengths.frames)
+        out = torch.zeros(len(self.lengths), self.channels, self.lengths.frames, dtype=torch.float32)
         for i, (generator, own) in enumerate(zip(self.generators, self.lengths.own, strict=True)):
-            out[i, :, :own] = torch.randn(1, self.channels, own, generator=generator)[0]
+            out[i, :, :own] = torch.randn(1, self.channels, own, generator=generator, dtype=torch.float32)[0]
         return out
 
 
@@ -70,6 +71,7 @@ class Plan:
         return replace(self, lengths=self.lengths.pick(rows), sigmas=self.sigmas[rows], indices=tuple(self.indices[i] for i in rows))
 
 
+@independent
 def plan(
     config: ModelConfig,
     lengths: Lengths,
@@ -111,6 +113,7 @@ def check_sigmas(sigmas: Tensor, batch: int) -> Tensor:
     return sigmas
 
 
+@independent
 def run(
     velocity: Callable[[Tensor, Tensor], Tensor],
     plan: Plan,

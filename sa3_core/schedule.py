@@ -6,11 +6,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from .ambient import independent
 from .errors import SA3Error
 
 Shift = Callable[[Tensor, Tensor], Tensor]
 
 
+@independent
 def build(kind: str, steps: int, sigma_max: float = 1.0, length=None, mode: str = "scaled", **params) -> Tensor:
     """Noise levels, float32: (steps + 1,) for a scalar `length` in latent frames, (B, steps + 1) for a tensor of B lengths.
 
@@ -38,7 +40,7 @@ def build(kind: str, steps: int, sigma_max: float = 1.0, length=None, mode: str 
         raise SA3Error(f"Schedule full: min_length {params.get('min_length')} is not below max_length {params.get('max_length')}.")
     per_item = isinstance(length, Tensor) and length.dim() > 0
     lengths = torch.as_tensor(1.0 if length is None else length, dtype=torch.float32).clamp(min=1).reshape(-1, 1)
-    grid = torch.linspace(sigma_max if mode == "reference" else 1.0, 0, int(steps) + 1)
+    grid = torch.linspace(sigma_max if mode == "reference" else 1.0, 0, int(steps) + 1, dtype=torch.float32)
     # Row by row: a row computed alone and in a batch must agree to the last bit, which vectorised kernels do not promise.
     t = torch.cat([SHIFTS[kind](grid, row, **params).reshape(1, -1) for row in lengths[:, None]])
     if mode == "scaled":
@@ -65,7 +67,7 @@ def _logsnr(t: Tensor, length: Tensor, *, anchor_length=2000, anchor_logsnr=-6.2
     """Uniform in log-SNR between a start that falls by `rate` per octave of length and a fixed end."""
     start = anchor_logsnr - rate * torch.log2(length / anchor_length)
     shifted = torch.sigmoid(-(logsnr_end - t * (logsnr_end - start)))
-    return torch.where(t <= 0, torch.zeros(()), torch.where(t >= 1, torch.ones(()), shifted))
+    return torch.where(t <= 0, 0.0, torch.where(t >= 1, 1.0, shifted))
 
 
 def _flux(t: Tensor, length: Tensor, *, min_length=256, max_length=4096, alpha_min=6.93, alpha_max=6.93) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from . import audio
+from .ambient import independent
 from .errors import SA3Error
 from .regions import Region, merge_regions, sample_span
 
@@ -41,6 +42,7 @@ class SpliceReport:
         return "\n".join([*map(str, self.seams), *gains, *self.notes])
 
 
+@independent
 def splice(
     original: Tensor,
     generated: Tensor,
@@ -133,7 +135,7 @@ def _seam(out: Tensor, edge: int, rate: int) -> Seam:
     steps = [part.diff(dim=-1).abs().max() for part in (before, after) if part.shape[-1] > 1]
     level = 10 * torch.log10((after.square().mean() + 1e-12) / (before.square().mean() + 1e-12))
     jump = (out[..., edge].float() - out[..., edge - 1].float()).abs().max()
-    return Seam(edge / rate, float(jump), float(max(steps, default=torch.zeros(()))), float(level))
+    return Seam(edge / rate, float(jump), float(max(steps, default=0.0)), float(level))
 
 
 def wrap_jump(clip: Tensor) -> tuple[float, float]:

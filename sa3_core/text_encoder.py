@@ -1,5 +1,6 @@
 """T5Gemma's encoder half through `transformers`: prompts -> one vector per token."""
 
+import importlib.metadata
 import threading
 import weakref
 from collections import OrderedDict
@@ -10,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from .ambient import independent
 from .errors import SA3Error
 from .json_files import read_json
 
@@ -23,6 +25,17 @@ NUMBERS = {
     "max_position_embeddings",
 }  # fmt: skip
 OTHERS = {"layer_types", "hidden_activation", "rope_parameters", "attention_bias", "pad_token_id", "bos_token_id", "eos_token_id"}
+
+
+def encoder_dtype(dtype: torch.dtype, device) -> torch.dtype:
+    """The type that the text encoder computes in where the rest of a model has `dtype`.
+
+    T5Gemma's activations leave float16's range, so that becomes bfloat16 on a GPU that computes in it, else float32.
+    """
+    if dtype != torch.float16:
+        return dtype
+    native = torch.device(device).type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if native else torch.float32
 
 
 @dataclass(frozen=True)
@@ -112,6 +125,7 @@ class TextEncoder(nn.Module):
     def width(self) -> int:
         return self.config.hidden_size
 
+    @independent
     def tokenize(self, prompts: Sequence[str], max_tokens: int) -> Tokens:
         """No BOS, no EOS; truncated to max_tokens, padded to max_tokens."""
         ids = torch.zeros(len(prompts), max_tokens, dtype=torch.long)
@@ -134,8 +148,10 @@ class TextEncoder(nn.Module):
         return Tokens(ids, mask)
 
     def unknown_words(self, prompts: Sequence[str]) -> list[str]:
-        """What the tokenizer has no token for, in the order of its first appearance. Empty for tokenizers that fall back to bytes."""
-        unknown = getattr(self.tokenizer.model, "unk_token", None)
+        """Words that the tokenizer has no token for, in order of first appearance. Empty for tokenizers that fall back to bytes."""
+        unknown = getattr(getattr(self.tokenizer, "model", None), "unk_token", None)  # a SentencePiece tokenizer has none
+        if unknown is None:
+            return []
         found = {}
         for prompt in prompts:
             row = self.tokenizer.encode(prompt, add_special_tokens=False)
@@ -157,6 +173,7 @@ class TextEncoder(nn.Module):
         """Whether `forward` would compute nothing."""
         return self.identity is not None and self._key(tokens) in ENCODINGS
 
+    @independent
     @torch.no_grad()
     def compute(self, tokens: Tokens) -> Tensor:
         """`forward` without the cache."""
@@ -191,10 +208,25 @@ def encoder_config(folder: str | Path):
     return config_from(values, path)
 
 
+def t5gemma() -> tuple[type, type]:
+    """transformers' config and encoder classes of T5Gemma."""
+    try:
+        from transformers import T5GemmaConfig, T5GemmaEncoderModel
+    except ImportError as error:
+        try:
+            found = f"version {importlib.metadata.version('transformers')}"
+        except importlib.metadata.PackageNotFoundError:
+            found = "none"
+        raise SA3Error(
+            f"The text encoder needs the package transformers, version 4.53 or later; installed is {found}. Update it with the Python that "
+            "runs ComfyUI: python -m pip install --upgrade transformers."
+        ) from error
+    return T5GemmaConfig, T5GemmaEncoderModel
+
+
 def config_from(values: dict, where: str | Path = "the text encoder"):
     """The same from the values of a config.json. Only what the encoder computes with is taken over: a config could also name code."""
-    from transformers import T5GemmaConfig
-
+    config_class, _ = t5gemma()
     part = {name: value for name, value in values["encoder"].items() if name in SIZES or name in NUMBERS | OTHERS}
     for name, largest in SIZES.items():
         value = part.get(name)
@@ -208,7 +240,7 @@ def config_from(values: dict, where: str | Path = "the text encoder"):
         raise SA3Error(f"{where}: {part['num_attention_heads']} heads cannot share {part['num_key_value_heads']} keys and values.")
     known = {"model_type": "t5gemma", "encoder": dict(part), "decoder": dict(part), "vocab_size": part["vocab_size"]}
     try:
-        config = T5GemmaConfig.from_dict({**known, "is_encoder_decoder": False})
+        config = config_class.from_dict({**known, "is_encoder_decoder": False})
         for one in (config, config.encoder):
             one._attn_implementation = "eager"
         empty_model(config)
@@ -217,12 +249,12 @@ def config_from(values: dict, where: str | Path = "the text encoder"):
     return config
 
 
+@independent
 def empty_model(config) -> nn.Module:
     """The encoder on the meta device, with its few computed buffers real."""
-    from transformers import T5GemmaEncoderModel
-
+    _, encoder_class = t5gemma()
     with torch.device("meta"):
-        model = T5GemmaEncoderModel(config)
+        model = encoder_class(config)
     for module in model.modules():
         if type(module).__name__.endswith("RotaryEmbedding"):
             fresh = type(module)(config=config.encoder)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .ambient import independent
 from .config import ModelConfig
 from .errors import SA3Error
 from .regions import Region, merge_regions  # noqa: F401  one place to look for everything on the line
@@ -97,10 +98,11 @@ def keep_mask(config: ModelConfig, regions: Sequence[Region], lengths: Lengths) 
     return 1 - generate_mask(regions, lengths.samples, lengths.frames, config.same.samples_per_frame, config.sample_rate)
 
 
+@independent
 def generate_mask(regions: Sequence[Region], samples: Sequence[int], frames: int, samples_per_frame: int, rate: int) -> Tensor:
     """(B, 1, frames): 1 = generate, inside the regions and beyond each item's `samples`. Nearest neighbour from sample resolution."""
     at = torch.arange(frames) * samples_per_frame  # nearest-neighbour reads the first sample of a frame
-    mask = torch.zeros(len(samples), 1, frames)
+    mask = torch.zeros(len(samples), 1, frames, dtype=torch.float32)
     for start, end in regions:
         mask[:, :, (at >= int(start * rate)) & (at < int(end * rate))] = 1
     for item, end in enumerate(samples):

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import comfy.hooks
 import comfy.model_management
-import comfy.model_patcher
 import comfy.sd
 import torch
+from comfy.cli_args import args
 from torch import Tensor, nn
 
 from ...sa3_core import checkpoint
@@ -14,6 +14,7 @@ from ...sa3_core.config import ConditioningConfig
 from ...sa3_core.errors import SA3Error
 from ...sa3_core.text_encoder import TextEncoder, Tokens
 from .memory import halvings, on_less
+from .patchers import patcher_over
 from .progress import Progress, tell_loading
 
 KEY = "t5gemma"
@@ -77,15 +78,12 @@ class PromptEncoder(nn.Module):
 class SA3CLIP(comfy.sd.CLIP):
     """A CLIP made of loaded parts instead of a state dict."""
 
-    def __init__(self, encoder: TextEncoder, max_tokens: int):
+    def __init__(self, encoder: TextEncoder, max_tokens: int, reload: tuple, disable_dynamic: bool = False):
         super().__init__(no_init=True)
         self.cond_stage_model = PromptEncoder(encoder)
         self.tokenizer = PromptTokenizer(encoder, max_tokens)
-        self.patcher = comfy.model_patcher.ModelPatcher(
-            self.cond_stage_model,
-            load_device=comfy.model_management.text_encoder_device(),
-            offload_device=comfy.model_management.text_encoder_offload_device(),
-        )
+        device, offload = comfy.model_management.text_encoder_device(), comfy.model_management.text_encoder_offload_device()
+        self.patcher = patcher_over(self.cond_stage_model, device, offload, reload, disable_dynamic)
         self.cond_stage_model.unpatched = self.patcher.patches_uuid
         encoder.home = self.patcher.load_device
         self.patcher.hook_mode = comfy.hooks.EnumHookMode.MinVram
@@ -111,12 +109,36 @@ class SA3CLIP(comfy.sd.CLIP):
         return super().load_model(*args, **kwargs)
 
 
-def load_clip(path: Path, config: ConditioningConfig, dtype: torch.dtype | None) -> SA3CLIP:
-    """A text encoder's folder or file for a model of this config. dtype None = auto."""
+def encoder_dtype(dtype: torch.dtype | None) -> torch.dtype:
+    """The type that the text encoder computes in; dtype None = auto.
+
+    T5Gemma's activations leave float16's range, so that is never one: bfloat16 where the device computes in it, else float32.
+    """
     device = comfy.model_management.text_encoder_device()
-    dtype = dtype or (torch.float32 if comfy.model_management.is_device_cpu(device) else comfy.model_management.text_encoder_dtype(device))
+    safe = (torch.bfloat16, torch.float32, torch.float64)
+    if dtype in safe:
+        return dtype
+    if dtype is None and (asked := _asked_of_comfyui()) in safe:
+        return asked
+    on_cpu = comfy.model_management.is_device_cpu(device)
+    return torch.bfloat16 if not on_cpu and comfy.model_management.should_use_bf16(device) else torch.float32
+
+
+def _asked_of_comfyui() -> torch.dtype | None:
+    """What ComfyUI's command line says of text encoders."""
+    return torch.bfloat16 if args.bf16_text_enc else torch.float32 if args.fp32_text_enc else None
+
+
+def load_clip(path: Path, config: ConditioningConfig, dtype: torch.dtype | None, disable_dynamic: bool = False) -> SA3CLIP:
+    """A text encoder's folder or file for a model of this config. dtype None = auto."""
     offload = comfy.model_management.text_encoder_offload_device()
-    return SA3CLIP(checkpoint.load_text_encoder(path, dtype, offload, config.cond_dim), config.max_tokens)
+    encoder = checkpoint.load_text_encoder(path, encoder_dtype(dtype), offload, config.cond_dim)
+    return SA3CLIP(encoder, config.max_tokens, (reload_clip, (path, config, dtype)), disable_dynamic)
+
+
+def reload_clip(path: Path, config: ConditioningConfig, dtype: torch.dtype | None, disable_dynamic: bool = False):
+    """The patcher of the same text encoder from its files, for a clone with weights of its own."""
+    return load_clip(path, config, dtype, disable_dynamic).patcher
 
 
 def encode_prompts(clip, prompts: list[str]) -> list:

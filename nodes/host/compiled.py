@@ -9,6 +9,7 @@ from comfy.patcher_extension import WrappersMP
 from ...sa3_core.compiled import Compiled
 from ...sa3_core.packed import Packed, PackedAndCompiled
 from . import model as host_model
+from .patchers import resident_clone
 from .progress import tell
 
 KEY = "sa3_compiled"
@@ -36,8 +37,9 @@ def _packed() -> Packed:
 
 def _with(model, accelerator, wait: bool):
     accelerator.try_again()
-    host_model.require(model)
-    clone, begin = model.clone(), partial(accelerator.run, wait)
+    inner = host_model.require(model)
+    clone, begin = resident_clone(model), partial(accelerator.run, wait)
+    host_model.same_release(clone.model, inner)
     clone.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, KEY)
     clone.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, partial(_run, begin))
     options = clone.model_options

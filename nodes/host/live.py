@@ -11,6 +11,7 @@ from torch import Tensor
 from ...sa3_core import picture
 from ...sa3_core.errors import SA3Error
 from ...sa3_core.timeline import Lengths
+from .patchers import is_dynamic
 from .preview import image
 
 MODES = ("auto", "on", "off")
@@ -86,7 +87,9 @@ class LivePicture:
         return drawn
 
     def _device(self) -> torch.device | None:
-        """Where the decoder's weights lie, if all lie in one place."""
+        """Where the decoder's weights lie, if all lie in one place. Under dynamic VRAM: where those are that it computed with last."""
+        if is_dynamic(self.vae.patcher):
+            return self.vae.device if self.vae.patcher.loaded_size() else self.vae.patcher.offload_device
         places = {weight.device for weight in self.vae.first_stage_model.parameters()}
         return places.pop() if len(places) == 1 else None
 

@@ -1,6 +1,7 @@
 """The MODEL socket: a ModelPatcher over Stable Audio 3's transformer and conditioner."""
 
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import comfyui_version
 import torch
 from torch import Tensor
 
-from ...sa3_core import checkpoint
+from ...sa3_core import checkpoint, info
 from ...sa3_core.accelerator import COMES_AND_GOES
 from ...sa3_core.checkpoint import Checkpoint
 from ...sa3_core.config import ModelConfig
@@ -24,6 +25,7 @@ from ...sa3_core.errors import SA3Error
 from ...sa3_core.network import Generator
 from ...sa3_core.timeline import Lengths, lengths
 from .operations import Operations
+from .patchers import patcher_over
 
 LORAS = "sa3_loras"  # key of a MODEL's options: how its adapters describe themselves, for the run's record
 STACK, SIGMAS = "sa3_lora_stack", "sa3_sigmas"  # keys of its transformer_options: the adapters themselves, a run's levels per item
@@ -129,6 +131,16 @@ class SA3Model(comfy.model_base.BaseModel):
     def compute_dtype(self) -> torch.dtype:
         return self.manual_cast_dtype or self.get_dtype()
 
+    @contextmanager
+    def computing_in(self, dtype: torch.dtype) -> Iterator[None]:
+        """Runs inside compute in this type; layers convert their weights as they use them."""
+        before = self.manual_cast_dtype
+        self.manual_cast_dtype = None if dtype == self.get_dtype() else dtype
+        try:
+            yield
+        finally:
+            self.manual_cast_dtype = before
+
     def extra_conds(self, **kwargs) -> dict:
         """Called once a run and condition, weights loaded: everything the steps share is computed here."""
         noise, device, dtype = kwargs["noise"], kwargs["device"], self.compute_dtype
@@ -178,8 +190,9 @@ def prompt_rows(embeddings: Tensor | None, mask: Tensor | None, batch: int) -> t
     return embeddings.expand(batch, -1, -1), mask.expand(batch, -1)
 
 
-def load_model(opened: Checkpoint, weight_dtype: torch.dtype | None) -> comfy.model_patcher.ModelPatcher:
+def load_model(opened: Checkpoint, weight_dtype: torch.dtype | None, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
     """Weights of the generator in the type the device computes best in, behind a ModelPatcher. None = auto."""
+    watch = info.Stopwatch()
     device, offload = comfy.model_management.get_torch_device(), comfy.model_management.unet_offload_device()
     parameters = _parameters(opened)
     dtype = weight_dtype or comfy.model_management.unet_dtype(
@@ -191,10 +204,17 @@ def load_model(opened: Checkpoint, weight_dtype: torch.dtype | None) -> comfy.mo
     operations = Operations if cast is None else comfy.ops.manual_cast
     denoiser = Denoiser(opened.config, operations, dtype)
     initial = comfy.model_management.unet_inital_load_device(parameters, dtype)
-    checkpoint.load_into(denoiser, opened.tensors, dtype=dtype, device=initial)
+    names = Generator(opened.config, device="meta").state_dict()  # ComfyUI's layers may have no weights yet
+    checkpoint.load_into(denoiser, opened.tensors, dtype=dtype, device=initial, names=names)
     model = SA3Model(opened.config, denoiser, cast or dtype, opened.name, opened.path)
-    patcher = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
-    return patcher(model, load_device=device, offload_device=offload)
+    model.sa3_loaded = info.load_record(opened, dtype, device, watch)
+    reload = reload_model, (opened.path, opened.objective, weight_dtype)
+    return patcher_over(model, device, offload, reload, disable_dynamic)
+
+
+def reload_model(path: Path, objective: str, weight_dtype: torch.dtype | None, disable_dynamic: bool = False):
+    """The same model from its file, for a clone with weights of its own."""
+    return load_model(checkpoint.open_checkpoint(path, objective), weight_dtype, disable_dynamic)
 
 
 def computes_in(dtype: torch.dtype, device: torch.device) -> bool:
@@ -220,14 +240,26 @@ def require(model) -> SA3Model:
     return inner
 
 
+def same_release(clone: SA3Model, model: SA3Model) -> None:
+    """A clone with weights of its own takes over what the loader said of the model: its autoencoder, and how it was loaded."""
+    if clone is not model:
+        clone.sa3_vae, clone.sa3_loaded = getattr(model, "sa3_vae", None), dict(model.sa3_loaded)
+
+
 def casts(module: torch.nn.Module) -> bool:
     """Whether layers fetch or convert their weights when they compute: those of a model that did not fit, or is stored in another type."""
     return any(getattr(layer, "comfy_cast_weights", False) or getattr(layer, "weight_function", None) for layer in module.modules())
 
 
-def read_weight(layer, device) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias as the layer computes with them, in float32: they may be offloaded, with patches still to be applied."""
-    return comfy.ops.cast_bias_weight(layer, None, torch.float32, device, torch.float32)
+def read_weight(layer, like: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias with which the layer computes on an input like this one, as float32 copies.
+
+    They may be offloaded, with patches still to be applied.
+    """
+    weight, bias, stream = comfy.ops.cast_bias_weight(layer, None, like.dtype, like.device, like.dtype, offloadable=True)
+    copies = tuple(None if part is None else part.to(torch.float32, copy=True) for part in (weight, bias))
+    comfy.ops.uncast_bias_weight(layer, weight, bias, stream)
+    return copies
 
 
 def known_times(options: dict, timestep) -> Tensor | None:

@@ -1,5 +1,7 @@
 """Sampling through ComfyUI's guider: loading, hooks and clean-up stay core's, the run itself is sa3_core's."""
 
+from functools import partial
+
 import comfy.model_management
 import comfy.samplers
 import torch
@@ -8,14 +10,17 @@ from torch import Tensor
 from ...sa3_core import samplers, sampling
 from ...sa3_core.config import ModelConfig
 from ...sa3_core.errors import SA3Error
+from ...sa3_core.finite import finite
 from ...sa3_core.guidance import Guidance
 from ...sa3_core.sampling import Draws, Plan
 from ...sa3_core.transfer import put
 from . import model as host_model
 from .latent import Latents
 from .live import LivePicture
-from .memory import halvings, on_less
+from .memory import halvings, on_less, tell
 from .progress import Progress, check_interrupt, tell_loading
+
+FOREIGN_GUIDANCE = "sampler_cfg_function"  # key of model_options: another pack's guidance, which replaces ours
 
 
 class Guider(comfy.samplers.CFGGuider):
@@ -30,17 +35,21 @@ class Guider(comfy.samplers.CFGGuider):
         """Data prediction (B, C, T) at x, timestep (B,)."""
         options = model_options or {}
         check_interrupt()
-        if "sampler_cfg_function" in options:
+        if FOREIGN_GUIDANCE in options:
             return super().predict_noise(x, timestep, options, seed)
         known = host_model.known_times(options.get("transformer_options", {}), timestep)
         t = timestep.float().cpu() if known is None else known
+        scale = self.guidance.cfg if bool(self.guidance.active(t).any()) else 1.0
+        if scale != 1:
+            options = {**options, FOREIGN_GUIDANCE: partial(self._guided, t)}
+        # core's own function around ours, for the hooks that other packs put before and after guidance
         positive, negative = self.conds["positive"], self.conds.get("negative")
-        if not bool(self.guidance.active(t).any()):
-            return comfy.samplers.calc_cond_batch(self.inner_model, [positive], x, timestep, options)[0]
-        cond, uncond = comfy.samplers.calc_cond_batch(self.inner_model, [positive, negative], x, timestep, options)
-        time = timestep[:, None, None]
-        v = self.guidance.apply(x, t, (x - cond) / time, (x - uncond) / time, self.valid)
-        return x - time * v
+        return comfy.samplers.sampling_function(self.inner_model, x, timestep, negative, positive, scale, options, seed)
+
+    def _guided(self, t: Tensor, args: dict) -> Tensor:
+        """The guided x - D of core's two: x - D (B, C, T) of the positive and of the negative, at levels t (B,), also on the CPU."""
+        time = args["timestep"][:, None, None]
+        return time * self.guidance.apply(args["input"], t, args["cond"] / time, args["uncond"] / time, self.valid)
 
 
 def on_device(t: Tensor, x: Tensor) -> Tensor:
@@ -65,16 +74,18 @@ class RunSampler(comfy.samplers.Sampler):
 
 
 def sample(
-    model, positive, latents: Latents, plan: Plan, guidance: Guidance, negative=None, progress=None, live: LivePicture | None = None
-) -> Tensor:
+    model, positive, latents: Latents, plan: Plan, guidance: Guidance, negative=None, progress=None, live: LivePicture | None = None,
+    remark=tell,
+) -> Tensor:  # fmt: skip
     """Run the plan on a MODEL: latents (B, D, T), float32, on ComfyUI's intermediate device.
 
-    progress(done, total, words, picture): in place of the node's own bar. live: what draws the pictures.
+    progress(done, total, words, picture): in place of the node's own bar. live: what draws the pictures. remark(sentence): called when
+    a 16-bit run was not finite and was computed again in float32.
 
     A batch that does not fit into memory is made in groups, with the draws it would have as one.
     """
     inner = host_model.require(model)
-    if guidance.cfg != 1 and negative is None:
+    if negative is None and _needs_negative(model, guidance):
         negative = [[torch.zeros(1, 1, inner.sa3_config.conditioning.cond_dim), {}]]
     batch, parts = len(plan.lengths), []  # finished items stay when the rest goes on in smaller groups
     bar = progress or Progress(plan.steps * batch)
@@ -95,13 +106,22 @@ def sample(
                 picture = None if live is None else live(denoised, plan.lengths.pick(items))
                 bar(items.start * total + (step + 1) * len(items), batch * total, words, picture)
 
-            parts.append(_sample_group(model, positive, negative, latents, plan, guidance, items, report, begin))
+            def compute(dtype: torch.dtype, items=items, report=report, begin=begin) -> Tensor:
+                with inner.computing_in(dtype):
+                    return _sample_group(model, positive, negative, latents, plan, guidance, items, report, begin)
+
+            parts.append(finite("The latents", inner.compute_dtype, compute, remark))
 
     with host_model.compiled_run(model):
         on_less("sampling", "items", "Shorten the clip, or use a 16-bit dtype.", halvings(_group_size(model, plan)), rest)
     if progress is None:
         bar.finish()
     return torch.cat(parts).to(comfy.model_management.intermediate_device())
+
+
+def _needs_negative(model, guidance: Guidance) -> bool:
+    """Whether core evaluates the negative: for guidance, or because another pack's hook asked for it at cfg 1 as well."""
+    return guidance.cfg != 1 or bool(model.model_options.get("disable_cfg1_optimization"))
 
 
 def _group_size(model, plan: Plan) -> int:
@@ -126,7 +146,7 @@ def _sample_group(model, positive, negative, latents: Latents, plan: Plan, guida
         local = torch.cat((keep, keep * kept.to(keep.device)), dim=1)
     run = host_model.Run(part.lengths, local)
     guider = Guider(model, guidance, part.lengths.valid)
-    guider.set_conds(_for_run(positive, run, rows, batch), _for_run(negative, run, rows, batch) if guidance.cfg != 1 else [])
+    guider.set_conds(_for_run(positive, run, rows, batch), _for_run(negative, run, rows, batch) if _needs_negative(model, guidance) else [])
     options = guider.model_options.get("transformer_options", {})
     guider.model_options = {**guider.model_options, "transformer_options": {**options, host_model.SIGMAS: part.sigmas}}
     sampler = RunSampler(part, channels, samples if part.noise_level < 1 else None, report, begin)
@@ -158,6 +178,13 @@ def check_conditioning(conditioning, config: ModelConfig, batch: int, name: str)
                 f"The {name} CONDITIONING is {rows.shape[-1]} wide, this model expects {config.conditioning.cond_dim}; "
                 "encode the prompt with the CLIP of the same SA3_ModelLoader."
             )
+
+
+def before(model) -> list[str]:
+    """What the user should know of a MODEL before a run."""
+    if FOREIGN_GUIDANCE not in model.model_options:
+        return []
+    return ["Another node on this MODEL brings guidance of its own; it replaces SA3 Guidance, whose settings have no effect."]
 
 
 def check_guidance(guidance) -> Guidance:

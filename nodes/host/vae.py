@@ -1,7 +1,8 @@
 """The VAE socket: SAME behind the interface of ComfyUI's VAE class."""
 
+from pathlib import Path
+
 import comfy.model_management
-import comfy.model_patcher
 import comfy.sd
 import torch
 from torch import Tensor
@@ -10,28 +11,29 @@ from ...sa3_core import checkpoint
 from ...sa3_core.checkpoint import Checkpoint
 from ...sa3_core.config import ModelConfig
 from ...sa3_core.errors import SA3Error
+from ...sa3_core.finite import finite
 from ...sa3_core.same import SAME, Noise
-from .memory import halvings, on_less
+from .memory import halvings, on_less, tell
 from .operations import Operations
+from .patchers import patcher_over
 from .progress import Progress, tell_loading
 
 CHUNK, OVERLAP = 128, 32  # latent frames, as the public tools decode
 LEAST_CHUNK = 16
 ADVICE = "Shorten the clip, make the batch smaller, or close what else uses the device."
-ROWS_PER_TOKEN = 30  # live activations of a block in rows of `width` per token
+# Live activations of a block in rows of `width` per token: in the type of the products, and in float32.
+ROWS_PER_TOKEN, FLOAT_ROWS_PER_TOKEN = 12, 18
 
 
 class SA3VAE(comfy.sd.VAE):
     """A VAE made of a loaded SAME. Core's audio nodes call encode, decode and decode_tiled with channels last."""
 
-    def __init__(self, config: ModelConfig, same: SAME, dtype: torch.dtype, name: str):
+    def __init__(self, config: ModelConfig, same: SAME, dtype: torch.dtype, name: str, reload: tuple, disable_dynamic: bool = False):
         # comfy.sd.VAE builds itself from a state dict it recognises; this one is already built.
         self.first_stage_model, self.sa3_config, self.sa3_name, self.vae_dtype = same, config, name, dtype
         self.device = comfy.model_management.vae_device()
         self.output_device = comfy.model_management.intermediate_device()
-        self.patcher = comfy.model_patcher.ModelPatcher(
-            same, load_device=self.device, offload_device=comfy.model_management.vae_offload_device()
-        )
+        self.patcher = patcher_over(same, self.device, comfy.model_management.vae_offload_device(), reload, disable_dynamic)
         self.latent_dim, self.latent_channels, self.output_channels = 1, config.same.latent_dim, config.same.audio_channels
         self.downscale_ratio = self.upscale_ratio = config.same.samples_per_frame
         self.audio_sample_rate = config.sample_rate
@@ -55,11 +57,22 @@ class SA3VAE(comfy.sd.VAE):
     def temporal_compression_decode(self) -> int:
         return self.upscale_ratio
 
-    def _load(self, batch: int, frames: int) -> None:
-        side = self.sa3_config.same.decoder
-        tokens = batch * min(frames, CHUNK) * (side.stride + 1)
-        memory = tokens * side.width * ROWS_PER_TOKEN * comfy.model_management.dtype_size(self.vae_dtype)
+    def _load(self, batch: int, frames: int, chunk: int) -> None:
+        memory = batch * self._activations(min(frames, chunk))
         comfy.model_management.load_models_gpu([self.patcher], memory_required=memory)
+
+    def _activations(self, frames: int) -> int:
+        """Bytes that one item of so many frames takes while a block computes."""
+        side = self.sa3_config.same.decoder
+        each = FLOAT_ROWS_PER_TOKEN * 4 + ROWS_PER_TOKEN * comfy.model_management.dtype_size(self.vae_dtype)
+        return frames * (side.stride + 1) * side.width * each
+
+    def items_at_once(self, frames: int, chunk: int) -> int:
+        """Items of so many frames that are decoded as one batch: as many as fit. A CPU computes one no slower than its share of many."""
+        if comfy.model_management.is_device_cpu(self.device):
+            return 1
+        free = comfy.model_management.get_free_memory(self.device) - self.model_size()
+        return max(1, int(0.5 * free / self._activations(min(frames, chunk))))
 
     def _chunks(self, chunk: int, overlap: int, frames: int) -> list[int]:
         """Chunk sizes to try: the asked one, then ever smaller ones whose joins stay as they are."""
@@ -69,16 +82,23 @@ class SA3VAE(comfy.sd.VAE):
 
     @torch.inference_mode()
     def decode_latents(
-        self, z: Tensor, chunk_size: int = CHUNK, overlap: int = OVERLAP, noise: Noise | None = None, progress=None
+        self, z: Tensor, chunk_size: int = CHUNK, overlap: int = OVERLAP, noise: Noise | None = None, progress=None, remark=tell
     ) -> Tensor:
-        """(B, D, T) -> float32 (B, C, N) where ComfyUI keeps results. progress(done, total), the node's own bar when None."""
+        """(B, D, T) -> float32 (B, C, N) where ComfyUI keeps results. progress(done, total), the node's own bar when None.
+
+        remark(sentence): called when 16 bits were not enough and float32 was used.
+        """
         bar = progress or Progress(1, "decoding chunk")
         tell_loading(self.patcher, "the autoencoder")
 
         def decode(chunk: int) -> Tensor:
-            self._load(z.shape[0], z.shape[-1])
-            audio = self.first_stage_model.decode(z.to(self.device, self.vae_dtype), chunk, overlap, noise, bar)
-            return audio.float().to(self.output_device)
+            self._load(z.shape[0], z.shape[-1], chunk)
+
+            def compute(dtype: torch.dtype) -> Tensor:
+                audio = self.first_stage_model.decode(z.to(self.device, dtype), chunk, overlap, noise, bar)
+                return audio.float().to(self.output_device)
+
+            return finite("The decoded samples", self.vae_dtype, compute, remark)
 
         audio = on_less("decoding", "frames", ADVICE, self._chunks(chunk_size, overlap, z.shape[-1]), decode)
         if progress is None:
@@ -86,15 +106,19 @@ class SA3VAE(comfy.sd.VAE):
         return audio
 
     @torch.inference_mode()
-    def encode_audio(self, audio: Tensor, chunk_size: int = CHUNK, overlap: int = OVERLAP, progress=None) -> Tensor:
-        """(B, C, N) at the model's rate -> float32 (B, D, T)."""
+    def encode_audio(self, audio: Tensor, chunk_size: int = CHUNK, overlap: int = OVERLAP, progress=None, remark=tell) -> Tensor:
+        """(B, C, N) at the model's rate -> float32 (B, D, T). remark: as `decode_latents` has it."""
         tell_loading(self.patcher, "the autoencoder")
         bar, frames = progress or Progress(1, "encoding chunk"), -(-audio.shape[-1] // self.downscale_ratio)
 
         def encode(chunk: int) -> Tensor:
-            self._load(audio.shape[0], frames)
-            z = self.first_stage_model.encode(audio.to(self.device, self.vae_dtype), chunk, overlap, None, bar)
-            return z.float().to(self.output_device)
+            self._load(audio.shape[0], frames, chunk)
+
+            def compute(dtype: torch.dtype) -> Tensor:
+                z = self.first_stage_model.encode(audio.to(self.device, dtype), chunk, overlap, None, bar)
+                return z.float().to(self.output_device)
+
+            return finite("The encoded latents", self.vae_dtype, compute, remark)
 
         z = on_less("encoding audio", "frames", ADVICE, self._chunks(chunk_size, overlap, frames), encode)
         if progress is None:
@@ -121,12 +145,22 @@ class SA3VAE(comfy.sd.VAE):
         return self.encode(pixel_samples)
 
 
-def load_vae(opened: Checkpoint, dtype: torch.dtype | None) -> SA3VAE:
-    """SAME of a release. dtype None = auto: 32 bits wherever the device has no trusted 16-bit path."""
-    dtype = dtype or torch.float32
+def load_vae(opened: Checkpoint, dtype: torch.dtype | None, disable_dynamic: bool = False) -> SA3VAE:
+    """SAME of a release. dtype None = auto: float16 products on a device that is fast in them, else float32.
+
+    Whatever the type, SAME keeps its residual stream and its attention in float32.
+    """
+    dtype = dtype or comfy.model_management.vae_dtype(comfy.model_management.vae_device(), [torch.float16])
     offload = comfy.model_management.vae_offload_device()
-    same = checkpoint.load_into(SAME(opened.config.same, Operations, "meta", dtype), opened.tensors, opened.same_prefix, dtype, offload)
-    return SA3VAE(opened.config, same, dtype, opened.name)
+    names = SAME(opened.config.same, device="meta").state_dict()  # ComfyUI's layers may have no weights yet
+    same = SAME(opened.config.same, Operations, "meta", dtype)
+    checkpoint.load_into(same, opened.tensors, opened.same_prefix, dtype, offload, names)
+    return SA3VAE(opened.config, same, dtype, opened.name, (reload_vae, (opened.path, opened.objective, dtype)), disable_dynamic)
+
+
+def reload_vae(path: Path, objective: str, dtype: torch.dtype, disable_dynamic: bool = False):
+    """The patcher of the same autoencoder from its file, for a clone with weights of its own."""
+    return load_vae(checkpoint.open_checkpoint(path, objective, autoencoder=True), dtype, disable_dynamic).patcher
 
 
 def require(vae) -> SA3VAE:

@@ -161,9 +161,7 @@ class Weights:
     new_token_noise: float = 0.01
 
 
-def loss(
-    same: SAME, audio: Callable[[torch.Generator], Tensor], steps: int, weights: Weights, teacher: SAME | None = None
-) -> Callable:
+def loss(same: SAME, audio: Callable[[torch.Generator], Tensor], steps: int, weights: Weights, teacher: SAME | None = None) -> Callable:
     """The loss of one step for `loop.Trainer`. audio(generator) -> a batch (B, C, N), N in whole frames.
 
     teacher: another autoencoder of the same frames and channels, whose latents this one learns to share.

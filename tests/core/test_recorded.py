@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from core_support import DATA, FAMILIES, RELEASES, VARIANTS, index, needs_mkl, recorded, rel_error, release_dict
+from recorded_cases import GUIDANCE, SAME, regions_of, run_arguments
 
 import sa3_core
 from sa3_core import attention, operations, samplers, schedule, timeline
@@ -13,28 +14,6 @@ from sa3_core.packed import Packed, PackedAndCompiled
 
 MODULE, RUN, FUNCTION = 1e-5, 1e-4, 1e-6
 FOURIER = 1e-4  # the last bit of a frequency is the processor's: up to 1.2e-5 where it has AVX2; another order of the product gives 4e-3
-
-GUIDANCE = {
-    "cfg4_apg0": {"apg": 0.0},
-    "cfg4_apg1": {"apg": 1.0},
-    "cfg4_apg0.5": {"apg": 0.5},
-    "cfg4_phi0.6": {"apg": 0.0, "rescale": 0.6},
-    "cfg4_norm2": {"apg": 0.0, "norm_threshold": 2.0},
-    "cfg4_interval_out": {"cfg_interval": (0.0, 0.5)},
-    "cfg4_apg1_neg": {"apg": 1.0},
-    "cfg4_apg1_padded": {"apg": 1.0},
-}
-SAME = {  # case: (direction, input, arguments)
-    "encode": ("encode", "audio", {}),
-    "encode_odd": ("encode", "audio_odd", {}),
-    "encode_5": ("encode", "audio_5", {}),
-    "encode_long": ("encode", "audio_long_seedless", {}),
-    "encode_long_chunk16_overlap4": ("encode", "audio_long_seedless", {"chunk_size": 16, "overlap": 4}),
-    "decode": ("decode", "latents", {}),
-    "decode_odd": ("decode", "latents_odd", {}),
-    "decode_long": ("decode", "latents_long", {}),
-    "decode_long_chunk16_overlap4": ("decode", "latents_long", {"chunk_size": 16, "overlap": 4}),
-}
 RUNS = [(variant, case, way) for variant in VARIANTS for case in index()[variant]["cases"] for way in ("plain", "packed")]
 RUNS += [(variant, case, way) for variant, case in (("small", "gen.t2a_batch.pingpong"), ("medium-base", "gen.t2a_batch.dpmpp")) for way in
          ("traced", "packed and traced", "careful attention", "oneDNN", "oneDNN packed")]  # fmt: skip
@@ -143,27 +122,10 @@ def test_autoencoder(model, way, golden, variant, case):
 @pytest.mark.parametrize(("variant", "key", "way"), RUNS, indirect=["way"])
 def test_whole_run(model, way, golden, variant, key):
     case = index()[variant]["cases"][key]
-    source = (44100, golden["gen.source_audio"])
-    options = {"schedule": dict(model.config.schedule, mode=case["schedule"])}
-    if "init_audio" in case:
-        options |= {"init_audio": source, "init_noise_level": case["init_noise_level"]}
-    if "inpaint_audio" in case:
-        options |= {"source_audio": source, "regions": regions_of(case)}
-    if f"{key}.step_noise" in golden:
-        options["step_noise"] = list(golden[f"{key}.step_noise"])
-    z = model.generate(
-        case["prompt"], case["duration"], negative_prompt=case.get("negative_prompt"), steps=case["steps"], sampler=case["sampler"],
-        cfg=case.get("cfg_scale", 1.0), apg=case.get("apg_scale", 1.0), initial_noise=golden[f"{key}.noise"], return_latents=True,
-        **options,
-    ).latents  # fmt: skip
+    z = model.generate(**run_arguments(case, key, golden, model.config.schedule)).latents
     assert z.shape[-1] == case["latent_length"]
     for i, valid in enumerate(case["valid_lengths"]):
         assert rel_error(z[i, :, :valid], golden[f"{key}.latents"][i, :, :valid]) < RUN
-
-
-def regions_of(case) -> list[tuple[float, float]]:
-    start, end = case["inpaint_mask_start_seconds"], case["inpaint_mask_end_seconds"]
-    return list(zip(start, end, strict=True)) if isinstance(start, list) else [(start, end)]
 
 
 @pytest.mark.parametrize("key", ["gen.inpaint", "gen.continue"])

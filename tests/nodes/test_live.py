@@ -107,7 +107,7 @@ def test_the_budget_is_kept(live, monkeypatch, step, piece, lanes):
     clock = Clock()
     monkeypatch.setattr(live, "time", SimpleNamespace(perf_counter=clock))
     module = torch.nn.Linear(1, 1)
-    vae = SimpleNamespace(sa3_config=None, first_stage_model=module, vae_dtype=torch.float32)
+    vae = SimpleNamespace(sa3_config=None, first_stage_model=module, vae_dtype=torch.float32, patcher=None)
     pictures = live.LivePicture(vae)
 
     def draw(estimate, lengths, count):

@@ -1,0 +1,312 @@
+"""Measures this pack on a GPU with one command: agreement, time, kernels, memory, LoRAs, and experiments that decide designs.
+
+    python benchmarks/gpu.py [--comfyui PATH] [--reference PATH] [--device cuda] [--tiny] [--parts 1,2] [--limit 240] [--out FILE.json]
+
+Models have their real size and random weights, made on the device; the demos in assets/ have trained ones. Nothing is downloaded.
+Every item is isolated: what fails is reported at the end, and the rest continues, in a new process where a device error left the old
+one unusable. --tiny takes the recorded tiny models and short clips, for a check on a CPU. Parts: 1 agreement, 2 whole runs, 3 kernels
+and floors, 4 memory, 5 a ComfyUI server (with --comfyui), 6 LoRAs and training, 7 experiments. With --out the tables are also written
+to FILE.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.append(str(ROOT))
+
+GROUPS = ("main", "reference", "more")  # worker processes, in this order; the server comes before the last
+PARTS = range(1, 8)
+SERVER_PART = 5
+UNUSABLE = 3  # exit status of a worker whose device answers no more
+RESTARTS = 5
+GRACE = 40  # seconds beyond the limit after which a worker is stopped
+FIRST = "The device"
+
+
+def parts(text: str) -> list[int]:
+    numbers = [part.strip() for part in text.split(",") if part.strip()]
+    if not numbers or any(not part.isdigit() or int(part) not in PARTS for part in numbers):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a list of parts from {PARTS[0]} to {PARTS[-1]}")
+    return [int(part) for part in numbers]
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda", help="cuda, cpu or mps")
+    parser.add_argument("--tiny", action="store_true", help="the recorded tiny models and short clips")
+    parser.add_argument("--parts", type=parts, default=list(PARTS))
+    parser.add_argument("--only", default="", help="items whose name contains this")
+    parser.add_argument("--limit", type=float, default=240.0, help="seconds after which no item is begun")
+    parser.add_argument("--reference", type=Path, help="a checkout of Stability-AI/stable-audio-3 to compare with")
+    parser.add_argument("--comfyui", type=Path, help="a ComfyUI for part 5")
+    parser.add_argument("--out", type=Path, help="all rows as JSON")
+    parser.add_argument("--worker", nargs=2, metavar=("GROUP", "RECORDS"), help=argparse.SUPPRESS)
+    parser.add_argument("--deadline", type=float, help=argparse.SUPPRESS)
+    return parser
+
+
+# the worker
+
+
+def work(options: argparse.Namespace) -> int:
+    """Run the items of a group that no worker before began; append what they yield to the records."""
+    from benchmarks import gpu_experiments, gpu_parts
+    from benchmarks.gpu_lab import Lab
+
+    group, path = options.worker[0], Path(options.worker[1])
+    begun = {record["item"] for record in read(path) if record["kind"] == "begin"}
+    with path.open("a", encoding="utf-8") as file:
+
+        def tell(kind: str, **values) -> None:
+            print(json.dumps({"kind": kind, "group": group, **values}, default=str), file=file, flush=True)
+
+        lab = Lab(options.device, options.tiny)
+        if not begun:
+            tell("row", item=FIRST, table=FIRST, row=lab.describe())
+        items = [*gpu_parts.items(options.reference), *gpu_experiments.items()]
+        items = [one for one in items if one.part in options.parts and one.group == group and options.only in one.name]
+        tell("items", items=[one.name for one in items])
+        for item in items:
+            if item.name in begun:
+                continue
+            needed = item.needs if lab.cuda and not lab.tiny else 0
+            if time.time() + needed > options.deadline:
+                tell("late", item=item.name, part=item.part)
+            elif not measure(item, lab, tell, options):
+                return UNUSABLE
+        tell("finished")
+    return 0
+
+
+def measure(item, lab, tell: Callable[..., None], options: argparse.Namespace) -> bool:
+    """Run one item. False where the device cannot be used any more."""
+    import torch
+
+    say(options, f"part {item.part}: {item.name}")
+    tell("begin", item=item.name, part=item.part)
+    start, error, usable = time.perf_counter(), None, True
+    try:
+        with torch.no_grad():
+            for table, row in item.job(lab):
+                tell("row", item=item.name, table=table, row=row)
+    except Exception as caught:
+        told = traceback.format_exc()
+        error = {"type": type(caught).__name__, "message": str(caught)[:2000], "traceback": told[-6000:]}
+        say(options, f"    FAILED: {error['type']}: {error['message'][:300]}")
+        traceback.clear_frames(caught.__traceback__)
+        if isinstance(caught, torch.OutOfMemoryError):
+            lab.clear()
+        del caught
+    try:
+        gc.collect()
+        lab.sync()
+    except Exception as caught:
+        usable = False
+        error = error or {"type": type(caught).__name__, "message": str(caught)[:2000], "traceback": ""}
+        say(options, "    the device answers no more; a new process goes on")
+    for note in lab.notes:
+        tell("row", item=item.name, table="Notes", row={"item": item.name, "note": note})
+    lab.notes.clear()
+    tell("end", item=item.name, part=item.part, seconds=time.perf_counter() - start, error=error)
+    return usable
+
+
+def say(options: argparse.Namespace, words: str) -> None:
+    left = options.deadline - time.time()
+    print(f"[{options.limit - left:6.1f} s] {words}", flush=True)
+
+
+# the supervisor
+
+
+def read(path: Path) -> list[dict]:
+    """Records so far; a line that a dying process left half is no record."""
+    found = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        with suppress(json.JSONDecodeError):
+            found.append(json.loads(line))
+    return found
+
+
+def supervise(options: argparse.Namespace, records: Path) -> None:
+    """One worker after the other until every group has finished or the limit is over."""
+    for group in GROUPS:
+        if group == GROUPS[-1]:
+            serve(options, records)
+        if group == "reference" and (options.reference is None or 2 not in options.parts):
+            continue
+        for _ in range(RESTARTS):
+            command = [sys.executable, __file__, *passed_on(options), "--worker", group, str(records), "--deadline", str(options.deadline)]
+            status = run(command, options.deadline + GRACE - time.time())
+            if status == 0:
+                break
+            note_end(records, group, status)
+            if time.time() > options.deadline:
+                break
+
+
+def passed_on(options: argparse.Namespace) -> list[str]:
+    """The options of a worker."""
+    given = ["--device", options.device, "--parts", ",".join(map(str, options.parts)), "--limit", str(options.limit)]
+    given += ["--only", options.only] + ["--tiny"] * options.tiny
+    return given + (["--reference", str(options.reference.absolute())] if options.reference else [])
+
+
+def run(command: list[str], seconds: float) -> int | str:
+    """Exit status, or words where the process was stopped."""
+    process = subprocess.Popen(command)
+    try:
+        return process.wait(timeout=max(seconds, 1.0))
+    except subprocess.TimeoutExpired:
+        return "stopped: it ran past the limit"
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=5)
+            process.kill()
+            process.wait()
+
+
+def note_end(records: Path, group: str, status: int | str) -> None:
+    """Record the item in which a worker ended."""
+    found = read(records)
+    ended = {record["item"] for record in found if record["kind"] == "end"}
+    began = [record for record in found if record["kind"] == "begin" and record["item"] not in ended]
+    with records.open("a", encoding="utf-8") as file:
+        for record in began or ([] if status == UNUSABLE else [{"item": f"the process of '{group}'", "part": 0}]):
+            error = {"type": "Process", "message": f"ended with {status}", "traceback": ""}
+            print(json.dumps({"kind": "end", "item": record["item"], "part": record["part"], "seconds": 0, "error": error}), file=file)
+
+
+def serve(options: argparse.Namespace, records: Path) -> None:
+    """Part 5: gpu_server.py as a process of its own; what it prints is kept whole."""
+    script, name = Path(__file__).with_name("gpu_server.py"), "ComfyUI server"
+    if SERVER_PART not in options.parts or options.comfyui is None:
+        return
+    with records.open("a", encoding="utf-8") as file:
+
+        def tell(kind: str, **values) -> None:
+            print(json.dumps({"kind": kind, "item": name, "part": SERVER_PART, **values}), file=file, flush=True)
+
+        left = options.deadline - time.time()
+        if not script.is_file():
+            return tell("end", seconds=0, error={"type": "Skipped", "message": f"{script.name} does not exist", "traceback": ""})
+        if left < 20:
+            return tell("late")
+        tell("begin")
+        start, error, printed = time.time(), None, []
+        out = records.with_name("server.json")
+        command = [sys.executable, str(script), "--comfyui", str(options.comfyui.absolute()), "--out", str(out)]
+        command += ["--limit", f"{left:.0f}", "--device", options.device] + ["--tiny"] * options.tiny
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, errors="replace")
+        stop = stopping(process, left + GRACE)
+        for line in process.stdout:
+            print(line, end="", flush=True)
+            printed.append(line)
+        stop()
+        if process.wait():
+            error = {"type": "Process", "message": f"ended with {process.returncode}", "traceback": "".join(printed)[-6000:]}
+        found = json.loads(out.read_text(encoding="utf-8")) if out.is_file() else None
+        tell("server", text="".join(printed), found=found)
+        tell("end", seconds=time.time() - start, error=error)
+
+
+def stopping(process: subprocess.Popen, seconds: float) -> Callable[[], None]:
+    """Stop a process after a while; returns what calls this off."""
+    import threading
+
+    timer = threading.Timer(seconds, process.kill)
+    timer.start()
+    return timer.cancel
+
+
+# what is printed
+
+
+def tables(records: list[dict]) -> Iterator[str]:
+    """Markdown: what was measured by table, the server's own words, what failed, what was not reached."""
+    rows: dict[str, list[dict]] = {}
+    for record in records:
+        if record["kind"] == "row":
+            rows.setdefault(record["table"], []).append(record["row"])
+    for title in sorted(rows, key=lambda title: (title == "Notes", title != FIRST, title)):
+        yield f"\n### {title}\n\n{markdown(rows[title])}"
+    for record in records:
+        if record["kind"] == "server":
+            yield "\n### Part 5. ComfyUI server\n\n" + record["text"]
+    failed = [record for record in records if record["kind"] == "end" and record["error"]]
+    if failed:
+        yield "\n### Failed\n\n" + markdown(
+            [{"item": one["item"], "error": f"{one['error']['type']}: {one['error']['message'][:300]}"} for one in failed]
+        )
+    late = [record["item"] for record in records if record["kind"] == "late"]
+    done = {record["item"] for record in records if record["kind"] in ("end", "late")}
+    late += [name for record in records if record["kind"] == "items" for name in record["items"] if name not in done]
+    if late:
+        yield "\n### Not reached within the limit\n\n" + "\n".join(f"* {name}" for name in dict.fromkeys(late))
+    seconds = [(record["seconds"], record["item"]) for record in records if record["kind"] == "end"]
+    slowest = ", ".join(f"{name} {took:.1f} s" for took, name in sorted(seconds, reverse=True)[:8])
+    yield f"\n{len(seconds)} items in {sum(took for took, _ in seconds):.0f} s; the longest: {slowest}"
+
+
+def markdown(rows: list[dict]) -> str:
+    """A table of rows that may have different columns."""
+    from benchmarks.measure import table
+
+    head = list(dict.fromkeys(name for row in rows for name in row))
+    return table(head, [[cell(row.get(name, "")) for name in head] for row in rows])
+
+
+def cell(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.1e}" if 0 < abs(value) < 1e-2 else f"{value:,.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
+    return str(value).replace("|", "/").replace("\n", " ")
+
+
+def interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def main(given: list[str]) -> int:
+    parser = arguments()
+    options = parser.parse_args(given)
+    if options.worker:
+        return work(options)
+    if options.reference is not None and not (options.reference / "stable_audio_3" / "factory.py").is_file():
+        parser.error(f"{options.reference} is no checkout of Stability-AI/stable-audio-3.")
+    options.deadline = time.time() + options.limit
+    signal.signal(signal.SIGTERM, interrupted)
+    with tempfile.TemporaryDirectory() as folder:
+        records = Path(folder) / "records.jsonl"
+        if options.out is not None:
+            records = options.out.with_suffix(".jsonl").absolute()
+            records.parent.mkdir(parents=True, exist_ok=True)
+            records.unlink(missing_ok=True)
+        with suppress(KeyboardInterrupt):
+            supervise(options, records)
+        found = read(records)
+        text = "\n".join(tables(found))
+        if options.out is not None:
+            options.out.write_text(json.dumps(found, indent=1), encoding="utf-8")
+            options.out.with_suffix(".md").write_text(text + "\n", encoding="utf-8")
+            records.unlink(missing_ok=True)
+        print(text, flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
