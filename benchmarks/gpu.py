@@ -48,7 +48,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--device", default="cuda", help="cuda, cpu or mps")
     parser.add_argument("--tiny", action="store_true", help="the recorded tiny models and short clips")
     parser.add_argument("--parts", type=parts, default=list(PARTS))
-    parser.add_argument("--only", default="", help="items whose name contains this")
+    parser.add_argument("--only", action="append", default=[], help="items whose name contains this; may be given several times")
     parser.add_argument("--limit", type=float, default=240.0, help="seconds after which no item is begun")
     parser.add_argument("--reference", type=Path, help="a checkout of Stability-AI/stable-audio-3 to compare with")
     parser.add_argument("--comfyui", type=Path, help="a ComfyUI for part 5")
@@ -67,17 +67,21 @@ def work(options: argparse.Namespace) -> int:
     from benchmarks.gpu_lab import Lab
 
     group, path = options.worker[0], Path(options.worker[1])
-    begun = {record["item"] for record in read(path) if record["kind"] == "begin"}
+    known = read(path)
+    begun = {record["item"] for record in known if record["kind"] == "begin"}
     with path.open("a", encoding="utf-8") as file:
 
         def tell(kind: str, **values) -> None:
             print(json.dumps({"kind": kind, "group": group, **values}, default=str), file=file, flush=True)
 
         lab = Lab(options.device, options.tiny)
-        if not begun:
+        if not any(record.get("table") == FIRST for record in known):
             tell("row", item=FIRST, table=FIRST, row=lab.describe())
         items = [*gpu_parts.items(options.reference), *gpu_experiments.items()]
-        items = [one for one in items if one.part in options.parts and one.group == group and options.only in one.name]
+        items = [one for one in items if one.part in options.parts and any(words in one.name for words in options.only or [""])]
+        tell("groups", groups=sorted({one.group for one in items}))
+        items = [one for one in items if one.group == group]
+        items.sort(key=lambda one: one.needs > 0)  # what takes long comes last
         tell("items", items=[one.name for one in items])
         for item in items:
             if item.name in begun:
@@ -146,22 +150,28 @@ def supervise(options: argparse.Namespace, records: Path) -> None:
     for group in GROUPS:
         if group == GROUPS[-1]:
             serve(options, records)
-        if group == "reference" and (options.reference is None or 2 not in options.parts):
+        wanted = [record["groups"] for record in read(records) if record["kind"] == "groups"]
+        if (wanted and group not in wanted[0]) or (group == "reference" and options.reference is None):
             continue
         for _ in range(RESTARTS):
             command = [sys.executable, __file__, *passed_on(options), "--worker", group, str(records), "--deadline", str(options.deadline)]
+            begun = count(records, "begin")
             status = run(command, options.deadline + GRACE - time.time())
             if status == 0:
                 break
             note_end(records, group, status)
-            if time.time() > options.deadline:
+            if time.time() > options.deadline or count(records, "begin") == begun:
                 break
+
+
+def count(records: Path, kind: str) -> int:
+    return sum(record["kind"] == kind for record in read(records))
 
 
 def passed_on(options: argparse.Namespace) -> list[str]:
     """The options of a worker."""
     given = ["--device", options.device, "--parts", ",".join(map(str, options.parts)), "--limit", str(options.limit)]
-    given += ["--only", options.only] + ["--tiny"] * options.tiny
+    given += [word for words in options.only for word in ("--only", words)] + ["--tiny"] * options.tiny
     return given + (["--reference", str(options.reference.absolute())] if options.reference else [])
 
 
@@ -211,15 +221,25 @@ def serve(options: argparse.Namespace, records: Path) -> None:
         start, error, printed = time.time(), None, []
         out = records.with_name("server.json")
         command = [sys.executable, str(script), "--comfyui", str(options.comfyui.absolute()), "--out", str(out)]
-        command += ["--limit", f"{left:.0f}", "--device", options.device] + ["--tiny"] * options.tiny
+        known = script.read_text(encoding="utf-8")
+        for option, value in (
+            ("--limit", [f"{left:.0f}"]),
+            ("--device", ["cpu" if options.device == "cpu" else "auto"]),
+            ("--tiny", [] if options.tiny else None),
+        ):
+            command += [option, *value] if value is not None and f'"{option}"' in known else []
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, errors="replace")
         stop = stopping(process, left + GRACE)
-        for line in process.stdout:
-            print(line, end="", flush=True)
-            printed.append(line)
-        stop()
+        try:
+            for line in process.stdout:
+                print(line, end="", flush=True)
+                printed.append(line)
+        finally:
+            stop()
+            process.kill() if sys.exc_info()[0] else None
         if process.wait():
-            error = {"type": "Process", "message": f"ended with {process.returncode}", "traceback": "".join(printed)[-6000:]}
+            words = f"ended with {process.returncode}" + "; its table names what failed" * (process.returncode == 1)
+            error = {"type": "Process", "message": words, "traceback": "".join(printed)[-6000:]}
         found = json.loads(out.read_text(encoding="utf-8")) if out.is_file() else None
         tell("server", text="".join(printed), found=found)
         tell("end", seconds=time.time() - start, error=error)

@@ -1,2 +1,480 @@
-def items():
-    return []
+"""Part 7 of `gpu.py`: experiments on the device that decide designs. Each reports a time and an error against float32."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from benchmarks.gpu_lab import Lab, Step, decode, patched, relative, short, snr, tf32
+from benchmarks.gpu_parts import Item, Rows, floor_of
+from benchmarks.measure import DTYPES
+from sa3_core import attention, config, same, timeline
+from sa3_core.accelerator import through
+from sa3_core.dit import Layer
+from sa3_core.pipeline import DEMOS, load
+from sa3_core.same import SAME
+
+BACKENDS = ("FLASH_ATTENTION", "CUDNN_ATTENTION", "EFFICIENT_ATTENTION", "MATH")
+FLEX_BLOCK = 128
+LOGITS = 5.5  # of tanh(normal) queries and keys of 64 channels: their logits reach about +-50
+STATIC = "Part 7a. A captured step (CUDA graph), fp16"
+NORMS = "Part 7b. Norms: kernel time and error"
+FUSED = "Part 7b. Layers compiled for one shape, fp16"
+SDPA = "Part 7c. Attention of the transformer, fp16: milliseconds (error against float32), without launches"
+PAIRS = "Part 7c. Differential attention: two calls or one"
+WINDOW = "Part 7d. Windowed differential attention of SAME-L: kernel time, error against float32"
+DECODE = "Part 7e. SAME decode: time, SNR against float32 (TF32 off)"
+CHUNKS = "Part 7e. Chunks of a decode"
+PRODUCTS = "Part 7f. Settings of matrix products"
+
+
+def items() -> list[Item]:
+    found = [
+        Item(7, f"captured step, {family} {seconds} s x {batch}", functools.partial(captured, family, seconds, batch))
+        for family, seconds, batch in (("small", 30, 1), ("medium", 120, 1), ("medium", 380, 1), ("small", 30, 8))
+    ]
+    found += [
+        Item(7, f"attention, {family} {seconds} s x {batch}", functools.partial(backends, family, seconds, batch))
+        for family, seconds, batch in (("small", 30, 1), ("medium", 120, 1), ("medium", 380, 1), ("small", 30, 8))
+    ]
+    found += [Item(7, f"two calls or one, medium {seconds} s", functools.partial(pairs, seconds)) for seconds in (120, 380)]
+    found += [
+        Item(7, f"decode formats, {family} {seconds} s", functools.partial(decode_random, family, seconds))
+        for family, seconds in (("small", 30), ("medium", 120), ("medium", 380))
+    ]
+    found += [Item(7, f"decode formats, {name}", functools.partial(decode_demo, name)) for name in DEMOS]
+    found += [
+        Item(7, f"chunks, {family} {seconds} s", functools.partial(chunks, family, seconds))
+        for family, seconds in (("small", 30), ("medium", 120), ("medium", 380))
+    ]
+    found += [
+        Item(7, "settings of products", products),
+        Item(7, "norms", norms),
+        Item(7, "window, our blocks", functools.partial(window, ("ours fp32", "ours fp16", "ours bf16"))),
+        Item(7, "window, varlen", functools.partial(window, ("varlen fp16", "varlen bf16"))),
+        Item(7, "window, flash without lengths", functools.partial(window, ("flash fp16", "flash bf16"))),
+        Item(7, "compiled layers", functools.partial(fused, "medium", 120, None), needs=25),
+        Item(7, "window, flex", functools.partial(window, ("flex fp16",)), needs=20),
+        Item(7, "compiled layers, small", functools.partial(fused, "small", 30, None), "more", 25),
+        Item(7, "window, flex fp32", functools.partial(window, ("flex fp32",)), "more", 20),
+        Item(7, "captured decode, small 30 s", functools.partial(captured_decode, "small", 30), "more"),
+        Item(7, "captured decode, medium 120 s", functools.partial(captured_decode, "medium", 120), "more"),
+        Item(7, "captured without a cached modulation", unprepared, "more"),
+        Item(7, "compiled layers, autotuned", functools.partial(fused, "medium", 120, "max-autotune-no-cudagraphs"), "more", 120),
+    ]
+    return found
+
+
+# a. capture
+
+
+def evaluation(step: Step, t: Tensor | None = None) -> Callable[[], Tensor]:
+    """The evaluation at a time, below what splits batches and reads settings. Its modulation row is cached."""
+    t = step.t if t is None else t
+    row = step.dit.modulation(t, step.inputs)
+    if hasattr(step.dit, "step"):
+        return functools.partial(step.dit.step, step.x, row, step.inputs)
+    return functools.partial(step.dit._velocity, step.x, t, step.inputs)
+
+
+def captured(family: str, seconds: float, batch: int, lab: Lab) -> Rows:
+    """Replay against eager: time, bytes, and another time through the modulation row that the graph reads."""
+    case = lab.case(family, seconds, batch)
+    step = lab.step(case, "fp16")
+    job, row = evaluation(step), {"step": str(case)}
+    eager = job().clone()
+    row["eager ms"] = lab.ms(job, 7)
+    seen = []
+    capture_seconds = lab.once(lambda: seen.append(lab.capture(job)))
+    graph, out = seen[0]
+    graph.replay()
+    lab.sync()
+    row |= {"replay ms": lab.ms(graph.replay, 9), "bytes equal": str(torch.equal(out, eager)), "capture ms": 1e3 * capture_seconds}
+    static, other = step.dit.modulation(step.t, step.inputs), torch.full_like(step.t, 0.3)
+    wanted, kept = evaluation(step, other)().clone(), static.clone()
+    static.copy_(step.dit.modulation(other, step.inputs))
+    graph.replay()
+    row["at another time, bytes equal"] = str(torch.equal(out, wanted))
+    static.copy_(kept)
+    floor = floor_of(lab, step)["floor ms"]
+    yield STATIC, {**row, "floor ms": floor, "replay over floor": row["replay ms"] / floor, "eager over floor": row["eager ms"] / floor}
+
+
+def unprepared(lab: Lab) -> Rows:
+    """What stops a capture whose modulation row is not cached."""
+    step = lab.step(lab.case("small", 30), "fp16")
+
+    def job() -> Tensor:
+        step.inputs.modulations.clear()
+        return evaluation(step)()
+
+    try:
+        lab.capture(job)
+        said = "captured"
+    except Exception as error:  # this is what the row reports
+        said = short(error)
+    yield STATIC, {"step": "small, modulation not cached", "bytes equal": said}
+
+
+def captured_decode(family: str, seconds: float, lab: Lab) -> Rows:
+    """A whole decode as one graph."""
+    case = lab.case(family, seconds)
+    for dtype in ("fp32", "fp16"):
+        job = functools.partial(decode, lab.same(family, dtype), lab.latents(case, dtype))
+        eager = job().clone()
+        row = {"step": f"decode, {case}, SAME in {dtype}", "eager ms": lab.ms(job)}
+        graph, out = lab.capture(job)
+        graph.replay()
+        yield STATIC, {**row, "replay ms": lab.ms(graph.replay), "bytes equal": str(torch.equal(out, eager))}
+
+
+# b. fused forms
+
+
+def norms(lab: Lab) -> Rows:
+    """RMS norms over heads and over the width, at the shapes of medium 120 s."""
+    step = lab.step(lab.case("medium", 120), "fp16")
+    settings, n = step.dit.config, step.inputs.rows
+    for dtype in (torch.float16, torch.bfloat16):
+        x, gain = lab.randn(1, n, settings.heads, settings.head_dim, dtype=dtype), 1 + 0.02 * lab.randn(settings.head_dim, seed=2)
+        yield from compared_norms(lab, "heads", x, head_norms(gain.to(dtype)))
+        h, scale, shift = (lab.randn(1, rows, settings.width, seed=rows, dtype=dtype) for rows in (n, 1, 1))
+        wide = 1 + 0.02 * lab.randn(settings.width, seed=3)
+        yield from compared_norms(lab, "width, modulated", h, wide_norms(wide.to(dtype), scale, shift))
+
+
+def head_norms(gain: Tensor) -> dict[str, Callable[[Tensor], Tensor]]:
+    size = gain.shape
+    return {
+        "float32, weight after (today)": lambda x: (F.rms_norm(x.float(), size, None, 1e-6) * gain.float()).to(x.dtype),
+        "float32, weight inside": lambda x: F.rms_norm(x.float(), size, gain.float(), 1e-6).to(x.dtype),
+        "16 bits, weight inside": lambda x: F.rms_norm(x, size, gain, 1e-6),
+        "exact": lambda x: F.rms_norm(x.double(), size, gain.double(), 1e-6),
+    }
+
+
+def wide_norms(gain: Tensor, scale: Tensor, shift: Tensor) -> dict[str, Callable[[Tensor], Tensor]]:
+    size = gain.shape
+
+    def today(x: Tensor) -> Tensor:
+        gains = gain.float() * (1 + scale.float())
+        return torch.addcmul(shift.float(), F.rms_norm(x.float(), size, None, 1e-5), gains).to(x.dtype)
+
+    def exact(x: Tensor) -> Tensor:
+        return F.rms_norm(x.double(), size, gain.double(), 1e-5) * (1 + scale.double()) + shift.double()
+
+    return {"float32 (today)": today, "16 bits": lambda x: torch.addcmul(shift, F.rms_norm(x, size, gain, 1e-5), 1 + scale), "exact": exact}
+
+
+def compared_norms(lab: Lab, what: str, x: Tensor, ways: dict[str, Callable[[Tensor], Tensor]]) -> Rows:
+    exact = ways.pop("exact")(x.cpu() if lab.device.type == "mps" else x)
+    for name, way in dict(ways).items():
+        if "today" in name:
+            ways[f"{name}, compiled"] = lab.compile(way)
+    for name, way in ways.items():
+        out, ms = way(x), lab.kernel_ms(functools.partial(way, x), 20)
+        yield NORMS, {"norm": f"{what}, {str(x.dtype).removeprefix('torch.')}", "way": name, "ms": ms, "error": relative(out, exact)}
+
+
+def fused(family: str, seconds: float, mode: str | None, lab: Lab) -> Rows:
+    """Layer.forward compiled for one shape, launched layer by layer and captured."""
+    case = lab.case(family, seconds)
+    step, exact = lab.step(case, "fp16"), lab.step(case, "fp32")
+    with tf32(False, False):
+        wanted = exact()
+
+    def layer_forward(layer: Layer, *args) -> Tensor:
+        return Layer.forward(layer, *args)
+
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    compiled = lab.compile(layer_forward, mode)
+    job = functools.partial(through, compiled, step.dit, step.x, step.t, step.inputs)
+    row = {"step": str(case), "mode": mode or "default", "eager ms": lab.ms(step, 5), "eager error": relative(step(), wanted)}
+    row["compile s"] = lab.once(job)
+    row["graphs"] = torch._dynamo.utils.counters["stats"]["unique_graphs"] - graphs
+    row |= {"compiled ms": lab.ms(job, 7), "compiled error": relative(job(), wanted)}
+    yield FUSED, dict(row)
+    replay = lab.capture(job)[0].replay
+    yield FUSED, {"step": str(case), "mode": f"{mode or 'default'}, captured", "compiled ms": lab.ms(replay, 9)}
+
+
+# c. attention of the transformer
+
+
+def heads_of(lab: Lab, family: str, seconds: float, batch: int) -> Callable[[int], Tensor]:
+    """make(seed): queries, keys or values (B, H, N, D) in fp16, laid out in memory as the transformer has them."""
+    settings = config.parse(lab.config(family))
+    rows = settings.dit.memory_tokens + max(timeline.lengths(settings, [lab.case(family, seconds).seconds]).valid)
+    shape = batch, rows, settings.dit.heads, settings.dit.head_dim
+    return lambda seed: lab.randn(*shape, seed=seed, dtype=torch.float16).transpose(1, 2)
+
+
+def backends(family: str, seconds: float, batch: int, lab: Lab) -> Rows:
+    """Each of torch's kernels, without a mask and with one that hides the last tenth of the keys of every second item."""
+    q, k, v = map(heads_of(lab, family, seconds, batch), (1, 2, 3))
+    n = q.shape[2]
+    mask = torch.ones(batch, 1, 1, n, dtype=torch.bool, device=q.device)
+    mask[::2, ..., n - max(1, n // 10) :] = False
+    for words, hidden in (("none", None), ("boolean", mask)):
+        row = {"shape": f"{tuple(q.shape)}, {lab.case(family, seconds)}", "mask": words}
+        with tf32(False, False):
+            exact = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=hidden)
+        job = functools.partial(F.scaled_dot_product_attention, q, k, v, attn_mask=hidden)
+        row["torch's choice"] = tried(lab, job, exact)
+        for name in BACKENDS:
+            with chosen(name):
+                row[name.removesuffix("_ATTENTION").lower()] = tried(lab, job, exact)
+        yield SDPA, row
+
+
+@contextmanager
+def chosen(name: str) -> Iterator[None]:
+    with sdpa_kernel([getattr(SDPBackend, name)]):
+        yield
+
+
+def tried(lab: Lab, job: Callable[[], Tensor], exact: Tensor) -> str:
+    """Time and error in a cell, or why there is none."""
+    try:
+        error = relative(job(), exact)
+        return f"{lab.kernel_ms(job, 5):.4g} ({error:.1e})"
+    except Exception as failure:  # a backend that does not take this
+        return f"no: {short(failure)[:60]}"
+
+
+def pairs(seconds: float, lab: Lab) -> Rows:
+    """Two softmax attentions over one set of values: two calls, one with twice the heads, one with twice the batch."""
+    q, k, v, q2, k2 = map(heads_of(lab, "medium", seconds, 1), range(1, 6))
+
+    def two() -> Tensor:
+        return F.scaled_dot_product_attention(q, k, v) - F.scaled_dot_product_attention(q2, k2, v)
+
+    def heads() -> Tensor:
+        out = F.scaled_dot_product_attention(torch.cat((q, q2), 1), torch.cat((k, k2), 1), torch.cat((v, v), 1))
+        return out[:, : q.shape[1]] - out[:, q.shape[1] :]
+
+    stacked = [torch.cat(pair) for pair in ((q, q2), (k, k2))]
+
+    def batch() -> Tensor:
+        out = F.scaled_dot_product_attention(*stacked, v.expand(2, -1, -1, -1))
+        return out[:1] - out[1:]
+
+    with tf32(False, False):
+        exact = F.scaled_dot_product_attention(*(x.float() for x in (q, k, v)))
+        exact = exact - F.scaled_dot_product_attention(*(x.float() for x in (q2, k2, v)))
+    ways = {"two calls": two, "one, heads joined": heads, "one, as a batch of two, already stacked": batch}
+    yield PAIRS, {"shape": str(tuple(q.shape)), **{name: tried(lab, way, exact) for name, way in ways.items()}}
+
+
+# d. windowed attention of SAME-L
+
+
+@functools.lru_cache(maxsize=4)
+def _ends(n: int, device: torch.device) -> Tensor:
+    return torch.tensor([0, n], dtype=torch.int32, device=device)
+
+
+def varlen(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
+    """Windowed attention (1, H, N, D) by torch's variable-length kernel."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    name = next((name for name in inspect.signature(varlen_attn).parameters if "window" in name), None)
+    if name is None:
+        raise RuntimeError(f"varlen_attn takes no window: {inspect.signature(varlen_attn)}")
+    n = q.shape[2]
+    ends = _ends(n, q.device)
+    out = varlen_attn(*(x[0].transpose(0, 1) for x in (q, k, v)), ends, ends, n, n, **{name: (window, window)})
+    return (out[0] if isinstance(out, tuple) else out).transpose(0, 1)[None]
+
+
+def flash(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
+    """The same kernel on a batch (B, H, N, D), without lengths."""
+    n = q.shape[2]
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    out = torch.ops.aten._flash_attention_forward(
+        q, k, v, None, None, n, n, 0.0, False, return_debug_mask=False, window_size_left=window, window_size_right=window
+    )
+    return out[0].transpose(1, 2)
+
+
+def flex(lab: Lab, n: int, window: int) -> Callable[..., Tensor]:
+    """The same by torch's flex_attention; its mask of blocks is built without the N x N one."""
+    from torch.nn.attention.flex_attention import BlockMask, flex_attention
+
+    blocks = -(-n // FLEX_BLOCK)
+    at = torch.arange(blocks, device=lab.device)
+    first, last = (at - 1).clamp(min=0), (at + 1).clamp(max=blocks - 1)
+    indices = torch.zeros(1, 1, blocks, blocks, dtype=torch.int32, device=lab.device)
+    for i in range(min(3, blocks)):
+        indices[0, 0, :, i] = torch.minimum(first + i, last)
+
+    def near(b, h, q, k):
+        return (q - k).abs() <= window
+
+    known = inspect.signature(BlockMask.from_kv_blocks).parameters
+    more = {"seq_lengths": (n, n)} if "seq_lengths" in known else {}
+    counts = (last - first + 1).to(torch.int32)[None, None]
+    mask = BlockMask.from_kv_blocks(counts, indices, BLOCK_SIZE=FLEX_BLOCK, mask_mod=near, **more)
+    run = lab.compile(flex_attention) if lab.cuda else flex_attention
+    return lambda q, k, v: run(q, k, v, block_mask=mask)
+
+
+def window(ways: tuple[str, ...], lab: Lab) -> Rows:
+    """Difference of two softmaxes with logits up to +-50, the second one independent or nearly equal."""
+    side = config.parse(lab.config("medium")).same.decoder
+    n, width = (64 if lab.tiny else 4096) * (side.stride + 1), side.window
+    shape = 1, n, side.width // side.head_dim, side.head_dim
+
+    def heads(seed: int) -> Tensor:
+        return LOGITS * lab.randn(*shape, seed=seed).tanh()
+
+    q, k, v, q2, k2 = (*(heads(seed) for seed in (1, 2)), lab.randn(*shape, seed=3), *(heads(seed) for seed in (4, 5)))
+    near = [x + 0.05 * lab.randn(*shape, seed=seed) for x, seed in ((q, 6), (k, 7))]
+    for words, second in (("independent", (q2, k2)), ("nearly equal", near)):
+        given = [x.transpose(1, 2) for x in (q, k, *second, v)]
+        with tf32(False, False):
+            exact = attention.attend_difference(*given, window=width)
+        for name in ways:
+            kind, dtype = name.split()
+            cast = [x.to(DTYPES[dtype]) for x in given]
+            job = functools.partial(difference, window_attention(lab, kind, n, width), *cast)
+            row = {"tokens": n, "way": name, "second softmax": words}
+            with tf32(False, False):
+                out = job()
+                ms = lab.kernel_ms(job, 2)
+            yield WINDOW, {**row, "ms": ms, "error": relative(out, exact), "size of the result": float(exact.norm() / v.norm())}
+    if any("varlen" in name for name in ways):
+        from torch.nn.attention.varlen import varlen_attn
+
+        lab.note(f"varlen_attn{inspect.signature(varlen_attn)}")
+
+
+def window_attention(lab: Lab, kind: str, n: int, width: int) -> Callable[..., Tensor]:
+    if kind == "flex":
+        return lab.keep(("flex", n), lambda: flex(lab, n, width))
+    return functools.partial({"ours": attention.attend, "varlen": varlen, "flash": flash}[kind], window=width)
+
+
+def difference(attend: Callable[..., Tensor], q: Tensor, k: Tensor, q2: Tensor, k2: Tensor, v: Tensor) -> Tensor:
+    return attend(q, k, v) - attend(q2, k2, v)
+
+
+# e. number formats of the decoder
+
+
+def attention_in(dtype: str, by_varlen: bool = False) -> Callable[..., Tensor]:
+    """A replacement of `same.attend_difference` that computes in another format."""
+
+    def attend_difference(q, k, q2, k2, v, *, window: int | None = None) -> Tensor:
+        q, k, q2, k2, v = (x.to(DTYPES[dtype]) for x in (q, k, q2, k2, v))
+        if by_varlen and window is not None:
+            return difference(functools.partial(varlen, window=window), q, k, q2, k2, v)
+        return attention.attend_difference(q, k, q2, k2, v, window=window)
+
+    return attend_difference
+
+
+FORMATS = (  # products, attention, attention by varlen, TF32
+    ("fp32", "fp32", False, False), ("fp32", "fp32", False, True), ("fp16", "fp32", False, False), ("fp16", "fp16", False, False),
+    ("fp16", "fp16", True, False), ("bf16", "fp32", False, False), ("bf16", "fp16", False, False), ("bf16", "bf16", False, False),
+    ("fp16", "bf16", False, False), ("fp32", "fp16", False, False),
+)  # fmt: skip
+FEW = 5  # of them for a long clip
+
+
+def decode_formats(lab: Lab, subject: str, autoencoder: Callable[[str], SAME], z: Tensor, formats: tuple = FORMATS) -> Rows:
+    """autoencoder(dtype): the same weights in that format. z in float32."""
+    with tf32(False, False):
+        exact = decode(autoencoder("fp32"), z)
+    windowed = autoencoder("fp32").config.decoder.window is not None
+    for products_in, attention_format, by_varlen, fast in formats:
+        if by_varlen and not windowed:
+            continue
+        job = functools.partial(decode, autoencoder(products_in), z.to(DTYPES[products_in]))
+        row = {"clip": subject, "products": "TF32" if fast else products_in, "attention": attention_format + " by varlen" * by_varlen}
+        with ExitStack() as stack:
+            stack.enter_context(tf32(fast, fast))
+            if attention_format != "fp32":
+                stack.enter_context(patched(same, "attend_difference", attention_in(attention_format, by_varlen)))
+            try:
+                row |= {"dB": snr(job(), exact), "ms": lab.ms(job, 3, 0)}
+            except Exception as error:  # one format of many
+                row["dB"] = short(error)
+        yield DECODE, row
+
+
+def decode_random(family: str, seconds: float, lab: Lab) -> Rows:
+    case, formats = lab.case(family, seconds), FORMATS if seconds < 200 else FORMATS[:FEW]
+    yield from decode_formats(lab, f"{case}, random", functools.partial(lab.same, family), lab.latents(case, "fp32"), formats)
+
+
+def decode_demo(name: str, lab: Lab) -> Rows:
+    """Trained weights: the latents of a run."""
+    if not (DEMOS[name] / "model.safetensors").is_file():
+        yield DECODE, {"clip": f"{name}: skipped, the demo is not in assets/"}
+        return
+    models = {dtype: load(name, device=lab.device, dtype=DTYPES[dtype]) for dtype in DTYPES}
+    model, seconds = models["fp32"], 0.5 if lab.tiny else 4.0
+    steps = 2 if lab.tiny else None
+    z = model.generate("a low tone, then a kick every half second", seconds, steps=steps, seed=7, return_latents=True).latents
+    yield from decode_formats(lab, f"{name}, trained, {seconds:g} s", lambda dtype: models[dtype].autoencoder, z)
+
+
+def chunks(family: str, seconds: float, lab: Lab) -> Rows:
+    """Chunks of 128 frames one after the other, a single pass, all chunks as one batch; other sizes."""
+    case = lab.case(family, seconds)
+    for dtype in ("fp32", "fp16") if seconds < 200 else ("fp16",):
+        autoencoder, z = lab.same(family, dtype), lab.latents(case, dtype)
+        whole = decode(autoencoder, z, None)
+        ways = {"128 (today)": functools.partial(decode, autoencoder, z), "single pass": functools.partial(decode, autoencoder, z, None)}
+        ways |= {str(size): functools.partial(decode, autoencoder, z, size) for size in (256, 512)}
+        ways["chunks of 128 as a batch"] = functools.partial(decode_batched, autoencoder, z, 128)
+        for name, way in ways.items():
+            found = {"against a single pass, dB": snr(way(), whole), "ms": lab.ms(way, 3, 0)}
+            yield CHUNKS, {"clip": str(case), "frames": z.shape[-1], "SAME in": dtype, "chunks": name, **found}
+
+
+def decode_batched(autoencoder: SAME, z: Tensor, chunk: int) -> Tensor:
+    """Audio of latents (1, D, T) from chunks that are decoded as one batch; joined as `SAME.decode` joins them."""
+    side, frames, scale = autoencoder.config.decoder, z.shape[-1], autoencoder.config.samples_per_frame
+    half = -(-side.reach // side.align) * side.align
+    if frames <= chunk:
+        return autoencoder.decode(z)
+    starts = [*range(0, frames - chunk, chunk - 2 * half), frames - chunk]
+    pieces = autoencoder.decode(torch.cat([z[..., start : start + chunk] for start in starts]))
+    out = pieces.new_empty(1, pieces.shape[1], frames * scale)
+    for start, piece in zip(starts, pieces, strict=True):
+        left = half if start else 0
+        out[0, :, (start + left) * scale : (start + chunk) * scale] = piece[:, left * scale :]
+    return out
+
+
+# f. products
+
+
+def products(lab: Lab) -> Rows:
+    """Settings that change how matrix products round: the time of a captured step, its error against float32."""
+    case = lab.case("medium", 120)
+    with tf32(False, False):
+        wanted = lab.step(case, "fp32")()
+    matmul = torch.backends.cuda.matmul
+    settings = [("fp16", None, None), ("bf16", None, None), ("fp32", None, None), ("fp32", "allow_tf32", True)]
+    settings += [("fp16", "allow_fp16_accumulation", True), ("fp16", "allow_fp16_reduced_precision_reduction", False)]
+    for dtype, name, value in settings:
+        row = {"step": f"{case}, {dtype}", "setting": "torch's defaults" if name is None else f"{name} = {value}"}
+        try:
+            with ExitStack() as stack:
+                if name is not None:
+                    stack.enter_context(patched(matmul, name, value))
+                job = evaluation(lab.step(case, dtype))
+                row |= {"ms": lab.kernel_ms(job, 1), "error": relative(job(), wanted)}
+        except Exception as error:  # a setting that this torch does not know
+            row["error"] = short(error)
+        yield PRODUCTS, row

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import json
 import math
@@ -38,6 +39,7 @@ Made = TypeVar("Made")
 NAMES = {"small": "small-music", "medium": "medium", "small-base": "small-music-base", "medium-base": "medium-base"}
 TINY_SHARE = 60  # --tiny divides every duration by this
 PROMPT_TOKENS = 24
+WARM = 0.04  # seconds that a GPU works before it is timed: its clock rises from idle
 GRAPHED_CALLS = 10  # calls per captured graph when kernels are timed without launch overhead
 
 
@@ -67,16 +69,21 @@ class Step:
 
 
 class RandomModel(Model):
-    """A release with random weights and no text encoder: every prompt has the same random embeddings."""
+    """A release with random weights and no text encoder: every prompt has the same cached random embeddings."""
 
     def encode_text(self, prompts) -> Text:
-        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-        conditioning, n = self.config.conditioning, len(prompts)
+        n = 1 if isinstance(prompts, str) else len(prompts)
+        text = self._text
+        return Text(text.embeddings.expand(n, -1, -1), text.mask.expand(n, -1), text.input_ids.expand(n, -1))
+
+    @functools.cached_property
+    def _text(self) -> Text:
+        conditioning = self.config.conditioning
         generator = torch.Generator().manual_seed(SEED)
         rows = torch.randn(1, conditioning.max_tokens, conditioning.cond_dim, generator=generator).to(self.device, self.dtype)
         mask = torch.arange(conditioning.max_tokens)[None] < PROMPT_TOKENS
-        ids = torch.zeros(n, conditioning.max_tokens, dtype=torch.long)
-        return Text(self.module.conditioner.prompt(rows, mask).expand(n, -1, -1), mask.expand(n, -1), ids)
+        with torch.no_grad():
+            return Text(self.module.conditioner.prompt(rows, mask), mask, torch.zeros_like(mask, dtype=torch.long))
 
 
 class Lab:
@@ -85,7 +92,10 @@ class Lab:
     def __init__(self, device: str, tiny: bool = False):
         self.device, self.tiny = torch.device(device), tiny
         self.cuda = self.device.type == "cuda"
-        self.compiled = Compiled()  # shared, so that both families keep their compiled graphs
+        self.backend = "eager" if tiny and not self.cuda else "inductor"  # a CPU compiles longer than a check may take
+        self.compiled = Compiled(backend=self.backend)  # shared, so that both families keep their compiled graphs
+        if tiny and not self.cuda:
+            torch.set_num_threads(1)
         self.notes: list[str] = []
         self._kept: dict = {}
 
@@ -165,9 +175,17 @@ class Lab:
         return time.perf_counter() - start
 
     def times(self, job: Callable[[], object], repeat: int = 3, warm: int = 1) -> list[float]:
-        for _ in range(warm):
-            job()
+        self.warm(job, warm)
         return [self.once(job) for _ in range(1 if self.tiny else repeat)]
+
+    def warm(self, job: Callable[[], object], calls: int = 1) -> None:
+        """Some calls, on a GPU at least `WARM` seconds of them."""
+        start = time.perf_counter()
+        for _ in range(calls):
+            job()
+        while self.cuda and time.perf_counter() - start < WARM:
+            job()
+            torch.cuda.synchronize()
 
     def ms(self, job: Callable[[], object], repeat: int = 3, warm: int = 1) -> float:
         """Median wall-clock milliseconds of a call, launches included."""
@@ -192,14 +210,15 @@ class Lab:
             self.note(f"{job_name(job)} was not captured ({short(error)}); its kernels are timed with their launches.")
             replay = several
         times = []
-        for _ in range(repeat + 1):
+        self.warm(replay)
+        for _ in range(repeat):
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             start.record()
             replay()
             end.record()
             torch.cuda.synchronize()
             times.append(start.elapsed_time(end) / calls)
-        return statistics.median(times[1:])
+        return statistics.median(times)
 
     def capture(self, job: Callable[[], Tensor | None], warm: int = 3) -> tuple:
         """A CUDA graph of job() and what the call returned; elsewhere an object that calls the job again."""
@@ -216,6 +235,10 @@ class Lab:
         with torch.cuda.graph(graph):
             out = job()
         return graph, out
+
+    def compile(self, function: Callable, mode: str | None = None) -> Callable:
+        """torch.compile for one shape."""
+        return torch.compile(function, dynamic=False, backend=self.backend, mode=mode if self.backend == "inductor" else None)
 
     # memory
 
@@ -243,7 +266,9 @@ class Lab:
         """Device, software and settings in words."""
         found = {"torch": torch.__version__, "Python": sys.version.split()[0], "models": "tiny" if self.tiny else "real size"}
         if not self.cuda:
-            return {"device": str(self.device), **found, "processor": measure.hardware()}
+            with suppress(OSError):  # it reads what only Linux tells
+                found["processor"] = measure.hardware()
+            return {"device": str(self.device), **found}
         properties = torch.cuda.get_device_properties(self.device)
         found |= {
             "device": properties.name,

@@ -41,13 +41,17 @@ from benchmarks.gpu_lab import (
 )  # fmt: skip
 from benchmarks.make_release import text_encoder_shapes, tokenizer
 from benchmarks.measure import DTYPES
+from sa3_core import timeline
 from sa3_core.accelerator import Accelerator
+from sa3_core.config import parse
 from sa3_core.lora_stack import Stack
 from sa3_core.pipeline import DEMOS, Model, load
+from sa3_core.sampling import Draws
 from sa3_core.text_encoder import TextEncoder, config_from, empty_model
 from sa3_core.training import flow
 from sa3_core.training.adapters import Adapters
 from sa3_core.training.loop import Settings, Trainer
+from sa3_core.transfer import put
 
 sys.path.append(str(ROOT / "tests" / "core"))
 
@@ -63,6 +67,7 @@ TOP = 15  # kernels listed by name
 RECORDED = "Part 1. Recorded cases: largest relative error on the device. fp32 with TF32 off, and with torch's defaults"
 PRECISION = "Part 1. 16 bits against float32 (TF32 off) on the same device: relative error (cosine), or SNR"
 RUNS = "Part 2. Sampling, text cached: median of 3 runs after a warm-up"
+DRAWS = "Part 2. Noise of a run, drawn on the CPU: time of one draw and of its way to the device"
 DECODES = "Part 2. Decode in chunks of 128 frames"
 KERNELS = "Part 3. Kernels of one call"
 TOPS = "Part 3. The most expensive kernels"
@@ -97,7 +102,9 @@ def items(reference: Path | None) -> list[Item]:
     ]
     for dtype in ("fp16", "bf16", "fp32"):
         for family, seconds in lengths if dtype != "fp32" else lengths[:1]:
-            found.append(Item(2, f"sampling, {family} {seconds} s, {dtype}, eager", functools.partial(sampling, family, seconds, dtype)))
+            job = functools.partial(sampling, family, seconds, dtype, "eager")
+            found.append(Item(2, f"sampling, {family} {seconds} s, {dtype}, eager", job))
+    found.append(Item(2, "draws", draws))
     for family, seconds in lengths:
         found.append(Item(2, f"decode, {family} {seconds} s", functools.partial(decoding, family, seconds)))
     for dtype, group in (("fp16", "main"), ("bf16", "more"), ("fp32", "more")):
@@ -106,7 +113,9 @@ def items(reference: Path | None) -> list[Item]:
             found.append(Item(2, f"sampling, {family} {seconds} s, {dtype}, compiled", job, group, 30 if seconds != 380 else 5))
     for family, seconds in lengths:
         found.append(Item(2, f"sampling, {family} {seconds} s, fp16, other arms", functools.partial(other_arms, family, seconds, "fp16")))
-        found.append(Item(3, f"kernels of a step, {family} {seconds} s", functools.partial(step_kernels, family, seconds, "fp16")))
+        for arm, needed in (("eager", 0), ("compiled", 5)):
+            job = functools.partial(step_kernels, family, seconds, "fp16", arm)
+            found.append(Item(3, f"kernels of a step, {family} {seconds} s, {arm}", job, needs=needed))
         found.append(Item(3, f"floor, {family} {seconds} s", functools.partial(floors, family, seconds, "fp16")))
         if seconds != 380:
             found.append(Item(3, f"kernels of a decode, {family} {seconds} s", functools.partial(decode_kernels, family, seconds)))
@@ -197,7 +206,7 @@ def precision_of_demo(name: str, lab: Lab) -> Rows:
     if not (DEMOS[name] / "model.safetensors").is_file():
         yield PRECISION, {"model": name, "": "skipped: the demo is not in assets/"}
         return
-    seconds, steps = (1.0, 3) if lab.tiny else (4.0, None)
+    seconds, steps = (0.5, 2) if lab.tiny else (4.0, None)
     job = precision.Job(precision.PROMPTS["demo"], seconds, steps)
 
     def make(dtype: str) -> tuple[Model, tuple]:
@@ -339,6 +348,15 @@ def accelerators() -> dict[str, type[Accelerator]]:
     return found
 
 
+def draws(lab: Lab) -> Rows:
+    """Host work that a fast step has to hide."""
+    for case in lab.cases:
+        settings = parse(lab.config(case.family))
+        drawn = Draws(7, settings.same.latent_dim, timeline.lengths(settings, [case.seconds]))
+        row = {"clip": str(case), "draw ms": lab.ms(drawn, 5)}
+        yield DRAWS, {**row, "to the device ms": lab.ms(functools.partial(put, drawn(), lab.device), 5)}
+
+
 def decoding(family: str, seconds: float, lab: Lab) -> Rows:
     case = lab.case(family, seconds)
     for dtype in ("fp32", *HALVES):
@@ -410,11 +428,18 @@ class Operators(TorchDispatchMode):
 
 
 def traced(lab: Lab, job: Callable[[], object]) -> list[dict]:
-    """torch's trace events of one call after a warm-up."""
-    kind = torch.profiler.ProfilerActivity.CUDA if lab.cuda else torch.profiler.ProfilerActivity.CPU
+    """The kernels of one call after a warm-up, as torch's trace has them: name, dur in microseconds, cat. On a CPU: operators."""
+    cpu, cuda = torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA
+    if not lab.cuda:
+        return trace(lab, job, cpu)
+    events = trace(lab, job, cuda)
+    return events if any(event.get("cat") == "kernel" for event in events) else trace(lab, job, cpu, cuda)
+
+
+def trace(lab: Lab, job: Callable[[], object], *kinds: torch.profiler.ProfilerActivity) -> list[dict]:
     job()
     lab.sync()
-    with torch.profiler.profile(activities=[kind]) as profile:
+    with torch.profiler.profile(activities=list(kinds)) as profile:
         job()
         lab.sync()
     with tempfile.TemporaryDirectory() as folder:
@@ -443,17 +468,19 @@ def kernel_rows(lab: Lab, call: str, arm: str, job: Callable[[], object]) -> Row
         yield TOPS, {"call": call, "arm": arm, "kernel": name[:100].replace("|", "/"), "count": len(times), "ms": sum(times)}
 
 
-def step_kernels(family: str, seconds: float, dtype: str, lab: Lab) -> Rows:
+def step_kernels(family: str, seconds: float, dtype: str, arm: str, lab: Lab) -> Rows:
     case = lab.case(family, seconds)
     step = lab.step(case, dtype)
-    yield from kernel_rows(lab, f"step, {case}, {dtype}", "eager", step)
+    if arm == "eager":
+        yield from kernel_rows(lab, f"step, {case}, {dtype}", arm, step)
+        return
     with lab.compiled.run(wait=True):
         job = functools.partial(lab.compiled.velocity, step.dit, step.x, step.t, step.inputs)
         job()
         if lab.compiled.obstacle:
-            yield KERNELS, {"call": f"step, {case}, {dtype}", "arm": lab.compiled.obstacle}
+            yield KERNELS, {"call": f"step, {case}, {dtype}", "arm": f"{arm}: {lab.compiled.obstacle}"}
         else:
-            yield from kernel_rows(lab, f"step, {case}, {dtype}", "compiled", job)
+            yield from kernel_rows(lab, f"step, {case}, {dtype}", arm, job)
 
 
 def decode_kernels(family: str, seconds: float, lab: Lab) -> Rows:

@@ -11,7 +11,7 @@ from .host.clip import load_clip
 from .host.compiled import compiled_model, packed_and_compiled_model, packed_model
 from .host.live import remember
 from .host.model import load_model
-from .host.progress import LARGE, Progress, tell
+from .host.progress import LARGE, Progress, say, tell
 from .host.schema import io, schema
 from .host.vae import load_vae
 
@@ -79,6 +79,7 @@ class ModelLoader(io.ComfyNode):
                 ),
             ],
             outputs=[io.Model.Output("MODEL"), io.Clip.Output("CLIP"), io.Vae.Output("VAE")],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -105,7 +106,14 @@ class ModelLoader(io.ComfyNode):
         watch.lap("autoencoder")
         remember(patcher, vae)
         bar.finish()
-        patcher.model.sa3_loaded = info.load_record(opened, patcher.model.get_dtype(), patcher.load_device, watch)
+        kinds = {"text_encoder_dtype": clip.dtype, "autoencoder_dtype": vae.vae_dtype}
+        patcher.model.sa3_loaded = info.load_record(opened, patcher.model.get_dtype(), patcher.load_device, watch, **kinds)
+        if dtype == "fp16" and clip.dtype != torch.float16:
+            name = str(clip.dtype).removeprefix("torch.")
+            say(
+                [f"The text encoder computes in {name}: its activations leave the range of fp16."],
+                cls.hidden.unique_id if cls.hidden else None,
+            )
         return io.NodeOutput(patcher, clip, vae)
 
 

@@ -1,14 +1,16 @@
 """Independence of what the caller has switched on in torch: autocast, another default device, another default type."""
 
 import functools
-from collections.abc import Callable
-from contextlib import ExitStack
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import TypeVar
 
 import torch
 
 AUTOCAST = ("cpu", "cuda", "mps", "xpu")
 CPU = torch.device("cpu")
+_default_type = threading.Lock()
 Function = TypeVar("Function", bound=Callable)
 
 
@@ -32,6 +34,21 @@ def independent(function: Function) -> Function:
             return function(*args, **kwargs)
 
     return run
+
+
+@contextmanager
+def float32_default() -> Iterator[None]:
+    """For another library's code that makes tensors of the default type. Does nothing where that is float32 already."""
+    if torch.get_default_dtype() == torch.float32:
+        yield
+        return
+    with _default_type:
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float32)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(before)
 
 
 def _autocasts(kind: str) -> bool:

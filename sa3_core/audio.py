@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from .ambient import independent
+from .ambient import float32_default, independent
 from .errors import SA3Error
 
 SHORTEST = 256  # samples; less than one patch holds no sound
@@ -70,7 +70,8 @@ def resample(waveform: Tensor, rate: int, target: int) -> Tensor:
         from torchaudio.functional import resample as sinc
     except (ImportError, OSError):  # not there, or built for another torch
         return _resample_directly(waveform, rate, target)
-    return sinc(waveform, rate, target)
+    with float32_default():  # its filter table
+        return sinc(waveform, rate, target)
 
 
 def _resample_directly(waveform: Tensor, rate: int, target: int) -> Tensor:

@@ -138,8 +138,9 @@ class DiTInputs:
 
     @property
     def rows(self) -> int:
-        """Of each item that the network computes."""
-        return rows_for(len(self.rotary[0]))
+        """Rows per item that the network computes; more than there are tokens on a CPU only."""
+        tokens = len(self.rotary[0])
+        return rows_for(tokens) if self.rotary[0].device.type == "cpu" else tokens
 
 
 def row_index(items: Sequence[int], device) -> slice | Tensor:
@@ -207,7 +208,8 @@ class SelfAttention(nn.Module):
         out = attend(*self._turned(parts[:, :, :2], rotary), v, key_mask=key_mask)
         if self.differential:
             out = out - attend(*self._turned(parts[:, :, 3:], rotary), v, key_mask=key_mask)
-        return self.to_out(F.pad(merge_heads(out), (0, 0, 0, x.shape[1] - tokens)))
+        out = merge_heads(out)
+        return self.to_out(F.pad(out, (0, 0, 0, x.shape[1] - tokens)) if x.shape[1] > tokens else out)
 
     def _turned(self, qk: Tensor, rotary) -> tuple[Tensor, Tensor]:
         """Queries and keys (B, N, 2, H, D), normed and turned in float32, each (B, H, N, D)."""
@@ -394,10 +396,15 @@ class DiT(nn.Module):
         return max(1, (KEPT_BLOCK - 1) // (inputs.rows * widest))
 
     def _velocity(self, x: Tensor, t: Tensor, inputs: DiTInputs) -> Tensor:
+        return self.step(x, self.modulation(t, inputs), inputs)
+
+    def step(self, x: Tensor, modulation: Tensor, inputs: DiTInputs) -> Tensor:
+        """`forward` with its adaLN rows (B, 6 width) given: on a GPU it reads nothing back and depends on no value."""
         core, frames, memory = self.transformer, inputs.frames, self.config.memory_tokens
         padding = x.shape[-1] - frames
-        modulation = self.modulation(t, inputs)
-        x = F.pad(x[..., :frames], (0, inputs.rows - memory - frames)).to(modulation.dtype)
+        x = x[..., :frames].to(modulation.dtype)
+        if inputs.rows > memory + frames:
+            x = F.pad(x, (0, inputs.rows - memory - frames))
         x = self.preprocess_conv(x) + x
         h = core.project_in(x.transpose(1, 2))
         h = torch.cat((at(core.memory_tokens, h).expand(h.shape[0], -1, -1), h), dim=1)

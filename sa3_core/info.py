@@ -32,8 +32,8 @@ class Stopwatch:
         return round(time.perf_counter() - self.start, 3)
 
 
-def load_record(opened: Checkpoint, dtype, device, watch: Stopwatch) -> dict:
-    """What was loaded, from where, and how long it took."""
+def load_record(opened: Checkpoint, dtype, device, watch: Stopwatch, **more_dtypes) -> dict:
+    """What was loaded, from where, in which types, and how long it took."""
     path = opened.tensors.path
     return {
         "variant": infer.variant_of(opened.name) or opened.name,
@@ -41,7 +41,7 @@ def load_record(opened: Checkpoint, dtype, device, watch: Stopwatch) -> dict:
         "file": f"{path.parent.name}/{path.name}",
         "fingerprint": opened.tensors.fingerprint(),
         **_provenance(path.parent / DOWNLOADED),
-        "dtype": str(dtype).removeprefix("torch."),
+        **{key: str(value).removeprefix("torch.") for key, value in {"dtype": dtype, **more_dtypes}.items()},
         "device": str(device),
         "cache_hit": False,
         "load_elapsed_s": watch.elapsed,

@@ -94,6 +94,11 @@ class SA3CLIP(comfy.sd.CLIP):
         self.tokenizer_options = {}
         self._known = False
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the encoder computes in."""
+        return self.cond_stage_model.encoder.model.dtype
+
     def encode_from_tokens(self, tokens, *args, **kwargs):
         model = self.cond_stage_model
         plain = model.as_loaded and self.patcher.patches_uuid == model.unpatched

@@ -103,7 +103,11 @@ def test_gradients_are_torchs(products):
     assert products == [] and rel_error(x.grad, linear.weight.detach().sum(0).expand(3, -1)) < 1e-2
 
 
-def test_another_type_is_refused_as_by_torch(products):
-    with torch.no_grad(), pytest.raises(RuntimeError, match="dtype"):
-        layer(torch.bfloat16)(randn(3, 48))
+@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float16])
+def test_a_layer_computes_in_the_type_of_its_input(products, stored):
+    linear, x = layer(stored), randn(3, 48)
+    conv = operations.Conv1d(48, 8, 1, dtype=stored)
+    with torch.no_grad():
+        assert torch.equal(linear(x), F.linear(x, linear.weight.float(), linear.bias.float()))
+        assert torch.equal(conv(x.T[None]), F.conv1d(x.T[None], conv.weight.float(), conv.bias.float()))
     assert products == []

@@ -24,6 +24,7 @@ HERE = Path(__file__).parent
 # Behind everything else, like the core tests' own.
 sys.path.extend(str(path) for path in (HERE, HERE.parent / "core") if str(path) not in sys.path)
 
+from lazy_layers import make_lazy  # noqa: E402
 from node_support import FOLDERS, Pack, put  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
@@ -45,8 +46,19 @@ def import_comfyui() -> None:
 
 
 # test modules may import comfy at their top, so this comes before any fixture
+LAZY = ""
 if (TREE / "main.py").is_file():
     import_comfyui()
+    LAZY = make_lazy() if os.environ.get("SA3_LAZY_LAYERS") else ""
+
+
+def pytest_report_header() -> str:
+    if "comfy.cli_args" not in sys.modules:
+        return "ComfyUI: none"
+    import comfyui_version
+
+    layers = f", lazily created layers ({LAZY})" if LAZY else ""
+    return f"ComfyUI {comfyui_version.__version__}, torch {torch.__version__}, on the CPU{layers}"
 
 
 @pytest.fixture(scope="session", autouse=True)

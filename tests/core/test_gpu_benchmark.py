@@ -1,0 +1,173 @@
+"""The device benchmark on a CPU with tiny models: every kind of item runs, and what fails is reported while the rest continues."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from core_support import randn
+
+from benchmarks import gpu, gpu_experiments, gpu_parts
+from benchmarks.gpu_lab import Case, Lab, decode, run_latents, step_of
+from sa3_core.accelerator import Accelerator
+
+ITEMS = {item.name: item for item in [*gpu_parts.items(None), *gpu_experiments.items()]}
+QUICK = [  # one of each kind; the command itself runs all
+    "recorded cases, medium-base", "precision, text encoder", "draws", "decode, medium 120 s", "sampling, small 30 s, bf16, eager",
+    "sampling, small 30 s, fp16, other arms", "kernels of a step, small 30 s, eager", "floor, medium 120 s", "memory, small 30 s, fp16",
+    "LoRA, constant and scheduled", "training step", "resumed training", "reference, small 30 s", "captured step, medium 120 s x 1",
+    "attention, small 30 s x 8", "two calls or one, medium 120 s", "decode formats, medium 120 s", "chunks, small 30 s",
+    "settings of products", "norms", "window, our blocks", "captured decode, small 30 s", "captured without a cached modulation",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def lab() -> Lab:
+    return Lab("cpu", tiny=True)
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_an_item_yields_rows_of_plain_values(lab, name):
+    with torch.no_grad():
+        rows = list(ITEMS[name].job(lab))
+    assert rows
+    for table, row in rows:
+        assert isinstance(table, str)
+        assert all(isinstance(value, (str, int, float)) for value in row.values())
+        json.dumps(row)
+    assert gpu.markdown([row for _, row in rows]).count("\n") == len(rows) + 1
+
+
+def test_names_are_unique_and_groups_known():
+    assert len(ITEMS) == len([*gpu_parts.items(None), *gpu_experiments.items()])
+    assert {item.group for item in ITEMS.values()} == set(gpu.GROUPS)
+    assert {item.part for item in ITEMS.values()} == set(gpu.PARTS) - {gpu.SERVER_PART}
+
+
+def test_weights_are_the_same_in_every_number_format(lab):
+    exact, half = (lab.new_module("small", dtype).state_dict() for dtype in ("fp32", "bf16"))
+    assert all(torch.equal(half[name], value.bfloat16()) for name, value in exact.items())
+
+
+def test_chunks_as_a_batch_join_as_in_the_pipeline(lab):
+    for family in ("small", "medium"):
+        same = lab.same(family, "fp32")
+        z = randn(1, same.config.latent_dim, 60)
+        found, wanted = gpu_experiments.decode_batched(same, z, 16), decode(same, z, None)
+        assert float((found - wanted).norm() / wanted.norm()) < 1e-5
+
+
+def test_a_window_of_blocks_is_the_window(lab):
+    q, k, v = (randn(1, 2, 300, 64, seed=seed) for seed in range(3))
+    found, wanted = (gpu_experiments.window_attention(lab, kind, 300, 17)(q, k, v) for kind in ("flex", "ours"))
+    assert torch.allclose(found, wanted, atol=1e-5)
+
+
+def test_a_replay_is_the_step(lab):
+    step = step_of(lab.model("medium", "fp32"), Case("medium", 0.5))
+    graph, out = lab.capture(gpu_experiments.evaluation(step))
+    graph.replay()
+    assert torch.equal(out, step())
+
+
+def test_every_prompt_of_a_random_model_is_cached(lab):
+    model = lab.model("small", "fp32")
+    one, two = model.encode_text("a"), model.encode_text(["b", "c"])
+    assert torch.equal(one.embeddings.expand(2, -1, -1), two.embeddings)
+    assert torch.isfinite(run_latents(model, Case("small", 0.2))).all()
+
+
+def test_accelerators_are_found_by_their_module(monkeypatch):
+    class Faster(Accelerator):
+        pass
+
+    module = type(sys)("sa3_core.faster")
+    Faster.__module__ = module.__name__
+    module.Faster, module.__spec__ = Faster, __import__("importlib.machinery").machinery.ModuleSpec(module.__name__, None)
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(gpu_parts, "GRAPHED", ("sa3_core.nowhere.at_all", module.__name__))
+    assert gpu_parts.accelerators() == {"Faster": Faster}
+
+
+# the command
+
+
+def command(tmp_path: Path, *options: str) -> tuple[str, list[dict]]:
+    out = tmp_path / "found.json"
+    words = [sys.executable, gpu.__file__, "--device", "cpu", "--tiny", "--out", str(out), *options]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert out.with_suffix(".md").read_text(encoding="utf-8").strip() in done.stdout
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["found.json", "found.md"]
+    return done.stdout, json.loads(out.read_text(encoding="utf-8"))
+
+
+def test_the_command_reports_progress_rows_and_what_failed(tmp_path):
+    printed, found = command(tmp_path, "--parts", "7", "--only", "window, our", "--only", "window, varlen")
+    assert "part 7: window, our blocks" in printed
+    assert "### Part 7d." in printed
+    failed = {record["item"]: record["error"] for record in found if record["kind"] == "end" and record["error"]}
+    assert "window, varlen" in failed  # CUDA alone has it
+    assert failed["window, varlen"]["traceback"]
+    assert "| window, varlen | " in printed
+    assert "window, our blocks" in {record["item"] for record in found if record["kind"] == "row"}
+
+
+def test_the_command_lists_what_it_did_not_reach(tmp_path):
+    printed, found = command(tmp_path, "--parts", "2", "--only", "eager", "--limit", "0")
+    assert "* sampling, small 30 s, fp16, eager" in printed
+    assert not [record for record in found if record["kind"] == "begin"]
+
+
+@pytest.fixture
+def supervisor(tmp_path, monkeypatch) -> Iterator[tuple]:
+    """The supervisor over workers that are given as functions of the records' path; each returns an exit status."""
+    records, workers = tmp_path / "records.jsonl", []
+
+    def run(words: list[str], seconds: float) -> int | str:
+        return workers.pop(0)(records) if workers else 0
+
+    monkeypatch.setattr(gpu, "run", run)
+    options = gpu.arguments().parse_args(["--device", "cpu"])
+    options.deadline = 2e10
+    yield options, records, workers
+
+
+def write(path: Path, *records: dict) -> None:
+    with path.open("a") as file:
+        file.writelines(json.dumps(record) + "\n" for record in records)
+
+
+def test_a_worker_that_dies_is_followed_by_another(supervisor):
+    options, records, workers = supervisor
+
+    def dies(path: Path) -> int:
+        write(path, {"kind": "items", "items": ["a", "b"]}, {"kind": "begin", "item": "a", "part": 1})
+        return -11
+
+    def finishes(path: Path) -> int:
+        write(path, {"kind": "begin", "item": "b", "part": 1}, {"kind": "end", "item": "b", "part": 1, "seconds": 1, "error": None})
+        return 0
+
+    workers += [dies, finishes]
+    gpu.supervise(options, records)
+    text = "\n".join(gpu.tables(gpu.read(records)))
+    assert "| a | Process: ended with -11 |" in text
+    assert "Not reached" not in text
+
+
+def test_a_worker_that_begins_nothing_is_not_tried_again(supervisor):
+    options, records, workers = supervisor
+    workers += [lambda path: 1, lambda path: pytest.fail("tried again")]
+    workers.insert(1, lambda path: 0)  # the next group
+    gpu.supervise(options, records)
+    assert "| the process of 'main' | Process: ended with 1 |" in "\n".join(gpu.tables(gpu.read(records)))
+
+
+def test_half_a_line_is_no_record(tmp_path):
+    path = tmp_path / "records.jsonl"
+    path.write_text('{"kind": "begin", "item": "a"}\n{"kind": "ro')
+    assert gpu.read(path) == [{"kind": "begin", "item": "a"}]
