@@ -1,6 +1,6 @@
 """Measures the deviations that PARITY.md lists, on the tiny recorded models in float32: what the public code does beside what we do.
 
-    python benchmarks/deviations.py
+python benchmarks/deviations.py
 """
 
 from __future__ import annotations

@@ -79,10 +79,9 @@ def work(options: argparse.Namespace) -> int:
             tell("row", item=FIRST, table=FIRST, row=lab.describe())
         items = [*gpu_parts.items(options.reference), *gpu_experiments.items()]
         items = [one for one in items if one.part in options.parts and any(words in one.name for words in options.only or [""])]
-        tell("groups", groups=sorted({one.group for one in items}))
+        tell("items", items=[one.name for one in items], groups=sorted({one.group for one in items}))
         items = [one for one in items if one.group == group]
         items.sort(key=lambda one: one.needs > 0)  # what takes long comes last
-        tell("items", items=[one.name for one in items])
         for item in items:
             if item.name in begun:
                 continue
@@ -116,7 +115,7 @@ def measure(item, lab, tell: Callable[..., None], options: argparse.Namespace) -
         del caught
     try:
         gc.collect()
-        lab.sync()
+        lab.check()
     except Exception as caught:
         usable = False
         error = error or {"type": type(caught).__name__, "message": str(caught)[:2000], "traceback": ""}
@@ -150,8 +149,8 @@ def supervise(options: argparse.Namespace, records: Path) -> None:
     for group in GROUPS:
         if group == GROUPS[-1]:
             serve(options, records)
-        wanted = [record["groups"] for record in read(records) if record["kind"] == "groups"]
-        if (wanted and group not in wanted[0]) or (group == "reference" and options.reference is None):
+        wanted = [record["groups"] for record in read(records) if record["kind"] == "items"]
+        if wanted and (group not in wanted[0] or time.time() > options.deadline):
             continue
         for _ in range(RESTARTS):
             command = [sys.executable, __file__, *passed_on(options), "--worker", group, str(records), "--deadline", str(options.deadline)]

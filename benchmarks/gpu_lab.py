@@ -160,6 +160,11 @@ class Lab:
 
     # clocks
 
+    def check(self) -> None:
+        """Raise where the device cannot compute any more."""
+        self.sync()
+        torch.ones(8, device=self.device).sum().item()
+
     def sync(self) -> None:
         if self.cuda:
             torch.cuda.synchronize()
@@ -230,10 +235,15 @@ class Lab:
         with torch.cuda.stream(side):
             for _ in range(warm):
                 job()
-        torch.cuda.current_stream().wait_stream(side)
+        current = torch.cuda.current_stream()
+        current.wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            out = job()
+        try:
+            with torch.cuda.graph(graph):
+                out = job()
+        except BaseException:
+            torch.cuda.set_stream(current)  # torch leaves its own where the end of a capture fails
+            raise
         return graph, out
 
     def compile(self, function: Callable, mode: str | None = None) -> Callable:

@@ -537,6 +537,11 @@ class Session:
         runs = self.twice(lambda seed: with_node(text_graph(self.model, seed), "SA3_Compile", when="in front of the first run"))
         return runs, heard(runs[0]) + distance("uncompiled", runs[0].samples, self.known.get("plain"), must=False)
 
+    def graphed(self) -> tuple[list[Run], list[Check]]:
+        how = {"when": "in front of the first run", "how": "CUDA graphs"}
+        runs = self.twice(lambda seed: with_node(text_graph(self.model, seed), "SA3_Compile", **how))
+        return runs, heard(runs[0]) + distance("eager", runs[0].samples, self.known.get("plain"), must=False)
+
 
 ITEMS: dict[str, Callable[[Session], tuple[list[Run], list[Check]]]] = {
     "text to audio": Session.text_to_audio,
@@ -547,14 +552,15 @@ ITEMS: dict[str, Callable[[Session], tuple[list[Run], list[Check]]]] = {
     "audio to audio": Session.audio_to_audio,
     "inpaint, splice": Session.inpaint,
     "continue, splice": Session.continued,
+    "CUDA graphs": Session.graphed,
     "compiled": Session.compiled,
     "after the other model": Session.after_the_other,
 }
-EVERYTHING = [name for name in ITEMS if name != "compiled"]
+EVERYTHING = [name for name in ITEMS if name not in ("CUDA graphs", "compiled")]
 SERVERS: dict[str, tuple[list[str], list[str]]] = {  # name -> flags, items
     "default": ([], EVERYTHING),
     "legacy": ([LEGACY], ["text to audio", "same seed after /free", "LoRA, constant", "without LoRA again", "continue, splice"]),
-    "compiling": ([], ["compiled"]),
+    "compiling": ([], ["CUDA graphs", "compiled"]),
 }
 
 
@@ -603,6 +609,8 @@ class Report:
                 row.state = "ok" if all(check.good for check in row.checks) else "check"
             except Failed as error:
                 row.state, row.error, row.trace = "failed", str(error), error.trace
+                if self.left() <= 0:
+                    row.state, row.trace = "not reached", ""
             except Exception as error:
                 row.state, row.error = "failed", f"{type(error).__name__}: {error}"[:WORDS]
         self.add(row)

@@ -5,6 +5,7 @@ Everything that stays constant over a sampling run is computed once by `DiT.prep
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,8 +15,24 @@ from . import operations
 from .ambient import independent
 from .attention import attend
 from .config import DiTConfig
-from .layers import FOURIER_DIM, FeedForward, RMSNorm, at, expo_features, merge_heads, over_rms, rotary_table, rotate, split_heads
+from .layers import (
+    FOURIER_DIM, FeedForward, RMSNorm, at, expo_features, lean, merge_heads, norm_type, over_rms, rotary_table, rotate, split_heads, turn,
+)  # fmt: skip
 from .transfer import put
+
+
+class Modulation(NamedTuple):
+    """adaLN values of all layers at the times of a step, (layers, B, 1, width) each: of a layer's attention, then of its feed-forward.
+
+    A gain is gamma (1 + scale) of the norm that it follows, a gate is sigmoid(1 - g) of the released parameter's g.
+    """
+
+    gain1: Tensor
+    shift1: Tensor
+    gate1: Tensor
+    gain2: Tensor
+    shift2: Tensor
+    gate2: Tensor
 
 
 @dataclass(frozen=True)
@@ -205,14 +222,26 @@ class SelfAttention(nn.Module):
         parts = self.to_qkv(x)[:, :tokens].unflatten(-1, (5 if self.differential else 3, -1, self.head_dim))
         # q, k, v, q2, k2: (B, N, parts, H, D)
         v = parts[:, :, 2].transpose(1, 2)
-        out = attend(*self._turned(parts[:, :, :2], rotary), v, key_mask=key_mask)
+        tables = self._tables(rotary, parts) if lean(parts) else None
+        out = attend(*self._turned(parts[:, :, :2], rotary, tables), v, key_mask=key_mask)
         if self.differential:
-            out = out - attend(*self._turned(parts[:, :, 3:], rotary), v, key_mask=key_mask)
+            out = out - attend(*self._turned(parts[:, :, 3:], rotary, tables), v, key_mask=key_mask)
         out = merge_heads(out)
         return self.to_out(F.pad(out, (0, 0, 0, x.shape[1] - tokens)) if x.shape[1] > tokens else out)
 
-    def _turned(self, qk: Tensor, rotary) -> tuple[Tensor, Tensor]:
-        """Queries and keys (B, N, 2, H, D), normed and turned in float32, each (B, H, N, D)."""
+    def _tables(self, rotary, like: Tensor) -> tuple[Tensor, Tensor]:
+        """The rotary table with the gains of both norms in it, (N, 2, 1, D) and (N, 2, 1, width)."""
+        cos, sin = rotary
+        gains = torch.stack((at(self.q_norm.gamma, like, torch.float32), at(self.k_norm.gamma, like, torch.float32)))
+        half = sin.shape[-1] // 2
+        swapped = torch.cat((gains[:, half : 2 * half], gains[:, :half]), dim=1)
+        return tuple((part[:, None] * gain).to(like.dtype)[:, :, None] for part, gain in ((cos, gains), (sin, swapped)))
+
+    def _turned(self, qk: Tensor, rotary, tables) -> tuple[Tensor, Tensor]:
+        """Queries and keys (B, N, 2, H, D), normed and turned, each (B, H, N, D). tables: on a GPU in 16 bits, else float32 is used."""
+        if tables is not None:
+            turned = turn(F.rms_norm(qk, qk.shape[-1:], None, self.q_norm.eps), *tables)
+            return tuple(part.transpose(1, 2) for part in turned.unbind(2))
         gains = torch.stack((at(self.q_norm.gamma, qk, torch.float32), at(self.k_norm.gamma, qk, torch.float32)))[:, None]
         turned = rotate(over_rms(qk.float(), self.q_norm.eps) * gains, rotary).to(qk.dtype)
         return tuple(part.transpose(1, 2) for part in turned.unbind(2))
@@ -255,17 +284,15 @@ class Layer(nn.Module):
         self.ff = FeedForward(width, int(width * config.ff_mult), operations=operations, **kw)
         self.to_scale_shift_gate = nn.Parameter(torch.zeros(6 * width, device=kw["device"], dtype=kw["dtype"]))
 
-    def forward(self, h: Tensor, modulation: Tensor, kv, bias, local: Tensor | None, rotary, key_mask, memory: int) -> Tensor:
-        parts = (at(self.to_scale_shift_gate, h) + modulation)[:, None].chunk(6, dim=-1)
-        scale1, shift1, gate1, scale2, shift2, gate2 = parts
-        a = self.pre_norm.modulated(h, scale1, shift1)
-        h = torch.addcmul(h, self.self_attn(a, rotary, key_mask), torch.sigmoid(1 - gate1))
+    def forward(self, h: Tensor, modulation: Modulation, kv, bias, local: Tensor | None, rotary, key_mask, memory: int) -> Tensor:
+        """h (B, rows, width); modulation: this layer's, (B, 1, width) each."""
+        m = modulation
+        h = torch.addcmul(h, self.self_attn(self.pre_norm.modulated(h, m.gain1, m.shift1), rotary, key_mask), m.gate1)
         h = h + self.cross_attn(self.cross_attend_norm(h), kv, bias)
         if local is not None:
             tokens = h[:, : len(rotary[0])].unflatten(0, (-1, local.shape[0]))
             tokens[:, :, memory:].add_(local)  # h is fresh here; memory tokens get nothing
-        b = self.ff_norm.modulated(h, scale2, shift2)
-        return torch.addcmul(h, self.ff(b), torch.sigmoid(1 - gate2))
+        return torch.addcmul(h, self.ff(self.ff_norm.modulated(h, m.gain2, m.shift2)), m.gate2)
 
 
 class Transformer(nn.Module):
@@ -367,14 +394,30 @@ class DiT(nn.Module):
         """A local input (B, local_dim, T), embedded once for all conditions. Zeros are the same row everywhere: (1, 1, width)."""
         return self._local(local[:, :, :frames].transpose(1, 2) if local.any() else local[:1, :, :1].transpose(1, 2))
 
-    def modulation(self, t: Tensor, inputs: DiTInputs) -> Tensor:
-        """adaLN rows (B, 6 width) of times t (B,); each distinct t of a run is computed once."""
+    def modulation(self, t: Tensor, inputs: DiTInputs) -> Modulation:
+        """adaLN values of times t (B,); each distinct t of a run is computed once."""
         key = tuple(t.tolist())
         if key not in inputs.modulations:
             features = put(expo_features(t), inputs.global_embed.device, inputs.global_embed.dtype)
             embed = inputs.global_embed + self.to_timestep_embed(features)
-            inputs.modulations[key] = self.transformer.global_cond_embedder(embed)
+            inputs.modulations[key] = self._modulation(self.transformer.global_cond_embedder(embed))
         return inputs.modulations[key]
+
+    def _modulation(self, rows: Tensor) -> Modulation:
+        """rows (B, 6 width), to which each layer adds its own."""
+        layers = self.transformer.layers
+        own = torch.stack([at(layer.to_scale_shift_gate, rows) for layer in layers])
+        scale1, shift1, gate1, scale2, shift2, gate2 = (own[:, None] + rows)[:, :, None].chunk(6, dim=-1)
+        kind = norm_type(rows)
+
+        def gain(norm: str, scale: Tensor) -> Tensor:
+            gammas = torch.stack([at(getattr(layer, norm).gamma, rows, torch.float32) for layer in layers])[:, None, None]
+            return (gammas * (1 + scale.float())).to(kind)
+
+        return Modulation(
+            gain("pre_norm", scale1), shift1.to(kind), torch.sigmoid(1 - gate1),
+            gain("ff_norm", scale2), shift2.to(kind), torch.sigmoid(1 - gate2),
+        )  # fmt: skip
 
     @independent
     def forward(self, x: Tensor, t: Tensor, inputs: DiTInputs, at_once: int | None = None) -> Tensor:
@@ -398,11 +441,11 @@ class DiT(nn.Module):
     def _velocity(self, x: Tensor, t: Tensor, inputs: DiTInputs) -> Tensor:
         return self.step(x, self.modulation(t, inputs), inputs)
 
-    def step(self, x: Tensor, modulation: Tensor, inputs: DiTInputs) -> Tensor:
-        """`forward` with its adaLN rows (B, 6 width) given: on a GPU it reads nothing back and depends on no value."""
+    def step(self, x: Tensor, modulation: Modulation, inputs: DiTInputs) -> Tensor:
+        """`forward` with its adaLN values given: on a GPU it reads nothing back and depends on no value."""
         core, frames, memory = self.transformer, inputs.frames, self.config.memory_tokens
         padding = x.shape[-1] - frames
-        x = x[..., :frames].to(modulation.dtype)
+        x = x[..., :frames].to(modulation.gate1.dtype)
         if inputs.rows > memory + frames:
             x = F.pad(x, (0, inputs.rows - memory - frames))
         x = self.preprocess_conv(x) + x
@@ -410,7 +453,8 @@ class DiT(nn.Module):
         h = torch.cat((at(core.memory_tokens, h).expand(h.shape[0], -1, -1), h), dim=1)
         for i, layer in enumerate(core.layers):
             local = None if inputs.local is None else inputs.local.embeddings[i]
-            h = layer(h, modulation, inputs.cross_kv[i], inputs.cross_bias, local, inputs.rotary, inputs.key_mask, memory)
+            own = Modulation(*(part[i] for part in modulation))
+            h = layer(h, own, inputs.cross_kv[i], inputs.cross_bias, local, inputs.rotary, inputs.key_mask, memory)
         y = core.project_out(h[:, memory:]).transpose(1, 2)
         y = (self.postprocess_conv(y) + y)[..., :frames]
         return F.pad(y, (0, padding)) if padding else y

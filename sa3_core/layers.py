@@ -40,7 +40,11 @@ def rotary_table(n: int, dim: int, head_dim: int, device=None, theta: float = 10
 
 def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
     """Rotary embedding of x (B, N, ..., D) in float32: channel i of the table's width is paired with the one half a width on."""
-    cos, sin = (part.unflatten(0, (-1, *(1,) * (x.dim() - 3))) for part in table)  # (N, 1..., width)
+    return turn(x, *(part.unflatten(0, (-1, *(1,) * (x.dim() - 3))) for part in table))  # (N, 1..., width)
+
+
+def turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """`rotate` with tables that broadcast over x, in their own type."""
     width, half = sin.shape[-1], sin.shape[-1] // 2
     out = x * cos
     out[..., :half].addcmul_(x[..., half:width], sin[..., :half])
@@ -62,6 +66,16 @@ def at(parameter: Tensor, x: Tensor, dtype: torch.dtype | None = None) -> Tensor
     return parameter.to(device=x.device, dtype=dtype or x.dtype)
 
 
+def lean(x: Tensor) -> bool:
+    """Whether norms and rotations keep the 16 bits of x: on a GPU, where passes over memory cost more than they compute."""
+    return x.device.type != "cpu" and x.dtype in (torch.float16, torch.bfloat16)
+
+
+def norm_type(x: Tensor) -> torch.dtype:
+    """The type of what a norm of x is multiplied with and added to."""
+    return x.dtype if lean(x) else torch.promote_types(x.dtype, torch.float32)
+
+
 def over_rms(x: Tensor, eps: float) -> Tensor:
     """x / rms(x) over the last axis, float32. On the CPU torch's own rms_norm takes four times as long."""
     if x.device.type != "cpu":
@@ -70,7 +84,7 @@ def over_rms(x: Tensor, eps: float) -> Tensor:
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * gamma, in float32 whatever the input."""
+    """x / rms(x) * gamma, computed in float32 and rounded once."""
 
     def __init__(self, dim: int, eps: float = 1e-5, device=None, dtype=None):
         super().__init__()
@@ -78,12 +92,15 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
+        if lean(x):
+            return F.rms_norm(x, x.shape[-1:], at(self.gamma, x), self.eps)
         return (over_rms(x.float(), self.eps) * at(self.gamma, x, torch.float32)).to(x.dtype)
 
-    def modulated(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-        """forward(x) * (1 + scale) + shift, rounded once."""
-        gain = at(self.gamma, x, torch.float32) * (1 + scale.float())
-        return torch.addcmul(shift.float(), over_rms(x.float(), self.eps), gain).to(x.dtype)
+    def modulated(self, x: Tensor, gain: Tensor, shift: Tensor) -> Tensor:
+        """x / rms(x) * gain + shift; gain: gamma and what modulates it. Both in `norm_type`."""
+        if lean(x):
+            return torch.addcmul(shift, F.rms_norm(x, x.shape[-1:], None, self.eps), gain)
+        return torch.addcmul(shift, over_rms(x.float(), self.eps), gain).to(x.dtype)
 
 
 class DyT(nn.Module):

@@ -4,8 +4,9 @@ from functools import partial
 
 import comfy.model_management
 import torch
-from comfy.patcher_extension import WrappersMP
+from comfy.patcher_extension import CallbacksMP, WrappersMP
 
+from ...sa3_core.backends.cuda import Graphs
 from ...sa3_core.compiled import Compiled
 from ...sa3_core.packed import Packed, PackedAndCompiled
 from . import model as host_model
@@ -29,6 +30,14 @@ def packed_model(model, wait: bool):
 def packed_and_compiled_model(model, wait: bool):
     """A clone of a MODEL that keeps packed weights, and whose layers are compiled as `compiled_model` has them."""
     return _with(model, PackedAndCompiled(_packed(), shared), wait)
+
+
+def graphs_model(model, wait: bool):
+    """A clone of a MODEL whose steps are recorded as CUDA graphs. They go when its weights leave the device."""
+    graphs = Graphs()
+    clone = _with(model, graphs, wait)
+    clone.add_callback_with_key(CallbacksMP.ON_DETACH, KEY, lambda *args: graphs.clear())
+    return clone
 
 
 def _packed() -> Packed:

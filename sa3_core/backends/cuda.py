@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..accelerator import Accelerator
-from ..dit import DiT, DiTInputs, LocalInput
+from ..dit import DiT, DiTInputs, LocalInput, Modulation
 
 KEPT_GRAPHS = 4  # shapes; their activations share one pool of memory
 
@@ -73,10 +73,10 @@ class Graphs(Accelerator):
 
 
 class Step:
-    """One recording: velocity (B, C, T) of x (B, C, T), modulation (B, 6 width) and a run's inputs of the same shapes."""
+    """One recording: velocity (B, C, T) of x (B, C, T), modulation and a run's inputs of the same shapes."""
 
-    def __init__(self, dit: DiT, x: Tensor, modulation: Tensor, inputs: DiTInputs, pool):
-        self.x, self.modulation = x.clone(), modulation.clone()
+    def __init__(self, dit: DiT, x: Tensor, modulation: Modulation, inputs: DiTInputs, pool):
+        self.x, self.modulation = x.clone(), Modulation(*(part.clone() for part in modulation))
         self._inputs = with_tensors(inputs, [part.clone() for part in tensors_of(inputs)])
         self._loaded = weakref.ref(inputs)
         self._replay, self._out = record(lambda: dit.step(self.x, self.modulation, self._inputs), x.device, pool)
@@ -85,8 +85,8 @@ class Step:
         """Whether its buffers hold these inputs already."""
         return self._loaded() is inputs
 
-    def __call__(self, x: Tensor, modulation: Tensor, inputs: DiTInputs) -> Tensor:
-        targets, sources = [self.x, self.modulation], [x, modulation]
+    def __call__(self, x: Tensor, modulation: Modulation, inputs: DiTInputs) -> Tensor:
+        targets, sources = [self.x, *self.modulation], [x, *modulation]
         if not self.serves(inputs):
             targets, sources = targets + tensors_of(self._inputs), sources + tensors_of(inputs)
             self._loaded = weakref.ref(inputs)
