@@ -146,8 +146,8 @@ def norms(lab: Lab) -> Rows:
     step = lab.step(lab.case("medium", 120), "fp16")
     settings, n = step.dit.config, step.inputs.rows
     for dtype in (torch.float16, torch.bfloat16):
-        x, gain = lab.randn(1, n, settings.heads, settings.head_dim, dtype=dtype), 1 + 0.02 * lab.randn(settings.head_dim, seed=2)
-        yield from compared_norms(lab, "heads", x, head_norms(gain.to(dtype)))
+        parts, gain = lab.randn(1, n, 5, settings.heads, settings.head_dim, dtype=dtype), 1 + 0.02 * lab.randn(settings.head_dim, seed=2)
+        yield from compared_norms(lab, "queries and keys of five parts", parts[:, :, :2], head_norms(gain.to(dtype)))
         h, scale, shift = (lab.randn(1, rows, settings.width, seed=rows, dtype=dtype) for rows in (n, 1, 1))
         wide = 1 + 0.02 * lab.randn(settings.width, seed=3)
         yield from compared_norms(lab, "width, modulated", h, wide_norms(wide.to(dtype), scale, shift))
@@ -159,8 +159,17 @@ def head_norms(gain: Tensor) -> dict[str, Callable[[Tensor], Tensor]]:
         "float32, weight after": lambda x: (F.rms_norm(x.float(), size, None, 1e-6) * gain.float()).to(x.dtype),
         "float32, weight inside": lambda x: F.rms_norm(x.float(), size, gain.float(), 1e-6).to(x.dtype),
         "16 bits, weight inside": lambda x: F.rms_norm(x, size, gain, 1e-6),
+        "16 bits, no weight": lambda x: F.rms_norm(x, size, None, 1e-6) * gain,
+        "norm by a reduction": lambda x: by_reduction(x, 1e-6) * gain,
         "exact": lambda x: F.rms_norm(x.double(), size, gain.double(), 1e-6),
     }
+
+
+def by_reduction(x: Tensor, eps: float) -> Tensor:
+    """x / rms(x) from torch's reduction, which is made for short rows."""
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+    scale = norm.square_().mul_(1 / x.shape[-1]).add_(eps).rsqrt_()
+    return torch.mul(x, scale, out=torch.empty(x.shape, dtype=x.dtype, device=x.device))
 
 
 def wide_norms(gain: Tensor, scale: Tensor, shift: Tensor) -> dict[str, Callable[[Tensor], Tensor]]:
@@ -430,32 +439,17 @@ def decode_demo(name: str, lab: Lab) -> Rows:
 
 
 def chunks(family: str, seconds: float, lab: Lab) -> Rows:
-    """Chunks of 128 frames one after the other, a single pass, all chunks as one batch; other sizes."""
+    """A single pass, chunks of 128 frames, some of them as one batch; other sizes."""
     case = lab.case(family, seconds)
     for dtype in ("fp32", "fp16") if seconds < 200 else ("fp16",):
         autoencoder, z = lab.same(family, dtype), lab.latents(case, dtype)
         whole = decode(autoencoder, z, None)
-        ways = {"128": functools.partial(decode, autoencoder, z), "single pass": functools.partial(decode, autoencoder, z, None)}
+        ways = {"single pass": functools.partial(decode, autoencoder, z, None)}
         ways |= {str(size): functools.partial(decode, autoencoder, z, size) for size in (256, 512)}
-        ways["chunks of 128 as a batch"] = functools.partial(decode_batched, autoencoder, z, 128)
+        ways |= {f"128, {n} at once": functools.partial(autoencoder.decode, z, 128, 32, at_once=n) for n in (1, 2, 4, 8, 16)}
         for name, way in ways.items():
             found = {"against a single pass, dB": snr(way(), whole), "ms": lab.ms(way, 3, 0)}
             yield CHUNKS, {"clip": str(case), "frames": z.shape[-1], "SAME in": dtype, "chunks": name, **found}
-
-
-def decode_batched(autoencoder: SAME, z: Tensor, chunk: int) -> Tensor:
-    """Audio of latents (1, D, T) from chunks that are decoded as one batch; joined as `SAME.decode` joins them."""
-    side, frames, scale = autoencoder.config.decoder, z.shape[-1], autoencoder.config.samples_per_frame
-    half = -(-side.reach // side.align) * side.align
-    if frames <= chunk:
-        return autoencoder.decode(z)
-    starts = [*range(0, frames - chunk, chunk - 2 * half), frames - chunk]
-    pieces = autoencoder.decode(torch.cat([z[..., start : start + chunk] for start in starts]))
-    out = pieces.new_empty(1, pieces.shape[1], frames * scale)
-    for start, piece in zip(starts, pieces, strict=True):
-        left = half if start else 0
-        out[0, :, (start + left) * scale : (start + chunk) * scale] = piece[:, left * scale :]
-    return out
 
 
 # f. products

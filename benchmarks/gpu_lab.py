@@ -322,8 +322,9 @@ def run_latents(model: Model, case: Case) -> Tensor:
 
 
 def decode(same: SAME, z: Tensor, chunk: int | None = 128) -> Tensor:
-    """The pipeline's decode: chunks of 128 frames with 32 shared. chunk None: a single pass."""
-    return same.decode(z, chunk, 32)
+    """The pipeline's decode: chunks of 128 frames with 32 shared, as many at once as suits the memory. chunk None: a single pass."""
+    free = torch.cuda.mem_get_info(z.device)[0] if z.device.type == "cuda" else None
+    return same.decode(z, chunk, 32, at_once=same.chunks_at_once(chunk, len(z), z.dtype, free))
 
 
 def relative(a: Tensor, b: Tensor) -> float:

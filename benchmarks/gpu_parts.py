@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib
-import importlib.util
 import json
 import shutil
 import statistics
@@ -43,6 +41,7 @@ from benchmarks.make_release import text_encoder_shapes, tokenizer
 from benchmarks.measure import DTYPES
 from sa3_core import timeline
 from sa3_core.accelerator import Accelerator
+from sa3_core.backends.cuda import Graphs
 from sa3_core.config import parse
 from sa3_core.lora_stack import Stack
 from sa3_core.pipeline import DEMOS, Model, load
@@ -61,7 +60,12 @@ Rows = Iterator[tuple[str, dict]]
 DATA = ROOT / "tests" / "data"
 VARIANTS = ("small", "medium", "small-base", "medium-base")
 HALVES = ("fp16", "bf16")
-GRAPHED = ("sa3_core.graphs", "sa3_core.backends.cuda")  # may define accelerators of their own
+ARMS: dict[str, Callable[[Lab], Accelerator | None]] = {
+    "eager": lambda lab: None,
+    "graphed": lambda lab: Graphs(),
+    "compiled": lambda lab: lab.compiled,
+    "compiled, graphed": lambda lab: Graphs(lab.compiled),
+}
 TOP = 15  # kernels listed by name
 
 RECORDED = "Part 1. Recorded cases: largest relative error on the device. fp32 with TF32 off, and with torch's defaults"
@@ -109,10 +113,12 @@ def items(reference: Path | None) -> list[Item]:
         found.append(Item(2, f"decode, {family} {seconds} s", functools.partial(decoding, family, seconds)))
     for dtype, group in (("fp16", "main"), ("bf16", "more"), ("fp32", "more")):
         for family, seconds in lengths if dtype != "fp32" else lengths[:1]:
-            job = functools.partial(sampling, family, seconds, dtype, "compiled")
-            found.append(Item(2, f"sampling, {family} {seconds} s, {dtype}, compiled", job, group, 30 if seconds != 380 else 5))
+            for arm in ("compiled", "compiled, graphed"):
+                job = functools.partial(sampling, family, seconds, dtype, arm)
+                found.append(Item(2, f"sampling, {family} {seconds} s, {dtype}, {arm}", job, group, 30 if seconds != 380 else 5))
     for family, seconds in lengths:
-        found.append(Item(2, f"sampling, {family} {seconds} s, fp16, other arms", functools.partial(other_arms, family, seconds, "fp16")))
+        job = functools.partial(sampling, family, seconds, "fp16", "graphed")
+        found.append(Item(2, f"sampling, {family} {seconds} s, fp16, graphed", job))
         for arm, needed in (("eager", 0), ("compiled", 5)):
             job = functools.partial(step_kernels, family, seconds, "fp16", arm)
             found.append(Item(3, f"kernels of a step, {family} {seconds} s, {arm}", job, needs=needed))
@@ -302,8 +308,8 @@ def precision_of_text(lab: Lab) -> Rows:
 
 
 def sampling(family: str, seconds: float, dtype: str, arm: str, lab: Lab) -> Rows:
-    """Time of sampling, eager or through torch.compile."""
-    yield timed_run(lab, lab.case(family, seconds), dtype, arm, lab.compiled if arm == "compiled" else None)
+    """Time of sampling in one of the `ARMS`."""
+    yield timed_run(lab, lab.case(family, seconds), dtype, arm, lab.keep(("accelerator", arm), functools.partial(ARMS[arm], lab)))
 
 
 def timed_run(lab: Lab, case: Case, dtype: str, arm: str, accelerator: Accelerator | None) -> tuple[str, dict]:
@@ -326,29 +332,6 @@ def timed_run(lab: Lab, case: Case, dtype: str, arm: str, accelerator: Accelerat
 def summary(times: Sequence[float], steps: int) -> dict[str, float]:
     ms = 1e3 * statistics.median(times)
     return {"ms": ms, "fastest": 1e3 * min(times), "a step, ms": ms / steps}
-
-
-def other_arms(family: str, seconds: float, dtype: str, lab: Lab) -> Rows:
-    """The accelerators that sa3_core has for this kind of device, if any."""
-    case, arms = lab.case(family, seconds), accelerators()
-    for name, kind in arms.items():
-        yield timed_run(lab, case, dtype, name, lab.keep(("accelerator", name), kind))
-    if not arms:
-        yield RUNS, {"clip": str(case), "dtype": dtype, "arm": "graphed", "state": f"skipped: no accelerator in {' or '.join(GRAPHED)}"}
-
-
-def accelerators() -> dict[str, type[Accelerator]]:
-    """Accelerators that the modules `GRAPHED` define, by name."""
-    found = {}
-    for name in GRAPHED:
-        spec = None
-        with suppress(ModuleNotFoundError):  # the package above it does not exist
-            spec = importlib.util.find_spec(name)
-        module = None if spec is None else importlib.import_module(name)
-        for kind in list(vars(module).values()) if module else ():
-            if isinstance(kind, type) and issubclass(kind, Accelerator) and kind.__module__ == name:
-                found[kind.__name__] = kind
-    return found
 
 
 def draws(lab: Lab) -> Rows:

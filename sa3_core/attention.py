@@ -1,6 +1,9 @@
 """The one attention of the project, ``attend(q, k, v, *, window=None, key_mask=None)``, exact on every device; differences of two."""
 
 import functools
+import inspect
+from collections.abc import Callable
+from contextlib import suppress
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +15,7 @@ WINDOW_BLOCKS_AT_ONCE = 64  # keeps the gathered keys of a long sequence to some
 # rows to 16 bits (190791). It also keeps all scores there, so queries go in parts.
 CAREFUL = frozenset({"mps"})
 CAREFUL_QUERIES = 1024
+SCORES_AT_ONCE = 2**28  # bytes
 SHORT = 40  # queries and keys; SAME-S has 34, whose scores a CPU is a little faster to write down
 
 
@@ -23,6 +27,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, window: int | None = None, key_ma
     each key. Returns (B, H, N, D).
     """
     if window is not None and q.shape[2] > window + 1:
+        if key_mask is None and not torch.is_grad_enabled() and (kernel := _window_kernel(q.device, q.dtype)) is not None:
+            return kernel(q, k, v, window)
         return _attend_window(q, k, v, window, key_mask)
     return _dense(q, k, v, None if key_mask is None else key_mask[:, None, None, :])
 
@@ -44,15 +50,85 @@ def _weights(q: Tensor, k: Tensor) -> Tensor:
 
 def _dense(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """mask: its last two axes are queries, or 1 for all of them, and keys."""
-    if q.device.type not in CAREFUL:
+    careful = q.device.type in CAREFUL
+    rows = CAREFUL_QUERIES if careful else _queries_at_once(q, k, v, mask)
+    if rows >= q.shape[2] and not careful:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-    k, v = k.float().contiguous(), v.float().contiguous()
+    dtype = q.dtype
+    if careful:
+        q, k, v = (part.float().contiguous() for part in (q, k, v))
     parts = []
-    for start in range(0, q.shape[2], CAREFUL_QUERIES):
-        rows = slice(start, start + CAREFUL_QUERIES)
-        seen = mask if mask is None or mask.shape[-2] == 1 else mask[..., rows, :]
-        parts.append(F.scaled_dot_product_attention(q[:, :, rows].float().contiguous(), k, v, attn_mask=seen))
-    return torch.cat(parts, dim=2).to(q.dtype)
+    for start in range(0, q.shape[2], rows):
+        some = slice(start, start + rows)
+        seen = mask if mask is None or mask.shape[-2] == 1 else mask[..., some, :]
+        parts.append(F.scaled_dot_product_attention(q[:, :, some].contiguous() if careful else q[:, :, some], k, v, attn_mask=seen))
+    return torch.cat(parts, dim=2).to(dtype)
+
+
+def _queries_at_once(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> int:
+    """As many as there are, or fewer where torch would hold the scores of all queries at once: on devices without a fused kernel."""
+    scores = q.shape[0] * q.shape[1] * k.shape[2] * 4  # bytes for one query
+    if q.device.type == "cpu" or q.shape[2] * scores <= SCORES_AT_ONCE or torch.compiler.is_compiling():
+        return q.shape[2]
+    return q.shape[2] if _is_fused(q, k, v, mask) else max(1, SCORES_AT_ONCE // scores)
+
+
+def _is_fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> bool:
+    """Whether torch has a kernel for these that never holds all scores."""
+    cuda = torch.backends.cuda
+    if q.device.type != "cuda":
+        return False
+    asked = cuda.SDPAParams(q, k, v, mask, 0.0, False, False)
+    return cuda.can_use_flash_attention(asked) or cuda.can_use_efficient_attention(asked)
+
+
+@functools.lru_cache(maxsize=16)
+def _window_kernel(device: torch.device, dtype: torch.dtype) -> Callable[[Tensor, Tensor, Tensor, int], Tensor] | None:
+    """A fused kernel for windows, where this machine has one: torch's own, else that of the package flash-attn. None: exact blocks."""
+    if device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16) or torch.version.hip is not None:
+        return None
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        return None
+    return next((kernel for kernel in map(windowed, (_torchs_varlen(), _flash_attns_varlen())) if kernel is not None), None)
+
+
+def _torchs_varlen() -> Callable | None:
+    with suppress(ImportError):
+        from torch.nn.attention.varlen import varlen_attn
+
+        if "window_size" in inspect.signature(varlen_attn).parameters:
+            return varlen_attn
+    return None
+
+
+def _flash_attns_varlen() -> Callable | None:
+    with suppress(ImportError, OSError):
+        from flash_attn import flash_attn_varlen_func
+
+        return flash_attn_varlen_func
+    return None
+
+
+def windowed(varlen: Callable | None) -> Callable[[Tensor, Tensor, Tensor, int], Tensor] | None:
+    """attend(q, k, v, window) by a kernel for packed sequences: varlen(q, k, v, ends, ends, longest, longest, window_size=)."""
+    if varlen is None:
+        return None
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
+        batch, _, n, _ = q.shape
+        ends = _ends(batch, n, q.device)
+        packed = (part.transpose(1, 2).flatten(0, 1) for part in (q, k, v))  # (B N, H, D)
+        out = varlen(*packed, ends, ends, n, n, window_size=(window, window))
+        return out.unflatten(0, (batch, n)).transpose(1, 2)
+
+    return attend
+
+
+@functools.lru_cache(maxsize=16)
+def _ends(batch: int, n: int, device: torch.device) -> Tensor:
+    """Where each of `batch` sequences of n tokens begins, and the last one ends."""
+    with torch.inference_mode(False):
+        return torch.arange(0, (batch + 1) * n, n, dtype=torch.int32, device=device)
 
 
 def _attend_window(q: Tensor, k: Tensor, v: Tensor, window: int, key_mask: Tensor | None) -> Tensor:

@@ -16,7 +16,19 @@ from .ambient import independent
 from .attention import attend
 from .config import DiTConfig
 from .layers import (
-    FOURIER_DIM, FeedForward, RMSNorm, at, expo_features, lean, merge_heads, norm_type, over_rms, rotary_table, rotate, split_heads, turn,
+    FOURIER_DIM,
+    FeedForward,
+    RMSNorm,
+    at,
+    expo_features,
+    lean,
+    merge_heads,
+    norm_type,
+    over_rms,
+    rotary_table,
+    rotate,
+    split_heads,
+    turn,
 )  # fmt: skip
 from .transfer import put
 
@@ -398,13 +410,17 @@ class DiT(nn.Module):
         """adaLN values of times t (B,); each distinct t of a run is computed once."""
         key = tuple(t.tolist())
         if key not in inputs.modulations:
-            features = put(expo_features(t), inputs.global_embed.device, inputs.global_embed.dtype)
-            embed = inputs.global_embed + self.to_timestep_embed(features)
-            inputs.modulations[key] = self._modulation(self.transformer.global_cond_embedder(embed))
+            inputs.modulations[key] = self.modulation_of(self.time_features(t, inputs), inputs)
         return inputs.modulations[key]
 
-    def _modulation(self, rows: Tensor) -> Modulation:
-        """rows (B, 6 width), to which each layer adds its own."""
+    @staticmethod
+    def time_features(t: Tensor, inputs: DiTInputs) -> Tensor:
+        """Fourier features (B, 256) of times t (B,), where the network computes."""
+        return put(expo_features(t), inputs.global_embed.device, inputs.global_embed.dtype)
+
+    def modulation_of(self, features: Tensor, inputs: DiTInputs) -> Modulation:
+        """adaLN values of times with these features (B, 256)."""
+        rows = self.transformer.global_cond_embedder(inputs.global_embed + self.to_timestep_embed(features))  # (B, 6 width)
         layers = self.transformer.layers
         own = torch.stack([at(layer.to_scale_shift_gate, rows) for layer in layers])
         scale1, shift1, gate1, scale2, shift2, gate2 = (own[:, None] + rows)[:, :, None].chunk(6, dim=-1)

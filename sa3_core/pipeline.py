@@ -172,7 +172,12 @@ class Model:
     @torch.no_grad()
     def decode(self, z: Tensor, chunk_size: int | None = None, overlap: int = 32, noise: int | None = None) -> Tensor:
         """Latents (B, D, T) -> audio (B, channels, N), not clipped. noise: a seed, None = off."""
-        return self.autoencoder.decode(z.to(self.device, self.dtype), chunk_size, overlap, _noise(noise))
+        return self._decode(z.to(self.device, self.dtype), chunk_size, overlap, noise)
+
+    def _decode(self, z: Tensor, chunk_size: int | None, overlap: int, noise: int | None) -> Tensor:
+        same = self.autoencoder
+        free = torch.cuda.mem_get_info(z.device)[0] if z.device.type == "cuda" else None
+        return same.decode(z, chunk_size, overlap, _noise(noise), at_once=same.chunks_at_once(chunk_size, len(z), z.dtype, free))
 
     @torch.no_grad()
     def generate(
@@ -228,7 +233,7 @@ class Model:
             z = latents[i : i + 1, :, : timeline.decode_frames(self.config, lengths, i)].to(self.device)
 
             def decode(dtype: torch.dtype, z=z, n=n) -> Tensor:
-                return self.autoencoder.decode(z.to(dtype), chunk_size, overlap, _noise(decode_noise))[0, :, :n].float()
+                return self._decode(z.to(dtype), chunk_size, overlap, decode_noise)[0, :, :n].float()
 
             audio.append(finite("The decoded samples", self.dtype, decode, warnings.append).clamp(-1, 1))
         watch.lap("decode")

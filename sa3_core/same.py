@@ -14,13 +14,16 @@ from .attention import attend_difference
 from .audio import check_finite
 from .config import ResamplerConfig, SAMEConfig
 from .errors import SA3Error
-from .layers import DyT, FeedForward, WeightNormConv1d, at, merge_heads, rotary_table, rotate, sine_gate
+from .layers import DyT, FeedForward, WeightNormConv1d, at, lean, merge_heads, rotary_table, rotate, sine_gate, turn
 from .transfer import put
 
 REGULARIZE = 1e-3  # latent noise on decode, in units of running_std
 # Rows of SAME-S's chunks on a CPU: what a block makes of so many stays in the caches, and in memory that is used again. oneDNN takes at
 # most 256 at a time: as two parts they are its fastest, and 578 of them take a third longer than they should.
 ROWS_AT_ONCE = 512
+# Live activations of a block in rows of `width` per token: in the type of the products, and in float32.
+ROWS, FLOAT_ROWS = 12, 18
+MOST_CHUNKS, SHARE_OF_FREE = 8, 0.25  # of one batch: more chunks gain nothing; of the device's free memory
 NOISE_BLOCK = 32  # frames per draw: any stretch of a clip can be drawn alone, so chunks agree with the whole
 
 
@@ -64,12 +67,38 @@ class DifferentialAttention(nn.Module):
         self.k_norm = DyT(head_dim, **kw)
 
     def forward(self, x: Tensor, rotary, window: int | None) -> Tensor:
+        if x.dtype == torch.float16 and lean(x) and not torch.is_grad_enabled():
+            return self._lean(x, rotary, window)
         # DyT lets queries and keys reach +-50: in 16 bits their products, and what the two softmaxes leave of each other, are too coarse.
         # Part by part: a CPU finds a block of memory for each of them at hand, and for all together often has to fetch one.
         q, k, v, q2, k2 = (part.float() for part in self.to_qkv(x).unflatten(-1, (5, -1, self.head_dim)).unbind(2))  # (B, N, H, D)
-        q, k, q2, k2 = (rotate(norm(part), rotary) for norm, part in zip((self.q_norm, self.k_norm) * 2, (q, k, q2, k2), strict=True))
+        q, k, q2, k2 = (
+            rotate(norm(part, part.dtype), rotary) for norm, part in zip((self.q_norm, self.k_norm) * 2, (q, k, q2, k2), strict=True)
+        )
         q, k, v, q2, k2 = (part.transpose(1, 2) for part in (q, k, v, q2, k2))
         return self.to_out(merge_heads(attend_difference(q, k, q2, k2, v, window=window)).to(x.dtype))
+
+    def _lean(self, x: Tensor, rotary, window: int | None) -> Tensor:
+        """The same in float16 throughout: flash kernels take logits and softmaxes of 16-bit queries and keys in float32 by themselves."""
+        parts = self.to_qkv(x).unflatten(-1, (5, -1, self.head_dim))  # q, k, v, q2, k2: (B, N, 5, H, D)
+        tables = self._tables(rotary, x)
+        (q, k), (q2, k2) = (self._turned(pair, *tables) for pair in (parts[:, :, :2], parts[:, :, 3:]))
+        return self.to_out(merge_heads(attend_difference(q, k, q2, k2, parts[:, :, 2].transpose(1, 2), window=window)))
+
+    def _tables(self, rotary, x: Tensor) -> tuple[Tensor, ...]:
+        """alpha, and the rotary table with gamma and beta of both norms in it, so that one pass does DyT's last step and the rotation."""
+        both = (self.q_norm, self.k_norm)
+        alpha, gamma, beta = (torch.stack([at(getattr(norm, name), x) for norm in both]) for name in ("alpha", "gamma", "beta"))
+        cos, sin = (part.to(x.dtype) for part in rotary)
+        half = sin.shape[-1] // 2
+        swapped = torch.cat((gamma[:, half : 2 * half], gamma[:, :half]), dim=1)
+        start = rotate(beta.expand(1, len(cos), 2, -1), (cos, sin))[0]
+        return alpha[:, :, None], *(part[:, :, None] for part in (start, cos[:, None] * gamma, sin[:, None] * swapped))  # (N, 2, 1, D)
+
+    @staticmethod
+    def _turned(qk: Tensor, alpha: Tensor, start: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        """DyT and rotation of queries and keys (B, N, 2, H, D), each (B, H, N, D)."""
+        return tuple(part.transpose(1, 2) for part in turn((qk * alpha).tanh_(), cos, sin, start).unbind(2))
 
 
 class Block(nn.Module):
@@ -83,8 +112,8 @@ class Block(nn.Module):
 
     def forward(self, h: Tensor, rotary, window: int | None, dtype: torch.dtype) -> Tensor:
         """h (B, N, width) in float32; the matrix products are taken in `dtype`."""
-        h = h + self.self_attn(self.pre_norm(h).to(dtype), rotary, window)
-        return h + self.ff(self.ff_norm(h).to(dtype))
+        h = h + self.self_attn(self.pre_norm(h, dtype), rotary, window)
+        return h + self.ff(self.ff_norm(h, dtype))
 
 
 class Resampler(nn.Module):
@@ -210,54 +239,83 @@ class SAME(nn.Module):
         check_finite("The audio to encode", audio)
         frames = -(-audio.shape[-1] // spf)
 
-        def run(start: int, stop: int) -> Tensor:
-            piece = audio[..., start * spf : stop * spf]
-            piece = F.pad(piece, (0, (stop - start) * spf - piece.shape[-1]))
+        def run(starts: Sequence[int], length: int) -> Tensor:
+            (start,) = starts
+            piece = audio[..., start * spf : (start + length) * spf]
+            piece = F.pad(piece, (0, length * spf - piece.shape[-1]))
             patches = piece.unflatten(2, (-1, self.config.patch_size)).transpose(2, 3).flatten(1, 2)  # (B, C * patch, patches)
             return self.bottleneck.encode(self.encoder(patches, noise and noise.at(start)))
 
         return _in_chunks(run, frames, 1, chunk_size, overlap, self.config.encoder, progress)
 
     @independent
-    def decode(self, z: Tensor, chunk_size: int | None = None, overlap: int = 32, noise: Noise | None = None, progress=None) -> Tensor:
-        """Latents (B, D, T) -> audio (B, C, T * samples_per_frame), not clipped. Arguments as in `encode`."""
+    def decode(
+        self, z: Tensor, chunk_size: int | None = None, overlap: int = 32, noise: Noise | None = None, progress=None, at_once: int = 1
+    ) -> Tensor:
+        """Latents (B, D, T) -> audio (B, C, T * samples_per_frame), not clipped. Arguments as in `encode`.
+
+        at_once: chunks of a clip that are decoded as one batch; with noise it is always one.
+        """
         if z.dim() != 3 or z.shape[1] != self.config.latent_dim or z.shape[2] == 0:
             raise SA3Error(f"Latents to decode have shape {tuple(z.shape)}; expected (batch, {self.config.latent_dim}, frames).")
 
-        def run(start: int, stop: int) -> Tensor:
-            here = noise and noise.at(start)
+        def run(starts: Sequence[int], length: int) -> Tensor:
+            here = noise and noise.at(starts[0])
             quiet = here if self.config.noise_regularize else None
-            patches = self.decoder(self.bottleneck.decode(z[..., start:stop], quiet), here)
+            pieces = torch.cat([z[..., start : start + length] for start in starts])
+            patches = self.decoder(self.bottleneck.decode(pieces, quiet), here)
             return patches.unflatten(1, (self.config.audio_channels, -1)).transpose(2, 3).flatten(2)
 
-        return _in_chunks(run, z.shape[-1], self.config.samples_per_frame, chunk_size, overlap, self.config.decoder, progress)
+        at_once = 1 if noise is not None else at_once
+        spf = self.config.samples_per_frame
+        return _in_chunks(run, z.shape[-1], spf, chunk_size, overlap, self.config.decoder, progress, at_once)
+
+    def chunks_at_once(self, chunk: int | None, batch: int, dtype: torch.dtype, free: int | None) -> int:
+        """How many chunks of a clip `decode` should take as one batch. free: bytes on the device; None = on a CPU, which gains nothing."""
+        if chunk is None or free is None:
+            return 1
+        return max(1, min(MOST_CHUNKS, int(SHARE_OF_FREE * free) // (batch * self.activations(chunk, dtype))))
+
+    def activations(self, frames: int, dtype: torch.dtype) -> int:
+        """Bytes that a block's activations take at most while one item of so many frames is computed in a type; an estimate."""
+        side = self.config.decoder
+        return frames * (side.stride + 1) * side.width * (FLOAT_ROWS * 4 + ROWS * dtype.itemsize)
 
 
-def _in_chunks(run: Callable, frames: int, scale: int, chunk: int | None, overlap: int, side: ResamplerConfig, progress) -> Tensor:
-    """Overlapping passes over `frames`, half the overlap trimmed at inner edges.
+def _in_chunks(
+    run: Callable, frames: int, scale: int, chunk: int | None, overlap: int, side: ResamplerConfig, progress, at_once: int = 1
+) -> Tensor:
+    """Overlapping passes over `frames`, half the overlap trimmed at inner edges; at most `at_once` of them as one batch.
+
+    run(starts, length): the pieces of a batch of B that begin at these frames, (len(starts) B, C, length * scale).
 
     Starts lie on multiples of the side's `align`, so that SAME-S's chunks are cut as in a single pass. An overlap beyond the
     network's reach changes nothing, so it is not computed; with less, the last pass is anchored to the end as in the public code.
     """
     if chunk is None:
-        return run(0, frames)
+        return run([0], frames)
     if chunk < 1 or not 0 <= overlap < chunk:
         raise SA3Error(f"Chunk size {chunk} with overlap {overlap}: expected 0 <= overlap < chunk size, in latent frames.")
     if chunk % side.align or overlap % side.align:
         raise SA3Error(f"Chunk size {chunk} with overlap {overlap}: this autoencoder needs both to be multiples of {side.align} frames.")
     if frames <= chunk:
-        return run(0, frames)
+        return run([0], frames)
     needed = 2 * -(-side.reach // side.align) * side.align
     exact, overlap = overlap >= needed, min(overlap, needed)
     starts = list(range(0, frames - (overlap if exact else chunk), chunk - overlap))
     if not exact:
         starts.append(-(-(frames - chunk) // side.align) * side.align)
     out = None
-    for i, start in enumerate(starts):
-        piece = run(start, min(start + chunk, frames))
-        out = piece.new_empty(*piece.shape[:2], frames * scale) if out is None else out
-        left = overlap // 2 if i else 0
-        out[..., (start + left) * scale : (start + chunk) * scale] = piece[..., left * scale :]
+    whole = sum(start + chunk <= frames for start in starts)  # the last one may be shorter
+    groups = [starts[i : min(i + at_once, whole)] for i in range(0, whole, at_once)] + [[start] for start in starts[whole:]]
+    done = 0
+    for group in groups:
+        pieces = run(group, min(chunk, frames - group[0]))
+        for start, piece in zip(group, pieces.chunk(len(group)), strict=True):
+            out = piece.new_empty(*piece.shape[:2], frames * scale) if out is None else out
+            left = overlap // 2 if start else 0
+            out[..., (start + left) * scale : (start + chunk) * scale] = piece[..., left * scale :]
+        done += len(group)
         if progress is not None:
-            progress(i + 1, len(starts))
+            progress(done, len(starts))
     return out

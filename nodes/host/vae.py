@@ -21,8 +21,6 @@ from .progress import Progress, tell_loading
 CHUNK, OVERLAP = 128, 32  # latent frames, as the public tools decode
 LEAST_CHUNK = 16
 ADVICE = "Shorten the clip, make the batch smaller, or close what else uses the device."
-# Live activations of a block in rows of `width` per token: in the type of the products, and in float32.
-ROWS_PER_TOKEN, FLOAT_ROWS_PER_TOKEN = 12, 18
 
 
 class SA3VAE(comfy.sd.VAE):
@@ -58,21 +56,21 @@ class SA3VAE(comfy.sd.VAE):
         return self.upscale_ratio
 
     def _load(self, batch: int, frames: int, chunk: int) -> None:
-        memory = batch * self._activations(min(frames, chunk))
+        memory = batch * self.first_stage_model.activations(min(frames, chunk), self.vae_dtype)
         comfy.model_management.load_models_gpu([self.patcher], memory_required=memory)
-
-    def _activations(self, frames: int) -> int:
-        """Bytes that one item of so many frames takes while a block computes."""
-        side = self.sa3_config.same.decoder
-        each = FLOAT_ROWS_PER_TOKEN * 4 + ROWS_PER_TOKEN * comfy.model_management.dtype_size(self.vae_dtype)
-        return frames * (side.stride + 1) * side.width * each
 
     def items_at_once(self, frames: int, chunk: int) -> int:
         """Items of so many frames that are decoded as one batch: as many as fit. A CPU computes one no slower than its share of many."""
+        free = self._free()
+        each = self.first_stage_model.activations(min(frames, chunk), self.vae_dtype)
+        return 1 if free is None else max(1, int(0.5 * free / each))
+
+    def _free(self) -> int | None:
+        """Bytes for activations once the weights are on the device; None on a CPU."""
         if comfy.model_management.is_device_cpu(self.device):
-            return 1
-        free = comfy.model_management.get_free_memory(self.device) - self.model_size()
-        return max(1, int(0.5 * free / self._activations(min(frames, chunk))))
+            return None
+        missing = self.model_size() - self.patcher.loaded_size()
+        return max(0, comfy.model_management.get_free_memory(self.device) - missing)
 
     def _chunks(self, chunk: int, overlap: int, frames: int) -> list[int]:
         """Chunk sizes to try: the asked one, then ever smaller ones whose joins stay as they are."""
@@ -95,7 +93,8 @@ class SA3VAE(comfy.sd.VAE):
             self._load(z.shape[0], z.shape[-1], chunk)
 
             def compute(dtype: torch.dtype) -> Tensor:
-                audio = self.first_stage_model.decode(z.to(self.device, dtype), chunk, overlap, noise, bar)
+                at_once = self.first_stage_model.chunks_at_once(chunk, len(z), dtype, self._free())
+                audio = self.first_stage_model.decode(z.to(self.device, dtype), chunk, overlap, noise, bar, at_once)
                 return audio.float().to(self.output_device)
 
             return finite("The decoded samples", self.vae_dtype, compute, remark)

@@ -6,39 +6,67 @@ where they lie, so a graph is valid as long as they stay there, which its key ch
 
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from ..accelerator import Accelerator
-from ..dit import DiT, DiTInputs, LocalInput, Modulation
+from ..compiled import Compiled
+from ..dit import DiT, DiTInputs, LocalInput
 
 KEPT_GRAPHS = 4  # shapes; their activations share one pool of memory
 
 
 class Graphs(Accelerator):
-    """Recorded steps of any number of models, for runs on a CUDA device (ROCm's included)."""
+    """Recorded steps of any number of models, for runs on a CUDA device (ROCm's included).
+
+    compiled: layers through torch.compile inside the recordings; steps whose layers are not compiled yet are not recorded.
+    """
 
     name, done = "CUDA graphs", "graphed"
 
-    def __init__(self):
+    def __init__(self, compiled: Compiled | None = None):
         super().__init__()
+        self._compiled = compiled
         self._steps: OrderedDict[tuple, Step] = OrderedDict()
         self._pool = None
+        if compiled is not None:
+            self.name = f"{compiled.name} and {self.name}"
+
+    @contextmanager
+    def run(self, wait: bool = False) -> Iterator[None]:
+        with nullcontext() if self._compiled is None else self._compiled.run(wait), super().run(wait):
+            yield
+
+    def join(self) -> None:
+        if self._compiled is not None:
+            self._compiled.join()
+
+    def try_again(self) -> None:
+        if self._compiled is not None:
+            self._compiled.try_again()
 
     def velocity(self, dit: DiT, x: Tensor, t: Tensor, inputs: DiTInputs) -> Tensor:
         if obstacle := self.once("obstacle", lambda: self._obstacle(x)):
             self.skip(obstacle)
             return dit(x, t, inputs)
         step = self._step(dit, x, inputs)
-        if step is None:
-            out = dit(x, t, inputs)  # also what cuBLAS and the allocator want before a recording
-            self._record(dit, x, t, inputs)
-            return out
-        self._outcomes[self.done] = None
-        return step(x, dit.modulation(t, inputs), inputs)
+        if step is not None:
+            self._outcomes[self.done] = None
+            return step(x, dit.time_features(t, inputs), inputs)
+        # A step as it is comes first: cuBLAS and the allocator want that, and the compiler learns what to compile.
+        if self._compiled is None:
+            out, layers = dit(x, t, inputs), nullcontext()
+        else:
+            out, layers = self._compiled.velocity(dit, x, t, inputs), self._compiled.layers(dit)
+            if self._compiled.state != self._compiled.done:
+                self._outcomes[f"not {self.done}: {self._compiled.obstacle or self._compiled.state}"] = None
+                return out
+        self._record(dit, x, t, inputs, layers)
+        return out
 
     @staticmethod
     def _obstacle(x: Tensor) -> str:
@@ -59,10 +87,11 @@ class Graphs(Accelerator):
             self._steps.move_to_end(key)
         return step
 
-    def _record(self, dit: DiT, x: Tensor, t: Tensor, inputs: DiTInputs) -> None:
+    def _record(self, dit: DiT, x: Tensor, t: Tensor, inputs: DiTInputs, layers) -> None:
         if self._pool is None:
             self._pool = new_pool()
-        self._steps[key_of(dit, x, inputs)] = Step(dit, x, dit.modulation(t, inputs), inputs, self._pool)
+        with layers:
+            self._steps[key_of(dit, x, inputs)] = Step(dit, x, dit.time_features(t, inputs), inputs, self._pool)
         while len(self._steps) > KEPT_GRAPHS:
             self._steps.popitem(last=False)
 
@@ -73,24 +102,28 @@ class Graphs(Accelerator):
 
 
 class Step:
-    """One recording: velocity (B, C, T) of x (B, C, T), modulation and a run's inputs of the same shapes."""
+    """One recording: velocity (B, C, T) of x (B, C, T) at times with features (B, 256), for a run's inputs of the same shapes."""
 
-    def __init__(self, dit: DiT, x: Tensor, modulation: Modulation, inputs: DiTInputs, pool):
-        self.x, self.modulation = x.clone(), Modulation(*(part.clone() for part in modulation))
+    def __init__(self, dit: DiT, x: Tensor, features: Tensor, inputs: DiTInputs, pool):
+        self.x, self.features = x.clone(), features.clone()
         self._inputs = with_tensors(inputs, [part.clone() for part in tensors_of(inputs)])
         self._loaded = weakref.ref(inputs)
-        self._replay, self._out = record(lambda: dit.step(self.x, self.modulation, self._inputs), x.device, pool)
+
+        def compute() -> Tensor:
+            return dit.step(self.x, dit.modulation_of(self.features, self._inputs), self._inputs)
+
+        self._replay, self._out = record(compute, x.device, pool)
 
     def serves(self, inputs: DiTInputs) -> bool:
         """Whether its buffers hold these inputs already."""
         return self._loaded() is inputs
 
-    def __call__(self, x: Tensor, modulation: Modulation, inputs: DiTInputs) -> Tensor:
-        targets, sources = [self.x, *self.modulation], [x, *modulation]
+    def __call__(self, x: Tensor, features: Tensor, inputs: DiTInputs) -> Tensor:
+        self.x.copy_(x)
+        self.features.copy_(features)
         if not self.serves(inputs):
-            targets, sources = targets + tensors_of(self._inputs), sources + tensors_of(inputs)
+            torch._foreach_copy_(tensors_of(self._inputs), tensors_of(inputs))
             self._loaded = weakref.ref(inputs)
-        torch._foreach_copy_(targets, sources)
         self._replay()
         return self._out.clone()
 
@@ -124,7 +157,7 @@ def tensors_of(inputs: DiTInputs) -> list[Tensor]:
     """What a step reads of a run's inputs."""
     found = [part for layer in inputs.cross_kv for part in layer]
     found += [] if inputs.local is None else inputs.local.embeddings
-    return [*found, *inputs.rotary, *(part for part in (inputs.cross_bias, inputs.key_mask) if part is not None)]
+    return [*found, inputs.global_embed, *inputs.rotary, *(part for part in (inputs.cross_bias, inputs.key_mask) if part is not None)]
 
 
 def with_tensors(inputs: DiTInputs, tensors: list[Tensor]) -> DiTInputs:
@@ -132,8 +165,9 @@ def with_tensors(inputs: DiTInputs, tensors: list[Tensor]) -> DiTInputs:
     rest = iter(tensors)
     cross_kv = [tuple(next(rest) for _ in layer) for layer in inputs.cross_kv]
     local = inputs.local and LocalInput(inputs.local.rows, [next(rest) for _ in inputs.local.embeddings])
-    rotary = next(rest), next(rest)
+    global_embed, rotary = next(rest), (next(rest), next(rest))
     bias, mask = (None if part is None else next(rest) for part in (inputs.cross_bias, inputs.key_mask))
     return replace(
-        inputs, cross_kv=cross_kv, local=local, rotary=rotary, cross_bias=bias, key_mask=mask, modulations={}, adapted={}, shared={}
-    )
+        inputs, cross_kv=cross_kv, local=local, global_embed=global_embed, rotary=rotary, cross_bias=bias, key_mask=mask, modulations={},
+        adapted={}, shared={},
+    )  # fmt: skip

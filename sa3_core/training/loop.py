@@ -156,9 +156,11 @@ class Trainer:
                     found, wanted = list(weight.shape), list(p.shape)
                     raise SA3Error(f"{self.folder} holds the state of another network: '{name}' is {found}, expected {wanted}.")
                 p.data.copy_(weight)
-                keys = [key for key in ("step", "exp_avg", "exp_avg_sq") if f"{key}/{name}" in names]
-                self.optimizer.state[p] = {key: file.get_tensor(f"{key}/{name}") for key in keys}
-            self.average = {name: file.get_tensor(f"average/{name}") for name in self.average}
+                moments = {
+                    key: file.get_tensor(f"{key}/{name}").to(p.device) for key in ("exp_avg", "exp_avg_sq") if f"{key}/{name}" in names
+                }
+                self.optimizer.state[p] = {"step": file.get_tensor(f"step/{name}"), **moments} if moments else {}  # AdamW counts on the CPU
+            self.average = {name: file.get_tensor(f"average/{name}").to(mean.device) for name, mean in self.average.items()}
 
 
 def write_losses(path: Path, rows: Iterable[dict]) -> None:

@@ -173,10 +173,14 @@ def test_items_are_decoded_together_where_they_fit(sa3, load, monkeypatch, fits)
         assert torch.allclose(ours["waveform"], theirs["waveform"], atol=1e-5)
 
 
-def test_memory_estimates_follow_the_chunk_and_the_type(load):
-    exact, half = load("medium").vae, load("medium", "fp16").vae
-    assert exact._activations(64) == 2 * exact._activations(32)
-    assert exact._activations(64) / 2 < half._activations(64) < exact._activations(64)
+def test_memory_estimates_follow_the_chunk_and_the_type(load, comfy, monkeypatch):
+    vae, loads = load("medium").vae, []
+    monkeypatch.setattr(comfy.management, "load_models_gpu", lambda models, memory_required, **more: loads.append(memory_required))
+    half = load("medium", "fp16").vae
+    for one, chunk in ((vae, 32), (vae, 64), (half, 64)):
+        one._load(2, 200, chunk)
+    small, large, narrow = loads
+    assert large == 2 * small and large / 2 < narrow < large
 
 
 @pytest.mark.parametrize("part", ["latents", "decoded samples"])
