@@ -64,7 +64,6 @@ ARMS: dict[str, Callable[[Lab], Accelerator | None]] = {
     "eager": lambda lab: None,
     "graphed": lambda lab: Graphs(),
     "compiled": lambda lab: lab.compiled,
-    "compiled, graphed": lambda lab: Graphs(lab.compiled),
 }
 TOP = 15  # kernels listed by name
 
@@ -113,9 +112,8 @@ def items(reference: Path | None) -> list[Item]:
         found.append(Item(2, f"decode, {family} {seconds} s", functools.partial(decoding, family, seconds)))
     for dtype, group in (("fp16", "main"), ("bf16", "more"), ("fp32", "more")):
         for family, seconds in lengths if dtype != "fp32" else lengths[:1]:
-            for arm in ("compiled", "compiled, graphed"):
-                job = functools.partial(sampling, family, seconds, dtype, arm)
-                found.append(Item(2, f"sampling, {family} {seconds} s, {dtype}, {arm}", job, group, 30 if seconds != 380 else 5))
+            job = functools.partial(sampling, family, seconds, dtype, "compiled")
+            found.append(Item(2, f"sampling, {family} {seconds} s, {dtype}, compiled", job, group, 30 if seconds != 380 else 5))
     for family, seconds in lengths:
         job = functools.partial(sampling, family, seconds, "fp16", "graphed")
         found.append(Item(2, f"sampling, {family} {seconds} s, fp16, graphed", job))

@@ -537,14 +537,11 @@ class Session:
         runs = self.twice(lambda seed: with_node(text_graph(self.model, seed), "SA3_Compile", when="in front of the first run"))
         return runs, heard(runs[0]) + distance("uncompiled", runs[0].samples, self.known.get("plain"), must=False)
 
-    def graphed(self, how: str = "CUDA graphs") -> tuple[list[Run], list[Check]]:
-        node = {"when": "in front of the first run", "how": how}
+    def graphed(self) -> tuple[list[Run], list[Check]]:
+        node = {"when": "in front of the first run", "how": "CUDA graphs"}
         runs = self.twice(lambda seed: with_node(text_graph(self.model, seed), "SA3_Compile", **node))
         checks = heard(runs[0]) + distance("eager", runs[0].samples, self.known.get("plain"), must=False)
         return runs, [*checks, Check(str(runs[-1].record.get("compiled")))]
-
-    def compiled_and_graphed(self) -> tuple[list[Run], list[Check]]:
-        return self.graphed("torch.compile and CUDA graphs")
 
 
 ITEMS: dict[str, Callable[[Session], tuple[list[Run], list[Check]]]] = {
@@ -557,15 +554,14 @@ ITEMS: dict[str, Callable[[Session], tuple[list[Run], list[Check]]]] = {
     "inpaint, splice": Session.inpaint,
     "continue, splice": Session.continued,
     "CUDA graphs": Session.graphed,
-    "compiled, graphed": Session.compiled_and_graphed,
     "compiled": Session.compiled,
     "after the other model": Session.after_the_other,
 }
-EVERYTHING = [name for name in ITEMS if name not in ("CUDA graphs", "compiled, graphed", "compiled")]
+EVERYTHING = [name for name in ITEMS if name not in ("CUDA graphs", "compiled")]
 SERVERS: dict[str, tuple[list[str], list[str]]] = {  # name -> flags, items
     "default": ([], EVERYTHING),
     "legacy": ([LEGACY], ["text to audio", "same seed after /free", "LoRA, constant", "without LoRA again", "continue, splice"]),
-    "compiling": ([], ["CUDA graphs", "compiled, graphed", "compiled"]),
+    "compiling": ([], ["CUDA graphs", "compiled"]),
 }
 
 

@@ -17,7 +17,6 @@ from torch.utils import _pytree as pytree
 
 from .accelerator import Accelerator, through
 from .dit import DiT, DiTInputs, Layer
-from .layers import forwards
 from .linear_op import with_operator
 
 log = logging.getLogger(__name__)
@@ -99,10 +98,6 @@ class Compiled(Accelerator):
             return (self._function if self._is_compiled(kinds[items], layer, args) else otherwise)(layer, *args)
 
         return through(forward, dit, x, t, inputs, at_once)
-
-    def layers(self, dit: DiT):
-        """A context in which the model's layers are the compiled ones: what has run through `velocity` as "compiled" needs no compiler."""
-        return forwards([(layer, functools.partial(self._function, layer)) for layer in dit.transformer.layers])
 
     def _is_compiled(self, kind: tuple, layer: Layer, args: tuple) -> bool:
         if self._wait and self._running and kind not in self._usable and kind not in self._failed:

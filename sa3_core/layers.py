@@ -173,19 +173,7 @@ class WeightNormConv1d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         v = at(self.weight_v, x, torch.float32)
         weight = at(self.weight_g, x, torch.float32) * v / v.flatten(1).norm(dim=1)[:, None, None]
-        return same_conv1d(x, weight.to(x.dtype), at(self.bias, x))
-
-
-def same_conv1d(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """ "same" convolution of x (B, C, T) with weight (out, C, odd kernel).
-
-    In float32 on a GPU as a matrix product: cuDNN's would round its inputs to TF32, an error of 2e-4.
-    """
-    reach = (weight.shape[-1] - 1) // 2
-    if x.device.type != "cuda" or x.dtype != torch.float32:
-        return F.conv1d(x, weight, bias, padding=reach)
-    pieces = F.pad(x, (reach, reach)).unfold(2, weight.shape[-1], 1).permute(0, 2, 1, 3).flatten(2)  # (B, T, C * kernel)
-    return F.linear(pieces, weight.flatten(1), bias).transpose(1, 2)
+        return operations.conv1d(x, weight.to(x.dtype), at(self.bias, x))
 
 
 @contextmanager

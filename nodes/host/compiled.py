@@ -34,15 +34,7 @@ def packed_and_compiled_model(model, wait: bool):
 
 def graphs_model(model, wait: bool):
     """A clone of a MODEL whose steps are recorded as CUDA graphs. They go when its weights leave the device."""
-    return _graphed(model, Graphs(), wait)
-
-
-def graphs_and_compiled_model(model, wait: bool):
-    """A clone of a MODEL whose layers are compiled as `compiled_model` has them, and recorded as CUDA graphs."""
-    return _graphed(model, Graphs(shared), wait)
-
-
-def _graphed(model, graphs: Graphs, wait: bool):
+    graphs = Graphs()
     clone = _with(model, graphs, wait)
     clone.add_callback_with_key(CallbacksMP.ON_DETACH, KEY, lambda *args: graphs.clear())
     return clone

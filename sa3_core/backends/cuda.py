@@ -4,68 +4,46 @@ A graph holds addresses. What changes from step to step and from run to run is c
 where they lie, so a graph is valid as long as they stay there, which its key checks at the beginning of each run.
 """
 
+import logging
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from ..accelerator import Accelerator
-from ..compiled import Compiled
 from ..dit import DiT, DiTInputs, LocalInput
 
+log = logging.getLogger("sa3")
 KEPT_GRAPHS = 4  # shapes; their activations share one pool of memory
 
 
 class Graphs(Accelerator):
-    """Recorded steps of any number of models, for runs on a CUDA device (ROCm's included).
-
-    compiled: layers through torch.compile inside the recordings; steps whose layers are not compiled yet are not recorded.
-    """
+    """Recorded steps of any number of models, for runs on a CUDA device (ROCm's included)."""
 
     name, done = "CUDA graphs", "graphed"
 
-    def __init__(self, compiled: Compiled | None = None):
+    def __init__(self):
         super().__init__()
-        self._compiled = compiled
         self._steps: OrderedDict[tuple, Step] = OrderedDict()
         self._pool = None
-        if compiled is not None:
-            self.name = f"{compiled.name} and {self.name}"
-
-    @contextmanager
-    def run(self, wait: bool = False) -> Iterator[None]:
-        with nullcontext() if self._compiled is None else self._compiled.run(wait), super().run(wait):
-            yield
-
-    def join(self) -> None:
-        if self._compiled is not None:
-            self._compiled.join()
+        self._failed = ""  # why the last recording came to nothing
 
     def try_again(self) -> None:
-        if self._compiled is not None:
-            self._compiled.try_again()
+        self._failed = ""
 
     def velocity(self, dit: DiT, x: Tensor, t: Tensor, inputs: DiTInputs) -> Tensor:
-        if obstacle := self.once("obstacle", lambda: self._obstacle(x)):
+        if obstacle := self._failed or self.once("obstacle", lambda: self._obstacle(x)):
             self.skip(obstacle)
             return dit(x, t, inputs)
         step = self._step(dit, x, inputs)
         if step is not None:
             self._outcomes[self.done] = None
             return step(x, dit.time_features(t, inputs), inputs)
-        # A step as it is comes first: cuBLAS and the allocator want that, and the compiler learns what to compile.
-        if self._compiled is None:
-            out, layers = dit(x, t, inputs), nullcontext()
-        else:
-            out, layers = self._compiled.velocity(dit, x, t, inputs), self._compiled.layers(dit)
-            if self._compiled.state != self._compiled.done:
-                self._outcomes[f"not {self.done}: {self._compiled.obstacle or self._compiled.state}"] = None
-                return out
-        self._record(dit, x, t, inputs, layers)
+        out = dit(x, t, inputs)  # also what cuBLAS and the allocator want before a recording
+        self._record(dit, x, t, inputs)
         return out
 
     @staticmethod
@@ -87,11 +65,18 @@ class Graphs(Accelerator):
             self._steps.move_to_end(key)
         return step
 
-    def _record(self, dit: DiT, x: Tensor, t: Tensor, inputs: DiTInputs, layers) -> None:
+    def _record(self, dit: DiT, x: Tensor, t: Tensor, inputs: DiTInputs) -> None:
+        """Keep a recording for inputs like these. Where it cannot be made, runs go on without and say why."""
         if self._pool is None:
             self._pool = new_pool()
-        with layers:
+        try:
             self._steps[key_of(dit, x, inputs)] = Step(dit, x, dit.time_features(t, inputs), inputs, self._pool)
+        except torch.OutOfMemoryError:
+            self.clear()  # the run itself had room
+        except RuntimeError as error:
+            self.clear()
+            self._failed = f"the recording failed ({str(error).splitlines()[0][:120]})"
+            log.warning("The step could not be recorded as a CUDA graph: %s", error)
         while len(self._steps) > KEPT_GRAPHS:
             self._steps.popitem(last=False)
 
@@ -105,14 +90,15 @@ class Step:
     """One recording: velocity (B, C, T) of x (B, C, T) at times with features (B, 256), for a run's inputs of the same shapes."""
 
     def __init__(self, dit: DiT, x: Tensor, features: Tensor, inputs: DiTInputs, pool):
-        self.x, self.features = x.clone(), features.clone()
+        self.x, self.features, self._out = x.clone(), features.clone(), torch.empty_like(x)
         self._inputs = with_tensors(inputs, [part.clone() for part in tensors_of(inputs)])
         self._loaded = weakref.ref(inputs)
 
-        def compute() -> Tensor:
-            return dit.step(self.x, dit.modulation_of(self.features, self._inputs), self._inputs)
+        def compute() -> None:
+            # into a tensor of our own: what is allocated while a graph is recorded belongs to the graph
+            self._out.copy_(dit.step(self.x, dit.modulation_of(self.features, self._inputs), self._inputs))
 
-        self._replay, self._out = record(compute, x.device, pool)
+        self._replay = record(compute, x.device, pool)
 
     def serves(self, inputs: DiTInputs) -> bool:
         """Whether its buffers hold these inputs already."""
@@ -132,18 +118,18 @@ def new_pool():
     return torch.cuda.graph_pool_handle()
 
 
-def record(function: Callable[[], Tensor], device: torch.device, pool) -> tuple[Callable[[], None], Tensor]:
-    """A function's kernels as one graph: what replays it, and the tensor in which each replay leaves its result."""
+def record(function: Callable[[], None], device: torch.device, pool) -> Callable[[], None]:
+    """A function's kernels as one graph: what replays it."""
     graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream(device)
     stream.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(stream):
         graph.capture_begin(pool=pool, capture_error_mode="thread_local")  # other threads may allocate meanwhile
         try:
-            out = function()
+            function()
         finally:
             graph.capture_end()
     torch.cuda.current_stream(device).wait_stream(stream)
-    return graph.replay, out
+    return graph.replay
 
 
 def key_of(dit: DiT, x: Tensor, inputs: DiTInputs) -> tuple:

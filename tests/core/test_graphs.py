@@ -18,13 +18,9 @@ def recordings(monkeypatch):
     made = []
 
     def record(function, device, pool):
-        out = function()
-        made.append(out)
-
-        def replay():
-            out.copy_(function())
-
-        return replay, out
+        function()
+        made.append(function)
+        return function
 
     monkeypatch.setattr(cuda, "record", record)
     monkeypatch.setattr(cuda, "new_pool", lambda: "a pool")
@@ -115,6 +111,26 @@ def test_buffers_hold_all_that_a_step_reads(model, variant):
     assert key_of(model.dit, x, copies) == key_of(model.dit, x, inputs)
     with torch.no_grad():
         assert torch.equal(model.dit(x, t, copies), model.dit(x, t, inputs))
+
+
+@pytest.mark.parametrize(("error", "state"), [(RuntimeError("CUDA error: capture"), "not graphed"), (torch.OutOfMemoryError(), "")])
+def test_a_recording_that_fails_costs_nothing_but_speed(load_model, recordings, monkeypatch, error, state):
+    def fails(*args):
+        raise error
+
+    model, graphs = load_model("small"), Graphs()
+    inputs, t = inputs_of(model, 1, 12), torch.tensor([0.5])
+    with torch.no_grad(), monkeypatch.context() as patch:
+        patch.setattr(cuda, "record", fails)
+        for seed in range(3):
+            x = x_of(model, 1, 12, seed)
+            assert torch.equal(graphs.velocity(model.dit, x, t, inputs), model.dit(x, t, inputs))
+    assert graphs.state.startswith(state) and not graphs._steps
+    graphs.try_again()
+    with torch.no_grad(), graphs.run():
+        for _ in range(2):
+            graphs.velocity(model.dit, x_of(model, 1, 12, 1), t, inputs)
+    assert graphs.state == "graphed"
 
 
 def test_a_cpu_goes_without_and_says_so(load_model):

@@ -9,7 +9,7 @@ import torch
 from core_support import FAMILIES, randn, rel_error
 
 import sa3_core
-from sa3_core import attention, dit, layers, same
+from sa3_core import attention, dit, layers, operations, same
 
 HALF = (torch.float16, torch.bfloat16)
 
@@ -168,11 +168,14 @@ def test_how_many_chunks_follow_from_free_memory(load_model):
 @pytest.mark.parametrize("kernel", [1, 3])
 def test_a_convolution_as_a_product_is_the_convolution(kernel):
     x, weight, bias = randn(2, 8, 20), randn(5, 8, kernel, seed=1), randn(5, seed=2)
-    wanted = layers.same_conv1d(x, weight, bias)
+    wanted = operations.conv1d(x, weight, bias)
     proxy = SimpleNamespace(type="cuda")
 
     class OnGPU(torch.Tensor):
         device = proxy
 
-    found = layers.same_conv1d(x.as_subclass(OnGPU), weight, bias)
+    found = operations.conv1d(x.as_subclass(OnGPU), weight, bias)
     assert rel_error(found.as_subclass(torch.Tensor), wanted) < 1e-6
+    layer = operations.Conv1d(8, 5, kernel, padding=kernel // 2)
+    with torch.no_grad():
+        assert torch.equal(layer(x), torch.nn.functional.conv1d(x, layer.weight, layer.bias, padding=kernel // 2))
