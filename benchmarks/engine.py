@@ -79,7 +79,7 @@ class Ours:
 
     def run(self, seed: int, seconds: float, steps: int, batch: int, clock: Clock, stages: dict, keep: dict) -> None:
         """One whole job; what it took goes into `clock` and `stages`, its results into `keep`."""
-        decode = self.model.decode
+        decode = self.model._decode
 
         def timed_decode(z, *args, **kwargs):
             keep.setdefault("latents", z.clone())
@@ -88,10 +88,10 @@ class Ours:
             stages.setdefault("decode", []).append(time.perf_counter() - start)
             return audio
 
-        self.model.decode = timed_decode
+        self.model._decode = timed_decode
         prompts = [prompt_of(1000 * seed + i) for i in range(batch)]
         done = self.model.generate(prompts, seconds, steps=steps, seed=seed, callback=clock.step)
-        del self.model.decode
+        del self.model._decode
         stages["decode"] = [sum(stages["decode"])]
         keep["audio"] = done.audio[0]
         if self.model.compiled is not None and self.model.compiled.obstacle:

@@ -212,7 +212,8 @@ def read(path: str | Path) -> tuple[Tensor, int]:
     except ImportError as error:
         raise SA3Error("Reading audio files needs the package 'av', which ComfyUI ships with; install it.") from error
     try:
-        with av.open(str(path), metadata_errors="ignore") as container:
+        lenient = {"metadata_errors": "ignore"} if int(av.__version__.partition(".")[0]) < 19 else {}  # later versions always are
+        with av.open(str(path), **lenient) as container:
             if not container.streams.audio:
                 raise SA3Error(f"{path} holds no sound; expected an audio file.")
             stream = container.streams.audio[0]
