@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -81,7 +82,9 @@ def test_no_prompt_is_a_usage_error(pack: Path):
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_stopping_stops_comfyui_too(pack: Path, tree: Path, tmp_path: Path, number: signal.Signals, status: int):
     arguments = command(pack, "x", "--inside", tree, "--workflow", workflow(tmp_path, "Wait"))
-    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    heeded = partial(signal.signal, number, signal.SIG_DFL)  # a shell's background job ignores SIGINT, and so do its children
+    with subprocess.Popen(arguments, **pipes, preexec_fn=heeded) as process:
         for line in process.stderr:
             if "The Node: step 1/2" in line:
                 break

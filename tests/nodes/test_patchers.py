@@ -150,6 +150,19 @@ def test_the_text_encoder_never_computes_in_float16(host, comfy, monkeypatch, as
     assert host.clip.encoder_dtype(asked) == wanted
 
 
+def test_a_float64_model_is_the_float32_one(sa3, load, monkeypatch):
+    from comfy.cli_args import args
+
+    one = load("medium")
+    positive, latent = sa3.prompt(one.clip, "rain"), sa3.empty(1.0)
+    wanted, _ = sa3.sample(one.model, positive, latent, seed=1, steps=4)
+    monkeypatch.setattr(args, "fp64_unet", True)
+    exact = sa3.load(file="stable_audio_3_medium")
+    found, info = sa3.sample(exact.model, positive, latent, seed=1, steps=4)
+    assert info["dtype"] == "float64"
+    assert float((found["samples"] - wanted["samples"]).norm() / wanted["samples"].norm()) < 1e-4
+
+
 def test_a_float16_model_says_what_its_text_encoder_computes_in(sa3, load):
     one = load("small", "fp16")
     assert one.model.model.get_dtype() == HALF and one.clip.cond_stage_model.encoder.model.dtype == torch.float32
