@@ -17,13 +17,13 @@ from .host.vae import load_vae
 
 DTYPES = {"auto": None, "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 DTYPE_TIP = (
-    "Number format. auto: on a GPU fp16, on a CPU fp32. fp32 is exact; fp16 takes half the memory and is several times as fast on a GPU; bf16 "
-    "erred about eight times as much as fp16 in measurements. The text encoder never computes in fp16, whose range it leaves: it takes bf16 "
-    "on a GPU that has it, else fp32."
+    "Number format. auto: on a GPU fp16, on a CPU fp32. fp32 is exact; fp16 takes half the memory and is several times as fast on a GPU; "
+    "bf16 erred about eight times as much as fp16 in measurements. The text encoder never computes in fp16, whose range it leaves: it takes "
+    "bf16 on a GPU that has it, else fp32."
 )
 SAME_DTYPE_TIP = (
-    "Number format. auto: fp16 on a GPU, which stays 55 dB or more from fp32, and fp32 on a CPU. bf16 erred about eight times as much as fp16 "
-    "in measurements."
+    "Number format. auto: fp16 on a GPU, which stays 55 dB or more from fp32, and fp32 on a CPU. bf16 erred about eight times as much as "
+    "fp16 in measurements."
 )
 
 
