@@ -18,7 +18,7 @@ from .host.vae import load_vae
 DTYPES = {"auto": None, "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 DTYPE_TIP = (
     "Number format. auto: on a GPU fp16, on a CPU fp32. fp32 is exact; fp16 takes half the memory and is several times as fast on a GPU; "
-    "bf16 erred about eight times as much as fp16 in measurements. The text encoder never computes in fp16, whose range it leaves: it takes "
+    "bf16 erred about eight times as much as fp16 in measurements. The text encoder never computes in fp16, whose range it leaves: it is "
     "bf16 on a GPU that has it, else fp32."
 )
 SAME_DTYPE_TIP = (
