@@ -25,18 +25,16 @@ sys.path.append(str(ROOT))
 import sa3_core  # noqa: E402
 from benchmarks.measure import DTYPES, Peak, timed  # noqa: E402
 from benchmarks.reference import Reference  # noqa: E402
-from sa3_core import compiled, dit, packed, timeline  # noqa: E402
 from sa3_core import config as configs  # noqa: E402
+from sa3_core import dit, timeline  # noqa: E402
 
 PROMPT = "Warm analogue pads over a slow four to the floor beat, 100 BPM"
 TEXT_ONLY = 900_000  # number of the first prompt that no run uses
-ONCE = (*packed.BEFORE, "to_cond_embed", "to_global_embed")  # computed once per run, not in a step
+ONCE = ("to_kv", "to_local_embed", "to_cond_embed", "to_global_embed")  # computed once per run, not in a step
 ONE_ROW = ("to_timestep_embed", "global_cond_embedder")
 OURS = {  # kind -> what is done with the loaded model; torch.compile is waited for in the first run
     "ours": lambda model: None,
-    "packed": lambda model: model.compile(compiled=packed.Packed()),
     "compiled": lambda model: model.compile(wait=True),
-    "packed and compiled": lambda model: model.compile(wait=True, compiled=packed.PackedAndCompiled(packed.Packed(), compiled.Compiled())),
 }
 
 

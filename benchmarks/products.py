@@ -1,10 +1,10 @@
-"""Whose matrix products are the fastest on this processor: torch's own, oneDNN's, MKL's, with weights as they are or packed?
+"""Compare the speed of torch's own matrix products (MKL in float32) with oneDNN's on this processor.
 
     python benchmarks/products.py [--threads 2] [--repeat 12]
 
-torch asks MKL in float32 and oneDNN in bfloat16. The sizes are those of a layer: small's transformer with the 456 rows of 30 s, SAME-S's
-blocks with a group of rows; all with a bias. Eight weights of each size take turns, which is warmer than a model, where a step reads every
-weight once: there packed ones gain more. Linux only.
+torch calls MKL in float32 and oneDNN in bfloat16. The sizes are those of a layer: small's transformer with the 456 rows of 30 s, SAME-S's
+blocks with a group of rows; all with a bias. Eight weights of each size take turns. Caches are warmer than in a model, where a step reads
+each weight once. Linux only.
 """
 
 from __future__ import annotations
@@ -36,18 +36,21 @@ SIZES = {  # what, rows, inputs, outputs
 WEIGHTS = 8
 
 
-def ways(dtype: torch.dtype, rows: int, weights: list[Tensor], bias: Tensor) -> dict[str, Callable[[Tensor, int], Tensor]]:
-    """Name -> product of an input with the weight of that number."""
-    onednn = [torch.ops.mkldnn._reorder_linear_weight(weight, rows) for weight in weights]
-    found = {
-        "torch": lambda x, i: F.linear(x, weights[i], bias),
-        "oneDNN": lambda x, i: operations.linear(x, weights[i], bias),
-        "oneDNN, packed": lambda x, i: operations.linear(x, onednn[i], bias),
-    }
-    if dtype == torch.float32 and hasattr(torch.ops.mkl, "_mkl_linear"):
-        mkl = [torch.ops.mkl._mkl_reorder_linear_weight(weight, rows) for weight in weights]
-        found["MKL, packed"] = lambda x, i: torch.ops.mkl._mkl_linear(x, mkl[i], weights[i], bias, rows)
-    return found
+def ways(weights: list[Tensor], bias: Tensor) -> dict[str, Callable[[Tensor, int], Tensor]]:
+    """Name -> product of an input with the weight of that index."""
+    return {"torch": lambda x, i: F.linear(x, weights[i], bias), "oneDNN": lambda x, i: operations.linear(x, weights[i], bias)}
+
+
+def has_onednn(dtype: torch.dtype) -> bool:
+    """Whether this build of torch and this processor compute products by oneDNN in a number format."""
+    if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        return False
+    return dtype != torch.bfloat16 or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def chosen(dtype: torch.dtype) -> str:
+    """What `operations.Linear` computes with."""
+    return "oneDNN" if operations.by_onednn(torch.zeros(1, 1, dtype=dtype), torch.zeros(1, dtype=dtype)) else "torch"
 
 
 @torch.inference_mode()
@@ -55,7 +58,7 @@ def speeds(dtype: torch.dtype, rows: int, inputs: int, outputs: int, repeat: int
     """GFLOP/s of each way, by the median of `repeat` rounds in turns."""
     weights = [torch.empty(outputs, inputs).uniform_(-0.03, 0.03).to(dtype) for _ in range(WEIGHTS)]
     x = torch.randn(rows, inputs).to(dtype)
-    products = ways(dtype, rows, weights, torch.randn(outputs).to(dtype))
+    products = ways(weights, torch.randn(outputs).to(dtype))
     times: dict[str, list[float]] = {name: [] for name in products}
     for _ in range(repeat):
         for name, product in products.items():
@@ -66,19 +69,18 @@ def speeds(dtype: torch.dtype, rows: int, inputs: int, outputs: int, repeat: int
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--repeat", type=int, default=12, help="rounds of which the median is told")
+    parser.add_argument("--repeat", type=int, default=12, help="rounds; the median is reported")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     print(hardware(), f"{options.threads} threads; GFLOP/s", sep="\n")
-    makers = {name: operations.maker(torch.zeros(1, dtype=DTYPES[name])) for name in ("fp32", "bf16")}
-    for name, maker in makers.items():
-        if not maker:
-            print(f"\n{name}: nobody but torch here")
+    for name in ("fp32", "bf16"):
+        if not has_onednn(DTYPES[name]):
+            print(f"\n{name}: only torch's own product here")
             continue
         rows = [(what, speeds(DTYPES[name], *size, options.repeat)) for what, size in SIZES.items()]
         columns = list(rows[0][1])
         print("\n" + table([name, *columns], [[what, *(f"{found[column]:.0f}" for column in columns)] for what, found in rows]))
-        print(f"\nchosen on this processor: {maker}")
+        print(f"\nchosen on this processor: {chosen(DTYPES[name])}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Times a real-size model stage by stage: ours, the public code and a real ComfyUI server, taking turns in one run; prints tables.
 
-    python benchmarks/run.py [--dtype fp32,bf16] [--packed] [--compiled] [--both] [--reference PATH] [--server] [--batch 8]
+    python benchmarks/run.py [--dtype fp32,bf16] [--compiled] [--reference PATH] [--server] [--batch 8]
 
 Without --models the weights are random, made in a temporary folder and deleted afterwards: time and memory do not depend on them.
 --reference names a checkout of Stability-AI/stable-audio-3; without it the figures once recorded with it are printed beside ours.
@@ -56,13 +56,8 @@ def start(options: argparse.Namespace, models: Path, folder: Path, stack: ExitSt
         return stack.enter_context(Engine(kind, folder, dtype, options.threads, options.reference if kind == "reference" else None))
 
     columns: list[Column] = [engine("ours", dtype) for dtype in options.dtype]
-    packable = [dtype for dtype in options.dtype if dtype != "fp16"]
-    if options.packed:
-        columns += [engine("packed", dtype) for dtype in packable]
     if options.compiled:
         columns += [engine("compiled", dtype) for dtype in options.dtype]
-    if options.both:
-        columns += [engine("packed and compiled", dtype) for dtype in packable]
     if options.reference:
         columns += [engine("reference", dtype) for dtype in options.reference_dtype]
     if options.server:
@@ -172,9 +167,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=30.0)
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--dtype", type=dtypes, default=["fp32"], help="one number format or several, separated by commas")
-    parser.add_argument("--packed", action="store_true", help="also with packed weights, in fp32 and bf16")
     parser.add_argument("--compiled", action="store_true", help="also through torch.compile, in each number format")
-    parser.add_argument("--both", action="store_true", help="also through torch.compile with packed weights, in fp32 and bf16")
     parser.add_argument("--reference", type=checkout, help="a checkout of Stability-AI/stable-audio-3 to compare with")
     parser.add_argument("--reference-dtype", type=dtypes, default=["fp32"], help="the same for it; fp32 is its default on a CPU")
     parser.add_argument("--repeat", type=int, default=3, help="runs of which the median is told")

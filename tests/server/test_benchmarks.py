@@ -14,10 +14,9 @@ import torch
 ROOT = Path(__file__).parents[2]
 sys.path.extend(str(path) for path in (ROOT, ROOT / "tests" / "core") if str(path) not in sys.path)
 
-from core_support import lay_out, needs_mkl  # noqa: E402
+from core_support import lay_out  # noqa: E402
 
 from benchmarks import products  # noqa: E402
-from sa3_core import operations  # noqa: E402
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="anonymous memory is read from /proc")
 LOADING = """
@@ -90,10 +89,10 @@ JOB = ["--seconds", "0.6", "--steps", "3", "--repeat", "2"]
 
 
 def test_one_run_compares_everything(comfyui_tree: Path, models: Path, checkout: Path):
-    asked = ["--dtype", "fp32,bf16", "--reference", str(checkout), "--batch", "3", "--packed", "--server", "--comfyui", str(comfyui_tree)]
+    asked = ["--dtype", "fp32,bf16", "--reference", str(checkout), "--batch", "3", "--server", "--comfyui", str(comfyui_tree)]
     code, text = run("run.py", "--models", str(models), *JOB, *asked)
     assert code == 0, text
-    found, mine = rows(text), ["ours fp32", "ours bf16", "packed fp32", "packed bf16"]
+    found, mine = rows(text), ["ours fp32", "ours bf16"]
     assert found["stage"] == [*mine, "reference fp32", "ComfyUI fp32"]
     for stage in ("text encode", "step", "decode", "whole run"):
         assert all(re.match(r"\d+\.\d+ s \(", one) for one in found[stage]), (stage, found[stage])
@@ -108,10 +107,10 @@ def test_one_run_compares_everything(comfyui_tree: Path, models: Path, checkout:
 
 
 def test_without_a_reference_ours_alone(models: Path):
-    both = shutil.which("g++") is not None  # what torch.compile needs
-    code, text = run("run.py", "--models", str(models), *JOB, "--dtype", "bf16", *["--both"] * both)
+    compiled = shutil.which("g++") is not None  # what torch.compile needs
+    code, text = run("run.py", "--models", str(models), *JOB, "--dtype", "bf16", *["--compiled"] * compiled)
     found = rows(text)
-    assert code == 0 and found["stage"] == ["ours bf16", *["packed and compiled bf16"] * both], text
+    assert code == 0 and found["stage"] == ["ours bf16", *["compiled bf16"] * compiled], text
     assert not any(name.startswith("reference") for name in found)
     again, first = (float(found[stage][0].split()[0]) for stage in ("text again", "text encode"))
     assert again < first  # the second time the same prompt comes from the cache
@@ -137,11 +136,10 @@ def test_precision_knows_which_format_is_the_coarser():
     assert fine > coarse > 20
 
 
-@needs_mkl
+@pytest.mark.skipif(not products.has_onednn(torch.float32), reason="this build of torch has no oneDNN")
 def test_products_name_the_maker(monkeypatch, capsys):
     monkeypatch.setattr(products, "SIZES", {"a small one": (4, 8, 16)})
     products.main(["--threads", str(torch.get_num_threads()), "--repeat", "1"])
     text = capsys.readouterr().out
-    chosen = operations.maker(torch.zeros(1))
-    assert f"chosen on this processor: {chosen}" in text and "MKL, packed" in text
+    assert f"chosen on this processor: {products.chosen(torch.float32)}" in text and "packed" not in text
     assert all(float(one) >= 0 for one in rows(text)["a small one"])
