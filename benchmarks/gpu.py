@@ -1,12 +1,12 @@
-"""Measures this pack on a GPU with one command: agreement, time, kernels, memory, LoRAs, and experiments that decide designs.
+"""Measure agreement, time, kernels, memory, LoRAs and training on a GPU, and alternative kernels.
 
     python benchmarks/gpu.py [--comfyui PATH] [--reference PATH] [--device cuda] [--tiny] [--parts 1,2] [--limit 240] [--out FILE.json]
 
 Models have their real size and random weights, made on the device; the demos in assets/ have trained ones. Nothing is downloaded.
-Every item is isolated: what fails is reported at the end, and the rest continues, in a new process where a device error left the old
-one unusable. --tiny takes the recorded tiny models and short clips, for a check on a CPU. Parts: 1 agreement, 2 whole runs, 3 kernels
-and floors, 4 memory, 5 a ComfyUI server (with --comfyui), 6 LoRAs and training, 7 experiments. With --out the tables are also written
-to FILE.md.
+Every item is isolated: what fails or cannot run here is listed at the end, and the rest continues, in a new process where a device error
+left the old one unusable. --tiny takes the recorded tiny models and short clips, for a check on a CPU. Parts: 1 agreement, 2 whole runs,
+3 kernels and floors, 4 memory, 5 a ComfyUI server (with --comfyui), 6 LoRAs and training, 7 alternatives. With --out the tables are also
+written to FILE.md.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ sys.path.append(str(ROOT))
 GROUPS = ("main", "reference", "more")  # worker processes, in this order; the server comes before the last
 PARTS = range(1, 8)
 SERVER_PART = 5
+NO_DEVICE = "no CUDA device; use --device cpu --tiny"
 UNUSABLE = 3  # exit status of a worker whose device answers no more
 RESTARTS = 5
 GRACE = 40  # seconds beyond the limit after which a worker is stopped
@@ -98,13 +99,18 @@ def measure(item, lab, tell: Callable[..., None], options: argparse.Namespace) -
     """Run one item. False where the device cannot be used any more."""
     import torch
 
+    from benchmarks.gpu_lab import Skipped
+
     say(options, f"part {item.part}: {item.name}")
     tell("begin", item=item.name, part=item.part)
-    start, error, usable = time.perf_counter(), None, True
+    start, error, skipped, usable = time.perf_counter(), None, "", True
     try:
         with torch.no_grad():
             for table, row in item.job(lab):
                 tell("row", item=item.name, table=table, row=row)
+    except Skipped as reason:
+        skipped = str(reason)
+        say(options, f"    skipped: {skipped}")
     except Exception as caught:
         told = traceback.format_exc()
         error = {"type": type(caught).__name__, "message": str(caught)[:2000], "traceback": told[-6000:]}
@@ -123,7 +129,7 @@ def measure(item, lab, tell: Callable[..., None], options: argparse.Namespace) -
     for note in lab.notes:
         tell("row", item=item.name, table="Notes", row={"item": item.name, "note": note})
     lab.notes.clear()
-    tell("end", item=item.name, part=item.part, seconds=time.perf_counter() - start, error=error)
+    tell("end", item=item.name, part=item.part, seconds=time.perf_counter() - start, error=error, skipped=skipped)
     return usable
 
 
@@ -204,13 +210,15 @@ def note_end(records: Path, group: str, status: int | str) -> None:
 def serve(options: argparse.Namespace, records: Path) -> None:
     """Part 5: gpu_server.py as a process of its own; what it prints is kept whole."""
     script, name = Path(__file__).with_name("gpu_server.py"), "ComfyUI server"
-    if SERVER_PART not in options.parts or options.comfyui is None:
+    if SERVER_PART not in options.parts:
         return
     with records.open("a", encoding="utf-8") as file:
 
         def tell(kind: str, **values) -> None:
             print(json.dumps({"kind": kind, "item": name, "part": SERVER_PART, **values}), file=file, flush=True)
 
+        if options.comfyui is None:
+            return tell("end", seconds=0, error=None, skipped="--comfyui names no ComfyUI")
         left = options.deadline - time.time()
         if not script.is_file():
             return tell("end", seconds=0, error={"type": "Skipped", "message": f"{script.name} does not exist", "traceback": ""})
@@ -257,7 +265,7 @@ def stopping(process: subprocess.Popen, seconds: float) -> Callable[[], None]:
 
 
 def tables(records: list[dict]) -> Iterator[str]:
-    """Markdown: what was measured by table, the server's own words, what failed, what was not reached."""
+    """Markdown: what was measured by table, the server's own words, what failed, what was skipped, what was not reached."""
     rows: dict[str, list[dict]] = {}
     for record in records:
         if record["kind"] == "row":
@@ -272,6 +280,9 @@ def tables(records: list[dict]) -> Iterator[str]:
         yield "\n### Failed\n\n" + markdown(
             [{"item": one["item"], "error": f"{one['error']['type']}: {one['error']['message'][:300]}"} for one in failed]
         )
+    skipped = [record for record in records if record["kind"] == "end" and record.get("skipped")]
+    if skipped:
+        yield "\n### Skipped\n\n" + markdown([{"item": one["item"], "reason": one["skipped"]} for one in skipped])
     late = [record["item"] for record in records if record["kind"] == "late"]
     done = {record["item"] for record in records if record["kind"] in ("end", "late")}
     late += [name for record in records if record["kind"] == "items" for name in record["items"] if name not in done]
@@ -300,11 +311,20 @@ def interrupted(*_: object) -> None:
     raise KeyboardInterrupt
 
 
+def has_cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
 def main(given: list[str]) -> int:
     parser = arguments()
     options = parser.parse_args(given)
     if options.worker:
         return work(options)
+    if options.device.startswith("cuda") and not has_cuda():
+        print(NO_DEVICE, file=sys.stderr)
+        return 2
     if options.reference is not None and not (options.reference / "stable_audio_3" / "factory.py").is_file():
         parser.error(f"{options.reference} is no checkout of Stability-AI/stable-audio-3.")
     options.deadline = time.time() + options.limit

@@ -1,4 +1,4 @@
-"""Part 7 of `gpu.py`: experiments on the device that decide designs. Each reports a time and an error against float32."""
+"""Part 7 of `gpu.py`: alternatives to what the networks compute with. Each row has a time and an error against float32."""
 
 from __future__ import annotations
 
@@ -11,25 +11,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils import _pytree as pytree
 
-from benchmarks.gpu_lab import Lab, Step, decode, patched, relative, short, snr, tf32
-from benchmarks.gpu_parts import Item, Rows, floor_of
+from benchmarks.gpu_lab import Lab, Skipped, decode, patched, relative, short, snr, tf32
+from benchmarks.gpu_parts import Item, Rows
 from benchmarks.measure import DTYPES
 from sa3_core import attention, config, same, timeline
-from sa3_core.accelerator import through
-from sa3_core.dit import Layer
 from sa3_core.pipeline import DEMOS, load
 from sa3_core.same import SAME
 
 BACKENDS = ("FLASH_ATTENTION", "CUDNN_ATTENTION", "EFFICIENT_ATTENTION", "MATH")
-FLEX_BLOCK = 128
 LOGITS = 5.5  # of tanh(normal) queries and keys of 64 channels: their logits reach about +-50
-STATIC = "Part 7a. A captured step (CUDA graph), fp16"
+CAPTURED = "Part 7a. A whole decode captured as a CUDA graph"
 NORMS = "Part 7b. Norms: kernel time and error"
-FUSED = "Part 7b. Layers compiled for one shape, fp16"
 SDPA = "Part 7c. Attention of the transformer, fp16: milliseconds (error against float32), without launches"
-PAIRS = "Part 7c. Differential attention: two calls or one"
 WINDOW = "Part 7d. Windowed differential attention of SAME-L: kernel time, error against float32"
 DECODE = "Part 7e. SAME decode: time, SNR against float32 (TF32 off)"
 CHUNKS = "Part 7e. Chunks of a decode"
@@ -38,14 +32,9 @@ PRODUCTS = "Part 7f. Settings of matrix products"
 
 def items() -> list[Item]:
     found = [
-        Item(7, f"captured step, {family} {seconds} s x {batch}", functools.partial(captured, family, seconds, batch))
-        for family, seconds, batch in (("small", 30, 1), ("medium", 120, 1), ("medium", 380, 1), ("small", 30, 8))
-    ]
-    found += [
         Item(7, f"attention, {family} {seconds} s x {batch}", functools.partial(backends, family, seconds, batch))
         for family, seconds, batch in (("small", 30, 1), ("medium", 120, 1), ("medium", 380, 1), ("small", 30, 8))
     ]
-    found += [Item(7, f"two calls or one, medium {seconds} s", functools.partial(pairs, seconds)) for seconds in (120, 380)]
     found += [
         Item(7, f"decode formats, {family} {seconds} s", functools.partial(decode_random, family, seconds))
         for family, seconds in (("small", 30), ("medium", 120), ("medium", 380))
@@ -61,15 +50,9 @@ def items() -> list[Item]:
         Item(7, "window, our blocks", functools.partial(window, ("ours fp32", "ours fp16", "ours bf16"))),
         Item(7, "window, varlen", functools.partial(window, ("varlen fp16", "varlen bf16"))),
         Item(7, "window, flash without lengths", functools.partial(window, ("flash fp16", "flash bf16"))),
-        Item(7, "compiled layers", functools.partial(fused, "medium", 120, None), needs=25),
-        Item(7, "window, flex", functools.partial(window, ("flex fp16",)), needs=20),
-        Item(7, "compiled layers, small", functools.partial(fused, "small", 30, None), "more", 25),
-        Item(7, "window, flex fp32", functools.partial(window, ("flex fp32",)), "more", 20),
-        Item(7, "compiled layers, autotuned", functools.partial(fused, "medium", 120, "max-autotune-no-cudagraphs"), "more", 120),
         # last: what torch refuses to capture may leave its allocator in disorder
         Item(7, "captured decode, small 30 s", functools.partial(captured_decode, "small", 30), "more", 2),
         Item(7, "captured decode, medium 120 s", functools.partial(captured_decode, "medium", 120), "more", 2),
-        Item(7, "captured without a cached modulation", unprepared, "more", 2),
     ]
     return found
 
@@ -77,65 +60,18 @@ def items() -> list[Item]:
 # a. capture
 
 
-def evaluation(step: Step, t: Tensor | None = None) -> Callable[[], Tensor]:
-    """The evaluation at a time, below what splits batches and reads settings. Its modulation row is cached."""
-    t = step.t if t is None else t
-    row = step.dit.modulation(t, step.inputs)
-    if hasattr(step.dit, "step"):
-        return functools.partial(step.dit.step, step.x, row, step.inputs)
-    return functools.partial(step.dit._velocity, step.x, t, step.inputs)
-
-
-def captured(family: str, seconds: float, batch: int, lab: Lab) -> Rows:
-    """Replay against eager: time, bytes, and another time through the modulation row that the graph reads."""
-    case = lab.case(family, seconds, batch)
-    step = lab.step(case, "fp16")
-    job, row = evaluation(step), {"step": str(case)}
-    eager = job().clone()
-    row["eager ms"] = lab.ms(job, 7)
-    seen = []
-    capture_seconds = lab.once(lambda: seen.append(lab.capture(job)))
-    graph, out = seen[0]
-    graph.replay()
-    lab.sync()
-    row |= {"replay ms": lab.ms(graph.replay, 9), "bytes equal": str(torch.equal(out, eager)), "capture ms": 1e3 * capture_seconds}
-    other = torch.full_like(step.t, 0.3)
-    wanted = evaluation(step, other)().clone()
-    static, others = (pytree.tree_leaves(step.dit.modulation(t, step.inputs)) for t in (step.t, other))
-    for target, source in zip(static, others, strict=True):
-        target.copy_(source)
-    graph.replay()
-    row["at another time, bytes equal"] = str(torch.equal(out, wanted))
-    floor = floor_of(lab, step)["floor ms"]
-    yield STATIC, {**row, "floor ms": floor, "replay over floor": row["replay ms"] / floor, "eager over floor": row["eager ms"] / floor}
-
-
-def unprepared(lab: Lab) -> Rows:
-    """What stops a capture whose modulation row is not cached."""
-    step = lab.step(lab.case("small", 30), "fp16")
-
-    def job() -> Tensor:
-        step.inputs.modulations.clear()
-        return evaluation(step)()
-
-    try:
-        lab.capture(job)
-        said = "captured"
-    except Exception as error:  # this is what the row reports
-        said = short(error)
-    yield STATIC, {"step": "small, modulation not cached", "bytes equal": said}
-
-
 def captured_decode(family: str, seconds: float, lab: Lab) -> Rows:
-    """A whole decode as one graph."""
+    """Replay against eager."""
+    if not lab.cuda:
+        raise Skipped(f"CUDA graphs need a CUDA device, and this is {lab.device}")
     case = lab.case(family, seconds)
     for dtype in ("fp32", "fp16"):
         job = functools.partial(decode, lab.same(family, dtype), lab.latents(case, dtype))
         eager = job().clone()
-        row = {"step": f"decode, {case}, SAME in {dtype}", "eager ms": lab.ms(job)}
+        row = {"clip": str(case), "SAME in": dtype, "eager ms": lab.ms(job)}
         graph, out = lab.capture(job)
         graph.replay()
-        yield STATIC, {**row, "replay ms": lab.ms(graph.replay), "bytes equal": str(torch.equal(out, eager))}
+        yield CAPTURED, {**row, "replay ms": lab.ms(graph.replay), "bytes equal": str(torch.equal(out, eager))}
 
 
 # b. fused forms
@@ -194,28 +130,6 @@ def compared_norms(lab: Lab, what: str, x: Tensor, ways: dict[str, Callable[[Ten
         yield NORMS, {"norm": f"{what}, {str(x.dtype).removeprefix('torch.')}", "way": name, "ms": ms, "error": relative(out, exact)}
 
 
-def fused(family: str, seconds: float, mode: str | None, lab: Lab) -> Rows:
-    """Layer.forward compiled for one shape, launched layer by layer and captured."""
-    case = lab.case(family, seconds)
-    step, exact = lab.step(case, "fp16"), lab.step(case, "fp32")
-    with tf32(False, False):
-        wanted = exact()
-
-    def layer_forward(layer: Layer, *args) -> Tensor:
-        return Layer.forward(layer, *args)
-
-    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
-    compiled = lab.compile(layer_forward, mode)
-    job = functools.partial(through, compiled, step.dit, step.x, step.t, step.inputs)
-    row = {"step": str(case), "mode": mode or "default", "eager ms": lab.ms(step, 5), "eager error": relative(step(), wanted)}
-    row["compile s"] = lab.once(job)
-    row["graphs"] = torch._dynamo.utils.counters["stats"]["unique_graphs"] - graphs
-    row |= {"compiled ms": lab.ms(job, 7), "compiled error": relative(job(), wanted)}
-    yield FUSED, dict(row)
-    replay = lab.capture(job)[0].replay
-    yield FUSED, {"step": str(case), "mode": f"{mode or 'default'}, captured", "compiled ms": lab.ms(replay, 9)}
-
-
 # c. attention of the transformer
 
 
@@ -260,30 +174,6 @@ def tried(lab: Lab, job: Callable[[], Tensor], exact: Tensor) -> str:
         return f"no: {short(failure)[:60]}"
 
 
-def pairs(seconds: float, lab: Lab) -> Rows:
-    """Two softmax attentions over one set of values: two calls, one with twice the heads, one with twice the batch."""
-    q, k, v, q2, k2 = map(heads_of(lab, "medium", seconds, 1), range(1, 6))
-
-    def two() -> Tensor:
-        return F.scaled_dot_product_attention(q, k, v) - F.scaled_dot_product_attention(q2, k2, v)
-
-    def heads() -> Tensor:
-        out = F.scaled_dot_product_attention(torch.cat((q, q2), 1), torch.cat((k, k2), 1), torch.cat((v, v), 1))
-        return out[:, : q.shape[1]] - out[:, q.shape[1] :]
-
-    stacked = [torch.cat(pair) for pair in ((q, q2), (k, k2))]
-
-    def batch() -> Tensor:
-        out = F.scaled_dot_product_attention(*stacked, v.expand(2, -1, -1, -1))
-        return out[:1] - out[1:]
-
-    with tf32(False, False):
-        exact = F.scaled_dot_product_attention(*(x.float() for x in (q, k, v)))
-        exact = exact - F.scaled_dot_product_attention(*(x.float() for x in (q2, k2, v)))
-    ways = {"two calls": two, "one, heads joined": heads, "one, as a batch of two, already stacked": batch}
-    yield PAIRS, {"shape": str(tuple(q.shape)), **{name: tried(lab, way, exact) for name, way in ways.items()}}
-
-
 # d. windowed attention of SAME-L
 
 
@@ -315,30 +205,14 @@ def flash(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
     return out[0].transpose(1, 2)
 
 
-def flex(lab: Lab, n: int, window: int) -> Callable[..., Tensor]:
-    """The same by torch's flex_attention; its mask of blocks is built without the N x N one."""
-    from torch.nn.attention.flex_attention import BlockMask, flex_attention
-
-    blocks = -(-n // FLEX_BLOCK)
-    at = torch.arange(blocks, device=lab.device)
-    first, last = (at - 1).clamp(min=0), (at + 1).clamp(max=blocks - 1)
-    indices = torch.zeros(1, 1, blocks, blocks, dtype=torch.int32, device=lab.device)
-    for i in range(min(3, blocks)):
-        indices[0, 0, :, i] = torch.minimum(first + i, last)
-
-    def near(b, h, q, k):
-        return (q - k).abs() <= window
-
-    known = inspect.signature(BlockMask.from_kv_blocks).parameters
-    more = {"seq_lengths": (n, n)} if "seq_lengths" in known else {}
-    counts = (last - first + 1).to(torch.int32)[None, None]
-    mask = BlockMask.from_kv_blocks(counts, indices, BLOCK_SIZE=FLEX_BLOCK, mask_mod=near, **more)
-    run = lab.compile(flex_attention) if lab.cuda else flex_attention
-    return lambda q, k, v: run(q, k, v, block_mask=mask)
+WINDOWED: dict[str, Callable[..., Tensor]] = {"ours": attention.attend, "varlen": varlen, "flash": flash}
+KERNELS_OF_CUDA = ("varlen", "flash")
 
 
 def window(ways: tuple[str, ...], lab: Lab) -> Rows:
     """Difference of two softmaxes with logits up to +-50, the second one independent or nearly equal."""
+    if ways[0].split()[0] in KERNELS_OF_CUDA and not lab.cuda:
+        raise Skipped(f"this kernel needs a CUDA device, and this is {lab.device}")
     side = config.parse(lab.config("medium")).same.decoder
     n, width = (64 if lab.tiny else 4096) * (side.stride + 1), side.window
     shape = 1, n, side.width // side.head_dim, side.head_dim
@@ -355,7 +229,7 @@ def window(ways: tuple[str, ...], lab: Lab) -> Rows:
         for name in ways:
             kind, dtype = name.split()
             cast = [x.to(DTYPES[dtype]) for x in given]
-            job = functools.partial(difference, window_attention(lab, kind, n, width), *cast)
+            job = functools.partial(difference, functools.partial(WINDOWED[kind], window=width), *cast)
             row = {"tokens": n, "way": name, "second softmax": words}
             with tf32(False, False):
                 out = job()
@@ -365,12 +239,6 @@ def window(ways: tuple[str, ...], lab: Lab) -> Rows:
         from torch.nn.attention.varlen import varlen_attn
 
         lab.note(f"varlen_attn{inspect.signature(varlen_attn)}")
-
-
-def window_attention(lab: Lab, kind: str, n: int, width: int) -> Callable[..., Tensor]:
-    if kind == "flex":
-        return lab.keep(("flex", n), lambda: flex(lab, n, width))
-    return functools.partial({"ours": attention.attend, "varlen": varlen, "flash": flash}[kind], window=width)
 
 
 def difference(attend: Callable[..., Tensor], q: Tensor, k: Tensor, q2: Tensor, k2: Tensor, v: Tensor) -> Tensor:
@@ -412,6 +280,9 @@ def decode_formats(lab: Lab, subject: str, autoencoder: Callable[[str], SAME], z
         row = {"clip": subject, "products": "TF32" if fast else products_in, "attention": attention_format + " by varlen" * by_varlen}
         with ExitStack() as stack:
             stack.enter_context(tf32(fast, fast))
+            if by_varlen and not lab.cuda:
+                yield DECODE, {**row, "dB": "skipped: varlen needs a CUDA device"}
+                continue
             if attention_format != "fp32":
                 stack.enter_context(patched(same, "attend_difference", attention_in(attention_format, by_varlen)))
             try:
@@ -429,8 +300,7 @@ def decode_random(family: str, seconds: float, lab: Lab) -> Rows:
 def decode_demo(name: str, lab: Lab) -> Rows:
     """Trained weights: the latents of a run."""
     if not (DEMOS[name] / "model.safetensors").is_file():
-        yield DECODE, {"clip": f"{name}: skipped, the demo is not in assets/"}
-        return
+        raise Skipped("the demo is not in assets/")
     models = {dtype: load(name, device=lab.device, dtype=DTYPES[dtype]) for dtype in DTYPES}
     model, seconds = models["fp32"], 0.5 if lab.tiny else 4.0
     steps = 2 if lab.tiny else None
@@ -469,7 +339,7 @@ def products(lab: Lab) -> Rows:
             with ExitStack() as stack:
                 if name is not None:
                     stack.enter_context(patched(matmul, name, value))
-                job = evaluation(lab.step(case, dtype))
+                job = lab.step(case, dtype).evaluation()
                 row |= {"ms": lab.kernel_ms(job, 1), "error": relative(job(), wanted)}
         except Exception as error:  # a setting that this torch does not know
             row["error"] = short(error)

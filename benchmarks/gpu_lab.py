@@ -43,6 +43,10 @@ WARM = 0.04  # seconds that a GPU works before it is timed: its clock rises from
 GRAPHED_CALLS = 10  # calls per captured graph when kernels are timed without launch overhead
 
 
+class Skipped(Exception):
+    """Why an item cannot run here; reported as such, not as a failure."""
+
+
 @dataclass(frozen=True)
 class Case:
     """A duration of a model family, real or shortened."""
@@ -66,6 +70,10 @@ class Step:
 
     def __call__(self) -> Tensor:
         return self.dit(self.x, self.t, self.inputs)
+
+    def evaluation(self) -> Callable[[], Tensor]:
+        """The same with cached adaLN values and without splitting of batches: what a CUDA graph can capture."""
+        return functools.partial(self.dit.step, self.x, self.dit.modulation(self.t, self.inputs), self.inputs)
 
 
 class RandomModel(Model):
@@ -246,9 +254,9 @@ class Lab:
             raise
         return graph, out
 
-    def compile(self, function: Callable, mode: str | None = None) -> Callable:
+    def compile(self, function: Callable) -> Callable:
         """torch.compile for one shape."""
-        return torch.compile(function, dynamic=False, backend=self.backend, mode=mode if self.backend == "inductor" else None)
+        return torch.compile(function, dynamic=False, backend=self.backend)
 
     # memory
 

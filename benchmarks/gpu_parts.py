@@ -27,6 +27,7 @@ from benchmarks.gpu_lab import (
     Case,
     Lab,
     RandomModel,
+    Skipped,
     Step,
     decode,
     fill,
@@ -209,8 +210,7 @@ def recorded_results(lab: Lab, model: Model, golden: dict, cases: dict, autoenco
 def precision_of_demo(name: str, lab: Lab) -> Rows:
     """Every part of a trained demo in 16 bits against float32."""
     if not (DEMOS[name] / "model.safetensors").is_file():
-        yield PRECISION, {"model": name, "": "skipped: the demo is not in assets/"}
-        return
+        raise Skipped("the demo is not in assets/")
     seconds, steps = (0.5, 2) if lab.tiny else (4.0, None)
     job = precision.Job(precision.PROMPTS["demo"], seconds, steps)
 
@@ -307,6 +307,8 @@ def precision_of_text(lab: Lab) -> Rows:
 
 def sampling(family: str, seconds: float, dtype: str, arm: str, lab: Lab) -> Rows:
     """Time of sampling in one of the `ARMS`."""
+    if arm == "graphed" and not lab.cuda:
+        raise Skipped(f"CUDA graphs need a CUDA device, and this is {lab.device}")
     yield timed_run(lab, lab.case(family, seconds), dtype, arm, lab.keep(("accelerator", arm), functools.partial(ARMS[arm], lab)))
 
 
@@ -353,8 +355,7 @@ def sampling_by_reference(path: Path | None, family: str, seconds: float, lab: L
     case, dtype = lab.case(family, seconds), "fp16" if lab.cuda else "fp32"
     row = {"clip": str(case), "dtype": dtype, "arm": "reference"}
     if path is None:
-        yield RUNS, {**row, "state": "skipped: --reference names no checkout"}
-        return
+        raise Skipped("--reference names no checkout")
     job = lab.keep(("reference", family), lambda: reference_model(path, family, dtype, lab))
     model, steps = job.model, lab.module(family, dtype).config.default_steps
     conditioning = [{"prompt": "x", "seconds_total": case.seconds}]
@@ -533,8 +534,10 @@ def floor_of(lab: Lab, step: Step) -> dict[str, float]:
 def floors(family: str, seconds: float, dtype: str, lab: Lab) -> Rows:
     case = lab.case(family, seconds)
     step = lab.step(case, dtype)
-    floor, eager = floor_of(lab, step), lab.ms(step, 5)
-    yield FLOORS, {"step": f"{case}, {dtype}", **floor, "eager ms": eager, "eager over floor": eager / floor["floor ms"]}
+    row = {"step": f"{case}, {dtype}", **floor_of(lab, step), "eager ms": lab.ms(step, 5)}
+    if lab.cuda:
+        row["graph ms"] = lab.ms(lab.capture(step.evaluation())[0].replay, 9)
+    yield FLOORS, {**row, **{f"{way} over floor": row[f"{way} ms"] / row["floor ms"] for way in ("eager", "graph") if f"{way} ms" in row}}
 
 
 # part 4
