@@ -60,8 +60,8 @@ def parse_regions(text: str) -> list[Region]:
 def _clock(text: str) -> float:
     """Seconds, or minutes:seconds, or hours:minutes:seconds."""
     seconds = 0.0
-    for part in text.strip().split(":"):
-        seconds = seconds * 60 + float(part)
+    for part in text.split(":"):
+        seconds = seconds * 60 + float(part.strip())
     return seconds
 
 

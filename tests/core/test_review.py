@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from sa3_core import SA3Error, sampling
 from sa3_core.review import item_seeds, parse_items, review, verdict
 
 RATE = 44100
+KEEP = json.loads((Path(__file__).parents[1] / "data" / "keep.json").read_text(encoding="utf-8"))
 TONE = 0.5 * torch.sin(2 * math.pi * 220 * torch.arange(RATE) / RATE).expand(2, -1)
 
 
@@ -46,15 +48,13 @@ def test_a_review_in_words_and_as_json():
     assert json.dumps(review(TONE * 0, RATE).record(), allow_nan=False) and review(TONE * 0, RATE).record()["rms"] is None
 
 
-@pytest.mark.parametrize(
-    ("text", "items"),
-    [
-        ("all", [0, 1, 2, 3]), ("", [0, 1, 2, 3]), (" All ", [0, 1, 2, 3]), ("none", []), ("2", [1]), ("1, 3-4", [0, 2, 3]),
-        ("4,1", [0, 3]), ("2;3\n2–3", [1, 2]), ("3,", [2]),
-    ],
-)  # fmt: skip
-def test_items_to_keep(text, items):
-    assert parse_items(text, 4) == items
+@pytest.mark.parametrize("case", KEEP, ids=lambda case: f"{case['text']!a} of {case['count']}")
+def test_items_to_keep(case):
+    if case["items"] is None:
+        with pytest.raises(SA3Error, match=r"^keep "):
+            parse_items(case["text"], case["count"])
+    else:
+        assert parse_items(case["text"], case["count"]) == case["items"]
 
 
 @pytest.mark.parametrize(("text", "words"), [("5", "item 5.*has 4"), ("0", "item 0"), ("3-2", "item 3-2"), ("2-9", "item 2-9")])

@@ -1,11 +1,9 @@
-// The text form of regions, "1.5-3, 10-12.25": the same as sa3_core/regions.py, to the digit.
+// The text form of regions, "1.5-3, 10-12.25", digit for digit that of Python (parse_regions, merge_regions, format_regions).
+// tests/data/regions.json holds the cases that both languages are tested against.
 
-const SPACES = "[\\t-\\r\\x1c-\\x20\\x85\\xa0\\u1680\\u2000-\\u200a\\u2028\\u2029\\u202f\\u205f\\u3000]*" // what Python strips
-const TRIM = new RegExp(`^${SPACES}|${SPACES}$`, "gu")
-const NUMBER = /^[+-]?(?:(?:\d(?:_?\d)*)?\.?(?:\d(?:_?\d)*)?)(?:e[+-]?\d(?:_?\d)*)?$/i
-const WORDS = /^[+-]?(?:inf|infinity|nan)$/i
+import { decimal, float, strip } from "../python.js"
 
-/** Why a text is no list of regions. `word` is the part that is wrong, `reason` one of unreadable, backwards, infinite, outside. */
+/** Why a text is not a list of regions. word: the faulty part. reason: unreadable, backwards, infinite or outside. */
 export class RegionError extends Error {
   constructor(word, reason) {
     super(`${reason}: ${word}`)
@@ -13,10 +11,10 @@ export class RegionError extends Error {
   }
 }
 
-/** Regions [start, end] in seconds, as written: any order, overlaps kept. Throws RegionError. */
+/** Regions [start, end] in seconds, in the order of the text, overlaps kept. Throws RegionError. */
 export function parseRegions(text) {
   const regions = []
-  for (const part of text.replaceAll(";", ",").replaceAll("\n", ",").split(",")) {
+  for (const part of text.split(/[,;\n]/)) {
     const word = strip(part).replaceAll("–", "-")
     if (!word) continue
     const times = word.split("-").map(clock)
@@ -26,7 +24,7 @@ export function parseRegions(text) {
   return regions
 }
 
-/** Sorted regions with overlaps merged. Throws RegionError for what can be no region. */
+/** Sorted regions with overlaps merged. Throws RegionError where a region is not finite, ends before it starts, or starts before 0. */
 export function mergeRegions(regions) {
   for (const [start, end] of regions) {
     const word = `${start}-${end}`
@@ -48,44 +46,13 @@ export function formatRegions(regions) {
   return regions.map(([start, end]) => `${decimal(start)}-${decimal(end)}`).join(", ")
 }
 
-/** Seconds with at most nine decimals, ties to even as Python rounds them. */
-export function decimal(seconds) {
-  if (seconds >= 1e21) return BigInt(seconds).toString()
-  const exact = seconds.toFixed(60)
-  const cut = exact.indexOf(".") + 10
-  const even = Number(exact[cut - 1]) % 2 === 0
-  const text = even && /^50*$/.test(exact.slice(cut)) ? exact.slice(0, cut) : seconds.toFixed(9)
-  return text.replace(/0+$/, "").replace(/\.$/, "")
-}
-
-/** Seconds, minutes:seconds or hours:minutes:seconds; null when it is none of these. */
+/** Seconds of "seconds", "minutes:seconds" or "hours:minutes:seconds"; null where a part is not a number. */
 function clock(text) {
   let seconds = 0
-  for (const part of strip(text).split(":")) {
-    const value = number(part)
+  for (const part of text.split(":")) {
+    const value = float(part)
     if (value === null) return null
     seconds = seconds * 60 + value
   }
   return seconds
-}
-
-/** What Python's float() makes of a text, null where it refuses. */
-function number(text) {
-  const word = strip(text).replace(/\p{Nd}/gu, digit)
-  if (WORDS.test(word)) return /nan/i.test(word) ? NaN : word.startsWith("-") ? -Infinity : Infinity
-  if (!NUMBER.test(word) || !/^[+-]?\.?\d/.test(word)) return null
-  return Number(word.replaceAll("_", ""))
-}
-
-/** The ASCII digit of a decimal digit of any script: Unicode keeps each script's ten in a row. */
-function digit(character) {
-  const isDigit = code => /^\p{Nd}$/u.test(String.fromCodePoint(code))
-  const code = character.codePointAt(0)
-  let first = code
-  while (isDigit(first - 1)) first--
-  return String((code - first) % 10)
-}
-
-function strip(text) {
-  return text.replace(TRIM, "")
 }
