@@ -2,9 +2,8 @@
 
 import { app } from "../../scripts/app.js"
 import { spoken } from "./frontend.js"
-import { graphOf } from "./wav/graph.js"
+import { graphOf, isWav } from "./wav/graph.js"
 
-const TYPES = ["audio/wav", "audio/x-wav", "audio/wave", "audio/vnd.wave"]
 const WORDS = {
   en: name => `The graph inside ${name} is damaged.`,
   zh: name => `${name} 内的工作流已损坏。`,
@@ -29,10 +28,6 @@ app.registerExtension({
     }
   },
 })
-
-function isWav(file) {
-  return TYPES.includes(file?.type) || /\.wave?$/i.test(file?.name ?? "")
-}
 
 async function read(file) {
   try {

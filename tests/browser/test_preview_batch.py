@@ -181,26 +181,7 @@ def test_other_ways_to_carry_a_graph(editor: Editor, chunks, wanted):
     assert editor.errors == []
 
 
-BROKEN = {
-    "nothing": b"", "a torn head": b"RIFF", "no graph": riff(), "a size beyond the end": b"RIFF\xff\xff\xff\xffWAVEsa3 \xff\xff\xff\x01{",
-    "beyond reason": b"RIFF\xff\xff\xff\xffWAVEsa3 \xff\xff\xff\xff{", "no nodes": riff(chunk(b"sa3 ", b'{"workflow": {"nodes": 3}}')),
-    "no JSON": riff(chunk(b"sa3 ", b"not json")), "null": riff(chunk(b"sa3 ", b"null")),
-    "no class": riff(chunk(b"sa3 ", b'{"prompt": {"1": null}}')), "a torn comment": riff(chunk(b"LIST", b"INFOICMT\xff\xff\xff\xff{}")),
-    "empty chunks without end": riff(*[chunk(b"junk", b"")] * 2000),
-}  # fmt: skip
-
-
-def test_nothing_is_read_into_a_broken_wav(editor: Editor):
-    script = """async ([pack, bytes]) => {
-      const { graphOf } = await import(`/extensions/${pack}/wav/graph.js`)
-      return graphOf(new File([Uint8Array.from(atob(bytes), c => c.charCodeAt(0))], 'x.wav')).catch(error => error.name)
-    }"""
-    found = {name: editor.page.evaluate(script, [ROOT.name, base64.b64encode(content).decode()]) for name, content in BROKEN.items()}
-    damaged = ("a size beyond the end", "no JSON")
-    assert found == {name: "SyntaxError" if name in damaged else None for name in BROKEN}
-
-
-@pytest.mark.parametrize(("content", "ours"), [(riff(), False), (BROKEN["no JSON"], True)], ids=["plain", "damaged"])
+@pytest.mark.parametrize(("content", "ours"), [(riff(), False), (riff(chunk(b"sa3 ", b"not json")), True)], ids=["plain", "damaged"])
 def test_a_wav_without_a_graph_is_left_to_comfyui(editor: Editor, content: bytes, ours: bool):
     """Which makes a Load Audio of it, or says that it found no workflow, depending on its age."""
     editor.load(SMALL, "small")

@@ -21,8 +21,6 @@ from playwright.sync_api import TimeoutError
 
 from launcher.editor import Editor
 from launcher.server import Server
-from sa3_core.errors import SA3Error
-from sa3_core.regions import format_regions, merge_regions, parse_regions
 
 ROOT = Path(__file__).parents[2]
 SECONDS, RATE, PITCH = 4.0, 44100, 220.0
@@ -427,69 +425,3 @@ def test_the_new_part_of_a_continuation(editor: Editor, side: str):
     (sent,) = (node["inputs"] for node in editor.prompt().values() if node["class_type"] == CONTINUE)
     assert set(sent) == {"audio", "vae", "seconds", "side", "padding", "chunk_size", "overlap"} and sent["seconds"] == 2
     assert editor.errors == []
-
-
-TEXTS = [
-    "", " , ;\n", "1.5-3, 10-12.25", "0.5-1;2-3\n4-5", "1:05-1:10, 0:01.5-0:03", "1:00:00.5-1:00:01", "5-6, 1-2, 1.5-3, 3-4", "1–2",
-    ".5-1.", "+1-2", "1e1-1.2E1", "1e-3-2", "1_0-2_0", "1__0-20", "１.５-３", "٣-٤", "inf-2", "1-Infinity", "nan-1", "2-1", "1-1", "-1-2",
-    "1-", "1", "a-b", "1.5-3, x", "1-2-3", "0x1-2", "1:-2", ":1-2", "1 . 5-3", "\u00a01\u2003-\u30002\x1f", "\ufeff1-2", "0.0009765625-1",
-    "0.0029296875-1", "0.1234567891-0.9999999999", "1e22-1e23", "0-1e400", "1,5-3", "1e-12-3e-12", "08-09", "1-2,,3-4",
-]  # fmt: skip
-
-
-def test_regions_read_and_write_as_in_python(editor: Editor):
-    found = editor.page.evaluate(
-        """async ([address, texts]) => {
-          const {parseRegions, mergeRegions, formatRegions} = await import(address)
-          return texts.map(text => { try { return formatRegions(mergeRegions(parseRegions(text))) } catch { return null } })
-        }""",
-        [f"/extensions/{ROOT.name}/waveform/regions.js", TEXTS],
-    )
-    assert dict(zip(TEXTS, found, strict=True)) == {text: in_python(text) for text in TEXTS}
-
-
-def in_python(text: str) -> str | None:
-    try:
-        return format_regions(merge_regions(parse_regions(text)))
-    except SA3Error:
-        return None
-
-
-def test_the_modules_without_a_page(editor: Editor):
-    """Undo, snapping, the outline and the spectrum, on values known by heart."""
-    found = editor.page.evaluate(
-        """async folder => {
-          const [{History}, snap, {Peaks}, {Fft, column, rowBins}, {sampleRateOf}] =
-            await Promise.all(['history', 'snap', 'peaks', 'spectrum', 'header'].map(name => import(`${folder}/${name}.js`)))
-          const history = new History('a')
-          for (const [state, join] of [['b'], ['c', 'x'], ['d', 'x'], ['d'], ['e', 'y']]) history.push(state, join)
-          const path = [history.undo(), history.undo(), history.redo(), history.undo(), history.undo(), history.undo()]
-          history.push('f')
-          const tone = Float32Array.from({length: 50000}, (_, i) => 0.5 * Math.sin(2 * Math.PI * 1000 * i / 44100))
-          const peaks = await Peaks.build([tone, tone.map(value => -value / 2)])
-          const power = new Fft().at(tone, 20000)
-          const bins = rowBins(50, 44100), rows = column(new Fft(), tone, 20000, 100, 1, bins, new Float32Array(50))
-          const loudest = rows.indexOf(Math.max(...rows))
-          const wav = new Uint8Array(await (await fetch('/view?filename=recording.wav&type=input')).arrayBuffer())
-          return {
-            path, redo: history.canRedo, state: history.state,
-            beats: [snap.nearestBeat(1.1, 120), snap.nearestBeat(1.1, 120, 0.2)],
-            zero: [snap.nearestZero(tone, 44100, 0.10012), snap.nearestZero(new Float32Array(9000).fill(1), 44100, 0.1)],
-            peak: peaks.peak, over: peaks.over(1000, 40000), bin: power.indexOf(Math.max(...power)), level: Math.max(...power),
-            pitch: bins[loudest].map(bin => bin * 44100 / 1024), quiet: rows[5],
-            rates: [wav, Uint8Array.from([102, 76, 97, 67, ...Array(14).fill(0), 0x0b, 0xb8, 2, 0, 0]), wav.slice(40)].map(sampleRateOf),
-          }
-        }""",
-        f"/extensions/{ROOT.name}/waveform",
-    )
-    assert found["path"] == ["d", "b", "d", "b", "a", "a"] and found["state"] == "f" and not found["redo"]
-    assert found["beats"] == pytest.approx([1.0, 1.2])
-    assert found["zero"] == [pytest.approx(0.1, abs=1 / 44100), None]
-    assert found["peak"] == pytest.approx(0.5, abs=1e-3)
-    over = found["over"]
-    assert over["max"] == pytest.approx(0.5, abs=1e-3) and over["min"] == -over["max"]
-    assert over["rms"] == pytest.approx(0.5 * math.sqrt((1 + 0.25) / 4), rel=0.01)
-    assert abs(found["bin"] * 44100 / 1024 - 1000) < 44100 / 1024 and found["level"] == pytest.approx(0.25, rel=0.2)
-    low, high = found["pitch"]
-    assert low - 50 < 1000 < high + 50 and found["quiet"] == 0
-    assert found["rates"] == [44100, 48000, None]

@@ -1,8 +1,14 @@
 // The graph inside a WAV file, read chunk by chunk so that the sound itself is never loaded.
 
+const TYPES = ["audio/wav", "audio/x-wav", "audio/wave", "audio/vnd.wave"]
 const OURS = "sa3 " // sa3_core/audio_files.py: a JSON object with prompt, workflow and run record
 const LARGEST = 64 * 2 ** 20 // bytes of a chunk that may hold a graph
 const MOST = 1000 // chunks
+
+/** Whether a File is a WAV by its type or its name. */
+export function isWav(file) {
+  return TYPES.includes(file?.type) || /\.wave?$/i.test(file?.name ?? "")
+}
 
 /** {workflow} or {prompt} as objects, null when there is none. Throws SyntaxError where our own chunk cannot be read. */
 export async function graphOf(file) {

@@ -1,6 +1,6 @@
 // What the buttons and keys do to an editor.
 
-const GAP = 1e-6 // seconds that keep a nudged region apart from its neighbour, so that they do not become one
+const GAP = 1e-6 // seconds between a nudged region and its neighbour: regions that touch are merged
 
 export const ACTIONS = {
   play: editor => (editor.player.playing ? editor.player.stop() : editor.playFrom(editor.cursor)),
@@ -18,7 +18,7 @@ export const ACTIONS = {
   beats: editor => toggle(editor, "beats"),
   zero: editor => toggle(editor, "zero"),
   help: editor => (editor.parts.keys.hidden = !editor.parts.keys.hidden),
-  letGo: editor => {
+  deselect: editor => {
     editor.player.stop()
     editor.gestures.cancel()
     editor.parts.keys.hidden = true
@@ -26,15 +26,15 @@ export const ACTIONS = {
   },
 }
 
-/** The next or previous region becomes the selected one. */
-export function choose(editor, step) {
+/** Selects the next (step 1) or previous (-1) region and moves the cursor to its start. */
+export function selectNext(editor, step) {
   const count = editor.regions.length
   if (!editor.model.free || !count) return
   editor.select(editor.selected === null ? (step > 0 ? 0 : count - 1) : (editor.selected + step + count) % count)
   editor.setCursor(editor.regions[editor.selected][0], true)
 }
 
-/** Moves the selected region, or its end alone, no further than its neighbours; of a new part, changes the length. */
+/** Moves the selected region (whole) or only its end, up to its neighbours. Changes the length of a continuation. */
 export function nudge(editor, step, whole) {
   if (!editor.editable) return
   const { model, selected, bounds } = editor

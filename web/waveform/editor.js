@@ -2,12 +2,13 @@
 
 import { ACTIONS } from "./actions.js"
 import { loadClip } from "./audio.js"
-import { cursorFor, Gestures } from "./gestures.js"
+import { cursorFor } from "./drag.js"
+import { Gestures } from "./gestures.js"
 import { History } from "./history.js"
 import { press } from "./keys.js"
 import { Player } from "./player.js"
 import { RegionError } from "./regions.js"
-import { keptSettings, readSettings, writeSettings } from "./settings.js"
+import { settingsText, readSettings, writeSettings } from "./settings.js"
 import { roundTo, snap } from "./snap.js"
 import { fileUrl, findSource } from "./source.js"
 import { Surface } from "./surface.js"
@@ -108,7 +109,7 @@ export class WaveformEditor {
   }
 
   followSettings() {
-    const kept = keptSettings(this.node)
+    const kept = settingsText(this.node)
     if (kept === this.kept) return
     this.kept = kept
     this.settings = readSettings(this.node)
@@ -179,7 +180,8 @@ export class WaveformEditor {
     this.repaint()
   }
 
-  drop() {
+  /** Writes what the mouse has changed, if anything. */
+  commitDraft() {
     const { draft, selected } = this
     this.draft = null
     if (draft) this.commit(draft, selected)
@@ -281,7 +283,7 @@ export class WaveformEditor {
 
   keepSettings() {
     writeSettings(this.node, this.settings)
-    this.kept = keptSettings(this.node)
+    this.kept = settingsText(this.node)
     this.surface.showSettings(this.settings)
   }
 

@@ -1,10 +1,10 @@
-// The keyboard on the picture. What is not listed here stays with the graph.
+// The keys while the canvas has the focus. Keys that are not listed here reach the graph.
 
-import { choose, nudge } from "./actions.js"
+import { nudge, selectNext } from "./actions.js"
 
 const STEP = 0.01 // seconds of an arrow key
 
-/** Runs what a key means; true when it meant something. */
+/** Runs the action of a key event. Returns whether it has one. */
 export function press(editor, event) {
   const name = nameOf(event)
   const run = KEYS[name]
@@ -26,11 +26,11 @@ const KEYS = {
   Delete: editor => editor.act("remove"),
   Backspace: editor => editor.act("remove"),
   Enter: editor => editor.act("add"),
-  Escape: editor => editor.act("letGo"),
+  Escape: editor => editor.act("deselect"),
   Home: editor => editor.setCursor(editor.view.from, true),
   End: editor => editor.setCursor(editor.view.to, true),
-  ArrowUp: editor => choose(editor, -1),
-  ArrowDown: editor => choose(editor, 1),
+  ArrowUp: editor => selectNext(editor, -1),
+  ArrowDown: editor => selectNext(editor, 1),
   ArrowLeft: (editor, event) => arrow(editor, event, -1),
   ArrowRight: (editor, event) => arrow(editor, event, 1),
   "+": editor => editor.act("zoomIn"),

@@ -1,26 +1,15 @@
-// Draws the picture (ruler, outline, spectrogram, overview), and above it what moves (regions, grid, cursors).
+// Draws the canvases: below, the waveform, spectrogram, ruler and overview; above, the regions, beats and cursors.
 
-import { BLOCK } from "./peaks.js"
-import { clockText, tickStep } from "./view.js"
+import { lanesOf, OVERVIEW, RULER } from "./lanes.js"
+import { extremes } from "./peaks.js"
+import { beatLines, clockText, tickStep } from "./view.js"
 
-export const RULER = 18
-export const OVERVIEW = 22
-const GAP = 1
 const FONT = "10px system-ui, sans-serif"
 
-/** Tops and heights of the lanes in a picture of this height: {ruler, wave, spectrum, overview}. */
-export function lanesOf(height) {
-  const room = height - RULER - OVERVIEW - 3 * GAP
-  const wave = Math.round(room * 0.56)
-  return {
-    ruler: [0, RULER],
-    wave: [RULER + GAP, wave],
-    spectrum: [RULER + wave + 2 * GAP, room - wave],
-    overview: [height - OVERVIEW, OVERVIEW],
-  }
-}
-
-/** scene: {view, clip, tiles, theme, origin, width, height, pixels}. origin: what the ruler calls 0. */
+/**
+ * The lower canvas. scene: {view, clip, tiles, theme, origin, width, height, pixels}.
+ * origin: the time that the ruler labels 0. pixels: device pixels across.
+ */
 export function paintPicture(context, scene) {
   const { view, clip, tiles, theme, width, height, pixels } = scene
   const lanes = lanesOf(height)
@@ -55,9 +44,9 @@ function paintRuler(context, { view, theme, origin, width }) {
   }
 }
 
-/** The clip between its extremes, the root mean square inside it. seen: {start, span}. */
+/** The waveform from minimum to maximum, the RMS inside it. seen: {start, span} in seconds. */
 function outline(context, { clip, theme, pixels, width: whole }, seen, top, height, width) {
-  const device = pixels / whole // device pixels per unit
+  const device = pixels / whole // device pixels per CSS pixel
   const gain = (0.94 * (height / 2)) / Math.max(clip.peaks.peak, 0.02)
   const middle = top + height / 2
   const perColumn = ((seen.span / width) * clip.rate) / device
@@ -76,21 +65,6 @@ function outline(context, { clip, theme, pixels, width: whole }, seen, top, heig
   }
 }
 
-function extremes(clip, from, to) {
-  if (to <= 0 || from >= clip.samples.length) return { min: 1, max: -1, rms: 0 }
-  if (to - from >= BLOCK) return clip.peaks.over(from, to)
-  let [min, max, square] = [Infinity, -Infinity, 0]
-  const first = Math.max(Math.floor(from), 0)
-  const last = Math.min(Math.ceil(to) + 1, clip.samples.length) // one more, so that columns meet
-  for (let n = first; n < last; n++) {
-    const value = clip.samples[n]
-    if (value < min) min = value
-    if (value > max) max = value
-    square += value * value
-  }
-  return { min, max, rms: Math.sqrt(square / Math.max(last - first, 1)) }
-}
-
 function curve(context, { samples, rate }, theme, seen, middle, gain, width) {
   context.strokeStyle = theme.body
   context.lineWidth = 1.25
@@ -102,13 +76,16 @@ function curve(context, { samples, rate }, theme, seen, middle, gain, width) {
   context.stroke()
 }
 
-/** marks: {regions, selected, faded, edge, cursor, head, grid, hover}; edge: the only one that can be dragged, null = all. */
+/**
+ * The upper canvas. marks: {regions, selected, faded, edge, cursor, head, grid, hover}.
+ * edge: the only edge that can be dragged, null for all. grid: {bpm, first} or null. hover: {region: its start, edge} or null.
+ */
 export function paintMarks(context, scene, marks) {
   const { view, theme, width, height } = scene
   const lanes = lanesOf(height)
   const bottom = lanes.spectrum[0] + lanes.spectrum[1]
   context.clearRect(0, 0, width, height)
-  for (const x of beats(view, width, marks.grid)) fill(context, theme.beat, x, RULER, 1, bottom - RULER)
+  for (const x of beatLines(view, width, marks.grid)) fill(context, theme.beat, x, RULER, 1, bottom - RULER)
   context.globalAlpha = marks.faded ? 0.4 : 1
   marks.regions.forEach((region, i) => paintRegion(context, scene, region, i === marks.selected, marks, bottom, lanes.wave))
   context.globalAlpha = 1
@@ -135,7 +112,7 @@ function paintRegion(context, { view, theme, width, origin }, [start, end], sele
   })
 }
 
-/** The first text that has room. */
+/** The first of the texts that fits. */
 function label(context, theme, left, right, texts) {
   context.font = FONT
   context.textBaseline = "middle"
@@ -177,18 +154,6 @@ function paintOverview(context, { view, theme, width }, { regions, head }, top) 
   context.strokeStyle = theme.body
   context.lineWidth = 1
   context.strokeRect(left + 0.5, top + 0.5, Math.max(right - left - 1, 2), OVERVIEW - 1)
-}
-
-function beats(view, width, grid) {
-  if (!grid) return []
-  const beat = 60 / grid.bpm
-  let step = beat
-  while ((step / view.span) * width < 6) step *= 2
-  const lines = []
-  for (let k = Math.ceil((view.start - grid.first) / step); grid.first + k * step <= view.end; k++) {
-    lines.push(Math.round(view.toX(grid.first + k * step, width)))
-  }
-  return lines
 }
 
 function hatch(context, theme, left, top, width, height) {

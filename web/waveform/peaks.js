@@ -1,11 +1,11 @@
-// The outline of a clip at every zoom: a pyramid of minimum, maximum and mean square over blocks of samples.
+// Minimum, maximum and RMS of a clip at every zoom: a pyramid over blocks of samples.
 
-export const BLOCK = 64 // samples of the finest level
+const BLOCK = 64 // samples of the finest level
 const RATIO = 4 // blocks of one level in a block of the next
-const CHUNK = 1 << 21 // samples between two breaths
+const CHUNK = 1 << 21 // samples between two pauses
 
 export class Peaks {
-  /** channels: Float32Arrays of one length. pause: awaited between chunks, so that the page stays alive. */
+  /** channels: Float32Arrays of one length. pause(): awaited between chunks, so that the page stays responsive. */
   static async build(channels, pause = async () => {}) {
     const blocks = Math.ceil(channels[0].length / BLOCK)
     const level = emptyLevel(blocks, BLOCK)
@@ -22,7 +22,7 @@ export class Peaks {
     this.levels = levels
   }
 
-  /** {min, max, rms} over the samples [from, to), whole blocks of the coarsest level that is still fine enough. */
+  /** {min, max, rms} over the samples [from, to), extended to whole blocks of the coarsest level whose blocks are not longer. */
   over(from, to) {
     const level = this.levelFor(to - from)
     const first = Math.max(Math.floor(from / level.block), 0)
@@ -39,9 +39,7 @@ export class Peaks {
   }
 
   levelFor(samples) {
-    let fitting = this.levels[0]
-    for (const level of this.levels) if (level.block <= samples) fitting = level
-    return fitting
+    return this.levels.findLast(level => level.block <= samples) ?? this.levels[0]
   }
 
   /** The largest magnitude in the clip. */
@@ -49,6 +47,22 @@ export class Peaks {
     const { min, max } = this.over(0, Infinity)
     return Math.max(-min, max, 0)
   }
+}
+
+/** {min, max, rms} over the samples [from, to) of a clip {samples, peaks}; min > max outside the clip. */
+export function extremes({ samples, peaks }, from, to) {
+  if (to <= 0 || from >= samples.length) return { min: 1, max: -1, rms: 0 }
+  if (to - from >= BLOCK) return peaks.over(from, to)
+  let [min, max, square] = [Infinity, -Infinity, 0]
+  const first = Math.max(Math.floor(from), 0)
+  const last = Math.min(Math.ceil(to) + 1, samples.length) // one sample more, so that columns join
+  for (let n = first; n < last; n++) {
+    const value = samples[n]
+    if (value < min) min = value
+    if (value > max) max = value
+    square += value * value
+  }
+  return { min, max, rms: Math.sqrt(square / Math.max(last - first, 1)) }
 }
 
 function emptyLevel(blocks, block) {

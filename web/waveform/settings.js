@@ -1,26 +1,27 @@
-// What an editor remembers beside the widgets: the grid and what is seen, in the node's properties, so no part of the graph's API form.
+// The grid and the view of an editor, saved in the node's properties: part of the workflow, not of the API prompt.
 
-const NAME = "sa3_waveform"
+const NAME = "sa3_waveform" // of the property
 export const DEFAULTS = { beats: false, zero: false, bpm: 120, first: 0, start: null, span: null }
 
+/** The saved settings, which are untrusted: a value of the wrong type becomes the default. */
 export function readSettings(node) {
-  const kept = node.properties?.[NAME]
+  const saved = node.properties?.[NAME]
   const settings = { ...DEFAULTS }
   for (const key of Object.keys(DEFAULTS)) {
-    if (kept && typeof kept[key] === typeof (DEFAULTS[key] ?? 0)) settings[key] = kept[key]
+    if (saved && typeof saved[key] === typeof (DEFAULTS[key] ?? 0)) settings[key] = saved[key]
   }
   settings.bpm = Math.min(Math.max(settings.bpm, 20), 400)
   return settings
 }
 
-/** Keeps only what differs from the defaults, so an editor that nobody touched leaves no trace in the file. */
+/** Saves what differs from the defaults, so an untouched editor adds nothing to the file. */
 export function writeSettings(node, settings) {
   const changed = Object.fromEntries(Object.entries(settings).filter(([key, value]) => value !== DEFAULTS[key]))
   if (Object.keys(changed).length) node.properties[NAME] = changed
   else delete node.properties[NAME]
 }
 
-/** The settings as kept, to see whether somebody else has changed them. */
-export function keptSettings(node) {
+/** The saved settings as text, to detect changes by undo, paste or another extension. */
+export function settingsText(node) {
   return JSON.stringify(node.properties?.[NAME] ?? null)
 }

@@ -75,7 +75,7 @@ export class Surface {
       edge: model.free ? null : model.edge,
       cursor: clip ? cursor : null,
       head,
-      grid: settings.beats && settings,
+      grid: settings.beats ? settings : null,
       hover: over,
     }
   }

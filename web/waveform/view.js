@@ -1,6 +1,6 @@
-// Which part of a time line is seen, in seconds.
+// The visible part of a time line, in seconds, and what is marked on it.
 
-export const SHORTEST = 0.002 // seconds across the picture, at the closest
+const SHORTEST = 0.002 // seconds across the canvas at the highest zoom
 
 export class View {
   constructor(from = 0, to = 1) {
@@ -20,7 +20,7 @@ export class View {
     return this.span >= this.length - 1e-9
   }
 
-  /** The time line's ends; what is seen stays where it is as far as it lies inside. */
+  /** The time line's ends. A partial view keeps its place as far as it lies inside. */
   setLimits(from, to) {
     const whole = this.from === undefined || this.whole
     this.from = from
@@ -39,7 +39,7 @@ export class View {
     this.start = Math.min(Math.max(start, this.from), this.to - this.span)
   }
 
-  /** factor below 1 comes closer; the time `at` keeps its place in the picture. */
+  /** A factor below 1 zooms in. The time `at` keeps its place on the canvas. */
   zoom(factor, at) {
     const span = Math.min(Math.max(this.span * factor, SHORTEST), this.length)
     this.show(at - ((at - this.start) / this.span) * span, span)
@@ -49,7 +49,7 @@ export class View {
     this.show(this.start + seconds, this.span)
   }
 
-  /** Scrolls as little as needed to have a time in the picture. */
+  /** Scrolls a time that is outside the view to a tenth from the nearer side. */
   reveal(time) {
     if (time < this.start) this.show(time - 0.1 * this.span, this.span)
     else if (time > this.end) this.show(time - 0.9 * this.span, this.span)
@@ -64,7 +64,7 @@ export class View {
   }
 }
 
-/** Distance of a ruler's marks: the smallest of 1, 2, 5 times a power of ten, or of whole minutes, not below `seconds`. */
+/** Seconds between a ruler's ticks: the smallest not below `seconds` of 1, 2, 5 times a power of ten, 20, 30, or whole minutes. */
 export function tickStep(seconds) {
   const minutes = [60, 120, 300, 600, 1800, 3600]
   if (seconds > 30) return minutes.find(step => step >= seconds) ?? 3600 * Math.ceil(seconds / 3600)
@@ -82,4 +82,16 @@ export function clockText(seconds, step = 0.001) {
   const rest = (rounded - 60 * minutes).toFixed(decimals)
   const sign = seconds < 0 && rounded > 0 ? "-" : ""
   return `${sign}${minutes}:${rest.padStart(decimals ? decimals + 3 : 2, "0")}`
+}
+
+/** Canvas positions of the beats in a view, every second, fourth, ... one where they would lie closer than 6 pixels. grid: {bpm, first} or null. */
+export function beatLines(view, width, grid) {
+  if (!grid) return []
+  let step = 60 / grid.bpm
+  while ((step / view.span) * width < 6) step *= 2
+  const lines = []
+  for (let k = Math.ceil((view.start - grid.first) / step); grid.first + k * step <= view.end; k++) {
+    lines.push(Math.round(view.toX(grid.first + k * step, width)))
+  }
+  return lines
 }

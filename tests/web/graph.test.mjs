@@ -1,0 +1,133 @@
+// The graph inside a WAV, and the audio of a node in a graph.
+
+import assert from "node:assert/strict"
+import { test } from "node:test"
+import { fileUrl, findSource, resultOf } from "../../web/waveform/source.js"
+import { graphOf, isWav } from "../../web/wav/graph.js"
+
+const bytes = value => (typeof value === "string" ? new TextEncoder().encode(value) : value)
+const join = parts => Uint8Array.from(parts.flatMap(part => [...bytes(part)]))
+const u32 = value => new Uint8Array(Uint32Array.of(value).buffer)
+const chunk = (name, content) => join([name, u32(bytes(content).length), content, new Uint8Array(bytes(content).length % 2)])
+const riff = (...chunks) => {
+  const body = join(["WAVE", chunk("fmt ", new Uint8Array(16)), chunk("data", new Uint8Array(1600)), ...chunks])
+  return join(["RIFF", u32(body.length), body])
+}
+const read = content => graphOf(new Blob([content]))
+
+const WORKFLOW = { nodes: [{ id: 1, type: "SA3_EmptyLatent" }] }
+const PROMPT = { 1: { class_type: "SA3_ModelLoader", inputs: {} } }
+const comment = words => chunk("LIST", join(["INFO", chunk("ICMT", words)]))
+
+test("graphs: our own chunk, a comment, text inside text, the workflow before the prompt", async () => {
+  assert.deepEqual(await read(riff(chunk("sa3 ", JSON.stringify({ workflow: WORKFLOW, prompt: PROMPT })))), { workflow: WORKFLOW })
+  assert.deepEqual(await read(riff(chunk("sa3 ", JSON.stringify({ prompt: PROMPT })))), { prompt: PROMPT })
+  assert.deepEqual(await read(riff(comment(JSON.stringify({ workflow: JSON.stringify(WORKFLOW) })))), { workflow: WORKFLOW })
+  assert.deepEqual(await read(riff(comment("a plain comment"), chunk("sa3 ", JSON.stringify({ prompt: PROMPT })))), { prompt: PROMPT })
+})
+
+test("NaN and Infinity as Python writes them, except inside texts", async () => {
+  const node = '{"class_type": "A", "inputs": {"a": NaN, "b": -Infinity, "c": "NaN, \\"Infinity"}}'
+  const { prompt } = await read(riff(chunk("sa3 ", `{"x": NaN, "prompt": {"1": ${node}}}`)))
+  assert.deepEqual(prompt[1].inputs, { a: null, b: null, c: 'NaN, "Infinity' })
+})
+
+const WITHOUT = {
+  "an empty file": "",
+  "a torn header": "RIFF",
+  "no graph": riff(),
+  "a size beyond reason": "RIFF\xff\xff\xff\xffWAVEsa3 ",
+  "a graph without nodes": riff(chunk("sa3 ", '{"workflow": {"nodes": 3}}')),
+  "null": riff(chunk("sa3 ", "null")),
+  "a node without a class": riff(chunk("sa3 ", '{"prompt": {"1": null}}')),
+  "a torn comment": riff(chunk("LIST", join(["INFOICMT", u32(0xffffffff), "{}"]))),
+  "a comment that only looks like JSON": riff(comment("{broken")),
+  "empty chunks without end": riff(...Array(2000).fill(chunk("junk", ""))),
+  "a chunk above the limit": join(["RIFF", u32(0xffffffff), "WAVEsa3 ", u32(0xffffffff), "{"]),
+}
+
+for (const [name, content] of Object.entries(WITHOUT)) {
+  test(`no graph in a WAV with ${name}`, async () => assert.equal(await read(content), null))
+}
+
+test("a damaged chunk of ours is an error", async () => {
+  await assert.rejects(read(riff(chunk("sa3 ", "not json"))), SyntaxError)
+  await assert.rejects(read(join(["RIFF", u32(0xffffffff), "WAVEsa3 ", u32(0x01ffffff), "{"])), SyntaxError)
+})
+
+test("WAV files by type or name", () => {
+  for (const file of [{ type: "audio/x-wav" }, { name: "a.WAV" }, { name: "b.wave", type: "" }]) assert.ok(isWav(file))
+  for (const file of [undefined, {}, { name: "a.wav.png" }, { name: "a.flac", type: "audio/flac" }]) assert.ok(!isWav(file))
+})
+
+/** A graph of litegraph's form: nodes by id with their inputs as {name: origin id}; outputs are slot 0. */
+function graphWith(nodes) {
+  const graph = { nodes: [], links: {}, getNodeById: id => graph.nodes.find(node => node.id === Number(id)) ?? null }
+  graph.rootGraph = graph
+  for (const [id, { inputs = {}, ...rest }] of Object.entries(nodes)) {
+    const node = { id: Number(id), graph, widgets: [], inputs: [], outputs: [{ type: "AUDIO" }], mode: 0, ...rest }
+    for (const [name, origin] of Object.entries(inputs)) {
+      const link = origin === null ? null : Object.keys(graph.links).length + 1
+      if (link) graph.links[link] = { id: link, origin_id: origin, origin_slot: 0 }
+      node.inputs.push({ name, link, type: name === "latent" || name === "samples" ? "LATENT" : "AUDIO" })
+    }
+    graph.nodes.push(node)
+  }
+  return graph
+}
+
+const loader = (value, more = {}) => ({ type: "LoadAudio", widgets: [{ name: "audio", value }], ...more })
+const FILE = { filename: "a.wav", subfolder: "", type: "input" }
+const editorOf = graph => graph.nodes.at(-1)
+const source = (nodes, outputs = {}) => findSource(editorOf(graphWith(nodes)), outputs)
+
+test("the file of the loader, directly and through reroutes and bypassed nodes", () => {
+  assert.deepEqual(source({ 1: loader("a.wav"), 9: { inputs: { audio: 1 } } }), { files: [FILE], missing: "run" })
+  assert.deepEqual(source({ 1: loader("a.wav"), 2: { type: "Reroute", inputs: { "": 1 } }, 9: { inputs: { audio: 2 } } }).files, [FILE])
+  assert.deepEqual(source({ 1: loader("a.wav"), 2: { type: "X", mode: 4, inputs: { audio: 1 } }, 9: { inputs: { audio: 2 } } }).files, [FILE])
+})
+
+test("the audio of the latent, when no audio is linked", () => {
+  const nodes = { 1: loader("a.wav"), 2: { type: "SA3_SAMEEncode", inputs: { audio: 1 } }, 9: { inputs: { audio: null, latent: 2 } } }
+  assert.deepEqual(source(nodes), { files: [FILE], missing: "link" })
+})
+
+test("no file before a run: a node that computes, a muted loader, a linked loader, a loop, nothing", () => {
+  assert.deepEqual(source({ 1: loader("a.wav"), 2: { type: "X", inputs: { audio: 1 } }, 9: { inputs: { audio: 2 } } }), { files: [], missing: "run" })
+  assert.deepEqual(source({ 1: loader("a.wav", { mode: 2 }), 9: { inputs: { audio: 1 } } }).files, [])
+  assert.deepEqual(source({ 1: { type: "X" }, 2: loader("a.wav", { inputs: { audio: 1 } }), 9: { inputs: { audio: 2 } } }).files, [])
+  assert.deepEqual(source({ 1: { type: "Reroute", inputs: { "": 2 } }, 2: { type: "Reroute", inputs: { "": 1 } }, 9: { inputs: { audio: 1 } } }).files, [])
+  assert.deepEqual(source({ 9: { inputs: { audio: null } } }), { files: [], missing: "link" })
+})
+
+test("a loader inside a subgraph, and an editor inside one", () => {
+  const inner = graphWith({ 1: loader("a.wav") })
+  inner.outputs = [{ linkIds: [5] }]
+  inner.links[5] = { id: 5, origin_id: 1, origin_slot: 0 }
+  assert.deepEqual(source({ 2: { subgraph: inner }, 9: { inputs: { audio: 2 } } }).files, [FILE])
+  const held = graphWith({ 9: { inputs: { audio: -10 } } })
+  held.rootGraph = graphWith({ 1: loader("a.wav"), 2: { subgraph: held, inputs: { audio: 1 } } })
+  assert.deepEqual(findSource(editorOf(held), {}).files, [FILE])
+})
+
+test("annotated values of a loader", () => {
+  const file = value => source({ 1: loader(value), 9: { inputs: { audio: 1 } } }).files[0]
+  assert.deepEqual(file("a/b/c d.wav [output]"), { filename: "c d.wav", subfolder: "a/b", type: "output" })
+  assert.deepEqual(file("a [x].wav"), { filename: "a [x].wav", subfolder: "", type: "input" })
+  for (const value of ["", undefined, 3]) assert.equal(file(value), undefined)
+})
+
+test("the result of a run, shown only for the file that it was computed from", () => {
+  const shown = { filename: "t.wav", subfolder: "", type: "temp" }
+  const node = editorOf(graphWith({ 1: loader("a.wav"), 9: { inputs: { audio: 1 } } }))
+  assert.deepEqual(findSource(node, { 9: { sa3_waveform: [shown] } }).files, [FILE, shown])
+  node.sa3Result = resultOf(node, { sa3_waveform: [shown] })
+  assert.deepEqual(findSource(node, {}).files, [FILE, shown])
+  node.graph.nodes[0].widgets[0].value = "b.wav"
+  assert.deepEqual(findSource(node, {}).files, [{ ...FILE, filename: "b.wav" }])
+  assert.equal(resultOf(node, {}), null)
+})
+
+test("addresses escape names", () => {
+  assert.equal(fileUrl({ apiURL: path => `/api${path}` }, { ...FILE, filename: "a&b.wav" }), "/api/view?filename=a%26b.wav&subfolder=&type=input")
+})
