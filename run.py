@@ -1,7 +1,8 @@
-"""Set everything up and make one audio file, or run the tests.
+"""Set everything up and make one audio file, run the tests, or run a benchmark.
 
     python run.py "a low tone, then a kick every half second" --duration 4 --seed 7
     python run.py --test [pytest arguments ...]
+    python run.py --benchmark [name [arguments of benchmarks/name.py ...]]
 
 Needs only Python 3.10 to 3.13: it finds the ComfyUI around this folder, takes the one named with --comfyui, or makes
 a private one under .run/ from the package index. The path of the audio file is the last line of stdout.
@@ -39,10 +40,12 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--python", type=Path, metavar="PATH", help="the Python of that ComfyUI, or the one to build on")
     parser.add_argument("--cpu", action="store_true", help="do not use a GPU")
     parser.add_argument("--test", nargs=argparse.REMAINDER, metavar="ARG", help="run the linter and the tests instead")
+    words = "run benchmarks/NAME.py instead, with the arguments after the name; without a name: list them"
+    parser.add_argument("--benchmark", nargs=argparse.REMAINDER, metavar="NAME", help=words)
     parser.add_argument("--inside", help=argparse.SUPPRESS)  # second stage: the ComfyUI tree that the first one found
     options = parser.parse_args(arguments)
-    if options.prompt is None and options.test is None:
-        parser.error("a prompt is needed (or --test)")
+    if options.prompt is None and options.test is None and options.benchmark is None:
+        parser.error("a prompt is needed (or --test, or --benchmark)")
     for name in ("workflow", "output"):
         if getattr(options, name) is not None:
             setattr(options, name, getattr(options, name).expanduser().absolute())
@@ -50,10 +53,10 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def set_up(options: argparse.Namespace):
-    """The environment the options ask for, made if it is the private one. The tests use a user's ComfyUI only when told to."""
+    """The environment the options ask for, made if it is the private one. Tests and benchmarks use a user's ComfyUI only when told to."""
     from launcher import environment, private
 
-    if options.test is not None and options.comfyui is None:
+    if (options.test is not None or options.benchmark is not None) and options.comfyui is None:
         return private.prepare(ROOT, options.python)
     comfyui = environment.find_comfyui(ROOT, options.comfyui)
     if comfyui is None:
@@ -70,8 +73,16 @@ def main(arguments: list[str]) -> int:
 
     if sys.version_info < OLDEST_PYTHON:
         return fail(f"this is Python {sys.version.split()[0]}; 3.10 to 3.13 is needed")
+    from launcher import benchmarks
     from launcher.environment import SetupError, child_environ
 
+    if options.benchmark is not None:
+        known = benchmarks.scripts(ROOT)
+        if not options.benchmark:
+            print(benchmarks.listed(ROOT))
+            return 0
+        if options.benchmark[0] not in known:
+            return fail(f"there is no benchmark '{options.benchmark[0]}'; there are {', '.join(known)}")
     try:
         found = set_up(options)
     except SetupError as error:
@@ -81,6 +92,10 @@ def main(arguments: list[str]) -> int:
         environ["SA3_COMFYUI"] = str(found.comfyui)
         environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models gain nothing from more, and threads that wait for each other lose minutes
         return run_tests(found.python, options.test, environ)
+    if options.benchmark is not None:
+        environ["SA3_COMFYUI"] = str(found.comfyui)
+        name, *given = options.benchmark
+        return become([str(found.python), str(ROOT / "benchmarks" / f"{name}.py"), *given], environ)
     second = [str(found.python), str(ROOT / "run.py"), "--inside", str(found.comfyui), *([] if found.accelerator else ["--cpu"])]
     return become([*second, *arguments], environ)
 

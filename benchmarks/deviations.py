@@ -1,4 +1,4 @@
-"""Measures the deviations that PARITY.md lists, on the tiny recorded models in float32: what the public code does beside what we do.
+"""Measure the deviations from the public code that PARITY.md lists, on the recorded tiny models in float32.
 
 python benchmarks/deviations.py
 """

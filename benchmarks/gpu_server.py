@@ -1,6 +1,6 @@
-"""What a user's ComfyUI does with this pack on a device: every kind of job through real servers, timed and checked; prints one table.
+"""Time and check every kind of job through a real ComfyUI on a GPU: loading, sampling, editing, LoRAs, CUDA graphs.
 
-    python benchmarks/gpu_server.py --comfyui PATH [--device auto|cpu] [--tiny] [--limit SECONDS] [--out FILE.json]
+    python benchmarks/gpu_server.py [--comfyui PATH] [--device auto|cpu] [--tiny] [--limit SECONDS] [--out FILE.json]
 
 Releases of real size with random weights are written into a temporary folder (9 GB; TMPDIR names another disk): small-music as the one
 file repackaged for ComfyUI, medium as a release's folder. --tiny takes the demos of assets/ instead. The servers: ComfyUI's default
@@ -40,7 +40,7 @@ sys.path.append(str(ROOT))
 from benchmarks import make_release  # noqa: E402
 from benchmarks.measure import hardware, relative, table  # noqa: E402
 from benchmarks.through_server import Clock  # noqa: E402
-from launcher.environment import is_comfyui  # noqa: E402
+from launcher.environment import default_comfyui, is_comfyui  # noqa: E402
 from launcher.job import fill, read_graph  # noqa: E402
 from launcher.probe import has_accelerator  # noqa: E402
 from launcher.server import LOCAL, ExecutionFailed, Graph, Interrupted, PromptRejected, Server, ServerFailed  # noqa: E402
@@ -534,11 +534,11 @@ class Session:
         return checks + distance("the other seed", found[:, inside], runs[1].samples[:, inside])
 
     def compiled(self) -> tuple[list[Run], list[Check]]:
-        runs = self.twice(lambda seed: with_node(text_graph(self.model, seed), "SA3_Compile", when="in front of the first run"))
+        runs = self.twice(lambda seed: with_node(text_graph(self.model, seed), "SA3_Compile", when="before first run"))
         return runs, heard(runs[0]) + distance("uncompiled", runs[0].samples, self.known.get("plain"), must=False)
 
     def graphed(self) -> tuple[list[Run], list[Check]]:
-        node = {"when": "in front of the first run", "how": "CUDA graphs"}
+        node = {"when": "before first run", "how": "CUDA graphs"}
         runs = self.twice(lambda seed: with_node(text_graph(self.model, seed), "SA3_Compile", **node))
         checks = heard(runs[0]) + distance("eager", runs[0].samples, self.known.get("plain"), must=False)
         return runs, [*checks, Check(str(runs[-1].record.get("compiled")))]
@@ -735,7 +735,7 @@ def comfyui_at(path: str) -> Path:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--comfyui", type=comfyui_at, required=True, help="the tree of a ComfyUI")
+    parser.add_argument("--comfyui", type=comfyui_at, default=str(default_comfyui(ROOT)), help="a ComfyUI tree (else the one of run.py)")
     parser.add_argument("--python", default=sys.executable, help="that runs it; else this one")
     parser.add_argument("--device", choices=["auto", "cpu"], default="auto", help="auto: what ComfyUI chooses")
     parser.add_argument("--tiny", action="store_true", help="the demos of assets/ and clips of 2 s, to try the script itself")

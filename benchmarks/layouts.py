@@ -1,4 +1,4 @@
-"""Loads a full-size model in every layout, through sa3_core and through the nodes, and prints time and extra anonymous memory.
+"""Measure time and memory of loading a real-size model in every layout, through sa3_core and through the nodes.
 
     python benchmarks/layouts.py [--release small-music] [--comfyui PATH]
 
@@ -19,6 +19,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT))
+
+from launcher.environment import default_comfyui  # noqa: E402
 
 LIMIT = 600e6  # bytes beyond the weights
 
@@ -98,7 +100,7 @@ def child(options: argparse.Namespace, path: Path, layout: str, way: str) -> dic
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--release", default="small-music")
-    parser.add_argument("--comfyui", type=Path, default=ROOT / ".run" / "comfyui", help="the tree to load through (else the private one)")
+    parser.add_argument("--comfyui", type=Path, default=default_comfyui(ROOT), help="a ComfyUI tree (else the one of run.py)")
     for name in ("--child", "--layout", "--path"):
         parser.add_argument(name, help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -1,10 +1,10 @@
-"""Many mixed prompts through one real server, two clients at once: do all end, is memory flat, is the same graph the same sound?
+"""Run hundreds of mixed prompts through one ComfyUI server and check results, refusals, memory, threads and handles.
 
-python benchmarks/load.py --comfyui PATH --prompts 300
+    python benchmarks/load.py [--comfyui PATH] [--prompts 300]
 
-Uses the embedded demo model. The prompts are those of the shared workflows with other seeds, lengths, batches, samplers and LoRAs; one in
-ten is impossible and must be refused in a sentence; one in four repeats an earlier graph and must give the same samples again, whatever
-ran in between.
+Two clients send prompts at once, on the embedded demo model. The prompts are those of the shared workflows with other seeds, lengths,
+batches, samplers and LoRAs; one in ten is impossible and must be refused in a sentence; one in four repeats an earlier graph and must give
+the same samples again, whatever ran in between.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path += [str(ROOT), str(ROOT / "tests" / "core")]
 
+from launcher.environment import default_comfyui  # noqa: E402
 from launcher.server import Graph, PromptRejected, Server  # noqa: E402
 
 CLIENTS = 2
@@ -233,7 +234,7 @@ def drive(server: Server, work: list[Job], say=None) -> Report:
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--comfyui", type=Path, default=ROOT / ".run" / "comfyui")
+    parser.add_argument("--comfyui", type=Path, default=default_comfyui(ROOT), help="a ComfyUI tree (else the one of run.py)")
     parser.add_argument("--prompts", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)

@@ -1,4 +1,4 @@
-"""What a LoRA costs: a step of a real-size model with and without one, and the change of its weights.
+"""Measure a step of a real-size model with and without a LoRA, and the time to apply and remove one.
 
     python benchmarks/lora.py [--family small] [--rank 16] [--kind lora] [--frames 388] [--rounds 7] [--device cpu] [--dtype fp32]
 
@@ -89,7 +89,7 @@ def main() -> None:
     layers = targets(module)
 
     def first_step() -> None:  # the state's forms and constants are made anew
-        inputs.adapted.clear()
+        inputs.cache.clear()
         stack.velocity(dit, x, t, inputs)
 
     def rewrite() -> None:

@@ -1,4 +1,4 @@
-"""Writes a full-size checkpoint of a release in any layout, every weight drawn from a seed: for timing, not for sound.
+"""Write a real-size checkpoint of a release with random weights, in any layout.
 
     python benchmarks/make_release.py small-music FOLDER [--dtype bf16] [--layout single]
 

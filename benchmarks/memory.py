@@ -1,6 +1,8 @@
-"""Memory and time that encoding and decoding a long clip take, at real size with random weights, and the ratio to a shorter one (Linux).
+"""Measure memory and time of encoding and decoding a long clip, at real size with random weights (Linux).
 
-python benchmarks/memory.py SAME-S --seconds 380 --against 95
+    python benchmarks/memory.py SAME-S --seconds 380 --against 95
+
+--against adds the ratios to a clip of that many seconds.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
-"""What 16 bits cost: each part of a model, and a whole run, in fp16 and bf16 against float32; same seed, same draws, same inputs.
+"""Measure the error of fp16 and bf16 against float32: each part of a model, and whole runs.
 
     python benchmarks/precision.py [small] [medium] [demo] [--seconds 30] [--steps 8]
 
-small: real size with random weights. medium: the tiny recorded model of the differential family, random weights too. demo: the embedded
-model, the only trained one here, with its own cfg. Random weights make activations of other sizes than trained ones, and nothing in a
-random network averages errors out, so their figures show which part is delicate rather than what a release gives.
+Seed, draws and inputs are the same in all number formats. small: real size with random weights. medium: the tiny recorded model of the
+differential family, random weights too. demo: the embedded trained model with its own cfg. Random weights make activations of other sizes
+than trained ones, and nothing in a random network averages errors out, so their figures show which part is delicate rather than what a
+release gives.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Times a real-size model stage by stage: ours, the public code and a real ComfyUI server, taking turns in one run; prints tables.
+"""Time a whole generation stage by stage on a CPU: this pack, the public code and a ComfyUI server, in turns.
 
     python benchmarks/run.py [--dtype fp32,bf16] [--compiled] [--reference PATH] [--server] [--batch 8]
 
@@ -27,7 +27,7 @@ from benchmarks.make_release import make_release  # noqa: E402
 from benchmarks.measure import DTYPES, cell, cosine, hardware, relative, snr, table  # noqa: E402
 from benchmarks.reference import ANCHORED, ANCHORS, checkout  # noqa: E402
 from benchmarks.through_server import ServerEngine  # noqa: E402
-from launcher.environment import is_comfyui  # noqa: E402
+from launcher.environment import default_comfyui, is_comfyui  # noqa: E402
 
 STAGES = ["load", "text encode", "text again", "step", "decode", "whole run", "first run"]
 COMPARED = ["text encode", "step", "decode", "whole run"]
@@ -170,11 +170,11 @@ def main() -> None:
     parser.add_argument("--compiled", action="store_true", help="also through torch.compile, in each number format")
     parser.add_argument("--reference", type=checkout, help="a checkout of Stability-AI/stable-audio-3 to compare with")
     parser.add_argument("--reference-dtype", type=dtypes, default=["fp32"], help="the same for it; fp32 is its default on a CPU")
-    parser.add_argument("--repeat", type=int, default=3, help="runs of which the median is told")
+    parser.add_argument("--repeat", type=int, default=3, help="rounds; the median is reported")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--batch", type=int, default=1, help="also this many items in one batch, against as many runs")
     parser.add_argument("--server", action="store_true", help="also through a real ComfyUI, in the first number format")
-    parser.add_argument("--comfyui", type=Path, default=ROOT / ".run" / "comfyui", help="a ComfyUI tree (else the one run.py made)")
+    parser.add_argument("--comfyui", type=Path, default=default_comfyui(ROOT), help="a ComfyUI tree (else the one of run.py)")
     options = parser.parse_args()
     options.comfyui = options.comfyui.expanduser().absolute()
     if options.server and not is_comfyui(options.comfyui):

@@ -1,4 +1,4 @@
-"""Two LoRAs trained on the embedded demo, each on one sound that it does not know, and what they then do.
+"""Train two LoRAs on the embedded demo, each on one new sound, and measure what they change, alone and stacked.
 
     python benchmarks/train_lora.py [--steps 900] [--work FOLDER]
 

@@ -1,4 +1,4 @@
-"""A training step of a LoRA at real size with random weights: seconds, and memory at its peak (Linux, or a CUDA device).
+"""Measure time and peak memory of a LoRA training step, at real size with random weights (Linux, or a CUDA device).
 
     python benchmarks/train_step.py [--family small] [--dtype bf16] [--seconds 30] [--kind dora-rows] [--rank 16] [--device cpu]
 

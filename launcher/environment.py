@@ -44,6 +44,11 @@ def find_comfyui(root: Path, named: Path | None = None) -> Path | None:
     return around if root.parent.name == "custom_nodes" and is_comfyui(around) else None
 
 
+def default_comfyui(root: Path) -> Path:
+    """The tree that a benchmark uses where no option names one: SA3_COMFYUI, which `run.py` sets, else the private one."""
+    return Path(os.environ.get("SA3_COMFYUI") or root / ".run" / "comfyui")
+
+
 def venv_python(venv: Path) -> Path:
     """Where a virtual environment keeps its interpreter on this system."""
     return venv / ("Scripts/python.exe" if os.name == "nt" else "bin/python")

@@ -78,6 +78,44 @@ def test_no_prompt_is_a_usage_error(pack: Path):
     assert run(pack).returncode == 2
 
 
+BENCHMARK = """\"\"\"Measure one thing.
+
+    python benchmarks/one.py [anything]
+\"\"\"
+
+import os, sys
+print(sys.argv[1:], os.environ["SA3_COMFYUI"])
+sys.exit(5)
+"""
+
+
+@pytest.fixture
+def benchmarks(pack: Path) -> Path:
+    """The folder of benchmarks: a script, and a module that is none."""
+    folder = pack / "benchmarks"
+    folder.mkdir()
+    (folder / "one.py").write_text(BENCHMARK)
+    (folder / "shared.py").write_text('"""What the benchmarks share."""\n')
+    return folder
+
+
+def test_a_benchmark_gets_its_arguments_and_its_status_is_returned(pack: Path, tree: Path, benchmarks: Path):
+    done = run(pack, "--comfyui", tree, "--python", sys.executable, "--benchmark", "one", "a", "--help", "--seed", "3")
+    assert (done.returncode, done.stdout) == (5, f"['a', '--help', '--seed', '3'] {tree}\n"), done.stderr
+
+
+def test_benchmarks_are_listed_without_a_set_up(pack: Path, benchmarks: Path):
+    done = run(pack, "--benchmark")
+    assert (done.returncode, done.stdout) == (0, "one  Measure one thing.\n"), done.stderr
+    assert not (pack / ".run").exists()
+
+
+def test_an_unknown_benchmark_is_a_sentence(pack: Path, benchmarks: Path):
+    done = run(pack, "--benchmark", "shared", "x")
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", "run.py: there is no benchmark 'shared'; there are one\n")
+    assert not (pack / ".run").exists()
+
+
 @pytest.mark.skipif(os.name == "nt", reason="signals are POSIX's")
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_stopping_stops_comfyui_too(pack: Path, tree: Path, tmp_path: Path, number: signal.Signals, status: int):
