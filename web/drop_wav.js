@@ -1,10 +1,10 @@
-// A WAV that holds a graph opens it, as ComfyUI's own formats do. Every other file goes on to ComfyUI untouched.
+// Dropping a WAV that contains a graph opens the graph, as with ComfyUI's own formats. ComfyUI handles all other files.
 
 import { app } from "../../scripts/app.js"
-import { spoken } from "./frontend.js"
+import { localized } from "./frontend.js"
 import { graphOf, isWav } from "./wav/graph.js"
 
-const WORDS = {
+const DAMAGED = {
   en: name => `The graph inside ${name} is damaged.`,
   zh: name => `${name} 内的工作流已损坏。`,
   ja: name => `${name} 内のワークフローが壊れています。`,
@@ -23,7 +23,7 @@ app.registerExtension({
         if (found.prompt) await app.loadApiJson(found.prompt, name)
         else await app.loadGraphData(found.workflow, true, true, name, { openSource: source, deferWarnings: options?.deferWarnings })
       } catch (error) {
-        complain(file, error)
+        reportDamage(file, error)
       }
     }
   },
@@ -33,12 +33,12 @@ async function read(file) {
   try {
     return await graphOf(file)
   } catch (error) {
-    complain(file, error)
+    reportDamage(file, error)
     return null
   }
 }
 
-function complain(file, error) {
-  const summary = spoken(WORDS)(file.name)
+function reportDamage(file, error) {
+  const summary = localized(DAMAGED)(file.name)
   app.extensionManager?.toast?.add({ severity: "warn", summary, detail: String(error?.message ?? error), life: 8000 })
 }

@@ -1,4 +1,4 @@
-// SA3_PreviewBatch in the editor: its items as a list that writes the `keep` widget. Both renderers show it as a DOM widget.
+// SA3_PreviewBatch: a DOM widget that lists the items of a batch and writes the `keep` widget.
 
 import { api } from "../../scripts/api.js"
 import { app } from "../../scripts/app.js"
@@ -7,11 +7,14 @@ import { ItemList } from "./preview/list.js"
 import { addStyle } from "./preview/style.js"
 
 const NODE = "SA3_PreviewBatch"
-const ITEMS = "sa3_items" // of the node's ui result, and of its properties: what was shown last survives a reload
+const ITEMS = "sa3_items" // key of the ui result (nodes/preview.py), and of the node property that restores the list after a reload
+// CSS pixels
 const ROW = 90
 const HEAD = 34
-const MARGINS = 20 // that LiteGraph leaves around a DOM widget
-const WIDTH = 420
+const EMPTY = 44
+const MARGINS = 20 // added by LiteGraph around a DOM widget
+const WIDTH = 420 // of a node with items, at least
+const VISIBLE = 4 // rows without scrolling
 
 app.registerExtension({
   name: "StableAudio3.PreviewBatch",
@@ -25,13 +28,13 @@ app.registerExtension({
       linked: () => node.inputs?.some(input => input.name === "keep" && input.link != null) ?? false,
     })
     let rows = 0
-    const height = () => (rows ? HEAD + ROW * Math.min(rows, 4) : 44)
+    const height = () => (rows ? HEAD + ROW * Math.min(rows, VISIBLE) : EMPTY)
     const widget = node.addDOMWidget(ITEMS, ITEMS, list.root, { serialize: false, hideOnZoom: false, getMinHeight: height })
     widget.serialize = false
     const show = items => {
       rows = items.length
-      list.show(items.map(withAddresses))
-      list.root.style.minHeight = `${height() - MARGINS}px` // the second renderer of older editors asks nobody for a height
+      list.show(items.map(withUrls))
+      list.root.style.minHeight = `${height() - MARGINS}px` // Nodes 2.0 of older front ends ignores getMinHeight
       const [width, least] = node.computeSize()
       node.setSize([Math.max(node.size[0], width, rows ? WIDTH : 0), Math.max(node.size[1], least)])
       app.graph?.setDirtyCanvas(true, true)
@@ -52,16 +55,17 @@ function write(node, keep, text) {
   if (keep.value === text) return
   keep.value = text
   keep.callback?.(text, app.canvas, node)
-  node.graph?.change?.() // a workflow that differs from the saved one
+  node.graph?.change?.() // marks the workflow as modified
 }
 
-/** What the properties hold of the last run; a workflow from elsewhere may hold anything. */
+/** The items of the last run from the node's properties, which are untrusted: [] where they are malformed. */
 function saved(node) {
   const items = node.properties?.[ITEMS]
   return Array.isArray(items) && items.every(item => item?.audio?.filename && Number.isFinite(item.seconds)) ? items : []
 }
 
-function withAddresses(item) {
-  const address = file => file && api.apiURL(`/view?${new URLSearchParams({ filename: file.filename, subfolder: file.subfolder, type: "temp" })}`)
-  return { ...item, audio: address(item.audio), original: address(item.original), picture: address(item.picture) }
+/** An item with its files as URLs of the server. */
+function withUrls(item) {
+  const url = file => file && api.apiURL(`/view?${new URLSearchParams({ filename: file.filename, subfolder: file.subfolder, type: "temp" })}`)
+  return { ...item, audio: url(item.audio), original: url(item.original), picture: url(item.picture) }
 }

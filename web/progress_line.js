@@ -1,8 +1,9 @@
-// Older editors save the line of progress below a node as if it were the value of a widget; a widget added later would get it.
+// Older front ends show a node's progress text in a widget and save its text among the widget values, where it is loaded into
+// whichever widget a later version of the node has at that place. This extension does not save it, and repairs files that have it.
 
 import { app } from "../../scripts/app.js"
 
-const LINE = "$$node-text-preview" // ComfyUI's own name
+const LINE = "$$node-text-preview" // ComfyUI's name of that widget
 
 app.registerExtension({
   name: "StableAudio3.ProgressLine",

@@ -1,31 +1,31 @@
-// The waveform editor on SA3_InpaintMask and SA3_Continue: an extension of ComfyUI's front end.
+// Adds the waveform editor to SA3_InpaintMask and SA3_Continue.
 
 import { api } from "../../scripts/api.js"
 import { app } from "../../scripts/app.js"
-import { after } from "./frontend.js"
+import { after, language } from "./frontend.js"
 import { WaveformEditor } from "./waveform/editor.js"
 import { ExtensionModel, RegionsModel } from "./waveform/models.js"
 import { resultOf } from "./waveform/source.js"
 import { textsFor } from "./waveform/texts.js"
 
 const MODELS = { SA3_InpaintMask: RegionsModel, SA3_Continue: ExtensionModel }
-const HEIGHT = 270 // CSS pixels, at least
-const NEW_SIZE = [520, 460] // of a node that is new
-const ONE_LINE = { getMinHeight: () => 60, getMaxHeight: () => 60 } // of the text widget, so that the picture gets the room
-const TO_THE_MILLISECOND = { precision: 3, round: 0.001 } // of the number widget, which else rounds what is dragged to its step
-const EVERY = 300 // milliseconds between two looks at the graph: links and other nodes' widgets say nothing when they change
+const MIN_HEIGHT = 270 // CSS pixels
+const MIN_SIZE = [520, 460] // of the node
+const ONE_LINE = { getMinHeight: () => 60, getMaxHeight: () => 60 } // the text widget leaves the height to the editor
+const TO_THE_MILLISECOND = { precision: 3, round: 0.001 } // the number widget would round a dragged length to its step
+const POLL = 300 // milliseconds: no event reports changes of links and widgets of other nodes
 
 const editors = new Set()
 const FORWARD = { pointerdown: "processMouseDown", pointermove: "processMouseMove", pointerup: "processMouseUp", wheel: "processMouseWheel" }
 
-/** What an editor needs of the front end. */
+/** What an editor needs from the front end. */
 function makeHost() {
   return {
     api,
-    texts: textsFor(app.extensionManager?.setting?.get("Comfy.Locale")),
+    texts: textsFor(language()),
     outputs: () => app.nodeOutputs,
     capture() {
-      app.canvas?.emitBeforeChange?.() // an empty transaction: the graph's undo takes note of what is new
+      app.canvas?.emitBeforeChange?.() // an empty transaction makes the graph's undo record the current state
       app.canvas?.emitAfterChange?.()
       app.canvas?.setDirty?.(true, true)
     },
@@ -42,7 +42,7 @@ function attach(node, Model) {
   const widget = node.addDOMWidget("waveform", "sa3_waveform", editor.element, {
     serialize: false,
     hideOnZoom: false,
-    getMinHeight: () => HEIGHT,
+    getMinHeight: () => MIN_HEIGHT,
     getValue: () => "",
     setValue: () => {},
   })
@@ -62,9 +62,9 @@ function attach(node, Model) {
     editors.delete(editor)
     editor.remove()
   })
-  node.setSize([Math.max(node.size[0], NEW_SIZE[0]), Math.max(node.size[1], NEW_SIZE[1])])
+  node.setSize([Math.max(node.size[0], MIN_SIZE[0]), Math.max(node.size[1], MIN_SIZE[1])])
   editors.add(editor)
-  requestAnimationFrame(() => editor.start()) // once the values of a loaded or pasted node are in place
+  requestAnimationFrame(() => editor.start()) // after the values of a loaded or pasted node are set
 }
 
 app.registerExtension({
@@ -73,7 +73,7 @@ app.registerExtension({
     const style = document.createElement("link")
     Object.assign(style, { rel: "stylesheet", href: new URL("./waveform/editor.css", import.meta.url).href })
     document.head.append(style)
-    setInterval(() => document.hidden || editors.forEach(editor => editor.sync()), EVERY)
+    setInterval(() => document.hidden || editors.forEach(editor => editor.sync()), POLL)
   },
   nodeCreated(node) {
     const Model = MODELS[node.comfyClass]

@@ -351,7 +351,7 @@ def test_what_another_recording_gave_is_not_shown_for_one_that_cannot_be_read(in
     inpaint.page.evaluate(executed, [INPAINT, "recording.wav"])
     inpaint.until("editor.clip")
     inpaint.choose("gone.wav")
-    inpaint.until("!editor.clip && /not there/.test(editor.parts.message.textContent)")
+    inpaint.until("!editor.clip && /not found/.test(editor.parts.message.textContent)")
     inpaint.choose("broken.wav")
     inpaint.until("editor.clip")
 
@@ -360,7 +360,7 @@ def test_a_recording_that_cannot_be_read_is_said(inpaint: Waveform):
     inpaint.choose("broken.wav")
     inpaint.until("!editor.clip && /cannot read/.test(editor.parts.message.textContent)")
     inpaint.choose("gone.wav")
-    inpaint.until("!editor.clip && /not there/.test(editor.parts.message.textContent)")
+    inpaint.until("!editor.clip && /not found/.test(editor.parts.message.textContent)")
     assert inpaint.state == "0.5-1"
     inpaint.choose("recording.wav")
     inpaint.until("editor.clip")

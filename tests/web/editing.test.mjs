@@ -28,8 +28,8 @@ function scene(model, regions, more = {}) {
       this.cursor = time
     },
     snapped: time => time,
-    keepView() {},
-    keepSettings() {},
+    saveView() {},
+    saveSettings() {},
     ...more,
   }
 }

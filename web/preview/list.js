@@ -1,16 +1,16 @@
-// The items of a batch as rows: a check box, a player, the facts.
+// The items of a batch as rows: a check box, a player, measurements.
 
 import { formatKeep, parseKeep } from "./keep.js"
 import { Player } from "./player.js"
 import { words } from "./words.js"
 
-/** keep: get() the text of the widget, set(text), linked() whether another node decides. `root` is the element. */
+/** keep: {get(), set(text), linked()}, the `keep` widget and whether a link provides its value. `root` is the element. */
 export class ItemList {
   constructor(keep) {
     this.keep = keep
     this.rows = []
     this.root = make("div", "sa3-batch")
-    // What happens in here is not the canvas's business.
+    // Keeps these events from the graph's canvas.
     for (const name of ["pointerdown", "dblclick", "contextmenu"]) this.root.addEventListener(name, event => event.stopPropagation())
     this.root.addEventListener("wheel", event => this.scrolls() && event.stopPropagation(), { passive: true })
     this.show([])
@@ -85,7 +85,7 @@ export class ItemList {
     this.read()
   }
 
-  /** Brings the boxes to what the text says. */
+  /** Updates the boxes and the summary from the text. */
   read() {
     if (!this.rows.length) return
     const texts = words()

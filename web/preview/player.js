@@ -1,10 +1,10 @@
-// One item's sound: a picture that is played by clicking in it, and a switch to the original at the same place.
+// Plays one item: a waveform image to seek in, and a switch to the original at the same time.
 
-const STEP = 2 // seconds that an arrow key goes
-let sounding = null // one player at a time
+const STEP = 2 // seconds of an arrow key
+let sounding = null // the player that plays, one at a time
 
 export class Player {
-  /** files: {audio, original?, picture} as addresses. onState(player) is called when something to be shown changes, onGone(player) when a file is missing. */
+  /** files: URLs {audio, original?, picture}. onState(player): called when its display changes. onGone(player): when a file is missing. */
   constructor(files, texts, onState, onGone) {
     this.onState = onState
     const gone = () => onGone(this)
@@ -47,17 +47,17 @@ export class Player {
     if (this.playing) return this.audio.pause()
     if (sounding && sounding !== this) sounding.audio.pause()
     sounding = this
-    this.audio.play().catch(() => this.draw()) // the browser may want a click first
+    this.audio.play().catch(() => this.draw()) // browsers may require a click first
   }
 
-  /** Seconds from the start, within the clip. */
+  /** Jumps to seconds from the start, clamped to the clip. */
   seek(seconds) {
     const { duration } = this.audio
     if (Number.isFinite(duration)) this.audio.currentTime = Math.min(Math.max(seconds, 0), duration)
     this.draw()
   }
 
-  /** 0 the item, 1 the original: goes on at the same place. */
+  /** Switches to 0, the item, or 1, the original, at the same time; playback continues. */
   switchTo(side) {
     if (side === this.shown || !this.sides[side]) return
     const { playing, audio } = this
@@ -75,7 +75,7 @@ export class Player {
     if (event.type === "pointerdown") this.picture.setPointerCapture(event.pointerId)
   }
 
-  /** Whether the key was meant for the player. */
+  /** Runs the action of a key. Returns whether it has one. */
   key(key) {
     if (key === " ") this.toggle()
     else if (key === "ArrowLeft" || key === "ArrowRight") this.seek(this.audio.currentTime + (key === "ArrowLeft" ? -STEP : STEP))

@@ -1,4 +1,4 @@
-// How the list of a batch looks, in the colours of ComfyUI's theme.
+// The style of the batch list, in the colours of ComfyUI's theme.
 
 const CSS = `
 .sa3-batch { pointer-events: auto; display: flex; flex-direction: column; gap: 6px; box-sizing: border-box; width: 100%; height: 100%;

@@ -1,6 +1,6 @@
-// What the list of a batch says, in the editor's language.
+// The words of the batch list in English, Chinese and Japanese.
 
-import { spoken } from "../frontend.js"
+import { localized } from "../frontend.js"
 
 const WORDS = {
   en: {
@@ -13,7 +13,7 @@ const WORDS = {
     item: "A: the item",
     original: "B: the original",
     seek: "Click or drag to go there",
-    seed: "Seed that makes this item alone",
+    seed: "Seed that generates only this item",
     gone: "No longer on the server. Queue again.",
     linked: "Another node decides what to keep.",
     unclear: "keep cannot be read for this batch",
@@ -53,6 +53,7 @@ const WORDS = {
   },
 }
 
+/** The words in the front end's language. */
 export function words() {
-  return spoken(WORDS)
+  return localized(WORDS)
 }

@@ -1,16 +1,16 @@
-// The graph inside a WAV file, read chunk by chunk so that the sound itself is never loaded.
+// Reads the graph inside a WAV file chunk by chunk, without loading the audio.
 
 const TYPES = ["audio/wav", "audio/x-wav", "audio/wave", "audio/vnd.wave"]
 const OURS = "sa3 " // sa3_core/audio_files.py: a JSON object with prompt, workflow and run record
 const LARGEST = 64 * 2 ** 20 // bytes of a chunk that may hold a graph
-const MOST = 1000 // chunks
+const MOST = 1000 // chunks to read
 
 /** Whether a File is a WAV by its type or its name. */
 export function isWav(file) {
   return TYPES.includes(file?.type) || /\.wave?$/i.test(file?.name ?? "")
 }
 
-/** {workflow} or {prompt} as objects, null when there is none. Throws SyntaxError where our own chunk cannot be read. */
+/** {workflow} or {prompt} as an object, null where there is none. Throws SyntaxError where this pack's own chunk is damaged. */
 export async function graphOf(file) {
   if ((await text(file, 0, 4)) !== "RIFF" || (await text(file, 8, 4)) !== "WAVE") return null
   let at = 12
@@ -34,7 +34,7 @@ function graphIn(name, content, size) {
         const found = words.trimStart().startsWith("{") && pick(parse(words))
         if (found) return found
       } catch {
-        // a comment that only looks like one
+        // a comment that only looks like JSON
       }
     }
     return null
@@ -43,7 +43,7 @@ function graphIn(name, content, size) {
   return pick(parse(decode(content)))
 }
 
-/** What ComfyUI can open of the values that it writes into its files. */
+/** The part of ComfyUI's metadata that it can open: the workflow, else the prompt. */
 function pick(values) {
   const [workflow, prompt] = ["workflow", "prompt"].map(key => {
     const value = values?.[key]
@@ -54,7 +54,7 @@ function pick(values) {
   return nodes.length && nodes.every(node => typeof node?.class_type === "string" && node.inputs) ? { prompt } : null
 }
 
-/** JSON as Python writes it: NaN and Infinity, which JSON does not know, become null. */
+/** Parses JSON as Python writes it: NaN and Infinity become null. */
 function parse(words) {
   try {
     return JSON.parse(words)

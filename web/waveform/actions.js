@@ -5,15 +5,15 @@ const GAP = 1e-6 // seconds between a nudged region and its neighbour: regions t
 export const ACTIONS = {
   play: editor => (editor.player.playing ? editor.player.stop() : editor.playFrom(editor.cursor)),
   playRegion: editor => editor.selected !== null && editor.playFrom(...editor.regions[editor.selected]),
-  undo: editor => editor.history && editor.travel(editor.history.undo()),
-  redo: editor => editor.history && editor.travel(editor.history.redo()),
+  undo: editor => editor.history && editor.restore(editor.history.undo()),
+  redo: editor => editor.history && editor.restore(editor.history.redo()),
   remove,
   add,
   zoomIn: editor => zoom(editor, 0.5),
   zoomOut: editor => zoom(editor, 2),
   fit: editor => {
     editor.view.fit()
-    editor.keepView()
+    editor.saveView()
   },
   beats: editor => toggle(editor, "beats"),
   zero: editor => toggle(editor, "zero"),
@@ -69,10 +69,10 @@ function remove(editor) {
 function zoom(editor, factor) {
   const { view, cursor } = editor
   view.zoom(factor, cursor >= view.start && cursor <= view.end ? cursor : view.start + view.span / 2)
-  editor.keepView()
+  editor.saveView()
 }
 
 function toggle(editor, name) {
   editor.settings[name] = !editor.settings[name]
-  editor.keepSettings()
+  editor.saveSettings()
 }

@@ -1,15 +1,15 @@
-// A recording as the picture needs it: fetched, decoded, and kept for the next editor that shows it.
+// Fetches and decodes recordings, and caches the last few.
 
 import { sampleRateOf } from "./header.js"
 import { Peaks } from "./peaks.js"
 
 export const LONGEST = 1200 // seconds; the browser decodes the whole clip into memory
-const KEPT = 3
-const PATIENCE = 5000 // milliseconds for the header; a browser with too many players open never answers
-const RATES = [3000, 384000] // what browsers decode at
-const clips = new Map() // address -> promise of a clip, the least recently used first
+const KEPT = 3 // clips
+const TIMEOUT = 5000 // milliseconds for the header: a browser with too many open players never loads it
+const RATES = [3000, 384000] // Hz that every browser can decode at
+const clips = new Map() // URL -> promise of a clip, the least recently used first
 
-/** Why there is no clip. `reason` is one of missing, unreadable, long; `detail` a number or word for the sentence. */
+/** Why a clip cannot be shown. reason: missing, unreadable or long. detail: the HTTP status, or the length in seconds. */
 export class AudioError extends Error {
   constructor(reason, detail = "") {
     super(`${reason} ${detail}`)
@@ -18,8 +18,8 @@ export class AudioError extends Error {
 }
 
 /**
- * {url, duration, rate, samples, peaks}: seconds, Hz, the mean of the channels, their outline. Rejects with AudioError.
- * A clip that failed is asked for again the next time.
+ * {url, duration, rate, samples, peaks}: seconds, Hz, the mean of the channels, Peaks of all channels. Rejects with AudioError.
+ * Failures are not cached.
  */
 export function loadClip(url) {
   const clip = clips.get(url) ?? decode(url)
@@ -43,23 +43,23 @@ async function decode(url) {
     throw new AudioError("unreadable")
   }
   const channels = Array.from({ length: buffer.numberOfChannels }, (_, i) => buffer.getChannelData(i))
-  const peaks = await Peaks.build(channels, breath)
+  const peaks = await Peaks.build(channels, pause)
   const samples = await mean(channels)
   return { url, duration: buffer.duration, rate: buffer.sampleRate, samples, peaks }
 }
 
 async function fetchFile(url) {
-  let answer
+  let response
   try {
-    answer = await fetch(url)
-    if (answer.ok) return await answer.arrayBuffer()
+    response = await fetch(url)
+    if (response.ok) return await response.arrayBuffer()
   } catch {
     throw new AudioError("missing")
   }
-  throw new AudioError("missing", answer.status)
+  throw new AudioError("missing", response.status)
 }
 
-/** Seconds, by the file's header alone; 0 where the player cannot tell. */
+/** Seconds from the file's header, without decoding; 0 where the browser does not report them. */
 function durationOf(url) {
   return new Promise(resolve => {
     const audio = new Audio()
@@ -70,7 +70,7 @@ function durationOf(url) {
       audio.load()
       resolve(Number.isFinite(seconds) ? seconds : 0)
     }
-    const timer = setTimeout(end, PATIENCE, 0)
+    const timer = setTimeout(end, TIMEOUT, 0)
     audio.preload = "metadata"
     audio.onloadedmetadata = () => end(audio.duration)
     audio.onerror = () => end(0)
@@ -78,17 +78,18 @@ function durationOf(url) {
   })
 }
 
+/** The mean of the channels, sample by sample. */
 async function mean(channels) {
   const samples = channels[0].slice()
   for (const other of channels.slice(1)) {
-    await breath()
+    await pause()
     for (let i = 0; i < samples.length; i++) samples[i] += other[i]
   }
   if (channels.length > 1) for (let i = 0; i < samples.length; i++) samples[i] /= channels.length
   return samples
 }
 
-/** Lets the page draw and answer before more is computed. */
-function breath() {
+/** Lets the page draw and handle events. */
+function pause() {
   return new Promise(resolve => setTimeout(resolve))
 }

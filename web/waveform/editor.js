@@ -1,4 +1,4 @@
-// The editor of one node: what it shows, what is selected, and how the widget changes. Its face is surface.js, the mouse gestures.js.
+// The editor of one node: its state, and how the widget changes. surface.js draws it; gestures.js and keys.js handle input.
 
 import { ACTIONS } from "./actions.js"
 import { loadClip } from "./audio.js"
@@ -17,10 +17,10 @@ import { Tiles } from "./tiles.js"
 import { build } from "./toolbar.js"
 import { View } from "./view.js"
 
-const PATIENCE = 300 // milliseconds from the last of several small changes to their being kept
+const QUIET = 300 // milliseconds after the last of several small changes until they are saved
 
 export class WaveformEditor {
-  /** model: RegionsModel or ExtensionModel. host: {api, texts, outputs(), capture(), forward(event)}, the front end around it. */
+  /** model: RegionsModel or ExtensionModel. host: {api, texts, outputs(), capture(), forward(event)}, see waveform_editor.js. */
   constructor(node, model, host) {
     Object.assign(this, { node, model, host, texts: host.texts })
     this.view = new View(0, 10)
@@ -71,7 +71,7 @@ export class WaveformEditor {
     }
   }
 
-  /** Takes over what has changed in the graph since the last time. Cheap when nothing has. */
+  /** Reads changes of the graph since the last call. Cheap when there are none. */
   sync() {
     if (!this.started) return
     this.followSettings()
@@ -87,7 +87,7 @@ export class WaveformEditor {
     this.surface.follow()
   }
 
-  /** From here on the widgets hold what was loaded or pasted. */
+  /** Called after the values of a loaded or pasted node are set. */
   start() {
     this.started = true
     this.sync()
@@ -109,9 +109,9 @@ export class WaveformEditor {
   }
 
   followSettings() {
-    const kept = settingsText(this.node)
-    if (kept === this.kept) return
-    this.kept = kept
+    const saved = settingsText(this.node)
+    if (saved === this.saved) return
+    this.saved = saved
     this.settings = readSettings(this.node)
     this.surface.showSettings(this.settings)
     if (this.clip) this.restoreView()
@@ -128,7 +128,7 @@ export class WaveformEditor {
     else this.setClip(null, this.texts[found.missing])
   }
 
-  /** Shows the first of several files that can be read; a newer source wins over an older one that is still on its way. */
+  /** Shows the first readable of several files, unless the source has changed while it was loading. */
   async load(files, source) {
     this.setClip(null, this.texts.loading)
     let failure = null
@@ -167,20 +167,20 @@ export class WaveformEditor {
     this.tiles?.stop()
     this.surface.remove()
     this.gestures.remove()
-    clearTimeout(this.keeping)
-    clearTimeout(this.capturing)
+    clearTimeout(this.savingView)
+    clearTimeout(this.capturingUndo)
   }
 
   // -- changing the widget ------------------------------------------------------------------------------------------
 
-  /** Regions that are not the widget's yet, while the mouse is down; null gives up. */
+  /** Shows regions while the mouse is down, without writing the widget; null discards them. */
   preview(regions, selected = this.selected) {
     this.draft = regions
     if (regions) this.selected = selected
     this.repaint()
   }
 
-  /** Writes what the mouse has changed, if anything. */
+  /** Writes the regions of preview(), if any. */
   commitDraft() {
     const { draft, selected } = this
     this.draft = null
@@ -188,7 +188,7 @@ export class WaveformEditor {
     this.repaint()
   }
 
-  /** Writes regions into the widget, merged and sorted, and keeps the region selected that lies where the chosen one was. */
+  /** Writes regions, merged and sorted, and selects the one that covers the middle of regions[selected]. join: see History. */
   commit(regions, selected, join = null) {
     if (!this.editable) return
     const middle = selected === null ? null : (regions[selected][0] + regions[selected][1]) / 2
@@ -199,15 +199,15 @@ export class WaveformEditor {
 
   setState(state, join = null) {
     if (state === this.model.state) return
-    this.history.push(state, join) // before the widget, whose own callback comes back here
+    this.history.push(state, join) // before the widget, whose callback calls sync()
     this.model.state = state
     this.sync()
-    clearTimeout(this.capturing)
+    clearTimeout(this.capturingUndo)
     if (join === null) this.host.capture()
-    else this.capturing = setTimeout(() => this.host.capture(), PATIENCE)
+    else this.capturingUndo = setTimeout(() => this.host.capture(), QUIET)
   }
 
-  travel(state) {
+  restore(state) {
     if (this.model.linked || state === this.model.state) return
     this.model.state = state
     this.sync()
@@ -260,14 +260,14 @@ export class WaveformEditor {
     this.repaint("marks")
   }
 
-  /** Where an edge lands that is dragged to a time. loose: only rounded. */
+  /** Where an edge dragged to a time lands. loose: rounded, without beats and zero crossings. */
   snapped(time, loose = false) {
     const perPixel = this.view.span / Math.max(this.surface.width, 1)
     if (loose) return Math.min(Math.max(roundTo(time, perPixel), this.bounds[0]), this.bounds[1])
     return snap(time, this.settings, this.clip, perPixel, ...this.bounds)
   }
 
-  /** what: "marks" for what lies above the picture alone. */
+  /** what: "marks" redraws only the upper canvas. */
   repaint(what) {
     this.surface.repaint(what)
   }
@@ -277,23 +277,23 @@ export class WaveformEditor {
   setNumber(name, input) {
     const value = Number(input.value)
     if (input.value !== "" && value >= input.min && value <= input.max) this.settings[name] = value
-    this.keepSettings()
+    this.saveSettings()
     this.repaint()
   }
 
-  keepSettings() {
+  saveSettings() {
     writeSettings(this.node, this.settings)
-    this.kept = settingsText(this.node)
+    this.saved = settingsText(this.node)
     this.surface.showSettings(this.settings)
   }
 
-  /** Remembers what is seen, once the scrolling has come to rest. */
-  keepView() {
-    clearTimeout(this.keeping)
-    this.keeping = setTimeout(() => {
+  /** Saves the visible part once scrolling has stopped. */
+  saveView() {
+    clearTimeout(this.savingView)
+    this.savingView = setTimeout(() => {
       const { view, settings } = this
       Object.assign(settings, view.whole ? { start: null, span: null } : { start: view.start, span: view.span })
-      this.keepSettings()
-    }, PATIENCE)
+      this.saveSettings()
+    }, QUIET)
   }
 }

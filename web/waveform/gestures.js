@@ -54,7 +54,7 @@ export class Gestures {
   up(event) {
     const { editor, drag } = this
     this.drag = null
-    if (!drag || drag.kind === "overview") return editor.keepView()
+    if (!drag || drag.kind === "overview") return editor.saveView()
     if (!drag.moved) return this.press(drag, event)
     editor.commitDraft()
   }
@@ -98,6 +98,6 @@ export class Gestures {
     else if (Math.abs(deltaX) > Math.abs(deltaY)) view.scroll((deltaX * pixels * view.span) / width)
     else view.zoom(1.0018 ** (deltaY * pixels), view.toTime(x, width))
     editor.repaint()
-    editor.keepView()
+    editor.saveView()
   }
 }

@@ -1,6 +1,6 @@
 // The sample rate of an audio file, so that the browser decodes it without resampling.
 
-/** Hz of a WAV, FLAC, MP3 or Ogg file's bytes, null where the file does not say. */
+/** Hz from the bytes of a WAV, FLAC, MP3 or Ogg file, null where no header is found. */
 export function sampleRateOf(bytes) {
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength)
   const word = at => (at + 4 <= bytes.length ? String.fromCharCode(...bytes.subarray(at, at + 4)) : "")

@@ -1,7 +1,7 @@
-// Undo and redo over states that are plain values.
+// Undo and redo over states that compare with ===.
 
 export class History {
-  /** first: the state before any edit. limit: how many states are kept. */
+  /** first: the state before any edit. limit: the number of states kept. */
   constructor(first, limit = 200) {
     this.states = [first]
     this.at = 0
@@ -21,7 +21,7 @@ export class History {
     return this.at < this.states.length - 1
   }
 
-  /** Records a state. States pushed one after the other with the same `join` are one step; a state equal to the last is none. */
+  /** Adds a state after the current one and discards the redo states. Consecutive states with the same `join` form one step. */
   push(state, join = null) {
     if (state === this.state) return
     const same = join !== null && join === this.joined && this.at > 0 && !this.canRedo
@@ -32,7 +32,7 @@ export class History {
     this.joined = join
   }
 
-  /** The state before, or the present one where there is none before. */
+  /** The previous state, which becomes the current one; the current one where there is none. */
   undo() {
     return this.move(-1)
   }

@@ -1,9 +1,9 @@
-// What an editor edits: a widget of its node, seen as regions on the recording's time line.
+// The widget that an editor edits, as regions on the recording's time line.
 
 import { formatRegions, mergeRegions, parseRegions } from "./regions.js"
 import { isLinked } from "./source.js"
 
-const SHORTEST = 0.01 // seconds of a region made with the mouse
+const SHORTEST = 0.01 // seconds of a region drawn with the mouse
 
 class WidgetModel {
   constructor(node, name) {
@@ -15,12 +15,12 @@ class WidgetModel {
     return this.node.widgets.find(widget => widget.name === this.name)
   }
 
-  /** The value comes through a link, so it is not the user's to change here. */
+  /** Whether the value comes from a link, which makes the widget read-only. */
   get linked() {
     return isLinked(this.node, this.name)
   }
 
-  /** The whole state as one plain value, for undo. */
+  /** The value of the widget, which undo restores. */
   get state() {
     return this.widget.value
   }
@@ -28,7 +28,7 @@ class WidgetModel {
   set state(value) {
     const { widget } = this
     widget.value = value
-    if (!widget.element) widget.callback?.(value) // a text widget calls it by itself
+    if (!widget.element) widget.callback?.(value) // setting a text widget already calls it
   }
 }
 
@@ -48,13 +48,13 @@ export class RegionsModel extends WidgetModel {
     return { regions, from: 0, to: Math.max(duration, last) || 10, low: 0, high: Math.max(duration, last) }
   }
 
-  /** The state that says these regions. */
+  /** The widget value for these regions. */
   stateOf(regions) {
     return formatRegions(mergeRegions(regions))
   }
 }
 
-/** The new part before or behind the recording, by the seconds of SA3_Continue. Times before the recording are negative. */
+/** The new part before or after the recording, from the seconds of SA3_Continue. Times before the recording are negative. */
 export class ExtensionModel extends WidgetModel {
   free = false
 
@@ -78,7 +78,7 @@ export class ExtensionModel extends WidgetModel {
   read(duration) {
     const seconds = Number(this.state)
     const most = this.widget.options?.max ?? 380
-    const room = Math.min(seconds + Math.max(2, 0.2 * (duration + seconds)), most) // beyond the edge, to drag it into
+    const room = Math.min(seconds + Math.max(2, 0.2 * (duration + seconds)), most) // shown beyond the edge, so that it can be dragged outwards
     if (this.before) return { regions: [[-seconds, 0]], from: -room, to: duration || 1, low: -most, high: 0 }
     return { regions: [[duration, duration + seconds]], from: 0, to: duration + room, low: duration, high: duration + most }
   }

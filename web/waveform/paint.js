@@ -10,7 +10,7 @@ const FONT = "10px system-ui, sans-serif"
  * The lower canvas. scene: {view, clip, tiles, theme, origin, width, height, pixels}.
  * origin: the time that the ruler labels 0. pixels: device pixels across.
  */
-export function paintPicture(context, scene) {
+export function paintSignal(context, scene) {
   const { view, clip, tiles, theme, width, height, pixels } = scene
   const lanes = lanesOf(height)
   context.clearRect(0, 0, width, height)

@@ -1,7 +1,7 @@
-// Playing a stretch of a file.
+// Plays a part of a file.
 
 export class Player {
-  /** onMove(seconds): while it plays, once a frame. onStop(): at the end, when stopped, or when it cannot play. */
+  /** onMove(seconds): once a frame during playback. onStop(): at the end, on stop(), and on errors. */
   constructor(onMove, onStop) {
     this.audio = new Audio()
     this.audio.preload = "auto"

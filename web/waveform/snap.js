@@ -1,6 +1,6 @@
 // Where an edge may land: on beats, on zero crossings, or on a round number.
 
-/** The beat nearest to a time. first: where any beat lies, in seconds. */
+/** The beat nearest to a time. first: the time of any beat, in seconds. */
 export function nearestBeat(time, bpm, first = 0) {
   const beat = 60 / bpm
   return first + Math.round((time - first) / beat) * beat
@@ -18,13 +18,13 @@ export function nearestZero(samples, rate, time, reach = 0.02) {
   return null
 }
 
-/** A time rounded to a step that the eye can tell from its neighbours, `perPixel` seconds being one pixel; at the finest 1 us. */
+/** A time rounded to the decimals that a pixel of `perPixel` seconds resolves, at least 10 ms, at most 1 us. */
 export function roundTo(time, perPixel) {
   const decimals = Math.min(Math.max(Math.ceil(-Math.log10(perPixel)), 2), 6)
   return Number(time.toFixed(decimals))
 }
 
-/** settings: {beats, zero, bpm, first}; clip: {samples, rate} or null. Times are kept inside [low, high]. */
+/** Where a time lands. settings: {beats, zero, bpm, first}. clip: {samples, rate} or null. Clamped to [low, high]. */
 export function snap(time, settings, clip, perPixel, low, high) {
   let snapped = roundTo(time, perPixel)
   if (settings.beats) snapped = nearestBeat(time, settings.bpm, settings.first)

@@ -1,25 +1,26 @@
-// Where a node's audio comes from: the file of a loader upstream, before any run; else what the node itself returned from its last run.
+// Finds the audio to show on a node: the file of a loader upstream, which needs no run, else the node's own result of its last run.
 
-const KEY = "sa3_waveform" // of the node's ui result, written by nodes/host/picture.py
-const SUBGRAPH_INPUT = -10 // the id of a subgraph's own input node, as litegraph has it
+const KEY = "sa3_waveform" // of the node's ui result, written in nodes/host/
+const SUBGRAPH_INPUT = -10 // LiteGraph's id of the input node of a subgraph
 const MUTED = [2, 4] // modes of nodes that do not run: never, bypassed
 const BYPASSED = 4
-const LATENT_OF = ["SA3_SAMEEncode", "SA3_InpaintMask"] // whose LATENT is that of their own AUDIO, or of the LATENT they were given
+const LATENT_OF = ["SA3_SAMEEncode", "SA3_InpaintMask"] // their LATENT output encodes their AUDIO input, or comes from their LATENT input
 
-/** {files: [{filename, subfolder, type}, ...], missing: "link" | "run"}, the best first. outputs: the front end's results by node. */
+/** {files: [{filename, subfolder, type}, ...], missing}: the best file first; missing: what is needed for one, "link" or "run". outputs: ui results by node id. */
 export function findSource(node, outputs) {
-  const linked = isLinked(node, "audio"), file = upstream(node)
+  const linked = isLinked(node, "audio")
+  const file = upstream(node)
   const shown = linked ? shownFor(node, outputs, file) : null
   return { files: [file, shown].filter(Boolean), missing: linked ? "run" : "link" }
 }
 
-/** What a run returned of a node's audio, and which file upstream it was made of: another one must not be shown by it. */
+/** {shown, of}: the audio file of a node's ui result, and the file upstream at that time. The result is not shown for another file. */
 export function resultOf(node, output) {
   const shown = shownFile(output)
   return shown && { shown, of: JSON.stringify(upstream(node)) }
 }
 
-/** The address of a file on the server. */
+/** The URL of a file on the server. */
 export function fileUrl(api, { filename, subfolder, type }) {
   return api.apiURL(`/view?${new URLSearchParams({ filename, subfolder, type })}`)
 }
@@ -47,7 +48,7 @@ function slotOf(node, name) {
   return node.inputs.findIndex(input => input.name === name)
 }
 
-/** The file at the far end of an input's link; null where that is no file known before a run. */
+/** The loader's file that an input's link leads to; null where a run is needed to know the audio. */
 function follow(node, slot, seen = new Set()) {
   const input = node?.inputs?.[slot]
   const link = input?.link == null ? null : linkOf(node.graph, input.link)
@@ -67,7 +68,7 @@ function fileOf(source, slot, seen) {
   return annotated(source.widgets?.find(widget => widget.name === "audio")?.value)
 }
 
-/** The input that a node passes on to its output when it does nothing: the one of the same type. */
+/** The input that a bypassed node passes to an output: the first linked one of the same type. */
 function passes(node, slot) {
   const type = node.outputs?.[slot]?.type
   const at = node.inputs?.findIndex(input => input.type === type && input.link != null) ?? -1
@@ -83,7 +84,7 @@ function inside(holder, slot, seen) {
   return fileOf(holder.subgraph.getNodeById(link.origin_id), link.origin_slot, seen)
 }
 
-/** The node that stands for a subgraph in the graph around it. */
+/** The node that contains a subgraph. */
 function holderOf(graph, around = graph?.rootGraph) {
   for (const node of around?.nodes ?? []) {
     if (!node.subgraph) continue
@@ -98,7 +99,7 @@ function linkOf(graph, id) {
   return graph?.getLink?.(id) ?? graph?.links?.get?.(id) ?? graph?.links?.[id] ?? null
 }
 
-/** A loader's value, "folder/name.wav [output]", as the server's /view takes it. */
+/** {filename, subfolder, type} of a loader's value "folder/name.wav [output]". */
 function annotated(value) {
   if (typeof value !== "string" || !value) return null
   const [, path, type] = value.match(/^(.*?)(?: \[(input|output|temp)\])?$/s)

@@ -1,7 +1,7 @@
 // Short-time spectra of a signal on a logarithmic frequency scale.
 
-export const SIZE = 1024 // samples of a window; 23 ms at 44.1 kHz
-export const FLOOR = -90 // dB of full scale that is drawn as nothing
+const SIZE = 1024 // samples of a window; 23 ms at 44.1 kHz
+const FLOOR = -90 // dBFS, drawn as silence
 const LOWEST = 40 // Hz
 const HIGHEST = 18000
 
@@ -23,7 +23,7 @@ export class Fft {
     })
   }
 
-  /** Power of each bin of the window of samples that begins at `from`, 1 = a full-scale sine; silence beyond the clip. Reused. */
+  /** Power of each bin of the window that begins at sample `from`; 1 = a full-scale sine. The array is reused by the next call. */
   at(samples, from) {
     const { size, re, im, reversed, window } = this
     for (let i = 0; i < size; i++) {
@@ -32,7 +32,7 @@ export class Fft {
       im[i] = 0
     }
     this.transform()
-    const scale = (4 / size) ** 2 // a Hann window halves the amplitude, the other half lies in the negative frequencies
+    const scale = (4 / size) ** 2 // a Hann window halves the amplitude, and half of it is at negative frequencies
     for (let bin = 0; bin < size / 2; bin++) this.power[bin] = (re[bin] ** 2 + im[bin] ** 2) * scale
     return this.power
   }
@@ -58,18 +58,18 @@ export class Fft {
   }
 }
 
-/** The stretch of bins [from, to], fractions included, that each of `rows` rows shows, top row first: equal steps in pitch. */
+/** The fractional range of bins [from, to] of each row, top row first, in equal steps of pitch. */
 export function rowBins(rows, rate, size = SIZE) {
   const top = Math.min(HIGHEST, rate / 2)
   const bin = row => Math.min((LOWEST * (top / LOWEST) ** (1 - row / rows) * size) / rate, size / 2 - 2)
   return Array.from({ length: rows }, (_, row) => [bin(row + 1), bin(row)])
 }
 
-/** Loudness 0..1 of each row around sample `centre`: the loudest of `looks` windows spread over `hop` samples. */
-export function column(fft, samples, centre, hop, looks, bins, out) {
+/** Loudness 0..1 of each row around sample `centre`: the maximum of `windows` windows spread over `hop` samples. */
+export function column(fft, samples, centre, hop, windows, bins, out) {
   out.fill(0)
-  for (let look = 0; look < looks; look++) {
-    const power = fft.at(samples, Math.round(centre + ((look + 0.5) / looks - 0.5) * hop - fft.size / 2))
+  for (let i = 0; i < windows; i++) {
+    const power = fft.at(samples, Math.round(centre + ((i + 0.5) / windows - 0.5) * hop - fft.size / 2))
     for (let row = 0; row < bins.length; row++) {
       const [from, to] = bins[row]
       let loudest = Math.max(between(power, from), between(power, to))

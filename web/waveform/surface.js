@@ -1,6 +1,6 @@
-// The widget's face: when the two canvases are drawn anew, and the words and buttons around them.
+// Redraws the two canvases, and updates the words and buttons around them.
 
-import { paintMarks, paintPicture } from "./paint.js"
+import { paintMarks, paintSignal } from "./paint.js"
 import { fill } from "./texts.js"
 import { themeOf } from "./theme.js"
 import { relabel } from "./toolbar.js"
@@ -24,13 +24,13 @@ export class Surface {
     return this.parts.stage.clientHeight
   }
 
-  /** A pointer's place in the picture, in the picture's own units at any zoom of the graph. */
+  /** The position of a pointer event on the canvas, in CSS pixels before the zoom of the graph. */
   point({ clientX, clientY }) {
     const box = this.parts.stage.getBoundingClientRect()
     return [((clientX - box.left) / box.width) * this.width, ((clientY - box.top) / box.height) * this.height]
   }
 
-  /** Draws before the next frame. what: "marks" for what lies above the picture alone. */
+  /** Draws in the next frame. what: "all", or "marks" for only the upper canvas. */
   repaint(what = "all") {
     if (what === "all" || this.stale === "none") this.stale = what
     this.frame ??= requestAnimationFrame(() => {
@@ -39,7 +39,7 @@ export class Surface {
     })
   }
 
-  /** Draws anew when the colours or the zoom of the graph around have changed. */
+  /** Redraws when the colour theme or the zoom of the graph has changed. */
   follow() {
     if (this.theme !== themeOf(this.parts.stage) || this.pixels !== this.devicePixels()) this.repaint()
   }
@@ -52,15 +52,15 @@ export class Surface {
   paint() {
     const { editor, width, height, parts } = this
     if (!width || !height) return
-    const [picture, marks] = parts.canvases
+    const [signal, marks] = parts.canvases
     this.theme = themeOf(parts.stage)
     parts.root.dataset.theme = this.theme.name
-    this.fit(picture, marks)
+    this.fit(signal, marks)
     const { view, clip, tiles } = editor
     const regions = editor.draft ?? editor.regions
     const origin = Math.min(regions[0]?.[0] ?? 0, 0)
     const scene = { view, clip, tiles, theme: this.theme, width, height, pixels: this.pixels, origin }
-    if (this.stale === "all") paintPicture(picture.getContext("2d"), scene)
+    if (this.stale === "all") paintSignal(signal.getContext("2d"), scene)
     this.stale = "none"
     paintMarks(marks.getContext("2d"), scene, this.marks(regions))
     this.describe()
@@ -80,7 +80,7 @@ export class Surface {
     }
   }
 
-  /** The canvases at the screen's resolution. */
+  /** Sizes the canvases to the screen's resolution. */
   fit(...canvases) {
     const pixels = this.devicePixels()
     const rows = Math.round((pixels / this.width) * this.height)
@@ -94,14 +94,14 @@ export class Surface {
     this.pixels = pixels
   }
 
-  /** Device pixels across the picture: those of the screen at the graph's zoom, in steps, so that zooming seldom draws anew. */
+  /** Device pixels across the canvas at the graph's zoom, in steps of 0.5 so that zooming rarely redraws. */
   devicePixels() {
     const { stage } = this.parts
     const zoom = stage.getBoundingClientRect().width / Math.max(stage.offsetWidth, 1)
     return Math.round(Math.min(Math.max(Math.ceil(zoom * devicePixelRatio * 2) / 2, 1), 3) * stage.clientWidth)
   }
 
-  /** The settings in the toolbar. */
+  /** Shows the settings in the toolbar. */
   showSettings({ beats, zero, bpm, first }) {
     const { inputs, buttons } = this.parts
     Object.assign(inputs.bpm, { value: bpm })
@@ -111,7 +111,7 @@ export class Surface {
     for (const input of Object.values(inputs)) input.parentElement.hidden = !beats
   }
 
-  /** Words and buttons beside the picture. */
+  /** Updates the words and buttons around the canvas. */
   describe() {
     const { editor, parts } = this
     const { model, texts, history, clip, selected, player } = editor
@@ -129,7 +129,7 @@ export class Surface {
     if (stage.getAttribute("aria-label") !== label) stage.setAttribute("aria-label", label)
   }
 
-  /** [sentence, whether it tells of something wrong]. */
+  /** [the hint below the canvas, whether it is a warning]. */
   words() {
     const { texts, error, notice, model, clip, duration, draft, regions, selected } = this.editor
     if (error) return [fill(texts[`bad_${error.reason}`], error), true]

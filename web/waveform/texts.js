@@ -1,4 +1,4 @@
-// The words of the waveform editor in the languages of the pack. Parts in braces are filled in.
+// The words of the waveform editor in English, Chinese and Japanese. {names} are placeholders.
 
 const EN = {
   editor: "Waveform editor",
@@ -14,45 +14,45 @@ const EN = {
   fit: "Show everything (0)",
   beats: "Snap to beats",
   bpm: "Tempo in beats per minute",
-  first: "Where a beat lies, in seconds",
+  first: "Time of any beat, in seconds",
   zero: "Snap to zero crossings",
   help: "Keys and mouse (H)",
   hintRegions: "Drag: new region. Edges: resize. Space: play. H: all keys.",
-  hintExtension: "Drag the edge: how much is added. Space: play. H: all keys.",
+  hintExtension: "Drag the edge: length of the new part. Space: play. H: all keys.",
   link: "No recording yet: connect one to the audio input.",
   run: "Run the graph once to see the audio that arrives here.",
   loading: "Reading the recording …",
-  missing: "The recording is not there (any more). Run the graph once, or choose the file again.",
+  missing: "Recording not found. Run the graph once, or choose the file again.",
   unreadable: "This browser cannot read the recording. Load it as WAV, FLAC, MP3 or OGG.",
-  long: "The recording has {detail} s; the picture shows up to 1200 s. Write the regions as text.",
+  long: "The recording is {detail} s long; the editor shows up to 1200 s. Write the regions as text.",
   silent: "This browser cannot play the recording.",
-  linked: "The value comes through a link; it is not changed here.",
+  linked: "The value comes from a link and cannot be edited here.",
   bad_unreadable: "“{word}” cannot be read; expected start-end in seconds, for example 1.5-3. The text stays as it is.",
   bad_backwards: "{word} ends before it starts. The text stays as it is.",
   bad_infinite: "{word} is not a pair of finite numbers. The text stays as it is.",
-  bad_outside: "{word} begins before 0. The text stays as it is.",
-  beyond: "A region ends behind the recording ({length}).",
-  short: "Less than a latent frame (0.093 s): this may change nothing.",
+  bad_outside: "{word} starts before 0. The text stays as it is.",
+  beyond: "A region ends after the recording ({length}).",
+  short: "Shorter than one latent frame (0.093 s): it may have no effect.",
   keys: [
     ["Drag", "new region; inside one: move; at an edge: resize (Alt: do not snap)"],
     ["Click / double click", "cursor / play from here, or this region"],
-    ["Wheel, Shift+wheel", "zoom, scroll (once the picture has been clicked)"],
+    ["Wheel, Shift+wheel", "zoom, scroll (after a click on the waveform)"],
     ["Space, Shift+Space", "play from the cursor, play the region"],
     ["↑ ↓", "previous, next region"],
-    ["← →", "move region or cursor by 10 ms or a beat; Shift: by ten of them"],
+    ["← →", "move region or cursor by 10 ms or one beat; Shift: ten times as far"],
     ["Alt+← →", "move the end of the region"],
     ["Enter", "new region at the cursor"],
     ["Del", "delete the region"],
     ["Home, End, + − 0", "start, end, zoom, everything"],
     ["Ctrl+Z, Ctrl+Y", "undo, redo in this editor"],
-    ["Esc", "stop, let go"],
+    ["Esc", "stop, deselect"],
   ],
   keysExtension: [
-    ["Drag the edge", "how much is added (Alt: do not snap)"],
+    ["Drag the edge", "length of the new part (Alt: do not snap)"],
     ["Click / double click", "cursor / play from here"],
-    ["Wheel, Shift+wheel", "zoom, scroll (once the picture has been clicked)"],
+    ["Wheel, Shift+wheel", "zoom, scroll (after a click on the waveform)"],
     ["Space", "play from the cursor"],
-    ["← →", "add 10 ms or a beat less or more; Shift: ten of them"],
+    ["← →", "shorten, lengthen by 10 ms or one beat; Shift: ten times as much"],
     ["Home, End, + − 0", "start, end, zoom, everything"],
     ["Ctrl+Z, Ctrl+Y", "undo, redo in this editor"],
   ],
@@ -81,9 +81,9 @@ const ZH = {
   link: "还没有录音：请连接到 audio 输入。",
   run: "运行一次工作流，即可看到到达这里的音频。",
   loading: "正在读取录音……",
-  missing: "录音（已）不存在。请运行一次工作流，或重新选择文件。",
+  missing: "找不到录音。请运行一次工作流，或重新选择文件。",
   unreadable: "此浏览器无法读取该录音。请使用 WAV、FLAC、MP3 或 OGG。",
-  long: "录音长 {detail} 秒；图像最多显示 1200 秒。请以文字填写区域。",
+  long: "录音长 {detail} 秒；编辑器最多显示 1200 秒。请以文字填写区域。",
   silent: "此浏览器无法播放该录音。",
   linked: "该值来自连线，不能在这里修改。",
   bad_unreadable: "“{word}”无法识别；应为以秒计的 起点-终点，例如 1.5-3。文字保持不变。",
@@ -140,7 +140,7 @@ const JA = {
   link: "録音がありません。audio 入力に接続してください。",
   run: "一度実行すると、ここに届く音声が表示されます。",
   loading: "録音を読み込んでいます…",
-  missing: "録音が（もう）ありません。一度実行するか、ファイルを選び直してください。",
+  missing: "録音が見つかりません。一度実行するか、ファイルを選び直してください。",
   unreadable: "このブラウザーでは録音を読めません。WAV、FLAC、MP3、OGG で読み込んでください。",
   long: "録音は {detail} 秒です。表示できるのは 1200 秒までです。範囲は文字で書いてください。",
   silent: "このブラウザーでは録音を再生できません。",
@@ -176,12 +176,12 @@ const JA = {
   ],
 }
 
-/** The words of a language, English where the pack has none. */
+/** The words of a language, in English where there is no translation. */
 export function textsFor(language) {
   return { zh: ZH, ja: JA }[language] ?? EN
 }
 
-/** A text with its braces filled in. */
+/** A text with its placeholders filled in. */
 export function fill(text, values) {
   return text.replace(/\{(\w+)\}/g, (_, name) => values[name] ?? "")
 }

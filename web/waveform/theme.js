@@ -1,4 +1,4 @@
-// Colours of the picture on light and dark palettes of the editor around it.
+// Colours of the canvas for light and dark themes of the front end.
 
 const SHARED = { spectrum: "#0d0e14" }
 
@@ -41,15 +41,16 @@ const LIGHT = {
 }
 
 const probe = document.createElement("canvas").getContext("2d", { willReadFrequently: true })
-const known = new Map() // colour as the style sheet has it -> theme
+const themes = new Map() // CSS colour -> theme
 
-/** The theme that goes with the background of an element. */
+/** The theme that fits the background colour of an element. */
 export function themeOf(element) {
   const colour = getComputedStyle(element).backgroundColor
-  if (!known.has(colour)) known.set(colour, luminance(colour) < 0.5 ? DARK : LIGHT)
-  return known.get(colour)
+  if (!themes.has(colour)) themes.set(colour, luminance(colour) < 0.5 ? DARK : LIGHT)
+  return themes.get(colour)
 }
 
+/** 0 to 1, without gamma. Drawing the colour resolves every CSS notation. */
 function luminance(colour) {
   probe.fillStyle = colour
   probe.fillRect(0, 0, 1, 1)

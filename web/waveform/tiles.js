@@ -1,13 +1,13 @@
-// The spectrogram, computed in tiles for what is in the picture, a few milliseconds a frame.
+// The spectrogram, computed in tiles for the visible part, a few milliseconds at a time.
 
 import { column, Fft, rowBins } from "./spectrum.js"
 
 const COLUMNS = 128
 const ROWS = 96
 const KEPT = 200 // tiles, 49 kB each
-const BUDGET = 6 // milliseconds of work between two frames
-const LOOKS = 4 // windows of a column, at most
-const COARSEST = 8 // levels up to look for a stand-in
+const BUDGET = 6 // milliseconds of work before the page may draw
+const MAX_WINDOWS = 4 // of a column
+const COARSER = 8 // levels up that may replace a missing tile
 
 const STOPS = [
   [0, 13, 14, 20],
@@ -17,10 +17,10 @@ const STOPS = [
   [0.85, 160, 214, 116],
   [1, 253, 250, 214],
 ]
-export const PALETTE = Uint32Array.from({ length: 256 }, (_, i) => shade(i / 255)) // ABGR, as ImageData wants it
+const PALETTE = Uint32Array.from({ length: 256 }, (_, i) => shade(i / 255)) // ABGR, the byte order of ImageData
 
 export class Tiles {
-  /** clip: {samples, rate}. onTile(): there is more to draw. */
+  /** clip: {samples, rate}. onTile(): called when more tiles can be drawn. */
   constructor(clip, onTile) {
     this.clip = clip
     this.onTile = onTile
@@ -32,7 +32,7 @@ export class Tiles {
     this.timer = 0
   }
 
-  /** Draws what is there of the view's part of the clip and asks for the rest. pixels: device pixels across. */
+  /** Draws the available tiles of the view and queues the missing ones, the middle first. pixels: device pixels across. */
   draw(context, view, width, top, height, pixels) {
     const level = Math.floor(Math.log2(view.span / pixels))
     const seconds = COLUMNS * 2 ** level // of a tile
@@ -67,9 +67,9 @@ export class Tiles {
     context.drawImage(canvas, sourceX, 0, sourceWidth, ROWS, x, top, view.toX(stop, width) - x + 0.5, height)
   }
 
-  /** The tile, or the finest coarser one that holds its place. */
+  /** The tile, or the finest coarser one that covers it. */
   find(level, index) {
-    for (let up = 0; up <= COARSEST; up++, index >>= 1) {
+    for (let up = 0; up <= COARSER; up++, index >>= 1) {
       const key = `${level + up}:${index}`
       const canvas = this.done.get(key)
       if (!canvas) continue
@@ -104,16 +104,16 @@ export class Tiles {
     return { key: `${level}:${index}`, level, index, at: 0, image: new ImageData(COLUMNS, ROWS) }
   }
 
-  /** Columns of a tile until the time is up; true when it is whole. */
+  /** Computes columns of a tile until the time `end`. Returns whether the tile is complete. */
   advance(job, end) {
     const { samples, rate } = this.clip
     const hop = 2 ** job.level * rate
-    const looks = Math.min(Math.max(Math.round(hop / this.fft.size), 1), LOOKS)
+    const windows = Math.min(Math.max(Math.round(hop / this.fft.size), 1), MAX_WINDOWS)
     const pixels = new Uint32Array(job.image.data.buffer)
     while (job.at < COLUMNS) {
       const centre = (job.index * COLUMNS + job.at + 0.5) * hop
       if (centre - hop < samples.length) {
-        column(this.fft, samples, centre, hop, looks, this.bins, this.row)
+        column(this.fft, samples, centre, hop, windows, this.bins, this.row)
         for (let row = 0; row < ROWS; row++) pixels[row * COLUMNS + job.at] = PALETTE[Math.round(this.row[row] * 255)]
       }
       job.at++

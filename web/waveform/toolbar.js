@@ -1,4 +1,4 @@
-// The parts of the widget around the picture: buttons, grid, messages, the list of keys.
+// Builds the elements of the editor: buttons, beat grid, canvases, messages, the list of keys.
 
 const PATHS = {
   play: "M5 3l8 5-8 5z",
@@ -16,7 +16,7 @@ const PATHS = {
 }
 const FILLED = ["play", "stop"]
 
-/** {root, stage, canvases, message, hint, buttons, inputs, setKeys}: the widget's elements. act(name) runs a button's action. */
+/** {root, stage, canvases, message, hint, buttons, inputs, keys}. free: for free regions. act(name) runs a button's action. */
 export function build(texts, free, act) {
   const root = element("div", "sa3w", { role: "group", "aria-label": texts.editor, "data-capture-wheel": "true" })
   const bar = element("div", "sa3w-bar", { role: "toolbar", "aria-label": texts.editor })
@@ -39,7 +39,7 @@ export function build(texts, free, act) {
   end.append((buttons.help = button("help", texts.help, act)))
   bar.append(end)
   const stage = element("div", "sa3w-stage", { tabindex: "0", role: "application", "aria-label": texts.editor })
-  stage.type = "textarea" // the front end's graph undo leaves the keys to what calls itself a text area
+  stage.type = "textarea" // the front end's graph undo ignores keys in text areas
   const canvases = [0, 1].map(() => element("canvas", "sa3w-canvas", { "aria-hidden": "true" }))
   const message = element("div", "sa3w-message", { role: "status" })
   const keys = element("dl", "sa3w-keys")
@@ -53,7 +53,7 @@ export function build(texts, free, act) {
   return { root, stage, canvases, message, hint, buttons, inputs, keys }
 }
 
-/** Another picture and name for a button. */
+/** Changes the icon and label of a button. */
 export function relabel(target, name, label) {
   if (target.dataset.icon === name) return
   target.dataset.icon = name
@@ -65,7 +65,7 @@ export function relabel(target, name, label) {
 function button(name, label, act) {
   const made = element("button", "sa3w-button", { type: "button", "data-action": name })
   relabel(made, name, label)
-  made.addEventListener("pointerdown", event => event.preventDefault()) // the picture keeps the keys
+  made.addEventListener("pointerdown", event => event.preventDefault()) // keeps the focus on the canvas
   made.addEventListener("click", () => act(name))
   return made
 }
