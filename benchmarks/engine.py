@@ -92,8 +92,8 @@ class Ours:
         del self.model._decode
         stages["decode"] = [sum(stages["decode"])]
         keep["audio"] = done.audio[0]
-        if self.model.compiled is not None and self.model.compiled.obstacle:
-            print(f"'{self.kind}' in {self.dtype} is not what its name says: {self.model.compiled.obstacle}", file=sys.stderr)
+        if self.model.compiled is not None and self.model.compiled.reason:
+            print(f"'{self.kind}' in {self.dtype} is not what its name says: {self.model.compiled.reason}", file=sys.stderr)
 
 
 class Products:

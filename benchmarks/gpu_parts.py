@@ -465,8 +465,8 @@ def step_kernels(family: str, seconds: float, dtype: str, arm: str, lab: Lab) ->
     with lab.compiled.run(wait=True):
         job = functools.partial(lab.compiled.velocity, step.dit, step.x, step.t, step.inputs)
         job()
-        if lab.compiled.obstacle:
-            yield KERNELS, {"call": f"step, {case}, {dtype}", "arm": f"{arm}: {lab.compiled.obstacle}"}
+        if lab.compiled.reason:
+            yield KERNELS, {"call": f"step, {case}, {dtype}", "arm": f"{arm}: {lab.compiled.reason}"}
         else:
             yield from kernel_rows(lab, f"step, {case}, {dtype}", arm, job)
 
@@ -593,7 +593,7 @@ def lora(lab: Lab) -> Rows:
             found["step ms, scheduled"] = lab.ms(job, 7)
 
             def new_state(step: Step = step, job: Callable = job) -> None:
-                step.inputs.adapted.clear()
+                step.inputs.cache.clear()
                 job()
 
             found["step ms, another state"] = lab.ms(new_state)
@@ -612,7 +612,7 @@ def batches(lab: Lab) -> Rows:
         }  # fmt: skip
 
 
-def flow_loss(lab: Lab, net: nn.Module, seconds: float) -> Callable:
+def flow_loss(lab: Lab, net: nn.Module, adapters: Adapters, seconds: float, checkpointing: bool = False) -> Callable:
     """The loss of LoRA training on random latents."""
     config = net.config
     frames = max(8, round(seconds * config.sample_rate / config.same.samples_per_frame))
@@ -620,9 +620,10 @@ def flow_loss(lab: Lab, net: nn.Module, seconds: float) -> Callable:
     z = lab.randn(1, config.dit.io_channels, frames, seed=2)
 
     def batch(generator: torch.Generator) -> flow.Batch:
-        return flow.Batch(z, [frames], net.conditioner(rows, torch.ones(rows.shape[:2]).bool(), [seconds]))
+        condition = net.conditioner(rows, torch.ones(rows.shape[:2]).bool(), [seconds], adapters=adapters.now())
+        return flow.Batch(z, [frames], condition)
 
-    return flow.loss(net, batch, flow.FlowSettings(pairing=True), config.sample_rate / config.same.samples_per_frame)
+    return flow.loss(net, batch, flow.FlowSettings(pairing=True), config.sample_rate / config.same.samples_per_frame, checkpointing)
 
 
 @torch.enable_grad()
@@ -632,11 +633,10 @@ def trained(lab: Lab, family: str, dtype: str, checkpointing: bool) -> dict:
     net.pretransform = None  # the autoencoder takes no part
     adapters = Adapters(net, "dora-rows", 16)
     optimizer = torch.optim.AdamW(list(adapters.trained().values()), lr=1e-4)
-    loss = flow_loss(lab, net, case.seconds)
+    loss = flow_loss(lab, net, adapters, case.seconds, checkpointing)
 
     def train() -> None:
-        with adapters.active(checkpointing):
-            value = loss(0, torch.Generator().manual_seed(0))["loss"]
+        value = loss(0, torch.Generator().manual_seed(0))["loss"]
         optimizer.zero_grad()
         value.backward()
         optimizer.step()
@@ -665,11 +665,10 @@ def resumed(lab: Lab) -> Rows:
 
     def run(folder: Path, ema: float, between: Callable | None = None) -> dict[str, Tensor]:
         adapters = Adapters(net, "lora", 4, include=("layers.0.",))
-        inner = flow_loss(lab, net, lab.case("small-base", 10).seconds)
+        inner = flow_loss(lab, net, adapters, lab.case("small-base", 10).seconds)
 
         def loss(step: int, generator: torch.Generator) -> dict[str, Tensor]:
-            with adapters.active():
-                return {"loss": inner(step, generator)["loss"]}
+            return {"loss": inner(step, generator)["loss"]}
 
         settings = Settings(4, 1e-3, warmup=0, ema=ema, record_every=10, save_every=10, seed=1)
         trainer = Trainer(adapters.trained(), settings, folder)

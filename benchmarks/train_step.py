@@ -50,14 +50,13 @@ def main() -> None:
         optimizer = torch.optim.AdamW(parameters, lr=1e-4)
 
         def batch(generator: torch.Generator) -> flow.Batch:
-            condition = net.conditioner(rows, torch.ones(rows.shape[:2]).bool(), [options.seconds] * n)
+            condition = net.conditioner(rows, torch.ones(rows.shape[:2]).bool(), [options.seconds] * n, adapters=adapters.now())
             return flow.Batch(z, [frames] * n, condition)
 
-        loss = flow.loss(net, batch, flow.FlowSettings(pairing=True), 44100 / config.same.samples_per_frame)
+        loss = flow.loss(net, batch, flow.FlowSettings(pairing=True), 44100 / config.same.samples_per_frame, options.checkpointing)
 
         def train(step: int) -> None:
-            with adapters.active(options.checkpointing):
-                value = loss(step, torch.Generator().manual_seed(step))["loss"]
+            value = loss(step, torch.Generator().manual_seed(step))["loss"]
             optimizer.zero_grad()
             value.backward()
             optimizer.step()

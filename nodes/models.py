@@ -8,7 +8,7 @@ from ..sa3_core.errors import SA3Error
 from ..sa3_core.infer import OBJECTIVES, TEXT_SUBFOLDER
 from .host import folders
 from .host.clip import load_clip
-from .host.compiled import compiled_model, graphs_model, packed_and_compiled_model, packed_model
+from .host.compiled import compiled_model, fastest_model, graphs_model
 from .host.live import remember
 from .host.model import load_model
 from .host.progress import LARGE, Progress, say, tell
@@ -154,13 +154,8 @@ class AutoencoderLoader(io.ComfyNode):
         return io.NodeOutput(load_vae(opened, dtype_of(dtype)))
 
 
-WAIT = {"behind the first run": False, "in front of the first run": True}
-HOW = {
-    "torch.compile": compiled_model,
-    "packed weights": packed_model,
-    "torch.compile and packed weights": packed_and_compiled_model,
-    "CUDA graphs": graphs_model,
-}
+WAIT = {"in background": False, "before first run": True}
+HOW = {"auto": fastest_model, "torch.compile": compiled_model, "CUDA graphs": graphs_model}
 
 
 class Compile(io.ComfyNode):
@@ -169,35 +164,32 @@ class Compile(io.ComfyNode):
         return schema(
             "SA3_Compile",
             display_name="SA3 Compile",
-            description="Makes the transformer faster. torch.compile needs a C++ compiler (on a GPU: triton); one graph is made for all "
-            "lengths and kept on disk. Packed weights are for float32 and bfloat16 on a CPU. Where it cannot be done, the run goes on "
-            "without it and says so.",
+            description="Makes the transformer faster, with CUDA graphs or torch.compile. Where that is not possible, the run is computed "
+            "without it and says why.",
             inputs=[
                 io.Model.Input("model", tooltip="The MODEL of SA3 Model Loader, with or without LoRAs."),
                 io.Combo.Input(
                     "when",
                     options=list(WAIT),
                     default=next(iter(WAIT)),
-                    tooltip="behind: the first run goes as it is, and the compiler works after it; later runs differ from it by rounding. "
-                    "in front: the first run waits for the compiler (10 s to minutes), and all runs are the same bytes.",
+                    tooltip="in background: the first run is computed eagerly and torch.compile works after it; later runs differ by "
+                    "rounding. before first run: the first run waits for the compiler (10 s to minutes), and all runs give the same bytes.",
                 ),
                 io.Combo.Input(
                     "how",
                     options=list(HOW),
                     default=next(iter(HOW)),
                     optional=True,
-                    tooltip="torch.compile: fused passes, on any device. packed weights: float32 and bfloat16 on a CPU, no compiler; the "
-                    "weights of the layers are kept once more in the order in which the processor reads them (small 1.5 GB, medium 4.8 GB, "
-                    "half of it in bfloat16), which takes a second in front of the first run. Both together are the fastest way on a CPU. "
-                    "CUDA graphs: on an NVIDIA or AMD GPU, no compiler; the first step of each shape is recorded and the others replay it, "
-                    "with the same bytes. Weights stay on the GPU, for medium 3 GB in fp16.",
+                    tooltip="auto: CUDA graphs on an NVIDIA or AMD GPU, torch.compile elsewhere. torch.compile: fuses operations; needs a "
+                    "C++ compiler (on a GPU: triton), and keeps its code on disk. CUDA graphs: the first step of each shape is recorded, "
+                    "later steps replay it and give the same bytes; the weights stay on the GPU (medium: 3 GB in fp16).",
                 ),
             ],
             outputs=[io.Model.Output("MODEL")],
         )
 
     @classmethod
-    def execute(cls, model, when, how="torch.compile") -> io.NodeOutput:
+    def execute(cls, model, when, how="auto") -> io.NodeOutput:
         return io.NodeOutput(chosen("how", HOW, how)(model, chosen("when", WAIT, when)))
 
 

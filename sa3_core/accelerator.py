@@ -1,30 +1,37 @@
-"""A faster way through the transformer's layers: a run takes it, or tells why it did not."""
+"""What torch.compile and CUDA graphs share: a run uses the faster way, or records why it did not."""
 
-import functools
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
+from enum import Enum
 from typing import TypeVar
 
 from torch import Tensor
 
 from .dit import DiT, DiTInputs
-from .layers import forwards
 
-Found = TypeVar("Found")
-COMES_AND_GOES = "a LoRA comes and goes during the run"
+Value = TypeVar("Value")
+SCHEDULED = "a LoRA is scheduled over the run"
+
+
+class Outcome(Enum):
+    """What became of a run, or of a part of it."""
+
+    USED = "used"
+    PENDING = "pending"  # still being prepared; a later run will use it
+    SKIPPED = "skipped"  # for a reason
 
 
 class Accelerator:
-    """What `Compiled` and `Packed` share: what one run is, and what became of it."""
+    """A faster way through the transformer, for any number of models."""
 
     name: str  # for people
-    done: str  # in one word, what became of a run that took it
+    done: str  # in one word, a run that used it
 
     def __init__(self) -> None:
         self._running = False
-        # of the run that is on, or of the last one
-        self._outcomes: dict[str, None] = {}
-        self._found: dict = {}
+        # of the current run, or of the last one
+        self._outcomes: dict[tuple[Outcome, str], None] = {}
+        self._cached: dict = {}
 
     def __deepcopy__(self, memo) -> "Accelerator":
         return self  # hosts copy their options deeply
@@ -37,62 +44,65 @@ class Accelerator:
         """A run begins."""
 
     def _end(self, finished: bool) -> None:
-        """A run is over, or was stopped."""
+        """A run has finished, or was interrupted."""
 
     def join(self) -> None:
-        """Until what is being prepared is ready."""
+        """Block until preparation in the background has finished."""
 
-    def try_again(self) -> None:
-        """What failed may have been mended."""
+    def retry(self) -> None:
+        """Forget earlier failures: their cause may have been fixed."""
 
     @contextmanager
     def run(self, wait: bool = False) -> Iterator[None]:
-        """One run. wait: what takes time is done in front of it. A run inside a run is part of it."""
+        """One run. wait: prepare before it instead of in the background. A run inside a run is part of it."""
         if self._running:
             yield
             return
-        self._outcomes, self._found = {}, {}
+        self._outcomes, self._cached = {}, {}
         self._begin(wait)
         self._running, finished = True, False
         try:
             yield
             finished = True
         finally:
-            self._running, self._found = False, {}
+            self._running, self._cached = False, {}
             self._end(finished)
 
-    def once(self, what: Hashable, find: Callable[[], Found]) -> Found:
-        """What `find` finds, looked for once in a run."""
+    def once(self, key: Hashable, compute: Callable[[], Value]) -> Value:
+        """What `compute` returns, computed once per run."""
         if not self._running:
-            return find()
-        if what not in self._found:
-            self._found[what] = find()
-        return self._found[what]
+            return compute()
+        if key not in self._cached:
+            self._cached[key] = compute()
+        return self._cached[key]
 
-    def skip(self, obstacle: str) -> None:
-        """This run goes without, and this is why."""
-        self._outcomes[f"not {self.done}: {obstacle}"] = None
+    def _note(self, outcome: Outcome, reason: str = "") -> None:
+        self._outcomes[outcome, reason] = None
+
+    def skip(self, reason: str) -> None:
+        """Record that the run, or a part of it, is computed eagerly, and why."""
+        self._note(Outcome.SKIPPED, reason)
+
+    @property
+    def outcomes(self) -> list[tuple[Outcome, str]]:
+        """What became of the latest run and its parts, each with a reason or ""."""
+        return list(self._outcomes)
 
     @property
     def state(self) -> str:
-        """What became of the latest run, in words."""
-        if self.done in self._outcomes and len(self._outcomes) > 1:
-            return f"partly {self.done}: " + "; ".join(outcome for outcome in self._outcomes if outcome != self.done)
-        return "; ".join(self._outcomes) or "not used yet"
+        """`outcomes` in words."""
+        words = {Outcome.USED: self.done, Outcome.PENDING: f"not {self.done} yet", Outcome.SKIPPED: f"not {self.done}: "}
+        others = [words[outcome] + reason for outcome, reason in self._outcomes if outcome is not Outcome.USED]
+        if (Outcome.USED, "") not in self._outcomes:
+            return "; ".join(others) or "not used yet"
+        return f"partly {self.done}: " + "; ".join(others) if others else self.done
 
     @property
-    def obstacle(self) -> str:
-        """Why the latest run, or a part of it, went without; "" where nothing is in the way."""
-        without = f"not {self.done}: "
-        return "; ".join(outcome.removeprefix(without) for outcome in self._outcomes if outcome.startswith(without))
+    def reason(self) -> str:
+        """Why the latest run, or a part of it, was computed eagerly; "" where nothing was skipped."""
+        return "; ".join(reason for outcome, reason in self._outcomes if outcome is Outcome.SKIPPED)
 
     @property
     def remarks(self) -> list[str]:
         """What the user should know of the latest run."""
-        return [f"This run went without {self.name}: {self.obstacle}."] if self.obstacle else []
-
-
-def through(forward: Callable[..., Tensor], dit: DiT, x: Tensor, t: Tensor, inputs: DiTInputs, at_once: int | None = None) -> Tensor:
-    """`dit(x, t, inputs, at_once)` with forward(layer, *args) for its layers."""
-    with forwards([(layer, functools.partial(forward, layer)) for layer in dit.transformer.layers]):
-        return dit(x, t, inputs, at_once)
+        return [f"This run went without {self.name}: {self.reason}."] if self.reason else []

@@ -11,15 +11,19 @@ from . import operations
 from .ambient import independent
 from .config import ConditioningConfig
 from .errors import SA3Error
-from .layers import FOURIER_DIM, at, expo_features
+from .layers import FOURIER_DIM, Adapters, adapted, at, expo_features
 
 
 @dataclass(frozen=True)
 class Condition:
-    """cross_attn (B, max_tokens + 1, dim): prompt rows, then the seconds row. global_cond (B, dim): the seconds embedding."""
+    """cross_attn (B, max_tokens + 1, dim): prompt rows, then the seconds row. global_cond (B, dim): the seconds embedding.
+
+    adapters: those in the forward pass, for the transformer as well.
+    """
 
     cross_attn: Tensor
     global_cond: Tensor
+    adapters: Adapters | None = None
 
 
 class PromptPadding(nn.Module):
@@ -47,11 +51,11 @@ class SecondsEmbedder(nn.Module):
         self.embedder = nn.Module()  # the release nests embedder.embedding.1
         self.embedder.embedding = nn.Sequential(nn.Identity(), linear)
 
-    def forward(self, seconds: Sequence[float], dtype: torch.dtype, device=None) -> Tensor:
+    def forward(self, seconds: Sequence[float], dtype: torch.dtype, device=None, adapters: Adapters | None = None) -> Tensor:
         """(B, dim). Seconds are clamped to the embedder's range; features stay float32 up to the Linear."""
         values = torch.tensor(list(seconds), dtype=torch.float32).clamp(self.low, self.high)
         features = expo_features((values - self.low) / (self.high - self.low))
-        return self.embedder.embedding[1](features.to(device, dtype))
+        return adapted(self.embedder.embedding[1], features.to(device, dtype), adapters)
 
 
 class Conditioner(nn.Module):
@@ -72,13 +76,15 @@ class Conditioner(nn.Module):
         return self.conditioners["prompt"](embeddings, mask, self.config.max_tokens, negative)
 
     @independent
-    def forward(self, embeddings: Tensor, mask: Tensor, seconds: Sequence[float], negative: bool = False) -> Condition:
+    def forward(
+        self, embeddings: Tensor, mask: Tensor, seconds: Sequence[float], negative: bool = False, adapters: Adapters | None = None
+    ) -> Condition:
         """Rows of real tokens (B, n, dim) with their mask (B, n), and B durations -> the transformer's inputs."""
         if len(seconds) != len(embeddings):
             raise SA3Error(f"There are {len(embeddings)} prompts and {len(seconds)} durations; give one duration per prompt.")
         rows = self.prompt(embeddings, mask, negative)
-        seconds_row = self.conditioners["seconds_total"](seconds, rows.dtype, rows.device)
-        return Condition(torch.cat((rows, seconds_row[:, None]), dim=1), seconds_row)
+        seconds_row = self.conditioners["seconds_total"](seconds, rows.dtype, rows.device, adapters)
+        return Condition(torch.cat((rows, seconds_row[:, None]), dim=1), seconds_row, adapters)
 
     def unconditional(self, batch: int, like: Tensor) -> Tensor:
         """The reference's context without a prompt: zeros in every row, the seconds row included."""

@@ -3,7 +3,7 @@
 Everything that stays constant over a sampling run is computed once by `DiT.prepare` and handed to `DiT.forward`.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -17,10 +17,13 @@ from .attention import attend
 from .config import DiTConfig
 from .layers import (
     FOURIER_DIM,
+    Adapters,
     FeedForward,
     RMSNorm,
+    adapted,
     at,
     expo_features,
+    in_turn,
     lean,
     merge_heads,
     norm_type,
@@ -83,8 +86,8 @@ class DiTInputs:
     cross_attn (B, n, cond_dim), global_cond (B, cond_dim): what the rest was made of. cross_kv: per layer (k, v) or (k, k2, v),
     heads (B, H, n, 64). cross_bias (B, n): log of how many rows of the context each stands for, None = one. local: None = absent.
     global_embed (B, width). key_mask (B, memory + frames), True = valid, or None. frames: the longest item's.
-    adapted: room for parts of these inputs, and for what adapters that come and go during the run make of them.
-    shared: room that these inputs share with their parts and with what they are joined to, for the adapters themselves.
+    adapters: those in the forward pass; the tensors above were computed with them. cache: parts of these inputs, and what scheduled
+    adapters make of them. shared: a cache that these inputs share with their parts and with what they are joined to.
     """
 
     cross_attn: Tensor
@@ -96,8 +99,9 @@ class DiTInputs:
     rotary: tuple[Tensor, Tensor]
     key_mask: Tensor | None
     frames: int
+    adapters: Adapters | None = None
     modulations: dict = field(default_factory=dict)
-    adapted: dict = field(default_factory=dict)
+    cache: dict = field(default_factory=dict)
     shared: dict = field(default_factory=dict)
 
     @staticmethod
@@ -122,7 +126,7 @@ class DiTInputs:
             global_embed=torch.cat([one.global_embed for one in inputs]),
             key_mask=None if first.key_mask is None else torch.cat([one.key_mask for one in inputs]),
             modulations={},
-            adapted={},
+            cache={},
         )
 
     def _with_rows(self, rows: int) -> "DiTInputs":
@@ -151,15 +155,16 @@ class DiTInputs:
             self.rotary,
             None if self.key_mask is None else self.key_mask[rows],
             self.frames,
+            self.adapters,
             shared=self.shared,
         )
 
     def part(self, items: Sequence[int]) -> "DiTInputs":
         """`pick`, made once a run."""
         key = tuple(items)
-        if key not in self.adapted:
-            self.adapted[key] = self.pick(key)
-        return self.adapted[key]
+        if key not in self.cache:
+            self.cache[key] = self.pick(key)
+        return self.cache[key]
 
     @property
     def batch(self) -> int:
@@ -228,10 +233,10 @@ class SelfAttention(nn.Module):
         self.q_norm = RMSNorm(config.head_dim, 1e-6, **kw)
         self.k_norm = RMSNorm(config.head_dim, 1e-6, **kw)
 
-    def forward(self, x: Tensor, rotary, key_mask: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, rotary, key_mask: Tensor | None, adapters: Adapters | None = None) -> Tensor:
         """x (B, rows, width). As many of the rows as the rotary table has are tokens, and attend to each other."""
         tokens = len(rotary[0])
-        parts = self.to_qkv(x)[:, :tokens].unflatten(-1, (5 if self.differential else 3, -1, self.head_dim))
+        parts = adapted(self.to_qkv, x, adapters)[:, :tokens].unflatten(-1, (5 if self.differential else 3, -1, self.head_dim))
         # q, k, v, q2, k2: (B, N, parts, H, D)
         v = parts[:, :, 2].transpose(1, 2)
         tables = self._tables(rotary, parts) if lean(parts) else None
@@ -239,7 +244,7 @@ class SelfAttention(nn.Module):
         if self.differential:
             out = out - attend(*self._turned(parts[:, :, 3:], rotary, tables), v, key_mask=key_mask)
         out = merge_heads(out)
-        return self.to_out(F.pad(out, (0, 0, 0, x.shape[1] - tokens)) if x.shape[1] > tokens else out)
+        return adapted(self.to_out, F.pad(out, (0, 0, 0, x.shape[1] - tokens)) if x.shape[1] > tokens else out, adapters)
 
     def _tables(self, rotary, like: Tensor) -> tuple[Tensor, Tensor]:
         """The rotary table with the gains of both norms in it, (N, 2, 1, D) and (N, 2, 1, width)."""
@@ -269,16 +274,17 @@ class CrossAttention(nn.Module):
         self.q_norm = RMSNorm(config.head_dim, 1e-6, **kw)
         self.k_norm = RMSNorm(config.head_dim, 1e-6, **kw)
 
-    def keys(self, context: Tensor) -> tuple[Tensor, ...]:
+    def keys(self, context: Tensor, adapters: Adapters | None = None) -> tuple[Tensor, ...]:
         """Normed keys and the values of a context (B, n, width): (k, v), or (k, k2, v) when differential."""
-        *keys, v = (split_heads(part, self.head_dim) for part in self.to_kv(context).chunk(3 if self.differential else 2, dim=-1))
+        rows = adapted(self.to_kv, context, adapters)
+        *keys, v = (split_heads(part, self.head_dim) for part in rows.chunk(3 if self.differential else 2, dim=-1))
         return *map(self.k_norm, keys), v
 
-    def forward(self, x: Tensor, kv: tuple[Tensor, ...], bias: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, kv: tuple[Tensor, ...], bias: Tensor | None, adapters: Adapters | None = None) -> Tensor:
         *keys, v = kv
-        queries = self.q_norm(self.to_q(x).unflatten(-1, (len(keys), -1, self.head_dim)))  # (B, N, one or two, H, D)
+        queries = self.q_norm(adapted(self.to_q, x, adapters).unflatten(-1, (len(keys), -1, self.head_dim)))  # (B, N, one or two, H, D)
         outs = [attend(queries[:, :, i].transpose(1, 2), k, v, key_mask=bias) for i, k in enumerate(keys)]
-        return self.to_out(merge_heads(outs[0] - outs[1] if self.differential else outs[0]))
+        return adapted(self.to_out, merge_heads(outs[0] - outs[1] if self.differential else outs[0]), adapters)
 
 
 class Layer(nn.Module):
@@ -296,15 +302,21 @@ class Layer(nn.Module):
         self.ff = FeedForward(width, int(width * config.ff_mult), operations=operations, **kw)
         self.to_scale_shift_gate = nn.Parameter(torch.zeros(6 * width, device=kw["device"], dtype=kw["dtype"]))
 
-    def forward(self, h: Tensor, modulation: Modulation, kv, bias, local: Tensor | None, rotary, key_mask, memory: int) -> Tensor:
+    def forward(
+        self, h: Tensor, modulation: Modulation, kv, bias, local: Tensor | None, rotary, key_mask, memory: int,
+        adapters: Adapters | None = None,
+    ) -> Tensor:  # fmt: skip
         """h (B, rows, width); modulation: this layer's, (B, 1, width) each."""
         m = modulation
-        h = torch.addcmul(h, self.self_attn(self.pre_norm.modulated(h, m.gain1, m.shift1), rotary, key_mask), m.gate1)
-        h = h + self.cross_attn(self.cross_attend_norm(h), kv, bias)
+        h = torch.addcmul(h, self.self_attn(self.pre_norm.modulated(h, m.gain1, m.shift1), rotary, key_mask, adapters), m.gate1)
+        h = h + self.cross_attn(self.cross_attend_norm(h), kv, bias, adapters)
         if local is not None:
             tokens = h[:, : len(rotary[0])].unflatten(0, (-1, local.shape[0]))
             tokens[:, :, memory:].add_(local)  # h is fresh here; memory tokens get nothing
-        return torch.addcmul(h, self.ff(self.ff_norm.modulated(h, m.gain2, m.shift2)), m.gate2)
+        return torch.addcmul(h, self.ff(self.ff_norm.modulated(h, m.gain2, m.shift2), adapters), m.gate2)
+
+
+RunLayer = Callable[..., Tensor]  # (layer, *its arguments) -> its output
 
 
 class Transformer(nn.Module):
@@ -349,12 +361,14 @@ class DiT(nn.Module):
         local: LocalInput | Tensor | None,
         frames: int,
         lengths: Sequence[int] | None = None,
+        adapters: Adapters | None = None,
     ) -> DiTInputs:
         """Compute once what every step of a run needs.
 
         cross_attn (B, n, cond_dim), global_cond (B, cond_dim); their type is the one the network computes in.
         local: (B, local_dim, T) mask and masked latents, None = absent, or what `local_embeddings` made of one.
         frames: T. lengths: valid frames per item; those beyond are hidden from attention and come out as zero velocity.
+        adapters: in the forward pass of these inputs.
         """
         lengths = [frames] * len(cross_attn) if lengths is None else list(lengths)
         frames = max(lengths)
@@ -367,18 +381,19 @@ class DiT(nn.Module):
         return DiTInputs(
             cross_attn,
             global_cond,
-            self._cross_kv(cross_attn),
+            self._cross_kv(cross_attn, adapters),
             bias,
-            self.local_embeddings(local, frames) if isinstance(local, Tensor) else local,
-            self.to_global_embed(global_cond),
+            self.local_embeddings(local, frames, adapters) if isinstance(local, Tensor) else local,
+            in_turn(self.to_global_embed, global_cond, adapters),
             rotary_table(memory + frames, self.config.rotary_dim, self.config.head_dim, device),
             mask,
             frames,
+            adapters,
         )
 
     @independent
-    def refresh(self, inputs: DiTInputs, changed: Iterable[str]) -> DiTInputs:
-        """The same inputs under other weights: what the modules named in `changed` have a part in is computed again."""
+    def refresh(self, inputs: DiTInputs, changed: Iterable[str], adapters: Adapters | None = None) -> DiTInputs:
+        """The same inputs with other adapters: what the modules named in `changed` have a part in is computed again."""
         changed = list(changed)
 
         def touched(part: str) -> bool:
@@ -387,24 +402,25 @@ class DiT(nn.Module):
         context, local = touched("to_cond_embed") or touched("cross_attn.to_kv"), inputs.local
         return replace(
             inputs,
-            cross_kv=self._cross_kv(inputs.cross_attn) if context else inputs.cross_kv,
-            local=self._local(local.rows) if local is not None and touched("to_local_embed") else local,
-            global_embed=self.to_global_embed(inputs.global_cond) if touched("to_global_embed") else inputs.global_embed,
+            cross_kv=self._cross_kv(inputs.cross_attn, adapters) if context else inputs.cross_kv,
+            local=self._local(local.rows, adapters) if local is not None and touched("to_local_embed") else local,
+            global_embed=in_turn(self.to_global_embed, inputs.global_cond, adapters) if touched("to_global_embed") else inputs.global_embed,
+            adapters=adapters,
             modulations={},
-            adapted={},
+            cache={},
         )
 
-    def _cross_kv(self, cross_attn: Tensor) -> list[tuple[Tensor, ...]]:
-        context = self.to_cond_embed(cross_attn)
-        return [layer.cross_attn.keys(context) for layer in self.transformer.layers]
+    def _cross_kv(self, cross_attn: Tensor, adapters: Adapters | None) -> list[tuple[Tensor, ...]]:
+        context = in_turn(self.to_cond_embed, cross_attn, adapters)
+        return [layer.cross_attn.keys(context, adapters) for layer in self.transformer.layers]
 
-    def _local(self, rows: Tensor) -> LocalInput:
-        return LocalInput(rows, [layer.to_local_embed(rows) for layer in self.transformer.layers])
+    def _local(self, rows: Tensor, adapters: Adapters | None = None) -> LocalInput:
+        return LocalInput(rows, [in_turn(layer.to_local_embed, rows, adapters) for layer in self.transformer.layers])
 
     @independent
-    def local_embeddings(self, local: Tensor, frames: int) -> LocalInput:
+    def local_embeddings(self, local: Tensor, frames: int, adapters: Adapters | None = None) -> LocalInput:
         """A local input (B, local_dim, T), embedded once for all conditions. Zeros are the same row everywhere: (1, 1, width)."""
-        return self._local(local[:, :, :frames].transpose(1, 2) if local.any() else local[:1, :, :1].transpose(1, 2))
+        return self._local(local[:, :, :frames].transpose(1, 2) if local.any() else local[:1, :, :1].transpose(1, 2), adapters)
 
     def modulation(self, t: Tensor, inputs: DiTInputs) -> Modulation:
         """adaLN values of times t (B,); each distinct t of a run is computed once."""
@@ -420,7 +436,8 @@ class DiT(nn.Module):
 
     def modulation_of(self, features: Tensor, inputs: DiTInputs) -> Modulation:
         """adaLN values of times with these features (B, 256)."""
-        rows = self.transformer.global_cond_embedder(inputs.global_embed + self.to_timestep_embed(features))  # (B, 6 width)
+        times = in_turn(self.to_timestep_embed, features, inputs.adapters)
+        rows = in_turn(self.transformer.global_cond_embedder, inputs.global_embed + times, inputs.adapters)  # (B, 6 width)
         layers = self.transformer.layers
         own = torch.stack([at(layer.to_scale_shift_gate, rows) for layer in layers])
         scale1, shift1, gate1, scale2, shift2, gate2 = (own[:, None] + rows)[:, :, None].chunk(6, dim=-1)
@@ -436,15 +453,15 @@ class DiT(nn.Module):
         )  # fmt: skip
 
     @independent
-    def forward(self, x: Tensor, t: Tensor, inputs: DiTInputs, at_once: int | None = None) -> Tensor:
-        """Velocity (B, C, T) of latents x (B, C, T) at times t (B,), t in float32 or better. at_once: items; None = as memory suits."""
-        at_once = at_once or self._items_at_once(inputs)
+    def forward(self, x: Tensor, t: Tensor, inputs: DiTInputs, run_layer: RunLayer | None = None) -> Tensor:
+        """Velocity (B, C, T) of latents x (B, C, T) at times t (B,), t in float32 or better. run_layer: in place of `Layer.forward`."""
+        at_once = self._items_at_once(inputs)
         if len(x) <= at_once or torch.is_grad_enabled():
-            return self._velocity(x, t, inputs)
+            return self._velocity(x, t, inputs, run_layer)
         parts = []
         for start in range(0, len(x), at_once):
             stop = min(start + at_once, len(x))
-            parts.append(self._velocity(x[start:stop], t[start:stop], inputs.part(range(start, stop))))
+            parts.append(self._velocity(x[start:stop], t[start:stop], inputs.part(range(start, stop)), run_layer))
         return torch.cat(parts)
 
     def _items_at_once(self, inputs: DiTInputs) -> int:
@@ -454,23 +471,24 @@ class DiT(nn.Module):
         widest = 2 * int(self.config.width * self.config.ff_mult) * inputs.cross_attn.element_size()
         return max(1, (KEPT_BLOCK - 1) // (inputs.rows * widest))
 
-    def _velocity(self, x: Tensor, t: Tensor, inputs: DiTInputs) -> Tensor:
-        return self.step(x, self.modulation(t, inputs), inputs)
+    def _velocity(self, x: Tensor, t: Tensor, inputs: DiTInputs, run_layer: RunLayer | None) -> Tensor:
+        return self.step(x, self.modulation(t, inputs), inputs, run_layer)
 
-    def step(self, x: Tensor, modulation: Modulation, inputs: DiTInputs) -> Tensor:
+    def step(self, x: Tensor, modulation: Modulation, inputs: DiTInputs, run_layer: RunLayer | None = None) -> Tensor:
         """`forward` with its adaLN values given: on a GPU it reads nothing back and depends on no value."""
-        core, frames, memory = self.transformer, inputs.frames, self.config.memory_tokens
+        core, frames, memory, adapters = self.transformer, inputs.frames, self.config.memory_tokens, inputs.adapters
+        run_layer = run_layer or Layer.__call__
         padding = x.shape[-1] - frames
         x = x[..., :frames].to(modulation.gate1.dtype)
         if inputs.rows > memory + frames:
             x = F.pad(x, (0, inputs.rows - memory - frames))
-        x = self.preprocess_conv(x) + x
-        h = core.project_in(x.transpose(1, 2))
+        x = adapted(self.preprocess_conv, x, adapters) + x
+        h = adapted(core.project_in, x.transpose(1, 2), adapters)
         h = torch.cat((at(core.memory_tokens, h).expand(h.shape[0], -1, -1), h), dim=1)
         for i, layer in enumerate(core.layers):
             local = None if inputs.local is None else inputs.local.embeddings[i]
             own = Modulation(*(part[i] for part in modulation))
-            h = layer(h, own, inputs.cross_kv[i], inputs.cross_bias, local, inputs.rotary, inputs.key_mask, memory)
-        y = core.project_out(h[:, memory:]).transpose(1, 2)
-        y = (self.postprocess_conv(y) + y)[..., :frames]
+            h = run_layer(layer, h, own, inputs.cross_kv[i], inputs.cross_bias, local, inputs.rotary, inputs.key_mask, memory, adapters)
+        y = adapted(core.project_out, h[:, memory:], adapters).transpose(1, 2)
+        y = (adapted(self.postprocess_conv, y, adapters) + y)[..., :frames]
         return F.pad(y, (0, padding)) if padding else y

@@ -1,8 +1,7 @@
 """The small parts that both networks are made of. Shapes: h (B, N, width); heads as (B, H, N, D)."""
 
 import math
-from collections.abc import Callable, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +9,8 @@ from torch import Tensor, nn
 
 from . import operations
 from .transfer import put
+
+Adapters = Mapping[nn.Module, Callable[[nn.Module, Tensor], Tensor]]  # a layer -> what computes its output, adapter(layer, x)
 
 FOURIER_DIM = 256
 FOURIER_MIN, FOURIER_MAX = 0.5, 10000.0
@@ -59,6 +60,19 @@ def split_heads(x: Tensor, head_dim: int) -> Tensor:
 
 def merge_heads(x: Tensor) -> Tensor:
     return x.transpose(1, 2).flatten(2)
+
+
+def adapted(layer: nn.Module, x: Tensor, adapters: Adapters | None) -> Tensor:
+    """layer(x), or what its adapter computes."""
+    adapter = None if adapters is None else adapters.get(layer)
+    return layer(x) if adapter is None else adapter(layer, x)
+
+
+def in_turn(layers: Iterable[nn.Module], x: Tensor, adapters: Adapters | None) -> Tensor:
+    """x through one layer after the other, each with its adapter."""
+    for layer in layers:
+        x = adapted(layer, x, adapters)
+    return x
 
 
 def at(parameter: Tensor, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
@@ -136,8 +150,8 @@ class GatedLinear(nn.Module):
         self.proj = operations.Linear(dim, 2 * inner, device=device, dtype=dtype)
         self.gate = gate
 
-    def forward(self, x: Tensor) -> Tensor:
-        value, g = self.proj(x).chunk(2, dim=-1)
+    def forward(self, x: Tensor, adapters: Adapters | None = None) -> Tensor:
+        value, g = adapted(self.proj, x, adapters).chunk(2, dim=-1)
         opened = self.gate(g)
         return value * opened if torch.is_grad_enabled() else opened.mul_(value)  # large: another tensor would cost as much again
 
@@ -155,8 +169,9 @@ class FeedForward(nn.Module):
             operations.Linear(inner, dim, device=device, dtype=dtype),
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.ff(x)
+    def forward(self, x: Tensor, adapters: Adapters | None = None) -> Tensor:
+        gated, _, out = self.ff
+        return adapted(out, gated(x, adapters), adapters)
 
 
 class WeightNormConv1d(nn.Module):
@@ -174,18 +189,3 @@ class WeightNormConv1d(nn.Module):
         v = at(self.weight_v, x, torch.float32)
         weight = at(self.weight_g, x, torch.float32) * v / v.flatten(1).norm(dim=1)[:, None, None]
         return operations.conv1d(x, weight.to(x.dtype), at(self.bias, x))
-
-
-@contextmanager
-def forwards(chosen: Sequence[tuple[nn.Module, Callable]]):
-    """Modules with other forward functions for a while."""
-    before = [module.__dict__.get("forward") for module, _ in chosen]
-    try:
-        for module, forward in chosen:
-            module.forward = forward
-        yield
-    finally:
-        for (module, _), forward in zip(chosen, before, strict=True):
-            module.__dict__.pop("forward", None)
-            if forward is not None:
-                module.forward = forward

@@ -1,14 +1,13 @@
 """LoRAs stacked on one model: which layers, how strong, when.
 
-What never changes during a run becomes part of the weights (`Stack.patches`). From the first row of a layer that comes and goes with
-the noise level, the rest runs beside the weight in the forward pass (`Stack.velocity`), in the same algebra.
+What is constant over a run becomes part of the weights (`Stack.patches`). From the first scheduled row of a layer on, the rest runs
+in the forward pass (`Stack.velocity`), in the same algebra.
 """
 
 import functools
 import math
 import re
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from .checkpoint import open_checkpoint
 from .dit import DiT, DiTInputs, row_index
 from .errors import SA3Error
-from .layers import forwards
+from .layers import Adapters
 from .lora import MODES, Adapter, Form, compose, svd_bases
 from .lora_files import BASES, SECONDS, LoRA, matches, read_bases, read_lora
 
@@ -164,12 +163,14 @@ class Stack:
         return {layer: entries[first:] for layer, (entries, first) in self._entries.items() if entries[first:]}
 
     def velocity(
-        self, dit: DiT, x: Tensor, t: Tensor, inputs: DiTInputs, sigmas: Tensor | None = None, read: Callable | None = None
+        self, dit: DiT, x: Tensor, t: Tensor, inputs: DiTInputs, sigmas: Tensor | None = None, read: Callable | None = None,
+        run: Callable | None = None,
     ) -> Tensor:  # fmt: skip
         """`dit(x, t, inputs)` with the scheduled rows as they are at t (B,), each item by its own.
 
         sigmas (steps + 1,) or (b, steps + 1): the run's noise levels; B may be a multiple of b. read(layer, like): weight and bias
         in float32 of a module that a host keeps elsewhere, as it computes with them on an input of this type and device.
+        run(x, t, inputs): in place of dit, for inputs with adapters or without.
         """
         t = t.detach().float().cpu()
         if sigmas is not None:
@@ -177,68 +178,67 @@ class Stack:
             sigmas = sigmas.repeat(len(t) // len(sigmas), 1)
         states = list(zip(*(row.at(t, sigmas) for row in self.rows), strict=True))
         groups = {state: [i for i, other in enumerate(states) if other == state] for state in dict.fromkeys(states)}
-        adapters = self._adapters(inputs)
+        rows, run = self._rows(inputs), run or dit
         if len(groups) == 1:
-            return self._forward(dit, x, t, inputs, states[0], adapters, read)
+            return run(x, t, self._inputs_at(states[0], dit, inputs, rows, read))
         out = torch.empty_like(x)
         for state, items in groups.items():
-            rows = row_index(items, x.device)
-            out[rows] = self._forward(dit, x[rows], t[items], inputs.part(items), state, adapters, read).to(out.dtype)
+            index = row_index(items, x.device)
+            out[index] = run(x[index], t[items], self._inputs_at(state, dit, inputs.part(items), rows, read)).to(out.dtype)
         return out
 
-    def _adapters(self, inputs: DiTInputs) -> dict[str, list[tuple[int, Adapter, str]]]:
+    def _rows(self, inputs: DiTInputs) -> dict[str, list[tuple[int, Adapter, str]]]:
         """`scheduled` where the run computes, in float32: fetched in its first step, since a curve needs them in each."""
-        if "adapters" not in inputs.shared:
-            inputs.shared["adapters"] = {
+        if "scheduled" not in inputs.shared:
+            inputs.shared["scheduled"] = {
                 layer: [(i, adapter.to(inputs.cross_attn.device, torch.float32), mode) for i, adapter, mode in entries]
                 for layer, entries in self.scheduled.items()
             }
-        return inputs.shared["adapters"]
-
-    def _forward(self, dit: DiT, x: Tensor, t: Tensor, inputs: DiTInputs, state: tuple[float, ...], adapters: dict, read) -> Tensor:
-        cache = inputs.adapted.setdefault("states", {})
-        if state not in cache:
-            cache[state] = self._adapted(dit, inputs, state, adapters, read or _read)
-            while len(cache) > KEPT_STATES:
-                del cache[next(iter(cache))]
-        layers, own = cache[state]
-        with beside(layers):
-            return dit(x, t, own)
+        return inputs.shared["scheduled"]
 
     @staticmethod
-    def _adapted(dit: DiT, inputs: DiTInputs, state: tuple[float, ...], adapters: dict, read):
-        """The forms of a state by layer, and the run's constants under them."""
-        device, dtype, layers = inputs.cross_attn.device, inputs.cross_attn.dtype, {}
-        for name, entries in adapters.items():
-            active = [(adapter, state[i], mode) for i, adapter, mode in entries if state[i] != 0]
-            if not active:
-                continue
-            layer, bias, weight = dit.get_submodule(name), None, torch.empty(0, device=device, dtype=torch.float32)
-            if any(adapter.rows is not None or adapter.cols is not None for adapter, *_ in active):
-                weight, bias = read(layer, inputs.cross_attn)
-                weight = weight.flatten(1)
-            layers[name] = layer, compose(weight, active).to(dtype), None if bias is None else bias.to(dtype)
-        if not layers:
-            return [], inputs
-        with beside(layers.values()):
-            return list(layers.values()), dit.refresh(inputs, layers)
+    def _inputs_at(state: tuple[float, ...], dit: DiT, inputs: DiTInputs, scheduled: dict, read) -> DiTInputs:
+        """The run's constants with the adapters at these strengths of the rows."""
+        cache = inputs.cache.setdefault("states", {})
+        if state not in cache:
+            adapters, names = _adapters_at(state, dit, inputs, scheduled, read or _read)
+            cache[state] = dit.refresh(inputs, names, adapters) if adapters else inputs
+            while len(cache) > KEPT_STATES:
+                del cache[next(iter(cache))]
+        return cache[state]
+
+
+@dataclass(frozen=True, eq=False)
+class AdaptedLinear:
+    """A Linear, or a Conv1d with kernel 1, whose output goes through a form; its weight stays untouched."""
+
+    form: Form
+    bias: Tensor | None
+
+    def __call__(self, layer: nn.Module, x: Tensor) -> Tensor:
+        if not isinstance(layer, nn.Conv1d):
+            return self.form.linear(x, layer, self.bias)
+        return self.form.linear(x.mT, lambda rows: layer(rows.mT).mT, self.bias).mT
+
+
+def _adapters_at(state: tuple[float, ...], dit: DiT, inputs: DiTInputs, scheduled: dict, read) -> tuple[Adapters, list[str]]:
+    """Adapters of the layers that are active at these strengths, and the layers' names."""
+    device, dtype, adapters, names = inputs.cross_attn.device, inputs.cross_attn.dtype, {}, []
+    for name, entries in scheduled.items():
+        active = [(adapter, state[i], mode) for i, adapter, mode in entries if state[i] != 0]
+        if not active:
+            continue
+        layer, bias, weight = dit.get_submodule(name), None, torch.empty(0, device=device, dtype=torch.float32)
+        if any(adapter.rows is not None or adapter.cols is not None for adapter, *_ in active):
+            weight, bias = read(layer, inputs.cross_attn)
+            weight = weight.flatten(1)
+        adapters[layer] = AdaptedLinear(compose(weight, active).to(dtype), None if bias is None else bias.to(dtype))
+        names.append(name)
+    return adapters, names
 
 
 def _read(layer: nn.Module, like: Tensor) -> tuple[Tensor, Tensor | None]:
     return layer.weight.float(), None if layer.bias is None else layer.bias.float()
-
-
-@contextmanager
-def beside(layers: Iterable[tuple[nn.Module, Form, Tensor | None]]):
-    """Layers whose forward pass goes through a form, weights untouched."""
-    with forwards([(layer, functools.partial(_forward, layer.forward, isinstance(layer, nn.Conv1d), *row)) for layer, *row in layers]):
-        yield
-
-
-def _forward(base, conv: bool, form: Form, bias: Tensor | None, x: Tensor) -> Tensor:
-    if not conv:
-        return form.linear(x, base, bias)
-    return form.linear(x.mT, lambda rows: base(rows.mT).mT, bias).mT  # kernel 1: a Linear over channels
 
 
 # Rows from files

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Conv1d", "Linear", "by_onednn", "linear", "maker", "packed", "packed_linear"]
+__all__ = ["Conv1d", "Linear", "by_onednn", "linear"]
 
 
 class Linear(nn.Linear):
@@ -52,23 +52,16 @@ def _cast(layer: nn.Module, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
     return layer.weight.to(dtype), None if layer.bias is None else layer.bias.to(dtype)
 
 
-def maker(weight: Tensor) -> str:
-    """Who makes the fastest products with this weight on a CPU: "oneDNN", "MKL", or "": left to torch."""
-    if weight.device.type != "cpu":
-        return ""
-    if weight.dtype == torch.bfloat16 and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-        return "oneDNN" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else ""
-    if weight.dtype == torch.float32 and hasattr(torch.ops.mkl, "_mkl_linear"):
-        return "oneDNN" if mkl_is_slow() else "MKL"
-    return ""
-
-
 def by_onednn(weight: Tensor, bias: Tensor | None) -> bool:
-    """Whether `linear` is for this weight.
+    """Whether oneDNN's own product with this weight is faster than torch's: on a CPU, in float32 where MKL is slow.
 
-    In bfloat16 torch asks oneDNN itself, but copies a bias into all rows and adds the product to that; oneDNN adds it inside.
+    In bfloat16 torch calls oneDNN, but copies a bias into all rows and adds the product to that; oneDNN adds it inside.
     """
-    return maker(weight) == "oneDNN" and (bias is not None or weight.dtype == torch.float32)
+    if weight.device.type != "cpu" or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        return False
+    if weight.dtype == torch.bfloat16:
+        return bias is not None and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return weight.dtype == torch.float32 and mkl_is_slow()
 
 
 @functools.cache
@@ -82,19 +75,6 @@ def _processor() -> str:
     with suppress(OSError):
         return Path("/proc/cpuinfo").read_text()
     return platform.processor()
-
-
-def packed(weight: Tensor, rows: int) -> Tensor:
-    """The weight in the order in which its maker reads it, for products with that many rows."""
-    pack = torch.ops.mkldnn._reorder_linear_weight if maker(weight) == "oneDNN" else torch.ops.mkl._mkl_reorder_linear_weight
-    return pack(weight.detach(), rows)
-
-
-def packed_linear(x: Tensor, ordered: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """`linear` with what `packed` made of the weight for as many rows as x has."""
-    if maker(weight) == "oneDNN":
-        return linear(x, ordered, bias)
-    return torch.ops.mkl._mkl_linear(x, ordered, weight, bias, x.shape[:-1].numel())
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

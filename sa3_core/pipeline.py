@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from . import checkpoint, hub, info, sampling, timeline
-from .accelerator import COMES_AND_GOES, Accelerator
+from .accelerator import Accelerator
 from .compiled import Compiled
 from .conditioning import Condition
 from .config import ModelConfig
@@ -108,21 +108,15 @@ class Model:
         self.loras, self.lora_record = stack, stack.record()
 
     def compile(self, wait: bool = False, compiled: Accelerator | None = None) -> Accelerator:
-        """From now on `generate` runs through torch.compile, as `Compiled` says, or with `Packed()` weights.
-
-        wait: the first run of a kind waits for the compiler.
-        """
+        """Make `generate` use torch.compile, or another accelerator. wait: compile before the first run, not in the background."""
         self._generative()
         self.compiled, self._wait = compiled or Compiled(), wait
         return self.compiled
 
     def _network(self, sigmas: Tensor | None = None):
         """The transformer with what is scheduled on it: (x, t, inputs) -> velocity."""
-        if not self.loras.scheduled:
-            return self.dit if self.compiled is None else functools.partial(self.compiled.velocity, self.dit)
-        if self.compiled is not None:
-            self.compiled.skip(COMES_AND_GOES)
-        return functools.partial(self.loras.velocity, self.dit, sigmas=sigmas)
+        network = self.dit if self.compiled is None else functools.partial(self.compiled.velocity, self.dit)
+        return functools.partial(self.loras.velocity, self.dit, sigmas=sigmas, run=network) if self.loras.scheduled else network
 
     def encode_text(self, prompts: str | Sequence[str]) -> Text:
         """Token embeddings of the prompts, padded as the model sees them (learned padding)."""

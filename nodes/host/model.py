@@ -1,8 +1,9 @@
 """The MODEL socket: a ModelPatcher over Stable Audio 3's transformer and conditioner."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import comfy.conds
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ...sa3_core import checkpoint, info
-from ...sa3_core.accelerator import COMES_AND_GOES
+from ...sa3_core.accelerator import Accelerator
 from ...sa3_core.checkpoint import Checkpoint
 from ...sa3_core.config import ModelConfig
 from ...sa3_core.dit import DiTInputs, LocalInput, rows_for
@@ -88,17 +89,20 @@ class Denoiser(Generator):
         times = known_times(options, options.get("sigmas"))
         if times is not None:
             t = times.repeat(len(x) // len(times))  # core runs all conditions as one batch, or one by one
-        stack, compiled = options.get(STACK), options.get(COMPILED)
-        scheduled = stack is not None and stack.scheduled
-        if compiled is not None:
-            obstacle = COMES_AND_GOES if scheduled else CAST if compiled.once(("casts", self.dit), lambda: casts(self.dit)) else ""
-            if not obstacle:
-                return compiled.velocity(self.dit, x, t, sa3_inputs)
-            compiled.skip(obstacle)
-        if not scheduled:
-            return self.dit(x, t, sa3_inputs)
+        network, stack = self._network(options.get(COMPILED)), options.get(STACK)
+        if stack is None or not stack.scheduled:
+            return network(x, t, sa3_inputs)
         sigmas = options.get(SIGMAS, options.get("sample_sigmas"))
-        return stack.velocity(self.dit, x, t, sa3_inputs, sigmas, read_weight)
+        return stack.velocity(self.dit, x, t, sa3_inputs, sigmas, read_weight, network)
+
+    def _network(self, accelerator: Accelerator | None) -> Callable[..., Tensor]:
+        """(x, t, inputs) -> velocity: the transformer, through the accelerator where its weights stay as they are."""
+        if accelerator is None:
+            return self.dit
+        if accelerator.once(("casts", self.dit), lambda: casts(self.dit)):
+            accelerator.skip(CAST)
+            return self.dit
+        return partial(accelerator.velocity, self.dit)
 
 
 class SA3Latents(comfy.latent_formats.LatentFormat):

@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..accelerator import Accelerator
+from ..accelerator import SCHEDULED, Accelerator, Outcome
 from ..dit import DiT, DiTInputs, LocalInput
 
 log = logging.getLogger("sa3")
@@ -31,23 +31,24 @@ class Graphs(Accelerator):
         self._pool = None
         self._failed = ""  # why the last recording came to nothing
 
-    def try_again(self) -> None:
+    def retry(self) -> None:
         self._failed = ""
 
     def velocity(self, dit: DiT, x: Tensor, t: Tensor, inputs: DiTInputs) -> Tensor:
-        if obstacle := self._failed or self.once("obstacle", lambda: self._obstacle(x)):
-            self.skip(obstacle)
+        if reason := self._failed or (SCHEDULED if inputs.adapters else self.once("unusable", lambda: self._unusable(x))):
+            self.skip(reason)
             return dit(x, t, inputs)
         step = self._step(dit, x, inputs)
         if step is not None:
-            self._outcomes[self.done] = None
+            self._note(Outcome.USED)
             return step(x, dit.time_features(t, inputs), inputs)
         out = dit(x, t, inputs)  # also what cuBLAS and the allocator want before a recording
         self._record(dit, x, t, inputs)
         return out
 
     @staticmethod
-    def _obstacle(x: Tensor) -> str:
+    def _unusable(x: Tensor) -> str:
+        """Why these inputs cannot be recorded, or ""."""
         if x.device.type != "cuda":
             return f"they are for CUDA devices, and this model computes on {x.device}"
         if torch.is_grad_enabled():
@@ -155,5 +156,5 @@ def with_tensors(inputs: DiTInputs, tensors: list[Tensor]) -> DiTInputs:
     bias, mask = (None if part is None else next(rest) for part in (inputs.cross_bias, inputs.key_mask))
     return replace(
         inputs, cross_kv=cross_kv, local=local, global_embed=global_embed, rotary=rotary, cross_bias=bias, key_mask=mask, modulations={},
-        adapted={}, shared={},
+        cache={}, shared={},
     )  # fmt: skip

@@ -1,21 +1,17 @@
 """Adapters of all eight types while they are trained: float32 parameters over a frozen network, in the algebra of `sa3_core.lora`."""
 
-import contextlib
-import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ..errors import SA3Error
-from ..layers import forwards
 from ..lora import EPS, TYPES, Adapter, Form, adapter_of
 from ..lora_convert import native_tensors
 from ..lora_files import LoRA, selected
-from ..lora_stack import beside, targets
+from ..lora_stack import AdaptedLinear, targets
 
 Bases = Callable[[str, int], tuple[Tensor, Tensor]]  # (layer, rank) -> U (out, rank), V (in, rank)
 
@@ -102,6 +98,10 @@ class TrainedLayer(nn.Module):
             form = form.scaled(cols=adapter.cols / (norms(weight, up, down, squares, True, rows) + EPS))
         return form
 
+    def adapted(self) -> AdaptedLinear:
+        layer = self.target[0]
+        return AdaptedLinear(self.form().to(layer.weight.dtype), layer.bias)
+
 
 class Adapters(nn.Module):
     """Adapters on every Linear and Conv1d of a Generator, and on its seconds embedder, that the lists leave.
@@ -131,7 +131,6 @@ class Adapters(nn.Module):
                 f"include '{', '.join(include)}' and exclude '{', '.join(exclude)}' leave no layer; "
                 f"the model has layers such as '{next(iter(targets(net)))}'."
             )
-        self.blocks = list(net.dit.transformer.layers)  # in a list, so that they are no part of this module
         generator = torch.Generator().manual_seed(seed)
         self.layers: dict[str, TrainedLayer] = {}
         for done, (name, layer) in enumerate(layers.items(), 1):
@@ -151,22 +150,9 @@ class Adapters(nn.Module):
         """U and V of -xs adapters, as `lora_files.read_bases` reads them."""
         return {f"{name}.weight.{key}": basis for name, layer in self.layers.items() for key, basis in layer.bases().items()}
 
-    @contextlib.contextmanager
-    def active(self, checkpointing: bool = False) -> Iterator[None]:
-        """The network with the adapters as they are now; its weights stay untouched.
-
-        checkpointing: of what the transformer's layers compute only their inputs are kept, and the backward pass computes it again.
-        """
-        rows = []
-        for layer in self.layers.values():
-            target = layer.target[0]
-            form = layer.form()
-            rows.append((target, form.to(target.weight.dtype), target.bias))
-        with beside(rows):
-            adapted = [(target, target.forward) for target, *_ in rows]
-            blocks = [(block, _checkpointed(block, adapted)) for block in self.blocks] if checkpointing else []
-            with forwards(blocks):
-                yield
+    def now(self) -> dict[nn.Module, AdaptedLinear]:
+        """The adapters as they are now, differentiable, for the network's forward pass."""
+        return {target: layer.adapted() for layer in self.layers.values() for target in layer.target}
 
     def lora(self, path: Path, base: str, more: dict | None = None) -> LoRA:
         """As a file of this name would be read. more: what else its `lora_config` says."""
@@ -177,15 +163,6 @@ class Adapters(nn.Module):
     def tensors(self) -> dict[str, Tensor]:
         """The native file's tensors."""
         return native_tensors(self.lora(Path("trained.safetensors"), ""))
-
-
-def _checkpointed(block: nn.Module, adapted: Sequence[tuple[nn.Module, Callable]]) -> Callable:
-    """A block's forward whose second run, in the backward pass, finds the adapters that the first one had."""
-
-    def contexts():
-        return contextlib.nullcontext(), forwards(adapted)
-
-    return functools.partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
 
 
 def _detached(tensor: Tensor) -> Tensor:

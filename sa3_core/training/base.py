@@ -66,7 +66,7 @@ def sample(
     local = torch.zeros(1, config.dit.local_dim, line.frames, device=cross.device, dtype=cross.dtype)
 
     def prepared(context: Tensor) -> DiTInputs:
-        return net.dit.prepare(context, condition.global_cond, local, line.frames, line.valid)
+        return net.dit.prepare(context, condition.global_cond, local, line.frames, line.valid, condition.adapters)
 
     blank = prepared(net.conditioner.unconditional(1, cross))
     velocity = Predictor(net.dit, prepared(cross), blank, Guidance(config.default_cfg), line.valid)

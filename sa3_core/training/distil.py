@@ -5,12 +5,13 @@ and x_t - t v is compared with the end of the path on which x_t lies. What comes
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
 
 from .. import samplers, schedule
+from ..conditioning import Condition
 from ..guidance import Guidance
 from ..network import Generator, Predictor
 from .flow import Batch, prepare
@@ -55,9 +56,9 @@ def follow(
     effective = batch.lengths if batch.effective is None else batch.effective
     options = dict(teacher.config.schedule)
     sigmas = schedule.build(options.pop("kind"), steps, 1.0, torch.tensor(list(effective)), **options).expand(len(z), -1)
-    cond = prepare(teacher, z, given, condition.cross_attn, condition.global_cond, lengths)
+    cond = prepare(teacher, z, given, condition, lengths)
     blank = teacher.conditioner.unconditional(len(z), condition.cross_attn)
-    uncond = prepare(teacher, z, given, blank, condition.global_cond, lengths)
+    uncond = prepare(teacher, z, given, replace(condition, cross_attn=blank), lengths)
     velocity, states = Predictor(teacher.dit, cond, uncond, guidance, lengths), []
 
     def recorded(x: Tensor, t: Tensor) -> Tensor:
@@ -92,7 +93,7 @@ def distil_loss(student: Generator, paths: Paths, items: Tensor, places: Tensor)
     x, t = paths.states[items, places].float(), paths.times[items, places]
     lengths = paths.lengths[items].tolist()
     known, given = paths.latents[items].float(), paths.given[items]
-    inputs = prepare(student, known, given, paths.cross_attn[items], paths.global_cond[items], lengths)
+    inputs = prepare(student, known, given, Condition(paths.cross_attn[items], paths.global_cond[items]), lengths)
     level = t.to(x)[:, None, None]
     made = x - level * student.dit(x, t, inputs).float()
     error = ((made - paths.ends[items].float()).square() / level).mean(1)  # (B, T)

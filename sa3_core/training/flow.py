@@ -5,10 +5,11 @@ t = 0 is data, t = 1 is noise; x_t = (1 - t) z + t n; the network predicts n - z
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from ..conditioning import Condition
 from ..dit import DiTInputs
@@ -139,8 +140,13 @@ def pair_noise(z: Tensor, noise: Tensor, rounds: int = 20) -> Tensor:
     return noise[order]
 
 
-def loss(generator_net: Generator, batches: Callable[[torch.Generator], Batch], settings: FlowSettings, frame_rate: float) -> Callable:
-    """The loss of one step for `loop.Trainer`. batches(generator) -> a Batch; frame_rate: latent frames per second."""
+def loss(
+    net: Generator, batches: Callable[[torch.Generator], Batch], settings: FlowSettings, frame_rate: float, checkpointing: bool = False
+) -> Callable:
+    """The loss of one step for `loop.Trainer`. batches(generator) -> a Batch; frame_rate: latent frames per second.
+
+    checkpointing: as in `flow_loss`.
+    """
 
     def step_loss(step: int, generator: torch.Generator) -> dict[str, Tensor]:
         batch = batches(generator)
@@ -152,26 +158,29 @@ def loss(generator_net: Generator, batches: Callable[[torch.Generator], Batch], 
         lengths = extend_lengths(batch.lengths, settings.silence * frame_rate, z.shape[-1], generator)
         given = draw_given(lengths, z.shape[-1], settings.masks, generator)
         kept = torch.rand(len(z), generator=generator) >= settings.prompt_dropout
-        return flow_loss(generator_net, z, noise, t, lengths, given, batch.condition, kept, settings.context_weight)
+        return flow_loss(net, z, noise, t, lengths, given, batch.condition, kept, settings.context_weight, checkpointing)
 
     return step_loss
 
 
 def flow_loss(
     net: Generator, z: Tensor, noise: Tensor, t: Tensor, lengths: Sequence[int], given: Tensor, condition: Condition, kept: Tensor,
-    context_weight: float = 1.0,
+    context_weight: float = 1.0, checkpointing: bool = False,
 ) -> dict[str, Tensor]:  # fmt: skip
     """The loss for these draws. z, noise (B, D, T); t (B,); given (B, T); kept (B,): items that see their prompt.
 
-    Every item counts alike, whatever its length; frames beyond `lengths` cost nothing.
+    Every item counts alike, whatever its length; frames beyond `lengths` cost nothing. checkpointing: keep only the inputs of the
+    transformer's layers, and compute the layers again in the backward pass.
     """
     device = z.device
     level, given = t.to(z)[:, None, None], given.to(device)
     x = (1 - level) * z + level * noise
     cross = condition.cross_attn * kept.to(condition.cross_attn)[:, None, None]
-    inputs = prepare(net, z, given, cross, condition.global_cond, lengths)
+    inputs = prepare(net, z, given, replace(condition, cross_attn=cross), lengths)
     frames = inputs.frames
-    error = (net.dit(x, t, inputs) - (noise - z)).float().square().mean(1)[:, :frames]  # (B, frames)
+    error = (
+        (net.dit(x, t, inputs, _checkpointed if checkpointing else None) - (noise - z)).float().square().mean(1)[:, :frames]
+    )  # (B, frames)
     valid = (torch.arange(frames)[None] < torch.tensor(list(lengths))[:, None]).to(device)
     generated, context = valid & ~given[:, :frames], valid & given[:, :frames]
     main = ((error * generated).sum(1) / (generated.sum(1) + 1e-8)).mean()
@@ -179,11 +188,15 @@ def flow_loss(
     return {"loss": main + context_weight * side, "generated": main, "context": side}
 
 
-def prepare(net: Generator, z: Tensor, given: Tensor, cross: Tensor, global_cond: Tensor, lengths: Sequence[int]) -> DiTInputs:
-    """What the transformer is told: its condition, and the frames of z (B, D, T) that are given (B, T)."""
+def _checkpointed(layer: torch.nn.Module, *args) -> Tensor:
+    return checkpoint(layer, *args, use_reentrant=False, preserve_rng_state=False)
+
+
+def prepare(net: Generator, z: Tensor, given: Tensor, condition: Condition, lengths: Sequence[int]) -> DiTInputs:
+    """The transformer's inputs: its condition, and the frames of z (B, D, T) that are given (B, T)."""
     known = given[:, None].to(z)
-    local = torch.cat((known, known * z), dim=1).to(cross)
-    return net.dit.prepare(cross, global_cond, local, z.shape[-1], lengths)
+    local = torch.cat((known, known * z), dim=1).to(condition.cross_attn)
+    return net.dit.prepare(condition.cross_attn, condition.global_cond, local, z.shape[-1], lengths, condition.adapters)
 
 
 LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)

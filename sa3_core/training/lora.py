@@ -213,11 +213,10 @@ class _Run:
     def go(self) -> None:
         trainer, settings = self.trainer, self.settings
         rate = self.source.config.sample_rate / self.source.config.same.samples_per_frame
-        inner = flow_loss(self.net, self._draw, settings.flow, rate)
+        inner = flow_loss(self.net, self._draw, settings.flow, rate, settings.checkpointing)
 
         def loss(step: int, generator: torch.Generator) -> dict[str, Tensor]:
-            with self.adapters.active(settings.checkpointing):
-                return {"loss": inner(step, generator)["loss"]}
+            return {"loss": inner(step, generator)["loss"]}
 
         def measure() -> dict[str, float]:
             return self._fixed() if trainer.step % MEASURE_EVERY == 0 or trainer.step == settings.steps else {}
@@ -250,7 +249,7 @@ class _Run:
         return self.out.with_name(f"{self.out.stem}_step{step:06}.safetensors")
 
     def _draw(self, generator: torch.Generator) -> Batch:
-        """A batch of different clips where there are enough of them."""
+        """A batch of different clips where there are enough of them, seen by the adapters as they are now."""
         clips, n = self.clips.training, self.settings.batch
         order = torch.cat([torch.randperm(len(clips), generator=generator) for _ in range(-(-n // len(clips)))])[:n]
         return self._batch([clips[i] for i in order.tolist()], generator)
@@ -266,17 +265,16 @@ class _Run:
     def _condition(self, captions: Sequence[str], seconds: Sequence[float]) -> Condition:
         rows, masks = (nn.utils.rnn.pad_sequence([self.rows[caption][i] for caption in captions], batch_first=True) for i in (0, 1))
         dtype = next(self.net.parameters()).dtype
-        return self.net.conditioner(rows.to(self.source.device, dtype), masks, seconds)
+        return self.net.conditioner(rows.to(self.source.device, dtype), masks, seconds, adapters=self.adapters.now())
 
     @torch.no_grad()
     def _fixed(self) -> dict[str, float]:
         """Mean loss at fixed noise levels over the beginnings of a few clips, trained on and held out."""
         found = {}
-        with self.adapters.active():
-            for name, clips in (("training", self.clips.training), ("validation", self.clips.validation)):
-                levels = [fixed_loss(self.net, self._batch([clip], None), i) for i, clip in enumerate(clips[:PROBES])]
-                if levels:
-                    found[name] = sum(sum(level.values()) / len(level) for level in levels) / len(levels)
+        for name, clips in (("training", self.clips.training), ("validation", self.clips.validation)):
+            levels = [fixed_loss(self.net, self._batch([clip], None), i) for i, clip in enumerate(clips[:PROBES])]
+            if levels:
+                found[name] = sum(sum(level.values()) / len(level) for level in levels) / len(levels)
         return found
 
     def _sample(self, step: int) -> None:
@@ -288,7 +286,7 @@ class _Run:
         def progress(done: int, total: int, denoised: Tensor) -> None:
             self.watch.stage(done + 1, total, f"a sample at step {step}:")
 
-        with torch.no_grad(), self.adapters.active():
+        with torch.no_grad():
             condition = self._condition([settings.prompt], [seconds])
             audio = sample(source, self.net, condition, seconds, settings.seed, settings.preview_steps, progress)
         self.last_sample = audio

@@ -18,10 +18,10 @@ VARIANTS = ["small", "medium", "small-base", "medium-base"]
 FAMILIES = ["small", "medium"]  # SAME-S in chunks with a plain transformer; SAME-L in a window with a differential one
 RELEASES = ["small-music", "small-sfx", "medium", "small-music-base", "small-sfx-base", "medium-base", "SAME-S", "SAME-L"]
 TEXT_ENCODER = "t5gemma-b-b-ul2"
+needs_onednn = pytest.mark.skipif(not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="this build of torch has no oneDNN")
 needs_bfloat16 = pytest.mark.skipif(
-    operations.maker(torch.zeros(1, dtype=torch.bfloat16)) != "oneDNN", reason="this processor has no bfloat16 for oneDNN"
+    not operations.by_onednn(torch.zeros(1, dtype=torch.bfloat16), torch.zeros(1)), reason="this processor has no bfloat16 for oneDNN"
 )
-needs_mkl = pytest.mark.skipif(not hasattr(torch.ops.mkl, "_mkl_linear"), reason="this build of torch has no MKL")
 
 
 @functools.cache

@@ -5,12 +5,11 @@ import shutil
 import pytest
 import torch
 import torch._dynamo.utils
-from core_support import graphs, needs_mkl, randn, recorded, rel_error
+from core_support import graphs, randn, recorded, rel_error
 from lora_support import write_lora
 
 from sa3_core import compiled, dit
 from sa3_core.compiled import Compiled
-from sa3_core.packed import Packed, PackedAndCompiled
 
 ROUNDING = 1e-5
 
@@ -150,10 +149,10 @@ def test_one_failure_leaves_the_other_kinds_alone(model):
 
     layers._function = broken
     plain = run(model, cfg=1.0)
-    assert "no" in layers.obstacle
+    assert "no" in layers.reason
     del layers._function
     assert torch.equal(run(model), compiled_one) and layers.state == "compiled"
-    assert torch.equal(run(model, cfg=1.0), plain) and "no" in layers.obstacle
+    assert torch.equal(run(model, cfg=1.0), plain) and "no" in layers.reason
 
 
 def test_a_second_object_makes_no_graphs_anew(model):
@@ -217,12 +216,12 @@ def test_a_compiler_that_fails_is_no_obstacle_and_is_told_once(model, caplog):
     plain = run(model)
     layers = model.compile(wait=True, compiled=Compiled(backend=broken))
     assert torch.equal(run(model), plain) and torch.equal(run(model), plain)
-    assert "no compiler here" in layers.obstacle and "much more" not in layers.obstacle and layers.obstacle in layers.state
-    layers.try_again()
+    assert "no compiler here" in layers.reason and "much more" not in layers.reason and layers.reason in layers.state
+    layers.retry()
     layers._backend = "eager"
     del layers._function
     run(model)
-    assert layers.state == "compiled" and not layers.obstacle
+    assert layers.state == "compiled" and not layers.reason
     assert sum("could not be compiled" in record.message for record in caplog.records) == 1
 
 
@@ -237,25 +236,17 @@ def test_a_lora_that_comes_and_goes_runs_as_it_is_and_it_is_told(model, tmp_path
     model.add_lora(write_lora(tmp_path / "one.safetensors", model.module), interval=(0.5, 1.0))
     plain = run(model)
     layers = model.compile(wait=True, compiled=Compiled(backend="eager"))
-    assert torch.equal(run(model), plain) and "comes and goes" in layers.obstacle
+    assert torch.equal(run(model), plain) and "scheduled" in layers.reason
     model.remove_loras()
     run(model)
-    assert layers.state == "compiled" and not layers.obstacle
-
-
-def test_layers_are_left_as_they_were(model):
-    model.compile(wait=True, compiled=Compiled(backend="eager"))
-    with pytest.raises(KeyboardInterrupt):
-        run(model, callback=lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-    assert not [layer for layer in model.dit.transformer.layers if "forward" in layer.__dict__]
+    assert layers.state == "compiled" and not layers.reason
 
 
 @pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="torch.compile needs a C++ compiler on the CPU")
 @pytest.mark.parametrize("variant", ["small", "medium"])
-@pytest.mark.parametrize("packed", [False, pytest.param(True, marks=needs_mkl)], ids=["compiled", "packed and compiled"])
-def test_compiled_layers_give_the_recorded_velocity(load_model, variant, packed):
+def test_compiled_layers_give_the_recorded_velocity(load_model, variant):
     model, golden = load_model(variant), recorded(f"{variant}/golden")
-    layers = model.compile(wait=True, compiled=PackedAndCompiled(Packed(), Compiled()) if packed else None)
+    layers = model.compile(wait=True)
     options = {"local_add": golden["dit.local_add"], "padding_mask": golden["dit.padding_mask"].bool()}
     try:
         with layers.run(wait=True):
@@ -263,7 +254,7 @@ def test_compiled_layers_give_the_recorded_velocity(load_model, variant, packed)
     finally:
         model.compiled = None
     valid = options["padding_mask"][:, None]
-    assert layers.state == ("compiled; packed" if packed else "compiled"), layers.state
+    assert layers.state == "compiled", layers.state
     assert rel_error(v * valid, golden["dit.v.padded"] * valid) < 1e-5
 
 

@@ -24,7 +24,7 @@ def recordings(monkeypatch):
 
     monkeypatch.setattr(cuda, "record", record)
     monkeypatch.setattr(cuda, "new_pool", lambda: "a pool")
-    monkeypatch.setattr(Graphs, "_obstacle", staticmethod(lambda x: ""))
+    monkeypatch.setattr(Graphs, "_unusable", staticmethod(lambda x: ""))
     return made
 
 
@@ -126,7 +126,7 @@ def test_a_recording_that_fails_costs_nothing_but_speed(load_model, recordings, 
             x = x_of(model, 1, 12, seed)
             assert torch.equal(graphs.velocity(model.dit, x, t, inputs), model.dit(x, t, inputs))
     assert graphs.state.startswith(state) and not graphs._steps
-    graphs.try_again()
+    graphs.retry()
     with torch.no_grad(), graphs.run():
         for _ in range(2):
             graphs.velocity(model.dit, x_of(model, 1, 12, 1), t, inputs)
@@ -138,7 +138,7 @@ def test_a_cpu_goes_without_and_says_so(load_model):
     graphs, x, t, inputs = Graphs(), x_of(model, 1, 12, 1), torch.tensor([0.5]), inputs_of(model, 1, 12)
     with torch.no_grad(), graphs.run():
         assert torch.equal(graphs.velocity(model.dit, x, t, inputs), model.dit(x, t, inputs))
-    assert "CUDA" in graphs.obstacle and graphs.state.startswith("not graphed")
+    assert "CUDA" in graphs.reason and graphs.state.startswith("not graphed")
 
 
 @ON_GPU

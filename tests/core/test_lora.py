@@ -1,5 +1,6 @@
 """LoRA: every official type against recordings, stacks against one adapter after the other, files of every format, bad files."""
 
+import concurrent.futures
 import json
 import random
 
@@ -216,6 +217,22 @@ def test_a_constant_row_above_a_scheduled_one_keeps_its_place(model, tmp_path):
         results.append(latents(model))
         model.remove_loras()
     assert rel_error(results[1], results[0]) < TIGHT
+
+
+def test_two_threads_use_one_model_with_a_scheduled_lora(model, tmp_path):
+    """Each thread at its own seed gets what it gets alone, and the weights stay."""
+    model.add_lora(write_lora(tmp_path / "a.safetensors", model.module, "dora-rows"), interval=(0.3, 0.9), curve=[1.0, 0.2, 0.7])
+
+    def run(seed):
+        with torch.inference_mode():
+            return model.generate("a drum", 0.5, steps=6, seed=seed, return_latents=True, cfg=2.0).latents
+
+    before = {name: tensor.clone() for name, tensor in model.module.state_dict().items()}
+    wanted = [run(seed) for seed in range(6)]
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(run, list(range(6)) * 2))
+    assert all(map(torch.equal, found, wanted * 2))
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.module.state_dict().items())
 
 
 def test_interval(model, tmp_path):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from core_support import needs_bfloat16, needs_mkl, randn, rel_error
+from core_support import needs_bfloat16, needs_onednn, randn, rel_error
 
 from sa3_core import operations
 
@@ -41,7 +41,7 @@ def test_a_product_with_a_bias_is_rounded_once(products, shape):
     assert torch.allclose(out.double(), exact, rtol=1.01 * 2**-8, atol=1e-5)
 
 
-@needs_mkl
+@needs_onednn
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", [(2, 5, 48), (7, 48), (1, 1, 48), (0, 48), (48,)])
 def test_where_mkl_is_slow_float32_is_onednns(products, monkeypatch, shape, bias):

@@ -4,20 +4,19 @@ import json
 
 import pytest
 import torch
-from core_support import DATA, FAMILIES, RELEASES, VARIANTS, index, needs_mkl, recorded, rel_error, release_dict
+from core_support import DATA, FAMILIES, RELEASES, VARIANTS, index, needs_onednn, recorded, rel_error, release_dict
 from recorded_cases import GUIDANCE, SAME, regions_of, run_arguments
 
 import sa3_core
 from sa3_core import attention, operations, samplers, schedule, timeline
 from sa3_core.compiled import Compiled
-from sa3_core.packed import Packed, PackedAndCompiled
 
 MODULE, RUN, FUNCTION = 1e-5, 1e-4, 1e-6
 FOURIER = 1e-4  # the last bit of a frequency is the processor's: up to 1.2e-5 where it has AVX2; another order of the product gives 4e-3
-RUNS = [(variant, case, way) for variant in VARIANTS for case in index()[variant]["cases"] for way in ("plain", "packed")]
+RUNS = [(variant, case, "plain") for variant in VARIANTS for case in index()[variant]["cases"]]
 RUNS += [(variant, case, way) for variant, case in (("small", "gen.t2a_batch.pingpong"), ("medium-base", "gen.t2a_batch.dpmpp")) for way in
-         ("traced", "packed and traced", "careful attention", "oneDNN", "oneDNN packed")]  # fmt: skip
-RUNS = [pytest.param(*run, id="-".join(run), marks=needs_mkl if "packed" in run[2] or "oneDNN" in run[2] else ()) for run in RUNS]
+         ("traced", "careful attention", "oneDNN")]  # fmt: skip
+RUNS = [pytest.param(*run, id="-".join(run), marks=needs_onednn if run[2] == "oneDNN" else ()) for run in RUNS]
 SCHEDULES = json.loads((DATA / "schedules.json").read_text())
 SAMPLERS = json.loads((DATA / "samplers.json").read_text())
 
@@ -30,7 +29,7 @@ def golden(variant):
 @pytest.fixture
 def way(model, monkeypatch, request):
     """One of the ways through the networks; all have to give what was recorded."""
-    onednn, accelerated = "oneDNN" in request.param, request.param.removeprefix("oneDNN ")
+    onednn = request.param == "oneDNN"
     product, calls = operations.linear, []
     monkeypatch.setattr(operations, "mkl_is_slow", lambda: onednn)
     monkeypatch.setattr(operations, "linear", lambda *args: calls.append(args) or product(*args))
@@ -38,25 +37,19 @@ def way(model, monkeypatch, request):
         monkeypatch.setattr(attention, "CAREFUL", {"cpu"})
         monkeypatch.setattr(attention, "CAREFUL_QUERIES", 16)
         monkeypatch.setattr(attention, "SHORT", 0)  # so that all of it goes there
-    elif accelerated == "packed":
-        model.compile(compiled=Packed())
     elif request.param == "traced":
         torch._dynamo.reset()
         model.compile(wait=True, compiled=Compiled(backend="eager"))
-    elif request.param == "packed and traced":
-        torch._dynamo.reset()
-        model.compile(wait=True, compiled=PackedAndCompiled(Packed(), Compiled(backend="eager")))
     yield
     assert bool(calls) is onednn
     if model.compiled is not None:
         model.compiled.join()
         state, model.compiled = model.compiled.state, None
-        assert state == {"packed": "packed", "traced": "compiled", "packed and traced": "compiled; packed"}[accelerated]
+        assert state == "compiled"
 
 
-WITHOUT = ["plain", "careful attention", pytest.param("oneDNN", marks=needs_mkl)]
-ways = pytest.mark.parametrize("way", [*WITHOUT, pytest.param("packed", marks=needs_mkl)], indirect=True)
-ways_without_accelerators = pytest.mark.parametrize("way", WITHOUT, indirect=True)
+WAYS = ["plain", "careful attention", pytest.param("oneDNN", marks=needs_onednn)]
+ways = pytest.mark.parametrize("way", WAYS, indirect=True)
 
 
 @pytest.mark.parametrize("name", RELEASES)
@@ -109,7 +102,7 @@ def test_guided_velocity(model, way, golden, variant, case):
     assert rel_error(v * valid, golden[f"dit.v.{case}"] * valid) < MODULE
 
 
-@ways_without_accelerators
+@ways
 @pytest.mark.parametrize("case", SAME)
 @pytest.mark.parametrize("variant", FAMILIES)
 def test_autoencoder(model, way, golden, variant, case):

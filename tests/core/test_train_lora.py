@@ -14,6 +14,7 @@ from safetensors import safe_open
 import sa3_core
 from sa3_core import audio_files
 from sa3_core.checkpoint import TensorFile
+from sa3_core.layers import adapted
 from sa3_core.lora import TYPES, apply_stack
 from sa3_core.lora_files import SECONDS, read_lora
 from sa3_core.lora_stack import targets
@@ -56,19 +57,21 @@ def data(tmp_path_factory):
     return folder
 
 
-def batch(net, n=2, frames=6, seed=3):
+def batch(net, n=2, frames=6, seed=3, adapters=None):
     c = net.config
     z = randn(n, c.dit.io_channels, frames, seed=seed)
     rows = randn(n, 4, c.conditioning.cond_dim, seed=seed + 1).to(next(net.parameters()).dtype)
-    return z, net.conditioner(rows, torch.ones(n, 4).bool(), [3.0, 5.0][:n])
+    return z, net.conditioner(rows, torch.ones(n, 4).bool(), [3.0, 5.0][:n], adapters=adapters and adapters.now())
 
 
-def loss_of(net, seed=3):
-    z, condition = batch(net, seed=seed)
+def loss_of(net, adapters=None, seed=3, checkpointing=False):
+    z, condition = batch(net, seed=seed, adapters=adapters)
     given = torch.zeros(2, 6, dtype=torch.bool)
     given[1, :2] = True
     noise = randn(*z.shape, seed=9)
-    return flow.flow_loss(net, z, noise, torch.tensor([0.3, 0.8]), [6, 5], given, condition, torch.tensor([True, True]))["loss"]
+    return flow.flow_loss(
+        net, z, noise, torch.tensor([0.3, 0.8]), [6, 5], given, condition, torch.tensor([True, True]), checkpointing=checkpointing
+    )["loss"]
 
 
 def bases_of(net):
@@ -101,18 +104,17 @@ def test_training_starts_exactly_at_the_base(source, kind, dtype):
     before = {name: layer(inputs[name]) for name, layer in layers.items()}
     adapters = Adapters(net, kind, 3, bases=bases_of(net))
     assert set(adapters.layers) == set(layers)
-    with adapters.active():
-        assert [name for name, layer in layers.items() if not torch.equal(layer(inputs[name]), before[name])] == []
-        # As a whole to rounding: torch takes other kernels where there are gradients, or another layout in memory.
-        assert rel_error(loss_of(net).detach(), plain) < {"fp32": 1e-6, "bf16": 1e-2}[dtype]
+    now = adapters.now()
+    assert [name for name, layer in layers.items() if not torch.equal(adapted(layer, inputs[name], now), before[name])] == []
+    # As a whole to rounding: torch uses other kernels where there are gradients, or another layout in memory.
+    assert rel_error(loss_of(net, adapters).detach(), plain) < {"fp32": 1e-6, "bf16": 1e-2}[dtype]
 
 
 @pytest.mark.parametrize("kind", TYPES)
 def test_gradients_reach_every_adapter_and_nothing_else(source, kind):
     net = load_base(source)
     adapters = stirred(Adapters(net, kind, 3, bases=bases_of(net)))
-    with adapters.active():
-        loss_of(net).backward()
+    loss_of(net, adapters).backward()
     assert all(p.grad is None for p in net.parameters())
     idle = [name for name, p in adapters.trained().items() if p.grad is None or not p.grad.any()]
     assert not idle
@@ -124,16 +126,15 @@ def test_gradients_are_those_of_the_changed_weights(source, kind):
     net = load_base(source)
     adapters = stirred(Adapters(net, kind, 3, include=["layers.0.ff", "to_cond_embed"], bases=bases_of(net)))
     parameters = adapters.trained()
-    with adapters.active():
-        beside = loss_of(net)
-    found = torch.autograd.grad(beside, list(parameters.values()))
+    loss = loss_of(net, adapters)
+    found = torch.autograd.grad(loss, list(parameters.values()))
     changed = {}
     for name, layer in adapters.layers.items():
         weight = layer.target[0].weight
         changed[name] = apply_stack(weight, [(layer.adapter(), 1.0, "chain")])
     prefix = {name: f"model.model.{name}.weight" for name in changed}
     whole = torch.func.functional_call(Whole(net), {f"net.{prefix[n]}": w for n, w in changed.items()}, ())
-    assert rel_error(beside.detach(), whole.detach()) < 1e-5
+    assert rel_error(loss.detach(), whole.detach()) < 1e-5
     wanted = torch.autograd.grad(whole, list(parameters.values()))
     for name, a, b in zip(parameters, found, wanted, strict=True):
         assert rel_error(a, b) < 1e-3, name
@@ -141,7 +142,6 @@ def test_gradients_are_those_of_the_changed_weights(source, kind):
 
 @pytest.mark.parametrize("kind", ["dora-rows", "bora-xs"])
 def test_checkpointing_changes_no_gradient(source, kind):
-    """The backward pass comes when the adapters are off again; it computes the layers as they were."""
     net = load_base(source)
     adapters, kept = stirred(Adapters(net, kind, 3, bases=bases_of(net))), []
     gradients = []
@@ -152,8 +152,8 @@ def test_checkpointing_changes_no_gradient(source, kind):
             return tensor
 
         kept.clear()
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), adapters.active(checkpointing):
-            loss = loss_of(net)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss = loss_of(net, adapters, checkpointing=checkpointing)
         gradients.append((sum(kept), torch.autograd.grad(loss, list(adapters.trained().values()))))
     (much, plain), (little, found) = gradients
     assert all(torch.equal(a, b) for a, b in zip(found, plain, strict=True))

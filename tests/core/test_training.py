@@ -1,5 +1,6 @@
 """The training kit: the corpus says what it holds, the draws follow the public code, a stopped run goes on as if it had not been."""
 
+import dataclasses
 import itertools
 import math
 import struct
@@ -212,8 +213,8 @@ def test_a_path_is_the_guided_way_of_the_teacher(case):
     net, z, _, _, lengths, given, condition, _ = case
     paths = paths_of(case, [0, 1, 2])
     assert paths.states.shape == (3, 3, *z.shape[1:]) and paths.times.shape == (3, 3) and torch.all(paths.times[:, 0] == 1)
-    cond = flow.prepare(net, z, given, condition.cross_attn, condition.global_cond, lengths)
-    blank = flow.prepare(net, z, given, torch.zeros_like(condition.cross_attn), condition.global_cond, lengths)
+    cond = flow.prepare(net, z, given, condition, lengths)
+    blank = flow.prepare(net, z, given, dataclasses.replace(condition, cross_attn=torch.zeros_like(condition.cross_attn)), lengths)
     velocity = Predictor(net.dit, cond, blank, Guidance(cfg=3.0, apg=0.0), lengths)
     levels = torch.cat((paths.times, torch.zeros(3, 1)), 1)
     some = paths.pick([2, 0])

@@ -4,7 +4,7 @@ import importlib
 
 import pytest
 import torch
-from core_support import needs_mkl, rel_error
+from core_support import rel_error
 
 ROUNDING = 1e-5
 
@@ -18,16 +18,8 @@ def shared(sa3, monkeypatch):
     return layers
 
 
-def compiled(sa3, model, when="in front of the first run"):
-    return sa3.run("SA3_Compile", model=model, when=when)[0]
-
-
-def packed(sa3, model):
-    return sa3.run("SA3_Compile", model=model, when="behind the first run", how="packed weights")[0]
-
-
-def both(sa3, model, when="in front of the first run"):
-    return sa3.run("SA3_Compile", model=model, when=when, how="torch.compile and packed weights")[0]
+def compiled(sa3, model, when="before first run"):
+    return sa3.run("SA3_Compile", model=model, when=when, how="torch.compile")[0]
 
 
 def through_core(comfy, model, positive, latent) -> torch.Tensor:
@@ -35,27 +27,19 @@ def through_core(comfy, model, positive, latent) -> torch.Tensor:
         return comfy.nodes.KSampler().sample(model, 3, 2, 1.0, "euler", "simple", positive, positive, latent)[0]["samples"]
 
 
-WAYS = [
-    (compiled, "compiled"),
-    pytest.param(packed, "packed", marks=needs_mkl),
-    pytest.param(both, "compiled; packed", marks=needs_mkl),
-]
-
-
 @pytest.mark.parametrize("variant", ["small-base", "medium"])
-@pytest.mark.parametrize(("faster", "word"), WAYS)
-def test_a_faster_run_makes_the_same_and_is_recorded(sa3, load, shared, faster, word, variant):
+def test_a_faster_run_makes_the_same_and_is_recorded(sa3, load, shared, variant):
     parts, settings = load(variant), {"seed": 3, "steps": 2, "cfg": 3.0}
     positive, latent = sa3.prompt(parts.clip, "rain"), sa3.empty(1.0)
     plain, before = sa3.sample(parts.model, positive, latent, **settings)
-    out, info = sa3.sample(faster(sa3, parts.model), positive, latent, **settings)
-    assert rel_error(out["samples"], plain["samples"]) < ROUNDING and info["compiled"] == word and "compiled" not in before
+    out, info = sa3.sample(compiled(sa3, parts.model), positive, latent, **settings)
+    assert rel_error(out["samples"], plain["samples"]) < ROUNDING and info["compiled"] == "compiled" and "compiled" not in before
     assert torch.equal(sa3.sample(parts.model, positive, latent, **settings)[0]["samples"], plain["samples"])  # the other MODEL stays
 
 
 def test_behind_the_first_run_the_next_one_is_compiled(sa3, load, shared):
     parts = load("small")
-    positive, latent, model = sa3.prompt(parts.clip, "rain"), sa3.empty(1.0), compiled(sa3, parts.model, "behind the first run")
+    positive, latent, model = sa3.prompt(parts.clip, "rain"), sa3.empty(1.0), compiled(sa3, parts.model, "in background")
     plain = sa3.sample(parts.model, positive, latent, seed=3, steps=2)[0]["samples"]
     first, info = sa3.sample(model, positive, latent, seed=3, steps=2)
     assert torch.equal(first["samples"], plain) and info["compiled"] == "not compiled yet"
@@ -65,13 +49,12 @@ def test_behind_the_first_run_the_next_one_is_compiled(sa3, load, shared):
 
 
 @pytest.mark.parametrize("variant", ["small", "small-base", "medium"])
-@pytest.mark.parametrize(("faster", "word"), WAYS)
-def test_cores_samplers_are_faster_too(sa3, load, comfy, shared, faster, word, variant):
+def test_cores_samplers_are_faster_too(sa3, load, comfy, shared, variant):
     parts = load(variant)
-    positive, latent, model = sa3.prompt(parts.clip, "rain"), sa3.empty(1.0), faster(sa3, parts.model)
+    positive, latent, model = sa3.prompt(parts.clip, "rain"), sa3.empty(1.0), compiled(sa3, parts.model)
     plain = through_core(comfy, parts.model, positive, latent)
     assert rel_error(through_core(comfy, model, positive, latent), plain) < ROUNDING
-    assert sa3.host.model.option(model, sa3.host.model.COMPILED).state == word
+    assert sa3.host.model.option(model, sa3.host.model.COMPILED).state == "compiled"
 
 
 def test_weights_that_are_cast_in_every_step_are_not_compiled_and_it_is_said(sa3, load, shared, monkeypatch):
@@ -86,36 +69,22 @@ def test_weights_that_are_cast_in_every_step_are_not_compiled_and_it_is_said(sa3
 
 def test_two_of_them_are_one_and_the_last_one_counts(sa3, load, shared):
     parts = load("small")
-    model = compiled(sa3, compiled(sa3, parts.model, "behind the first run"))
+    model = compiled(sa3, compiled(sa3, parts.model, "in background"))
     _, info = sa3.sample(model, sa3.prompt(parts.clip, "rain"), sa3.empty(1.0), steps=2)
     assert info["compiled"] == "compiled"
 
 
-def test_without_memory_for_packed_weights_the_run_is_the_plain_one_and_says_so(sa3, load, comfy, monkeypatch):
-    parts, settings = load("small"), {"seed": 3, "steps": 2}
-    positive, latent = sa3.prompt(parts.clip, "rain"), sa3.empty(1.0)
-    plain, _ = sa3.sample(parts.model, positive, latent, **settings)
-    monkeypatch.setattr(importlib.import_module("comfy.model_management"), "get_free_memory", lambda *args, **kwargs: 1000)
-    out, info = sa3.sample(packed(sa3, parts.model), positive, latent, **settings)
-    assert torch.equal(out["samples"], plain["samples"])
-    assert "packed weights" in info["warnings"][-1] and "GB" in info["warnings"][-1]
-
-
-@needs_mkl
-def test_both_are_packed_at_once_and_compiled_from_the_next_run_on(sa3, load, shared):
-    parts = load("small")
-    positive, latent, model = sa3.prompt(parts.clip, "rain"), sa3.empty(1.0), both(sa3, parts.model, "behind the first run")
-    states = []
-    for _ in range(2):
-        states.append(sa3.sample(model, positive, latent, seed=3, steps=2)[1]["compiled"])
-        shared.join()
-    assert states == ["not compiled yet; packed", "compiled; packed"]
+@pytest.mark.parametrize(("device", "accelerator"), [("cpu", "Compiled"), ("mps", "Compiled"), ("cuda", "Graphs")])
+def test_auto_is_cuda_graphs_on_a_gpu_that_has_them(sa3, load, comfy, shared, monkeypatch, device, accelerator):
+    monkeypatch.setattr(importlib.import_module("comfy.model_management"), "get_torch_device", lambda: torch.device(device))
+    model = sa3.run("SA3_Compile", model=load("small").model, when="before first run")[0]
+    assert type(sa3.host.model.option(model, sa3.host.model.COMPILED)).__name__ == accelerator
 
 
 def test_an_unknown_choice_is_refused(sa3, load):
-    with sa3.refused("how", "somehow", "packed weights"):
-        sa3.run("SA3_Compile", model=load("small").model, when="behind the first run", how="somehow")
-    with sa3.refused("when", "sometime", "behind"):
+    with sa3.refused("how", "somehow", "CUDA graphs"):
+        sa3.run("SA3_Compile", model=load("small").model, when="in background", how="somehow")
+    with sa3.refused("when", "sometime", "in background"):
         sa3.run("SA3_Compile", model=load("small").model, when="sometime")
     with sa3.refused("MODEL"):
         sa3.run("SA3_Compile", model=object())

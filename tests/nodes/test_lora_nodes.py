@@ -210,11 +210,10 @@ def test_a_compiled_model_takes_loras_and_lets_them_go(sa3, comfy, load, files, 
     host = importlib.import_module("sa3_pack.nodes.host.compiled")
     monkeypatch.setattr(host, "shared", importlib.import_module("sa3_pack.sa3_core.compiled").Compiled(backend="eager"))
     parts = load("small")
-    (compiled,) = sa3.run("SA3_Compile", model=parts.model, when="in front of the first run")
-    constant, fleeting = stack(sa3, compiled, files[kind])[0], stack(sa3, compiled, files[kind], curve=ALWAYS)[0]
-    for model, expected in ((compiled, "compiled"), (constant, "compiled"), (fleeting, "comes and goes"), (compiled, "compiled")):
+    (compiled,) = sa3.run("SA3_Compile", model=parts.model, when="before first run")
+    constant, scheduled = stack(sa3, compiled, files[kind])[0], stack(sa3, compiled, files[kind], curve=ALWAYS)[0]
+    for model, expected in ((compiled, "compiled"), (constant, "compiled"), (scheduled, "scheduled"), (compiled, "compiled")):
         plain = {id(compiled): parts.model, id(constant): stack(sa3, parts.model, files[kind])[0]}.get(id(model), constant)
         made, wanted = run(sa3, parts, model), run(sa3, parts, plain)
         assert rel_error(made.samples, wanted.samples) < TIGHT
-        offloaded = loading == "one byte" and expected == "compiled"
-        assert ("converted" if offloaded else expected) in made.info["compiled"]
+        assert ("converted" if loading == "one byte" else expected) in made.info["compiled"]
