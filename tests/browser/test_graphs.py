@@ -1,4 +1,4 @@
-"""Every shared workflow as a user meets it: opened in the editor of a real ComfyUI, turned into API form, run with the button."""
+"""Opens every shared workflow in the editor of a real ComfyUI, converts it to API form and runs it with the button."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ import pytest
 
 pytest.importorskip("playwright", reason="no playwright; pip install playwright")
 
-from launcher.editor import Box, Editor
-from launcher.server import LOCAL, Graph, Server
+from tools.launcher.editor import Box, Editor
+from tools.launcher.server import LOCAL, Graph, Server
 
 ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT / "tests" / "core"))
@@ -35,7 +35,7 @@ def read(file: Path) -> dict:
 
 @pytest.fixture(scope="module")
 def comfy(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server with the front end, and every recording that a shared workflow asks for."""
+    """A server with the front end and every recording that a shared workflow loads."""
     base = tmp_path_factory.mktemp("comfyui")
     (base / "input").mkdir()
     for file in SHARED:
@@ -63,7 +63,7 @@ def write_tone(file: Path, seconds: float = 4.0, rate: int = 44100) -> None:
 
 
 def complete(graph: Graph, schemas: dict) -> Graph:
-    """Class and inputs of each node, what the graph leaves to the node's defaults filled in, and no mere displays."""
+    """Class and inputs of each node, with the node's defaults filled in and without inputs that only display."""
     nodes = {}
     for node_id, node in graph.items():
         groups = schemas[node["class_type"]]["input"]
@@ -76,7 +76,7 @@ def complete(graph: Graph, schemas: dict) -> Graph:
 
 
 def overlaps(boxes: list[Box]) -> list[tuple[str, str]]:
-    """Pairs of nodes that cover each other."""
+    """Pairs of nodes that overlap."""
     return [
         (one.title, other.title)
         for one, other in itertools.combinations(boxes, 2)
@@ -93,7 +93,7 @@ def test_graph(comfy: Server, editor: Editor, file: Path):
     assert editor.missing() == [] and editor.dialogs() == []
     boxes = editor.boxes()
     assert len(boxes) == len(workflow["nodes"])
-    if not editor.nodes2:  # the second renderer measures nodes on the screen, while the view still glides
+    if not editor.nodes2:  # Nodes 2.0 measures nodes on the screen, while the view is still moving
         assert overlaps(boxes) == []
     schemas = comfy.object_info()
     assert complete(editor.prompt(), schemas) == complete(read(API / file.name), schemas)

@@ -1,4 +1,4 @@
-"""The editor in the pack's languages, and a node's help page with its picture."""
+"""Names in the editor in three languages, and a node's help page with its screenshot."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 
 pytest.importorskip("playwright", reason="no playwright; pip install playwright")
 
-from launcher.editor import Editor
-from launcher.server import Server
+from tools.launcher.editor import Editor
+from tools.launcher.server import Server
 
 ROOT = Path(__file__).parents[2]
 NODE = "SA3_Sampler"

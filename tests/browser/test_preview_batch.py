@@ -1,4 +1,4 @@
-"""SA3_PreviewBatch as a user meets it: items are heard, one is ticked, the choice survives a reload; and a WAV opens its graph."""
+"""SA3_PreviewBatch in a browser: items play, ticking one saves it, the choice survives a reload. Dropping a WAV opens its graph."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import pytest
 
 pytest.importorskip("playwright", reason="no playwright; pip install playwright")
 
-from launcher.editor import Editor
-from launcher.server import Server
+from tools.launcher.editor import Editor
+from tools.launcher.server import Server
 
 ROOT = Path(__file__).parents[2]
 NODE = "window.app.graph.nodes.find(node => node.type === 'SA3_PreviewBatch')"
@@ -38,7 +38,7 @@ def no_old_errors(editor: Editor) -> None:
 
 
 def workflow() -> dict:
-    """The shared graph, shorter, with the decoded items as their own original, and WAV as the format."""
+    """The shared graph with a short duration, the decoded items as their own original, and WAV as the format."""
     graph = json.loads((ROOT / "workflows" / "make_four_keep_one.json").read_text(encoding="utf-8"))
     nodes = {node["type"]: node for node in graph["nodes"]}
     nodes["SA3_EmptyLatent"]["widgets_values"][0] = 1.5
@@ -53,7 +53,7 @@ def workflow() -> dict:
 
 
 def queue(editor: Editor) -> set[str]:
-    """Runs the open graph to its end; the ids of the nodes that ran."""
+    """Runs the open graph and returns the ids of the nodes that were not cached."""
     run = editor.queue()
     return set(run["prompt"][2]) - set(dict(run["status"]["messages"])["execution_cached"]["nodes"])
 
@@ -183,7 +183,7 @@ def test_other_ways_to_carry_a_graph(editor: Editor, chunks, wanted):
 
 @pytest.mark.parametrize(("content", "ours"), [(riff(), False), (riff(chunk(b"sa3 ", b"not json")), True)], ids=["plain", "damaged"])
 def test_a_wav_without_a_graph_is_left_to_comfyui(editor: Editor, content: bytes, ours: bool):
-    """Which makes a Load Audio of it, or says that it found no workflow, depending on its age."""
+    """ComfyUI adds a Load Audio node, or reports that it found no workflow, depending on its version."""
     editor.load(SMALL, "small")
     drop(editor, "plain.wav", content)
     toast = "[...document.querySelectorAll('.p-toast-message')].map(one => one.innerText).join()"

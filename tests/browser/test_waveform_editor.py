@@ -1,6 +1,6 @@
-"""The waveform editor as a user meets it: the mouse and the keys on the picture, in a real ComfyUI, both renderers.
+"""The waveform editor in a real ComfyUI, by mouse and keyboard, in both renderers. SA3_SCREENSHOTS: a folder for screenshots.
 
-Where SA3_SCREENSHOTS names a folder, what was seen is kept there.
+Logic that needs no page is tested in tests/web.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ pytest.importorskip("playwright", reason="no playwright; pip install playwright"
 
 from playwright.sync_api import TimeoutError
 
-from launcher.editor import Editor
-from launcher.server import Server
+from tools.launcher.editor import Editor
+from tools.launcher.server import Server
 
 ROOT = Path(__file__).parents[2]
 SECONDS, RATE, PITCH = 4.0, 44100, 220.0
@@ -67,18 +67,18 @@ class Waveform:
         return self.look()["state"]
 
     def until(self, condition: str, *, timeout: float = 60.0) -> None:
-        """Waits for what a script says of `node` and `editor`."""
+        """Waits until a JavaScript expression of `node` and `editor` is true."""
         try:
             self.page.wait_for_function(f"type => {{ {FIND} return {condition} }}", arg=self.node, timeout=timeout * 1000)
         except TimeoutError as error:
             raise AssertionError(f"never: {condition}; seen: {self.look()}") from error
 
     def settles(self, seconds: float) -> None:
-        """Waits until the state, a number of seconds, is this one; a busy page is behind the mouse."""
+        """Waits until the state is this number of seconds; a busy page handles the mouse late."""
         self.page.wait_for_function(f"type => Math.abs(({LOOK})(type).state - {seconds}) < 0.03", arg=self.node, timeout=60_000)
 
     def at(self, seconds: float, height: float = 0.3) -> tuple[float, float]:
-        """Where a time lies on the screen, at a part of the picture's height."""
+        """Screen position of a time, at a fraction of the canvas height."""
         box, seen = self.stage.bounding_box(), self.look()
         return box["x"] + 1 + (seconds - seen["start"]) / seen["span"] * (box["width"] - 2), box["y"] + height * box["height"]
 
@@ -100,12 +100,12 @@ class Waveform:
         return [[round(time, 1) for time in region] for region in self.look()["regions"]]
 
     def type(self, text: str) -> None:
-        """Into the text widget, as a user."""
+        """Replaces the text of the text widget."""
         state = self.state
         next(box for box in self.page.locator("textarea:visible").all() if box.input_value() == state).fill(text)
 
     def choose(self, recording: str) -> None:
-        """The file of the graph's loader."""
+        """Selects a file in the graph's loader."""
         self.page.evaluate("name => { app.graph.nodes.find(n => n.type === 'LoadAudio').widgets[0].value = name }", recording)
 
     def picture(self, name: str) -> None:
@@ -120,7 +120,7 @@ def read(name: str) -> dict:
 
 @pytest.fixture(scope="module")
 def comfy(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server with a recording: a tone that swells and ends each second."""
+    """A server with a recording: a tone that fades in from silence every second."""
     base = tmp_path_factory.mktemp("comfyui")
     (base / "input").mkdir()
     values = (int(20000 * (i / RATE % 1) * math.sin(2 * math.pi * PITCH * i / RATE)) for i in range(int(SECONDS * RATE)))
@@ -134,7 +134,7 @@ def comfy(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serv
 
 @pytest.fixture
 def inpaint(editor: Editor) -> Iterator[Waveform]:
-    """The shared workflow, its regions 0.5-1. Nothing that a test does may end in an error of the page."""
+    """The shared workflow with the region 0.5-1. Fails where a test causes an error of the page."""
     editor.errors.clear()
     editor.load(read("inpaint"), "inpaint")
     yield Waveform(editor, INPAINT)
@@ -150,7 +150,7 @@ def test_the_mouse_makes_moves_resizes_and_deletes(inpaint: Waveform):
     inpaint.drag(3.4, 3.8)
     assert inpaint.seconds() == [[0.5, 1.0], [2.4, 3.8]]
     inpaint.picture("regions")
-    inpaint.drag(2.4, 0.8)  # over the other one: they are one now
+    inpaint.drag(2.4, 0.8)  # over the other region, which merges them
     assert inpaint.seconds() == [[0.5, 3.8]]
     inpaint.press("Control+z")
     assert inpaint.seconds() == [[0.5, 1.0], [2.4, 3.8]]
@@ -200,7 +200,7 @@ def test_edges_snap(inpaint: Waveform):
     inpaint.click("zero")
     inpaint.drag(1.204, 1.707)
     for time in inpaint.look()["regions"][1]:
-        crossings = time * 2 * PITCH  # the tone crosses zero at whole ones; the sample behind it is the edge
+        crossings = time * 2 * PITCH  # whole numbers are zero crossings; the edge is the sample after one
         assert 0 <= (crossings - round(crossings)) / (2 * PITCH) * RATE < 1.001
     assert inpaint.look()["properties"] == {"zero": True, "bpm": 100}
 
@@ -283,7 +283,7 @@ def test_saved_reloaded_copied_and_undone_by_the_graph(inpaint: Waveform):
         INPAINT,
     )
     assert copies[0] == copies[1] == [wanted["state"], wanted["properties"]]
-    # The graph's own undo: the copy goes, then the region. Old front ends note a paste late, and an undo before that does nothing.
+    # The graph's undo removes the copy, then the region. Old front ends record a paste late; an undo before that does nothing.
     alone = f"() => app.graph.nodes.filter(n => n.type === '{INPAINT}').length === 1"
     for _ in range(5):
         page.keyboard.press("Control+z")
@@ -314,7 +314,7 @@ def test_the_graph_runs_with_what_was_drawn(inpaint: Waveform):
 
 
 def test_audio_that_is_no_file_shows_after_a_run(comfy: Server, inpaint: Waveform):
-    """A node between the loader and the editor makes new audio, which the editor gets from its own node."""
+    """A node between the loader and the editor computes new audio, which the editor shows after a run of its own node."""
     page = inpaint.page
     page.evaluate(
         """type => {
@@ -342,7 +342,7 @@ def test_audio_that_is_no_file_shows_after_a_run(comfy: Server, inpaint: Wavefor
 
 
 def test_what_another_recording_gave_is_not_shown_for_one_that_cannot_be_read(inpaint: Waveform):
-    """A browser may read neither of two files; the first one's run must not stand for the second."""
+    """The browser can read neither of two files: the result of a run with the first is not shown for the second."""
     executed = """([type, filename]) => {
       app.graph.nodes.find(n => n.type === type).onExecuted({ sa3_waveform: [{ filename, subfolder: '', type: 'input' }] })
     }"""
@@ -367,7 +367,7 @@ def test_a_recording_that_cannot_be_read_is_said(inpaint: Waveform):
 
 
 def test_the_recording_is_found_at_the_far_end(inpaint: Waveform):
-    """Behind a reroute, behind the latent when `audio` is not connected, and inside a subgraph."""
+    """Through a reroute, through the latent when `audio` is not connected, and inside a subgraph."""
     change = """([type, what]) => {
       const {graph} = app, find = type => graph.nodes.find(node => node.type === type), node = find(type), loader = find('LoadAudio')
       const slot = node.inputs.findIndex(input => input.name === 'audio')

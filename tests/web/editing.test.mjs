@@ -112,6 +112,7 @@ test("nudging a region stops before its neighbours and the bounds", () => {
   assert.deepEqual(nudged(0, 5, true), [[1.999999, 2.999999], [3, 4]])
   assert.deepEqual(nudged(0, -5, true), [[0, 1], [3, 4]])
   assert.deepEqual(nudged(1, 50, true), [[1, 2], [9, 10]])
+  assert.deepEqual(nudged(1, -5, true), [[1, 2], [2.000001, 3.000001]])
   assert.deepEqual(nudged(0, 0.5, false), [[1, 2.5], [3, 4]])
   assert.deepEqual(nudged(0, 5, false), [[1, 2.999999], [3, 4]])
   assert.equal(nudged(0, -1, false), undefined, "no region without length")

@@ -26,6 +26,10 @@ test("graphs: our own chunk, a comment, text inside text, the workflow before th
   assert.deepEqual(await read(riff(comment("a plain comment"), chunk("sa3 ", JSON.stringify({ prompt: PROMPT })))), { prompt: PROMPT })
 })
 
+test("chunks of odd length are padded", async () => {
+  assert.deepEqual(await read(riff(chunk("junk", "odd"), chunk("sa3 ", JSON.stringify({ prompt: PROMPT })))), { prompt: PROMPT })
+})
+
 test("NaN and Infinity as Python writes them, except inside texts", async () => {
   const node = '{"class_type": "A", "inputs": {"a": NaN, "b": -Infinity, "c": "NaN, \\"Infinity"}}'
   const { prompt } = await read(riff(chunk("sa3 ", `{"x": NaN, "prompt": {"1": ${node}}}`)))
@@ -90,6 +94,10 @@ test("the file of the loader, directly and through reroutes and bypassed nodes",
 test("the audio of the latent, when no audio is linked", () => {
   const nodes = { 1: loader("a.wav"), 2: { type: "SA3_SAMEEncode", inputs: { audio: 1 } }, 9: { inputs: { audio: null, latent: 2 } } }
   assert.deepEqual(source(nodes), { files: [FILE], missing: "link" })
+  const mask = { type: "SA3_InpaintMask", outputs: [{ type: "LATENT" }] }
+  const masked = mode => ({ ...nodes, 3: loader("b.wav"), 4: { ...mask, mode, inputs: { audio: 3, latent: 2 } }, 9: { inputs: { latent: 4 } } })
+  assert.equal(source(masked(0)).files[0].filename, "b.wav")
+  assert.equal(source(masked(4)).files[0].filename, "a.wav", "a bypassed node passes its latent on")
 })
 
 test("no file before a run: a node that computes, a muted loader, a linked loader, a loop, nothing", () => {

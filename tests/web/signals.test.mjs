@@ -33,6 +33,12 @@ test("every level of the pyramid bounds the samples that it covers", async () =>
   }
 })
 
+test("a short range is read from the finest level", async () => {
+  const samples = Float32Array.from({ length: 64 * 1024 }, (_, i) => Math.floor(i / 64) / 1024)
+  const peaks = await Peaks.build([samples])
+  for (const block of [0, 7, 1000]) assert.deepEqual(peaks.over(64 * block, 64 * block + 64), { min: block / 1024, max: block / 1024, rms: block / 1024 })
+})
+
 test("peaks pause between chunks", async () => {
   let pauses = 0
   await Peaks.build([new Float32Array((1 << 21) + 1)], async () => pauses++)
@@ -60,7 +66,7 @@ test("the spectrum of a sine peaks at its bin with its power", () => {
   assert.ok(new Fft().at(TONE, 60000).every(value => value === 0), "silence beyond the clip")
 })
 
-test("a transform is the plain sum of its definition", () => {
+test("the FFT equals the sum of its definition", () => {
   const next = random(11)
   const fft = new Fft(16)
   const samples = Float32Array.from({ length: 16 }, () => next())
@@ -99,7 +105,7 @@ const HEADERS = {
   "Ogg Opus": [["OggS", zeros(22), [1, 19], "OpusHead"], 48000],
   "Ogg with another codec": [["OggS", zeros(22), [1, 19], "Speex   "], null],
   "an MP3": [[[0xff, 0xfb, 0x90, 0x00]], 44100],
-  "an MP3 behind an ID3 tag": [["ID3", [4, 0, 0], [0, 0, 0, 3], zeros(3), [0xff, 0xf3, 0x94, 0x00]], 24000],
+  "an MP3 after an ID3 tag": [["ID3", [4, 0, 0], [0, 0, 0, 3], zeros(3), [0xff, 0xf3, 0x94, 0x00]], 24000],
   "text": [["no audio at all, but long enough to look"], null],
   "nothing": [[], null],
 }

@@ -103,6 +103,7 @@ test("the nearest zero crossing within reach", () => {
   assert.equal(nearestZero(new Float32Array(9000).fill(1), RATE, 0.1), null)
   assert.equal(nearestZero(Float32Array.of(1, 1, 1, -1, -1), 1, 0, 5), 3)
   assert.equal(nearestZero(Float32Array.of(1, 1, 1, -1, -1), 1, 0, 2), null)
+  assert.equal(nearestZero(Float32Array.of(1, 1, 1, 0, 1), 1, 0, 5), 3)
 })
 
 test("rounding follows the zoom, from 10 ms to 1 us", () => {

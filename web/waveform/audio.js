@@ -10,7 +10,7 @@ const RATES = [3000, 384000] // Hz that every browser can decode at
 const clips = new Map() // URL -> promise of a clip, the least recently used first
 
 /** Why a clip cannot be shown. reason: missing, unreadable or long. detail: the HTTP status, or the length in seconds. */
-export class AudioError extends Error {
+class AudioError extends Error {
   constructor(reason, detail = "") {
     super(`${reason} ${detail}`)
     Object.assign(this, { reason, detail })

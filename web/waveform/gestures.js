@@ -55,7 +55,7 @@ export class Gestures {
     const { editor, drag } = this
     this.drag = null
     if (!drag || drag.kind === "overview") return editor.saveView()
-    if (!drag.moved) return this.press(drag, event)
+    if (!drag.moved) return this.press(drag)
     editor.commitDraft()
   }
 

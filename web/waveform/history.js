@@ -6,7 +6,7 @@ export class History {
     this.states = [first]
     this.at = 0
     this.limit = limit
-    this.joined = null
+    this.joined = null // the `join` of the last push, null after undo and redo
   }
 
   get state() {
@@ -24,8 +24,8 @@ export class History {
   /** Adds a state after the current one and discards the redo states. Consecutive states with the same `join` form one step. */
   push(state, join = null) {
     if (state === this.state) return
-    const same = join !== null && join === this.joined && this.at > 0 && !this.canRedo
-    if (!same) this.at++
+    const joins = join !== null && join === this.joined
+    if (!joins) this.at++
     this.states.splice(this.at, Infinity, state)
     if (this.states.length > this.limit) this.states.shift()
     this.at = this.states.length - 1
