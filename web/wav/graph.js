@@ -1,7 +1,7 @@
 // Reads the graph inside a WAV file chunk by chunk, without loading the audio.
 
 const TYPES = ["audio/wav", "audio/x-wav", "audio/wave", "audio/vnd.wave"]
-const OURS = "sa3 " // sa3_core/audio_files.py: a JSON object with prompt, workflow and run record
+const OURS = "sa3 " // the chunk that SA3_SaveAudio writes: a JSON object with prompt, workflow and run record
 const LARGEST = 64 * 2 ** 20 // bytes of a chunk that may hold a graph
 const MOST = 1000 // chunks to read
 
