@@ -54,7 +54,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 def set_up(options: argparse.Namespace):
     """The environment the options ask for, made if it is the private one. Tests and benchmarks use a user's ComfyUI only when told to."""
-    from launcher import environment, private
+    from tools.launcher import environment, private
 
     if (options.test is not None or options.benchmark is not None) and options.comfyui is None:
         return private.prepare(ROOT, options.python)
@@ -73,8 +73,8 @@ def main(arguments: list[str]) -> int:
 
     if sys.version_info < OLDEST_PYTHON:
         return fail(f"this is Python {sys.version.split()[0]}; 3.10 to 3.13 is needed")
-    from launcher import benchmarks
-    from launcher.environment import SetupError, child_environ
+    from tools.launcher import benchmarks
+    from tools.launcher.environment import SetupError, child_environ
 
     if options.benchmark is not None:
         known = benchmarks.scripts(ROOT)
@@ -121,8 +121,8 @@ def run_tests(python: Path, arguments: list[str], environ: dict[str, str]) -> in
 
 def make_audio(options: argparse.Namespace) -> int:
     """The second stage, under the environment's Python."""
-    from launcher import job, server
-    from launcher.environment import SetupError
+    from tools.launcher import job, server
+    from tools.launcher.environment import SetupError
 
     try:
         file = job.run(ROOT, options)

@@ -19,10 +19,12 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT))
 
-import sa3_core  # noqa: E402
-from benchmarks.measure import relative  # noqa: E402
-from sa3_core import dit, schedule, timeline  # noqa: E402
-from sa3_core.layers import expo_features  # noqa: E402
+import sa3_core
+from benchmarks.measure import relative
+from sa3_core import timeline
+from sa3_core.models import dit
+from sa3_core.models.layers import expo_features
+from sa3_core.sampling import schedule
 
 DATA = ROOT / "tests" / "data"
 FAMILIES = ("small", "medium")

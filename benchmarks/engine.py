@@ -22,11 +22,12 @@ from safetensors.torch import save_file
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT))
 
-import sa3_core  # noqa: E402
-from benchmarks.measure import DTYPES, Peak, timed  # noqa: E402
-from benchmarks.reference import Reference  # noqa: E402
-from sa3_core import config as configs  # noqa: E402
-from sa3_core import dit, timeline  # noqa: E402
+import sa3_core
+from benchmarks.measure import DTYPES, Peak, timed
+from benchmarks.reference import Reference
+from sa3_core import config as configs
+from sa3_core import timeline
+from sa3_core.models import dit
 
 PROMPT = "Warm analogue pads over a slow four to the floor beat, 100 BPM"
 TEXT_ONLY = 900_000  # number of the first prompt that no run uses

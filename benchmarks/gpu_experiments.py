@@ -15,9 +15,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from benchmarks.gpu_lab import Lab, Skipped, decode, patched, relative, short, snr, tf32
 from benchmarks.gpu_parts import Item, Rows
 from benchmarks.measure import DTYPES
-from sa3_core import attention, config, same, timeline
+from sa3_core import config, timeline
+from sa3_core.models import attention, same
+from sa3_core.models.same import SAME
 from sa3_core.pipeline import DEMOS, load
-from sa3_core.same import SAME
 
 BACKENDS = ("FLASH_ATTENTION", "CUDNN_ATTENTION", "EFFICIENT_ATTENTION", "MATH")
 LOGITS = 5.5  # of tanh(normal) queries and keys of 64 channels: their logits reach about +-50

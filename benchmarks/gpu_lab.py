@@ -23,17 +23,17 @@ from torch import Tensor, nn
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT))
 
-from benchmarks import measure  # noqa: E402
-from benchmarks.make_release import RELEASES, SEED, draw  # noqa: E402
-from benchmarks.measure import DTYPES  # noqa: E402
-from sa3_core import config as configs  # noqa: E402
-from sa3_core import timeline  # noqa: E402
-from sa3_core.compiled import Compiled  # noqa: E402
-from sa3_core.dit import DiT, DiTInputs  # noqa: E402
-from sa3_core.network import build  # noqa: E402
-from sa3_core.pipeline import Model  # noqa: E402
-from sa3_core.same import SAME  # noqa: E402
-from sa3_core.text_encoder import Text  # noqa: E402
+from benchmarks import measure
+from benchmarks.make_release import RELEASES, SEED, draw
+from benchmarks.measure import DTYPES
+from sa3_core import config as configs
+from sa3_core import timeline
+from sa3_core.backends.compiled import Compiled
+from sa3_core.models.dit import DiT, DiTInputs
+from sa3_core.models.release import build
+from sa3_core.models.same import SAME
+from sa3_core.models.text_encoder import Text
+from sa3_core.pipeline import Model
 
 Made = TypeVar("Made")
 NAMES = {"small": "small-music", "medium": "medium", "small-base": "small-music-base", "medium-base": "medium-base"}

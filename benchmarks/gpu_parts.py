@@ -41,17 +41,17 @@ from benchmarks.gpu_lab import (
 from benchmarks.make_release import text_encoder_shapes, tokenizer
 from benchmarks.measure import DTYPES
 from sa3_core import timeline
-from sa3_core.accelerator import Accelerator
-from sa3_core.backends.cuda import Graphs
+from sa3_core.backends.accelerator import Accelerator
+from sa3_core.backends.device import put
+from sa3_core.backends.graphs import Graphs
 from sa3_core.config import parse
-from sa3_core.lora_stack import Stack
+from sa3_core.lora.stack import Stack
+from sa3_core.models.text_encoder import TextEncoder, config_from, empty_model
 from sa3_core.pipeline import DEMOS, Model, load
-from sa3_core.sampling import Draws
-from sa3_core.text_encoder import TextEncoder, config_from, empty_model
+from sa3_core.sampling.draws import Draws
 from sa3_core.training import flow
 from sa3_core.training.adapters import Adapters
 from sa3_core.training.loop import Settings, Trainer
-from sa3_core.transfer import put
 
 sys.path.append(str(ROOT / "tests" / "core"))
 

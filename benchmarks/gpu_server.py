@@ -37,16 +37,16 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT))
 
-from benchmarks import make_release  # noqa: E402
-from benchmarks.measure import hardware, relative, table  # noqa: E402
-from benchmarks.through_server import Clock  # noqa: E402
-from launcher.environment import default_comfyui, is_comfyui  # noqa: E402
-from launcher.job import fill, read_graph  # noqa: E402
-from launcher.probe import has_accelerator  # noqa: E402
-from launcher.server import LOCAL, ExecutionFailed, Graph, Interrupted, PromptRejected, Server, ServerFailed  # noqa: E402
-from sa3_core import audio_files  # noqa: E402
-from sa3_core.lora_stack import SECONDS, targets  # noqa: E402
-from sa3_core.network import build  # noqa: E402
+from benchmarks import make_release
+from benchmarks.measure import hardware, relative, table
+from benchmarks.through_server import Clock
+from sa3_core.audio import files as audio_files
+from sa3_core.lora.stack import SECONDS, targets
+from sa3_core.models.release import build
+from tools.launcher.environment import default_comfyui, is_comfyui
+from tools.launcher.job import fill, read_graph
+from tools.launcher.probe import has_accelerator
+from tools.launcher.server import LOCAL, ExecutionFailed, Graph, Interrupted, PromptRejected, Server, ServerFailed
 
 RATE = 44100  # samples a second, of every model
 RANK = 16

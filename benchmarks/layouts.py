@@ -20,7 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT))
 
-from launcher.environment import default_comfyui  # noqa: E402
+from tools.launcher.environment import default_comfyui
 
 LIMIT = 600e6  # bytes beyond the weights
 

@@ -26,8 +26,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path += [str(ROOT), str(ROOT / "tests" / "core")]
 
-from launcher.environment import default_comfyui  # noqa: E402
-from launcher.server import Graph, PromptRejected, Server  # noqa: E402
+from tools.launcher.environment import default_comfyui
+from tools.launcher.server import Graph, PromptRejected, Server
 
 CLIENTS = 2
 WARM = 30  # prompts after which memory, threads and handles may no longer grow

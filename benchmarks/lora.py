@@ -17,13 +17,13 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT))
 
-import json  # noqa: E402
+import json
 
-from benchmarks.measure import DTYPES  # noqa: E402
-from sa3_core.lora import TYPES, Adapter, apply_stack  # noqa: E402
-from sa3_core.lora_files import SECONDS, LoRA  # noqa: E402
-from sa3_core.lora_stack import Row, Stack, targets  # noqa: E402
-from sa3_core.network import build  # noqa: E402
+from benchmarks.measure import DTYPES
+from sa3_core.lora.algebra import TYPES, Adapter, apply_stack
+from sa3_core.lora.formats import SECONDS, LoRA
+from sa3_core.lora.stack import Row, Stack, targets
+from sa3_core.models.release import build
 
 RELEASES = {"small": "small-music", "medium": "medium"}
 

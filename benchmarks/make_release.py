@@ -23,8 +23,8 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT))
 
-from assets.demo_config import ENCODER  # noqa: E402
-from sa3_core.text_encoder import config_from, empty_model  # noqa: E402
+from sa3_core.models.text_encoder import config_from, empty_model
+from tools.demo.demo_config import ENCODER
 
 RELEASES = ROOT / "tests" / "data" / "releases"
 SEED = 2026

@@ -24,10 +24,10 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT))
 
-import sa3_core  # noqa: E402
-from benchmarks.make_release import make_release  # noqa: E402
-from benchmarks.measure import DTYPES, cosine, hardware, relative, snr, table  # noqa: E402
-from sa3_core.text_encoder import Text  # noqa: E402
+import sa3_core
+from benchmarks.make_release import make_release
+from benchmarks.measure import DTYPES, cosine, hardware, relative, snr, table
+from sa3_core.models.text_encoder import Text
 
 PROMPTS = {"demo": "a low tone, then a kick every half second"}
 PROMPT = "Warm analogue pads over a slow four to the floor beat, 100 BPM"

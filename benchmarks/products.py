@@ -22,8 +22,8 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT))
 
-from benchmarks.measure import DTYPES, hardware, table, timed  # noqa: E402
-from sa3_core import operations  # noqa: E402
+from benchmarks.measure import DTYPES, hardware, table, timed
+from sa3_core.models import operations
 
 SIZES = {  # what, rows, inputs, outputs
     "transformer, queries, keys and values": (456, 1024, 3072),

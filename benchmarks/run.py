@@ -22,12 +22,12 @@ from safetensors.torch import load_file
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT))
 
-from benchmarks.engine import OURS, Engine, take_turns  # noqa: E402
-from benchmarks.make_release import make_release  # noqa: E402
-from benchmarks.measure import DTYPES, cell, cosine, hardware, relative, snr, table  # noqa: E402
-from benchmarks.reference import ANCHORED, ANCHORS, checkout  # noqa: E402
-from benchmarks.through_server import ServerEngine  # noqa: E402
-from launcher.environment import default_comfyui, is_comfyui  # noqa: E402
+from benchmarks.engine import OURS, Engine, take_turns
+from benchmarks.make_release import make_release
+from benchmarks.measure import DTYPES, cell, cosine, hardware, relative, snr, table
+from benchmarks.reference import ANCHORED, ANCHORS, checkout
+from benchmarks.through_server import ServerEngine
+from tools.launcher.environment import default_comfyui, is_comfyui
 
 STAGES = ["load", "text encode", "text again", "step", "decode", "whole run", "first run"]
 COMPARED = ["text encode", "step", "decode", "whole run"]

@@ -14,8 +14,8 @@ import psutil
 
 from benchmarks.engine import prompt_of
 from benchmarks.measure import DTYPES, Peak
-from launcher.job import fill, read_graph
-from launcher.server import Event, Server
+from tools.launcher.job import fill, read_graph
+from tools.launcher.server import Event, Server
 
 ROOT = Path(__file__).resolve().parent.parent
 NODES = {"SA3_ModelLoader": "load", "SA3_TextEncode": "text encode", "SA3_SAMEDecode": "decode"}

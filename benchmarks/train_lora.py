@@ -22,13 +22,13 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT))
 
-import sa3_core  # noqa: E402
-from sa3_core import audio_files  # noqa: E402
-from sa3_core.training import exam  # noqa: E402
-from sa3_core.training.__main__ import Lines, source_of  # noqa: E402
-from sa3_core.training.corpus import RATE, Draw  # noqa: E402
-from sa3_core.training.lora import LoRASettings, train  # noqa: E402
-from sa3_core.training.measures import centroid, mono  # noqa: E402
+import sa3_core
+from sa3_core.audio import files as audio_files
+from sa3_core.training.__main__ import Lines, source_of
+from sa3_core.training.lora import LoRASettings, train
+from tools.demo import evaluate
+from tools.demo.corpus import RATE, Draw
+from tools.demo.metrics import centroid, mono
 
 OTHERS = ("a low tone", "a high tone", "a pluck", "wind", "a kick every half second", "a rising chirp")
 KEPT = ("a {} tone", "the {} note", "a {} bell", "a {} pluck", "a {} beep", "the sound of a {} note")  # made by the base itself
@@ -97,7 +97,7 @@ def show(title: str, model, prompts, seed: int = 40) -> None:
     """How much of each new sound, and brightness in Hz, medians of four clips of 2.5 s."""
     print(f"\n{title}\n| prompt | " + " | ".join(f"of '{name}'" for name in SOUNDS) + " | brightness, Hz |\n|---|---|---|---|")
     for prompt in prompts:
-        clips = [mono(clip) for clip in exam.make(model, [prompt] * 4, 2.5, seed)]
+        clips = [mono(clip) for clip in evaluate.make(model, [prompt] * 4, 2.5, seed)]
         found = [*(of(sound, clips) for sound in SOUNDS.values()), f"{statistics.median(map(centroid, clips)):.0f}"]
         print(f"| {prompt} | " + " | ".join(found) + " |", flush=True)
 

@@ -17,10 +17,10 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT))
 
-from benchmarks.lora import RELEASES, clock, random_release  # noqa: E402
-from benchmarks.measure import DTYPES, Peak  # noqa: E402
-from sa3_core.training import flow  # noqa: E402
-from sa3_core.training.adapters import Adapters  # noqa: E402
+from benchmarks.lora import RELEASES, clock, random_release
+from benchmarks.measure import DTYPES, Peak
+from sa3_core.training import flow
+from sa3_core.training.adapters import Adapters
 
 
 def main() -> None:

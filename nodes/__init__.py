@@ -1,8 +1,8 @@
 """The pack's nodes, one class each; every file ends in NODES."""
 
+from .comfyui.schema import ComfyExtension, io
 from .download import NODES as DOWNLOAD
 from .edit import NODES as EDIT
-from .host.schema import ComfyExtension, io
 from .latents import NODES as LATENTS
 from .lora import NODES as LORA
 from .models import NODES as MODELS

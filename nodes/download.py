@@ -1,11 +1,11 @@
 """The node that downloads, on the user's word."""
 
-from ..sa3_core import hub
-from ..sa3_core.checkpoint import WEIGHTS
-from ..sa3_core.download import download
-from .host import folders
-from .host.progress import Progress, say
-from .host.schema import io, schema
+from ..sa3_core.checkpoints import releases
+from ..sa3_core.checkpoints.checkpoint import WEIGHTS
+from ..sa3_core.checkpoints.download import download
+from .comfyui import folders
+from .comfyui.progress import Progress, say
+from .comfyui.schema import io, schema
 
 
 class Download(io.ComfyNode):
@@ -15,21 +15,21 @@ class Download(io.ComfyNode):
             "SA3_Download",
             display_name="SA3 Download",
             description="Downloads a model from the Hugging Face Hub into ComfyUI's model folders. Without confirm it only says what it "
-            "would do. " + hub.LICENCE,
+            "would do. " + releases.LICENCE,
             inputs=[
                 io.Combo.Input(
                     "model",
-                    options=[*hub.RELEASES, hub.OPTIMIZED],
+                    options=[*releases.RELEASES, releases.OPTIMIZED],
                     default="small-music",
-                    tooltip=f"{'; '.join(f'{r.variant} {r.size():.1f} GB' for r in hub.RELEASES.values())}. {hub.OPTIMIZED} is refused: "
-                    f"it {hub.OPTIMIZED_REASON}.",
+                    tooltip=f"{'; '.join(f'{r.variant} {r.size():.1f} GB' for r in releases.RELEASES.values())}. "
+                    f"{releases.OPTIMIZED} is refused: it {releases.OPTIMIZED_REASON}.",
                 ),
                 io.Combo.Input(
                     "source",
-                    options=list(hub.SOURCES),
-                    default=hub.SOURCES[0],
+                    options=list(releases.SOURCES),
+                    default=releases.SOURCES[0],
                     tooltip=f"official: Stability AI's own files, pinned and checked by their hash; three models need a login. mirror: "
-                    f"16-bit copies in {hub.MIRROR}, half the size, no login, not pinned.",
+                    f"16-bit copies in {releases.MIRROR}, half the size, no login, not pinned.",
                 ),
                 io.Boolean.Input(
                     "confirm", default=False, tooltip="Really download: you have read and accept the licence named in the report."
@@ -46,7 +46,7 @@ class Download(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, source, confirm) -> io.NodeOutput:
-        release = hub.find(model)
+        release = releases.find(model)
         target = folders.download_folder(model)
         text = release.describe(target.parent, source)
         if (target / WEIGHTS).is_file():

@@ -5,18 +5,18 @@ import dataclasses
 import torch
 
 from ..sa3_core.errors import SA3Error
-from ..sa3_core.regions import parse_regions
-from ..sa3_core.samplers import SAMPLERS
-from ..sa3_core.splice import splice, wrap_jump
-from ..sa3_core.timeline import PADDING_SECONDS, seconds_of
-from .host import model as host_model
-from .host import vae as host_vae
-from .host.extend import ExtendJob
-from .host.latent import encode_line, mark, read_audio, read_clip
-from .host.live import live_picture
-from .host.picture import picture
-from .host.sampling import check_conditioning, check_guidance
-from .host.schema import SEED, io, schema
+from ..sa3_core.sampling.samplers import SAMPLERS
+from ..sa3_core.timeline.durations import PADDING_SECONDS, seconds_of
+from ..sa3_core.timeline.regions import parse_regions
+from ..sa3_core.timeline.splicing import splice, wrap_jump
+from .comfyui import model as host_model
+from .comfyui import vae as host_vae
+from .comfyui.extend import ExtendJob
+from .comfyui.latent import encode_line, mark, read_audio, read_clip
+from .comfyui.live import live_picture
+from .comfyui.picture import picture
+from .comfyui.sampling import check_conditioning, check_guidance
+from .comfyui.schema import SEED, io, schema
 from .latents import CHUNK_INPUT, OVERLAP_INPUT
 from .sampling import GUIDANCE, PREVIEW
 

@@ -4,14 +4,14 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from ..sa3_core import advice
 from ..sa3_core.errors import SA3Error
-from ..sa3_core.same import Noise
-from ..sa3_core.timeline import PADDING_SECONDS, check_padding, decode_frames, seconds_of
-from .host import vae as host_vae
-from .host.latent import FRAMES, PADDING, SECONDS, encode_line, read_clip, read_latent
-from .host.progress import Progress, say
-from .host.schema import SEED, io, schema
+from ..sa3_core.models.same import Noise
+from ..sa3_core.sampling import hints
+from ..sa3_core.timeline.durations import PADDING_SECONDS, check_padding, decode_frames, seconds_of
+from .comfyui import vae as host_vae
+from .comfyui.latent import FRAMES, PADDING, SECONDS, encode_line, read_clip, read_latent
+from .comfyui.progress import Progress, say
+from .comfyui.schema import SEED, io, schema
 
 RATE, FRAME, CHANNELS, ALIGN = 44100, 4096, 256, 2  # of the released models; the Sampler fits an empty LATENT to its model
 LONGEST = 384.0  # seconds, the range of the seconds embedder
@@ -193,7 +193,7 @@ class SAMEDecode(io.ComfyNode):
             part(1, 1)  # a short clip is a single chunk, which reports nothing
             clips += [audio[j : j + 1, :, : read.lengths.samples[i]] for j, i in enumerate(items)]
         bar.finish()
-        doubts += [doubt for clip in clips for doubt in advice.after(clip)]
+        doubts += [doubt for clip in clips for doubt in hints.after(clip)]
         say(list(dict.fromkeys(doubts)), cls.hidden.unique_id if cls.hidden else None)
         rate = vae.sa3_config.sample_rate
         if len({clip.shape[-1] for clip in clips}) == 1:

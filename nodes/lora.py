@@ -1,13 +1,13 @@
 """Nodes for LoRA files: stack them on a MODEL, look into them, convert them, merge them."""
 
-from ..sa3_core import lora_convert
-from ..sa3_core.lora import MODES
-from ..sa3_core.lora_files import read_lora
-from ..sa3_core.lora_merge import merge
-from .host import model as host_model
-from .host.lora import add_lora, find_lora, lora_names, new_file, stack_of, state_of, weight_bases
-from .host.progress import Progress, say
-from .host.schema import io, schema
+from ..sa3_core.lora import convert as lora_convert
+from ..sa3_core.lora.algebra import MODES
+from ..sa3_core.lora.formats import read_lora
+from ..sa3_core.lora.merge import merge
+from .comfyui import model as host_model
+from .comfyui.lora import add_lora, find_lora, lora_names, new_file, stack_of, state_of, weight_bases
+from .comfyui.progress import Progress, say
+from .comfyui.schema import io, schema
 
 LIKE_STRENGTH = -1.0
 

@@ -2,18 +2,18 @@
 
 import torch
 
-from ..sa3_core import info
-from ..sa3_core.checkpoint import open_checkpoint
+from ..sa3_core import run_record
+from ..sa3_core.checkpoints.checkpoint import open_checkpoint
+from ..sa3_core.checkpoints.detect import OBJECTIVES, TEXT_SUBFOLDER
 from ..sa3_core.errors import SA3Error
-from ..sa3_core.infer import OBJECTIVES, TEXT_SUBFOLDER
-from .host import folders
-from .host.clip import load_clip
-from .host.compiled import compiled_model, fastest_model, graphs_model
-from .host.live import remember
-from .host.model import load_model
-from .host.progress import LARGE, Progress, say, tell
-from .host.schema import io, schema
-from .host.vae import load_vae
+from .comfyui import folders
+from .comfyui.clip import load_clip
+from .comfyui.compiled import compiled_model, fastest_model, graphs_model
+from .comfyui.live import remember
+from .comfyui.model import load_model
+from .comfyui.progress import LARGE, Progress, say, tell
+from .comfyui.schema import io, schema
+from .comfyui.vae import load_vae
 
 DTYPES = {"auto": None, "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 DTYPE_TIP = (
@@ -91,7 +91,7 @@ class ModelLoader(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, file, dtype, text_encoder, objective="auto") -> io.NodeOutput:
-        watch = info.Stopwatch()
+        watch = run_record.Stopwatch()
         opened = open_checkpoint(folders.find_release(model, file), objective)
         if opened.config.dit is None:
             raise SA3Error(f"{opened.path} is a standalone autoencoder; load it with SA3_AutoencoderLoader.")
@@ -108,7 +108,7 @@ class ModelLoader(io.ComfyNode):
         remember(patcher, vae)
         bar.finish()
         kinds = {"text_encoder_dtype": clip.dtype, "autoencoder_dtype": vae.vae_dtype}
-        patcher.model.sa3_loaded = info.load_record(opened, patcher.model.get_dtype(), patcher.load_device, watch, **kinds)
+        patcher.model.sa3_loaded = run_record.load_record(opened, patcher.model.get_dtype(), patcher.load_device, watch, **kinds)
         if dtype == "fp16" and clip.dtype != torch.float16:
             name = str(clip.dtype).removeprefix("torch.")
             say(

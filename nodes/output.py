@@ -1,10 +1,10 @@
 """Nodes that write files."""
 
-from ..sa3_core import audio_files
+from ..sa3_core.audio import files as audio_files
 from ..sa3_core.errors import SA3Error
-from .host import saving
-from .host.progress import say
-from .host.schema import io, schema
+from .comfyui import saving
+from .comfyui.progress import say
+from .comfyui.schema import io, schema
 
 
 class SaveAudio(io.ComfyNode):

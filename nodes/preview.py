@@ -2,13 +2,13 @@
 
 import torch
 
-from ..sa3_core import loudness, picture
+from ..sa3_core.audio import loudness, spectrogram
+from ..sa3_core.audio.checks import item_seeds, parse_items, review
 from ..sa3_core.errors import SA3Error
-from ..sa3_core.review import item_seeds, parse_items, review
-from .host import preview
-from .host.latent import read_audio
-from .host.progress import say
-from .host.schema import io, schema
+from .comfyui import preview
+from .comfyui.latent import read_audio
+from .comfyui.progress import say
+from .comfyui.schema import io, schema
 
 ITEMS = "sa3_items"  # of the ui result, which web/preview_batch.js reads
 
@@ -59,7 +59,7 @@ class PreviewBatch(io.ComfyNode):
                 entry["original"] = preview.sound(*originals[i][:2])
             shown.append(entry)
             report.append(f"{i + 1}{' (kept)' if i in kept else ''}: {reviews[i]}")
-        pictures = torch.stack([picture.draw(clip.nan_to_num(0, 0, 0), rate).cpu() for clip, rate, _ in clips])
+        pictures = torch.stack([spectrogram.draw(clip.nan_to_num(0, 0, 0), rate).cpu() for clip, rate, _ in clips])
         return io.NodeOutput(
             _gathered([clips[i] for i in kept]) or [preview.NOTHING],
             "\n".join(report),
@@ -113,8 +113,8 @@ class AudioImage(io.ComfyNode):
                 io.Audio.Input("audio", tooltip="What to draw, at any rate and with any number of channels."),
                 io.Combo.Input(
                     "kind",
-                    options=list(picture.KINDS),
-                    default=picture.KINDS[0],
+                    options=list(spectrogram.KINDS),
+                    default=spectrogram.KINDS[0],
                     tooltip="waveform: each channel's lowest and highest sample, RMS as a brighter core, red where full scale is exceeded. "
                     "spectrogram: power over time and frequency. both: the one above the other.",
                 ),
@@ -122,12 +122,12 @@ class AudioImage(io.ComfyNode):
                 io.Int.Input("height", default=512, min=16, max=8192, step=8, tooltip="Pixels from top to bottom."),
                 io.Combo.Input(
                     "scale",
-                    options=list(picture.SCALES),
-                    default=picture.SCALES[0],
+                    options=list(spectrogram.SCALES),
+                    default=spectrogram.SCALES[0],
                     tooltip="Of frequency. mel: as pitch is heard; log: octaves alike, from 20 Hz; linear: Hz alike.",
                 ),
-                decibels("quiet", picture.QUIET, "Level of the darkest colour, in dB below a full-scale sine."),
-                decibels("loud", picture.LOUD, "Level of the brightest colour, in dB below a full-scale sine."),
+                decibels("quiet", spectrogram.QUIET, "Level of the darkest colour, in dB below a full-scale sine."),
+                decibels("loud", spectrogram.LOUD, "Level of the brightest colour, in dB below a full-scale sine."),
                 io.Boolean.Input("axes", default=True, tooltip="Write seconds and Hz at the edges."),
             ],
             outputs=[io.Image.Output("IMAGE")],
@@ -136,7 +136,7 @@ class AudioImage(io.ComfyNode):
     @classmethod
     def execute(cls, audio, kind, width, height, scale, quiet, loud, axes) -> io.NodeOutput:
         waveform, rate = read_audio("The AUDIO", audio)
-        drawn = [picture.draw(clip, rate, width, height, kind, scale, quiet, loud, axes) for clip in waveform]
+        drawn = [spectrogram.draw(clip, rate, width, height, kind, scale, quiet, loud, axes) for clip in waveform]
         return io.NodeOutput(torch.stack(drawn).cpu())
 
 

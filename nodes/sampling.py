@@ -3,16 +3,17 @@
 import dataclasses
 import json
 
-from ..sa3_core import advice, info, sampling, schedule
+from ..sa3_core import run_record
 from ..sa3_core.errors import SA3Error
-from ..sa3_core.guidance import Guidance as GuidanceSettings
-from ..sa3_core.samplers import SAMPLERS
-from .host import model as host_model
-from .host import sampling as host
-from .host.latent import read_latent, schedule_lengths
-from .host.live import MODES, autoencoder, live_picture
-from .host.progress import say
-from .host.schema import SEED, io, schema
+from ..sa3_core.sampling import hints, runs, schedule
+from ..sa3_core.sampling.guidance import Guidance as GuidanceSettings
+from ..sa3_core.sampling.samplers import SAMPLERS
+from .comfyui import model as host_model
+from .comfyui import sampling as host
+from .comfyui.latent import read_latent, schedule_lengths
+from .comfyui.live import MODES, autoencoder, live_picture
+from .comfyui.progress import say
+from .comfyui.schema import SEED, io, schema
 
 GUIDANCE = io.Custom("SA3_GUIDANCE")
 MODELS_OWN = "the model's"
@@ -185,14 +186,14 @@ class Sampler(io.ComfyNode):
         cls, model, positive, latent, seed, steps, sampler, cfg, noise_level, negative=None, sigmas=None, guidance=None,
         preview="auto",
     ) -> io.NodeOutput:  # fmt: skip
-        watch = info.Stopwatch()
+        watch = run_record.Stopwatch()
         inner = host_model.require(model)
         config = inner.sa3_config
         read = read_latent(latent, config)
         for name, conditioning in (("positive", positive), ("negative", negative)):
             if conditioning is not None or name == "positive":
                 host.check_conditioning(conditioning, config, len(read.lengths), name)
-        plan = sampling.plan(
+        plan = runs.plan(
             config,
             read.lengths,
             steps=steps or None,
@@ -203,7 +204,7 @@ class Sampler(io.ComfyNode):
             indices=read.indices,
         )
         settings = dataclasses.replace(host.check_guidance(guidance), cfg=cfg or config.default_cfg)
-        warnings = advice.before(config, plan, settings)
+        warnings = hints.before(config, plan, settings)
         warnings += host.before(model)
         say(warnings, cls.hidden.unique_id if cls.hidden else None)
         remarks: list[str] = []
@@ -215,7 +216,7 @@ class Sampler(io.ComfyNode):
         if remarks:
             warnings += remarks
             say(warnings, cls.hidden.unique_id if cls.hidden else None)
-        record = info.record(inner.sa3_name, plan, settings, warnings, stages=watch.stages, **host_model.run_record(model))
+        record = run_record.record(inner.sa3_name, plan, settings, warnings, stages=watch.stages, **host_model.run_facts(model))
         return io.NodeOutput(out, json.dumps(record))
 
 

@@ -1,9 +1,9 @@
 """Nodes that turn words into CONDITIONING."""
 
-from ..sa3_core import prompting
-from .host.clip import encode_prompts, unknown_words
-from .host.progress import say
-from .host.schema import io, schema
+from ..sa3_core.sampling import prompting
+from .comfyui.clip import encode_prompts, unknown_words
+from .comfyui.progress import say
+from .comfyui.schema import io, schema
 
 
 class TextEncode(io.ComfyNode):

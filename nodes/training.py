@@ -1,15 +1,15 @@
 """The node that trains a LoRA."""
 
-from ..sa3_core.lora import TYPES
+from ..sa3_core.lora.algebra import TYPES
 from ..sa3_core.training.base import DTYPES
 from ..sa3_core.training.curves import draw_history
 from ..sa3_core.training.dataset import find_clips
 from ..sa3_core.training.lora import LoRASettings
-from .host import preview
-from .host import training as host
-from .host.lora import add_lora
-from .host.progress import say
-from .host.schema import io, schema
+from .comfyui import preview
+from .comfyui import training as host
+from .comfyui.lora import add_lora
+from .comfyui.progress import say
+from .comfyui.schema import io, schema
 
 
 class TrainLoRA(io.ComfyNode):

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .errors import SA3Error
-from .json_files import read_json
-from .schedule import build as build_schedule
+from .files import read_json
+from .sampling.schedule import build as build_schedule
 
 # The largest whole number believed of a key: a released one and room to grow, so that a broken file cannot ask for a huge network.
 LARGEST = {"sample_size": 2**31, "sample_rate": 768_000, "depth": 512, "transformer_depths": 512, "embed_dim": 2**16, "channels": 2**16}

@@ -10,21 +10,23 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from . import checkpoint, hub, info, sampling, timeline
-from .accelerator import Accelerator
-from .compiled import Compiled
-from .conditioning import Condition
+from . import run_record, timeline
+from .backends.accelerator import Accelerator
+from .backends.compiled import Compiled
+from .checkpoints import checkpoint, releases
 from .config import ModelConfig
-from .dit import DiTInputs
 from .errors import SA3Error
-from .finite import finite
-from .guidance import Guidance
-from .lora import apply_stack
-from .lora_stack import Stack, make_row, open_lora, targets
-from .network import Predictor, Release, build
-from .regions import check_pairs
-from .same import SAME, Noise
-from .text_encoder import Text, Tokens, encoder_dtype
+from .lora.algebra import apply_stack
+from .lora.stack import Stack, make_row, open_lora, targets
+from .models.conditioning import Condition
+from .models.dit import DiTInputs
+from .models.release import Predictor, Release, build
+from .models.same import SAME, Noise
+from .models.text_encoder import Text, Tokens, encoder_dtype
+from .sampling import runs
+from .sampling.finite import finite
+from .sampling.guidance import Guidance
+from .timeline.regions import check_pairs
 
 log = logging.getLogger("sa3")
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
@@ -49,7 +51,7 @@ class Model:
         self.config, self.module, self.text_encoder, self.name = config, module, text_encoder, name
         self.path: Path | None = None
         self.loras, self._originals = Stack(), {}
-        self.loaded: dict = {}  # info.load_record
+        self.loaded: dict = {}  # run_record.load_record
         self.lora_record: list[dict] = []  # how the adapters describe themselves
         self.compiled: Accelerator | None = None
         self._wait = False
@@ -189,11 +191,11 @@ class Model:
         checkpoint's. init_audio, source_audio: (rate, waveform (C, N)). regions: (start, end) in seconds to regenerate.
         decode_noise: a seed for the decoder's regularisation noise, None = off. callback(step, total, denoised).
         """
-        module, watch = self._generative(), info.Stopwatch()
+        module, watch = self._generative(), run_record.Stopwatch()
         prompts, negatives, seconds = _broadcast(prompt, negative_prompt, duration)
         lengths = timeline.lengths(self.config, seconds, padding)
         guidance = _guidance(self.config.default_cfg if cfg is None else cfg, apg, rescale, norm_threshold, cfg_interval)
-        plan = sampling.plan(
+        plan = runs.plan(
             self.config, lengths, steps=steps, sampler=sampler, seed=seed, schedule_options=schedule, eta=eta,
             noise_level=init_noise_level if init_audio is not None else 1.0,
         )  # fmt: skip
@@ -211,7 +213,7 @@ class Model:
             inputs = [module.dit.prepare(contexts[0], cond.global_cond.to(dtype), local.to(dtype), lengths.frames, lengths.valid)]
             for context in contexts[1:]:
                 inputs.append(module.dit.prepare(context, cond.global_cond.to(dtype), inputs[0].local, lengths.frames, lengths.valid))
-            return sampling.run(
+            return runs.run(
                 Predictor(self._network(plan.sigmas), *inputs, guidance=guidance, lengths=lengths.valid), plan,
                 channels=self.config.same.latent_dim, device=self.device,
                 init=init, initial_noise=initial_noise, step_noise=step_noise, callback=callback,
@@ -233,12 +235,14 @@ class Model:
         watch.lap("decode")
         return Result(audio, None, lengths.seconds, self.config.sample_rate, self._record(plan, guidance, watch, warnings))
 
-    def _record(self, plan: sampling.Plan, guidance: Guidance, watch: info.Stopwatch, warnings: Sequence[str]) -> dict:
+    def _record(self, plan: runs.Plan, guidance: Guidance, watch: run_record.Stopwatch, warnings: Sequence[str]) -> dict:
         said = list(dict.fromkeys(warnings))
         for sentence in said:
             log.warning(sentence)
         loaded, self.loaded = self.loaded, {**self.loaded, "cache_hit": True}
-        return info.record(self.name, plan, guidance, said, loaded=loaded, loras=self.lora_record, stages=watch.stages, cfg=guidance.cfg)
+        return run_record.record(
+            self.name, plan, guidance, said, loaded=loaded, loras=self.lora_record, stages=watch.stages, cfg=guidance.cfg
+        )
 
     def _unconditional(self, negatives, cond: Condition, lengths: timeline.Lengths) -> Tensor:
         """The context of the unconditional prediction: the negative prompts', or zeros."""
@@ -258,7 +262,7 @@ class Model:
 
     def _source_latents(self, name: str, source: tuple[int, Tensor], lengths: timeline.Lengths, chunk_size, overlap) -> Tensor:
         """A clip, cut or zero-padded to each item's own length, as latents (B, D, T)."""
-        from .audio import to_model
+        from .audio.waveform import to_model
 
         waveform = to_model(name, *source, self.config.sample_rate, self.config.same.audio_channels)
         spf = self.config.same.samples_per_frame
@@ -283,7 +287,7 @@ def load(
     objective: "base" or "post-trained" for a file without a config whose name does not say. autoencoder: load only SAME.
     Raises SA3Error for anything that is not exactly a Stable Audio 3 model.
     """
-    watch = info.Stopwatch()
+    watch = run_record.Stopwatch()
     opened = checkpoint.open_checkpoint(DEMOS.get(str(path), path), objective, autoencoder)
     watch.lap("open")
     module = checkpoint.load_into(build(opened.config), opened.tensors, opened.prefix, dtype, device)
@@ -291,13 +295,13 @@ def load(
     encoder = None
     if opened.config.conditioning is not None:
         width = opened.config.conditioning.cond_dim
-        found = text_encoder or opened.text_encoder or hub.cached_text_encoder(width)
+        found = text_encoder or opened.text_encoder or releases.cached_text_encoder(width)
         if found is not None:
             encoder = checkpoint.load_text_encoder(found, encoder_dtype(dtype, device), device, width)
             watch.lap("text encoder")
     model = Model(opened.config, module, encoder, opened.name)
     model.path = opened.path
-    model.loaded = info.load_record(opened, dtype, device, watch)
+    model.loaded = run_record.load_record(opened, dtype, device, watch)
     return model
 
 

@@ -1,1 +1,1 @@
-"""What makes one kind of machine faster: each entry computes what the plain networks compute."""
+"""What makes one kind of machine faster, with the same result."""

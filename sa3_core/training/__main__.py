@@ -15,11 +15,11 @@ from pathlib import Path
 
 import torch
 
-from .. import checkpoint, hub
+from ..checkpoints import checkpoint, releases
 from ..errors import SA3Error
-from ..lora import TYPES
+from ..lora.algebra import TYPES
+from ..models.same import SAME
 from ..pipeline import DEMOS
-from ..same import SAME
 from .base import DTYPES, Source, digest_of
 from .dataset import ENCODE_CHUNK, ENCODE_OVERLAP
 from .lora import LoRASettings, Watch, train
@@ -69,7 +69,7 @@ def source_of(model: str, text_encoder: str | None, device: str) -> Source:
     if opened.config.dit is None:
         raise SA3Error(f"{opened.path} is a standalone autoencoder; a LoRA needs a generative model.")
     config = opened.config
-    encoder = text_encoder or opened.text_encoder or hub.cached_text_encoder(config.conditioning.cond_dim)
+    encoder = text_encoder or opened.text_encoder or releases.cached_text_encoder(config.conditioning.cond_dim)
     if encoder is None:
         raise SA3Error(f"{opened.name} has no text encoder beside it; name the folder t5gemma-b-b-ul2 with --text-encoder.")
 

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import SA3Error
-from ..lora import EPS, TYPES, Adapter, Form, adapter_of
-from ..lora_convert import native_tensors
-from ..lora_files import LoRA, selected
-from ..lora_stack import AdaptedLinear, targets
+from ..lora.algebra import EPS, TYPES, Adapter, Form, adapter_of
+from ..lora.convert import native_tensors
+from ..lora.formats import LoRA, selected
+from ..lora.stack import AdaptedLinear, targets
 
 Bases = Callable[[str, int], tuple[Tensor, Tensor]]  # (layer, rank) -> U (out, rank), V (in, rank)
 

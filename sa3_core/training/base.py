@@ -8,13 +8,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .. import sampling, timeline
-from ..checkpoint import load_into, open_checkpoint
-from ..conditioning import Condition
+from .. import timeline
+from ..checkpoints.checkpoint import load_into, open_checkpoint
 from ..config import ModelConfig
-from ..dit import DiTInputs
-from ..guidance import Guidance
-from ..network import Generator, Predictor
+from ..models.conditioning import Condition
+from ..models.dit import DiTInputs
+from ..models.release import Generator, Predictor
+from ..sampling import runs
+from ..sampling.draws import MAX_SEED
+from ..sampling.guidance import Guidance
 from .dataset import Encode
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -61,7 +63,7 @@ def sample(
     """A clip (C, N) of the network as it is, with the base's own sampler and guidance."""
     config = source.config
     line = timeline.lengths(config, [seconds])
-    plan = sampling.plan(config, line, steps=steps, seed=seed % sampling.MAX_SEED)
+    plan = runs.plan(config, line, steps=steps, seed=seed % MAX_SEED)
     cross = condition.cross_attn
     local = torch.zeros(1, config.dit.local_dim, line.frames, device=cross.device, dtype=cross.dtype)
 
@@ -70,6 +72,6 @@ def sample(
 
     blank = prepared(net.conditioner.unconditional(1, cross))
     velocity = Predictor(net.dit, prepared(cross), blank, Guidance(config.default_cfg), line.valid)
-    z = sampling.run(velocity, plan, channels=config.same.latent_dim, device=cross.device, callback=callback)
+    z = runs.run(velocity, plan, channels=config.same.latent_dim, device=cross.device, callback=callback)
     audio = source.decode(z[:, :, : timeline.decode_frames(config, line, 0)])
     return audio[0, :, : line.samples[0]].float().cpu().clamp(-1, 1)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from ..picture import write
+from ..audio.spectrogram import write
 
 COLOURS = ((31, 119, 180), (214, 39, 40), (44, 160, 44), (148, 103, 189), (255, 127, 14), (23, 190, 207))
 WIDTH, HEIGHT, MARGIN = 800, 400, 12

@@ -17,13 +17,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .. import audio_files
-from ..audio import check_finite, to_model
-from ..checkpoint import TensorFile, sha256
+from ..audio import files as audio_files
+from ..audio.waveform import check_finite, to_model
+from ..checkpoints.checkpoint import TensorFile, sha256
 from ..config import ModelConfig
 from ..errors import SA3Error
-from ..json_files import parse_json
-from ..publish import publish
+from ..files import parse_json, publish
 
 CACHE = ".latents"
 TABLES = tuple(f"{name}.{kind}" for name in ("captions", "metadata") for kind in ("csv", "jsonl"))

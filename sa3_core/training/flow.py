@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ..conditioning import Condition
-from ..dit import DiTInputs
 from ..errors import SA3Error
-from ..network import Generator
-from ..schedule import SHIFTS
+from ..models.conditioning import Condition
+from ..models.dit import DiTInputs
+from ..models.release import Generator
+from ..sampling.schedule import SHIFTS
 
 TRUNCATION = 0.075  # of the logit-normal draw, before it is flipped
 TIMES = ("uniform", "logit_normal", "trunc_logit_normal", "log_snr", "log_snr_uniform")

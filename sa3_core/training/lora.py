@@ -18,14 +18,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .. import __version__, audio_files
-from ..conditioning import Condition
+from .. import __version__
+from ..audio import files as audio_files
 from ..errors import SA3Error
-from ..json_files import read_json
-from ..lora import TYPES
-from ..lora_files import BASES, read_bases, read_lora
-from ..lora_stack import checkpoint_bases
-from ..publish import publish
+from ..files import publish, read_json
+from ..lora.algebra import TYPES
+from ..lora.formats import BASES, read_bases, read_lora
+from ..lora.stack import checkpoint_bases
+from ..models.conditioning import Condition
 from . import dataset
 from .adapters import Adapters
 from .base import DTYPES, Source, load_base, sample

@@ -21,9 +21,9 @@ from tools.launcher.server import LOCAL, Graph, Server
 ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT / "tests" / "core"))
 
-from lora_support import write_lora  # noqa: E402
+from lora_support import write_lora
 
-import sa3_core  # noqa: E402
+import sa3_core
 
 API = ROOT / "workflows" / "api"
 SHARED = sorted(file for file in (ROOT / "workflows").glob("*.json") if (API / file.name).is_file())

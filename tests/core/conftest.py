@@ -10,10 +10,10 @@ HERE = Path(__file__).parent
 # Behind everything else: the root also holds `nodes`, a name that ComfyUI's own modules use.
 sys.path.extend(str(path) for path in (HERE.parents[1], HERE) if str(path) not in sys.path)
 
-import core_support  # noqa: E402
-import torch  # noqa: E402
+import core_support
+import torch
 
-import sa3_core  # noqa: E402
+import sa3_core
 
 
 @pytest.fixture(scope="module", autouse=True)

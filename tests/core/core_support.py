@@ -11,7 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sa3_core import SA3Error, operations
+from sa3_core import SA3Error
+from sa3_core.models import operations
 
 DATA = Path(__file__).parents[1] / "data"
 VARIANTS = ["small", "medium", "small-base", "medium-base"]

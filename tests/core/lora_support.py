@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from sa3_core.lora import TYPES
-from sa3_core.lora_stack import SECONDS, targets
+from sa3_core.lora.algebra import TYPES
+from sa3_core.lora.stack import SECONDS, targets
 
 KINDS = list(TYPES)
 

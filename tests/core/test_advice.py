@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from sa3_core.advice import after, flatness
+from sa3_core.sampling.hints import after, flatness
 
 TONE = 0.5 * torch.sin(2 * math.pi * 220 * torch.arange(44100) / 44100).expand(1, 2, -1)
 NOISE = 0.1 * torch.randn(1, 2, 44100, generator=torch.Generator().manual_seed(0))

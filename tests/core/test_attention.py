@@ -6,9 +6,9 @@ from core_support import randn, rel_error
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from sa3_core import attention
-from sa3_core.attention import SHORT, WINDOW_BLOCK, WINDOW_BLOCKS_AT_ONCE, attend, attend_difference
-from sa3_core.dit import distinct_rows
+from sa3_core.models import attention
+from sa3_core.models.attention import SHORT, WINDOW_BLOCK, WINDOW_BLOCKS_AT_ONCE, attend, attend_difference
+from sa3_core.models.dit import distinct_rows
 
 GROUP = WINDOW_BLOCK * WINDOW_BLOCKS_AT_ONCE  # queries that the window path gathers at once
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from core_support import randn, rel_error
 
-from sa3_core import audio
+from sa3_core.audio import waveform
 
 
 def sine(rate, seconds=0.5, hertz=440.0):
@@ -15,19 +15,19 @@ def sine(rate, seconds=0.5, hertz=440.0):
 
 def test_a_clip_at_the_models_rate_is_left_alone():
     clip = randn(2, 1000)
-    assert torch.equal(audio.to_model("clip", 44100, clip, 44100, 2), clip)
+    assert torch.equal(waveform.to_model("clip", 44100, clip, 44100, 2), clip)
 
 
 @pytest.mark.parametrize("shape", [(1000,), (1, 1000)])
 def test_mono_is_doubled(shape):
     clip = randn(1000).reshape(shape)
-    out = audio.to_model("clip", 44100, clip, 44100, 2)
+    out = waveform.to_model("clip", 44100, clip, 44100, 2)
     assert out.shape == (2, 1000) and torch.equal(out[0], clip.flatten()) and torch.equal(out[1], clip.flatten())
 
 
 @pytest.mark.parametrize("rate", [8000, 22050, 48000, 96000])
 def test_resampling_keeps_a_tone(rate):
-    out = audio.to_model("clip", rate, sine(rate), 44100, 2)
+    out = waveform.to_model("clip", rate, sine(rate), 44100, 2)
     assert abs(out.shape[1] - 22050) <= 1
     middle = slice(2000, 20000)  # away from the ends, where the tone begins and stops
     assert rel_error(out[0, middle], sine(44100)[middle]) < 1e-2
@@ -35,4 +35,4 @@ def test_resampling_keeps_a_tone(rate):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
 def test_floating_types_become_float32(dtype):
-    assert audio.to_model("clip", 44100, torch.zeros(2, 500, dtype=dtype), 44100, 2).dtype == torch.float32
+    assert waveform.to_model("clip", 44100, torch.zeros(2, 500, dtype=dtype), 44100, 2).dtype == torch.float32

@@ -11,7 +11,7 @@ import pytest
 import torch
 from core_support import randn, refused
 
-from sa3_core import audio_files
+from sa3_core.audio import files as audio_files
 
 RATE = 44100
 

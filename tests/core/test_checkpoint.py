@@ -13,8 +13,8 @@ from core_support import TEXT_ENCODER, lay_out, randn, recorded, refused, rel_er
 from safetensors.torch import load_file, save_file
 
 import sa3_core
-from sa3_core import checkpoint
-from sa3_core.text_encoder import empty_model, encoder_config
+from sa3_core.checkpoints import checkpoint
+from sa3_core.models.text_encoder import empty_model, encoder_config
 
 GAMMA = "model.model.transformer.layers.0.pre_norm.gamma"
 MEMORY = "model.model.transformer.memory_tokens"

@@ -8,8 +8,9 @@ import torch._dynamo.utils
 from core_support import graphs, randn, recorded, rel_error
 from lora_support import write_lora
 
-from sa3_core import compiled, dit
-from sa3_core.compiled import Compiled
+from sa3_core.backends import compiled
+from sa3_core.backends.compiled import Compiled
+from sa3_core.models import dit
 
 ROUNDING = 1e-5
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from core_support import FAMILIES, randn, recorded, refused, rel_error, watched
 
-from sa3_core import dit
+from sa3_core.models import dit
 
 T = 24
 

@@ -10,8 +10,9 @@ from core_support import TEXT_ENCODER
 from safetensors.torch import load_file, save_file
 
 import sa3_core
-from sa3_core import checkpoint, text_encoder
-from sa3_core.text_encoder import Encodings
+from sa3_core.checkpoints import checkpoint
+from sa3_core.models import text_encoder
+from sa3_core.models.text_encoder import Encodings
 
 PROMPTS = ["heavy rain on a tin roof", "kick"]
 

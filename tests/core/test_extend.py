@@ -7,7 +7,7 @@ from core_support import config_dict
 
 from sa3_core import SA3Error
 from sa3_core.config import parse
-from sa3_core.extend import windows
+from sa3_core.timeline.extend import windows
 
 
 @pytest.mark.parametrize("case", range(40))

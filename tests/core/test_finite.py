@@ -5,7 +5,7 @@ import torch
 from core_support import refused
 
 import sa3_core
-from sa3_core.finite import finite
+from sa3_core.sampling.finite import finite
 
 INF = torch.tensor([1.0, torch.inf])
 

@@ -5,9 +5,9 @@ import torch
 from core_support import FAMILIES, randn
 
 import sa3_core
-from sa3_core.backends import cuda
-from sa3_core.backends.cuda import Graphs, key_of, tensors_of, with_tensors
-from sa3_core.dit import DiTInputs
+from sa3_core.backends import graphs
+from sa3_core.backends.graphs import Graphs, key_of, tensors_of, with_tensors
+from sa3_core.models.dit import DiTInputs
 
 ON_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 
@@ -22,8 +22,8 @@ def recordings(monkeypatch):
         made.append(function)
         return function
 
-    monkeypatch.setattr(cuda, "record", record)
-    monkeypatch.setattr(cuda, "new_pool", lambda: "a pool")
+    monkeypatch.setattr(graphs, "record", record)
+    monkeypatch.setattr(graphs, "new_pool", lambda: "a pool")
     monkeypatch.setattr(Graphs, "_unusable", staticmethod(lambda x: ""))
     return made
 
@@ -97,7 +97,7 @@ def test_no_more_than_a_few_are_kept(load_model, recordings):
     with torch.no_grad():
         for frames in range(8, 24, 2):
             graphs.velocity(model.dit, x_of(model, 1, frames, 1), torch.tensor([0.5]), inputs_of(model, 1, frames))
-    assert len(recordings) == 8 and len(graphs._steps) == cuda.KEPT_GRAPHS
+    assert len(recordings) == 8 and len(graphs._steps) == graphs.KEPT_GRAPHS
     graphs.clear()
     assert not graphs._steps
 
@@ -121,7 +121,7 @@ def test_a_recording_that_fails_costs_nothing_but_speed(load_model, recordings, 
     model, graphs = load_model("small"), Graphs()
     inputs, t = inputs_of(model, 1, 12), torch.tensor([0.5])
     with torch.no_grad(), monkeypatch.context() as patch:
-        patch.setattr(cuda, "record", fails)
+        patch.setattr(graphs, "record", fails)
         for seed in range(3):
             x = x_of(model, 1, 12, seed)
             assert torch.equal(graphs.velocity(model.dit, x, t, inputs), model.dit(x, t, inputs))

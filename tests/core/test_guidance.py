@@ -4,7 +4,7 @@ import pytest
 import torch
 from core_support import FAMILIES, randn, recorded, refused, rel_error
 
-from sa3_core.guidance import Guidance
+from sa3_core.sampling.guidance import Guidance
 
 KNOBS = [
     {"apg": 0.0},

@@ -12,7 +12,13 @@ from lora_support import write_lora
 from safetensors.torch import load_file, save_file
 
 import sa3_core
-from sa3_core import audio, audio_files, checkpoint, download, info, lora_convert, lora_files, prompting, review
+from sa3_core import run_record
+from sa3_core.audio import checks, waveform
+from sa3_core.audio import files as audio_files
+from sa3_core.checkpoints import checkpoint, download
+from sa3_core.lora import convert as lora_convert
+from sa3_core.lora import formats as lora_files
+from sa3_core.sampling import prompting
 
 DEEP = "[" * 100_000
 
@@ -43,7 +49,7 @@ def test_json_that_is_none(release, name, text):
 
 
 def test_a_broken_record_of_a_download_is_no_record(release):
-    (release("small") / info.DOWNLOADED).write_text(DEEP)
+    (release("small") / run_record.DOWNLOADED).write_text(DEEP)
     assert "repository" not in sa3_core.load(release("medium").parent / "small").loaded
 
 
@@ -164,7 +170,7 @@ def test_whole_numbers_are_no_weights(release, name):
 @pytest.mark.parametrize("shape", [[], ["3"], [None], {}, "x", [[3]], [2**70]])
 def test_the_lists_of_files_never_stumble(tmp_path, shape):
     """All node lists are made of glances: one that raised would take every node with it."""
-    from sa3_core.infer import MAPPING
+    from sa3_core.checkpoints.detect import MAPPING
 
     path = tmp_path / "x.safetensors"
     names = [
@@ -227,12 +233,12 @@ def test_a_pattern_that_stands_for_billions(pattern):
 @pytest.mark.parametrize("text", ["9" * 5000, "1-" + "9" * 5000, "9" * 5000 + "-1"])
 def test_a_number_of_five_thousand_digits_is_no_item(text):
     with refused("keep has"):
-        review.parse_items(text, 8)
+        checks.parse_items(text, 8)
 
 
 @pytest.mark.parametrize("text", [DEEP, '{"seed": Infinity, "batch_index": [0]}', '{"seed": 1e999, "batch_index": [0]}', "[]", "\ud800"])
 def test_a_record_that_is_none_has_no_seeds(text):
-    assert review.item_seeds([text], 2) == [None, None]
+    assert checks.item_seeds([text], 2) == [None, None]
 
 
 def test_a_number_of_five_thousand_digits_is_no_range():
@@ -312,7 +318,7 @@ def test_resampling_without_a_table_is_the_same(rate, target):
     pytest.importorskip("torchaudio")
     clip = randn(1, 2, 9000)
     # torchaudio makes its table in float32
-    assert rel_error(audio._resample_directly(clip, rate, target), audio.resample(clip, rate, target)) < 2e-5
+    assert rel_error(waveform._resample_directly(clip, rate, target), waveform.resample(clip, rate, target)) < 2e-5
 
 
 @pytest.mark.parametrize("rate", [44101, 767_999])
@@ -320,7 +326,7 @@ def test_rates_without_a_common_divisor(rate):
     """A table of their phases would take gigabytes."""
     n = rate // 10
     tone = (torch.arange(n).double() * (2 * math.pi * 440 / rate)).sin().float()[None]
-    out = audio.resample(tone, rate, 44100)
+    out = waveform.resample(tone, rate, 44100)
     wanted = (torch.arange(out.shape[-1]).double() * (2 * math.pi * 440 / 44100)).sin().float()[None]
     assert rel_error(out[:, 200:-200], wanted[:, 200:-200]) < 1e-3  # of a kernel with six zero crossings
 
@@ -328,4 +334,4 @@ def test_rates_without_a_common_divisor(rate):
 @pytest.mark.parametrize("rate", [1, 7, 999, 768_001, 2**31, 2**40])
 def test_rates_of_no_recording(rate):
     with refused("sample rate", str(rate)):
-        audio.check_clip("The AUDIO", torch.zeros(1, 2, 4000), rate)
+        waveform.check_clip("The AUDIO", torch.zeros(1, 2, 4000), rate)

@@ -19,7 +19,8 @@ from core_support import DATA, TEXT_ENCODER, refused
 from hub_server import Hub, Repository
 
 import sa3_core
-from sa3_core import download, hub
+from sa3_core.checkpoints import __main__ as command
+from sa3_core.checkpoints import download, releases
 
 TOKEN = "hf_aVerySecretTokenOfTheTests"
 ROOT = Path(__file__).parents[2]
@@ -36,13 +37,13 @@ def tiny(variant: str) -> dict[str, bytes]:
 
 @pytest.fixture
 def server(monkeypatch, tmp_path):
-    """The Hub with three models, the first gated; hub.RELEASES knows their hashes."""
+    """The Hub with three models, the first gated; releases.RELEASES knows their hashes."""
     with Hub(tokens={TOKEN}) as running:
         for variant, kind, gated in (("small-music", "small", True), ("small-sfx-base", "small-base", False), ("medium", "medium", True)):
-            release, files = hub.RELEASES[variant], tiny(kind)
+            release, files = releases.RELEASES[variant], tiny(kind)
             running.repositories[release.repository] = Repository(files, release.revision, gated)
             digest = hashlib.sha256(files["model.safetensors"]).hexdigest()
-            monkeypatch.setitem(hub.RELEASES, variant, dataclasses.replace(release, sha256=digest))
+            monkeypatch.setitem(releases.RELEASES, variant, dataclasses.replace(release, sha256=digest))
         constants = huggingface_hub.constants
         monkeypatch.setattr(constants, "ENDPOINT", running.url)
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", running.url + "/{repo_id}/resolve/{revision}/{filename}")
@@ -78,7 +79,7 @@ MUSIC, OPEN = "small-music", "small-sfx-base"
 
 
 def fetch(folder: Path, variant: str = OPEN, source: str = "official", progress=None) -> Path:
-    return download.download(hub.RELEASES[variant], folder, source, progress)
+    return download.download(releases.RELEASES[variant], folder, source, progress)
 
 
 def test_a_download_is_a_whole_release(server, tmp_path):
@@ -96,7 +97,7 @@ def test_a_download_is_a_whole_release(server, tmp_path):
         == sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) - (folder / "sa3_download.json").stat().st_size
     )
     loaded = sa3_core.load(folder).loaded
-    release = hub.RELEASES[OPEN]
+    release = releases.RELEASES[OPEN]
     assert (loaded["variant"], loaded["repository"], loaded["revision"], loaded["sha256"]) == (
         OPEN, release.repository, release.revision, release.sha256,
     )  # fmt: skip
@@ -140,7 +141,7 @@ def test_an_open_model_asks_without_a_token(server, tmp_path):
 
 
 def test_a_wrong_hash(server, tmp_path, monkeypatch):
-    monkeypatch.setitem(hub.RELEASES, OPEN, dataclasses.replace(hub.RELEASES[OPEN], sha256="0" * 64))
+    monkeypatch.setitem(releases.RELEASES, OPEN, dataclasses.replace(releases.RELEASES[OPEN], sha256="0" * 64))
     with refused("model.safetensors", "sha256", "0000000000000000", "not the published file"):
         fetch(tmp_path)
     assert not any(name.endswith(("model.safetensors", "model.safetensors.part")) for name in names(tmp_path) if TEXT_ENCODER not in name)
@@ -148,7 +149,7 @@ def test_a_wrong_hash(server, tmp_path, monkeypatch):
 
 
 def test_a_wrong_byte_of_the_text_encoder(server, tmp_path, monkeypatch):
-    files = server.repositories[hub.RELEASES[OPEN].repository].files
+    files = server.repositories[releases.RELEASES[OPEN].repository].files
     real, info = files[f"{TEXT_ENCODER}/model.safetensors"], server.info
 
     def told(*args):
@@ -195,19 +196,19 @@ def test_stopping_keeps_what_has_arrived(server, tmp_path):
 
 
 def test_a_repository_that_is_not_there(server, tmp_path):
-    del server.repositories[hub.RELEASES[OPEN].repository]
-    with refused(hub.RELEASES[OPEN].repository, "404"):
+    del server.repositories[releases.RELEASES[OPEN].repository]
+    with refused(releases.RELEASES[OPEN].repository, "404"):
         fetch(tmp_path)
 
 
 def test_a_revision_that_is_not_there(server, tmp_path):
-    server.repositories[hub.RELEASES[OPEN].repository].revision = "1" * 40
+    server.repositories[releases.RELEASES[OPEN].repository].revision = "1" * 40
     with refused("revision", "newer version"):
         fetch(tmp_path)
 
 
 def test_a_repository_without_weights(server, tmp_path):
-    del server.repositories[hub.RELEASES[OPEN].repository].files["model.safetensors"]
+    del server.repositories[releases.RELEASES[OPEN].repository].files["model.safetensors"]
     with refused("no model.safetensors"):
         fetch(tmp_path)
 
@@ -250,7 +251,7 @@ def test_the_mirror(server, tmp_path):
         f"small-sfx-base/{name}": content for name, content in tiny("small-base").items() if not name.startswith(("LICENSE", "NOTICE"))
     }
     files |= {f"medium/{name}": b"other" for name in tiny("medium")} | {"LICENSE.md": b"of all", "NOTICE": b"of all"}
-    server.repositories[hub.MIRROR] = Repository(files, "2" * 40)
+    server.repositories[releases.MIRROR] = Repository(files, "2" * 40)
     folder = fetch(tmp_path, source="mirror")
     assert (folder / "LICENSE.md").read_bytes() == b"of all" and sa3_core.load(folder).loaded["revision"] == "2" * 40
     with refused("'torrent'", "official, mirror"):
@@ -258,10 +259,10 @@ def test_the_mirror(server, tmp_path):
 
 
 def test_a_base_model_takes_the_text_encoder_of_its_sibling(server, tmp_path, monkeypatch, token):
-    files = server.repositories[hub.RELEASES[OPEN].repository].files
+    files = server.repositories[releases.RELEASES[OPEN].repository].files
     for name in [name for name in files if name.startswith(TEXT_ENCODER)]:
         del files[name]
-    sibling = hub.RELEASES["small-sfx"]
+    sibling = releases.RELEASES["small-sfx"]
     server.repositories[sibling.repository] = Repository(tiny("small"), sibling.revision, gated=True)
     assert sa3_core.load(fetch(tmp_path)).text_encoder is not None
     monkeypatch.delenv("HF_TOKEN")
@@ -270,7 +271,7 @@ def test_a_base_model_takes_the_text_encoder_of_its_sibling(server, tmp_path, mo
 
 
 def test_strange_file_names_are_not_taken(server, tmp_path):
-    files = server.repositories[hub.RELEASES[OPEN].repository].files
+    files = server.repositories[releases.RELEASES[OPEN].repository].files
     files |= {f"{TEXT_ENCODER}/../../evil": b"x", "../evil": b"x", "/evil": b"x", f"{TEXT_ENCODER}/a/b": b"x", "LICENSE/../../evil": b"x"}
     fetch(tmp_path / "deep" / "er")
     assert not any("evil" in name for name in names(tmp_path))
@@ -279,7 +280,7 @@ def test_strange_file_names_are_not_taken(server, tmp_path):
 def test_the_token_is_nowhere(server, tmp_path, token, caplog, capfd):
     caplog.set_level(logging.DEBUG)
     folder = fetch(tmp_path, MUSIC)
-    server.repositories[hub.RELEASES["medium"].repository].files.pop("model_config.json")
+    server.repositories[releases.RELEASES["medium"].repository].files.pop("model_config.json")
     server.budget = 1000
     said = []
     for variant in ("medium", OPEN):
@@ -298,9 +299,9 @@ def test_the_token_is_nowhere(server, tmp_path, token, caplog, capfd):
 
 
 def test_the_list_names_all_models_with_size_licence_and_gate():
-    lines = hub.listing()
+    lines = releases.listing()
     assert len(lines) == 9
-    for line, variant in zip(lines, hub.RELEASES, strict=False):
+    for line, variant in zip(lines, releases.RELEASES, strict=False):
         assert line.startswith(variant) and "GB" in line and "License" in line
         assert ("gated" in line) == (variant in ("small-music", "small-sfx", "medium"))
     assert "stable-audio-3-optimized" in lines[-1] and "ONNX" in lines[-1]
@@ -308,43 +309,43 @@ def test_the_list_names_all_models_with_size_licence_and_gate():
 
 def test_names_of_models():
     for name in ("medium", "stable-audio-3-medium", "stabilityai/stable-audio-3-medium", "MEDIUM"):
-        assert hub.find(name).variant == "medium"
-    assert hub.find("same-l").repository == "stabilityai/SAME-L"
+        assert releases.find(name).variant == "medium"
+    assert releases.find("same-l").repository == "stabilityai/SAME-L"
     for name in ("optimized", "stabilityai/stable-audio-3-optimized"):
         with refused("optimized", "ONNX", "TensorRT", "small-music"):
-            hub.find(name)
+            releases.find(name)
     with refused("'large'", "medium-base"):
-        hub.find("large")
+        releases.find("large")
 
 
 def test_the_command(server, tmp_path):
     environ = {**os.environ, "HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "*"}
 
     def run(*arguments, answer=""):
-        command = [sys.executable, "-m", "sa3_core.hub", *arguments]
+        command = [sys.executable, "-m", "sa3_core.checkpoints", *arguments]
         return subprocess.run(command, cwd=ROOT, env=environ, input=answer, capture_output=True, text=True)
 
     asked = run("download", OPEN, "--folder", str(tmp_path), answer="n\n")
     assert asked.returncode == 1 and "Nothing was downloaded" in asked.stdout and "Community License" in asked.stdout
-    assert hub.RELEASES[OPEN].repository in asked.stdout and server.requests == []
+    assert releases.RELEASES[OPEN].repository in asked.stdout and server.requests == []
     done = run("download", OPEN, "--folder", str(tmp_path), "--yes")  # the tiny file is not the published one
     assert done.returncode == 1 and "sha256" in done.stderr and "Traceback" not in done.stderr
     assert "ONNX" in run("download", "optimized").stderr and "medium-base" in run("list").stdout
 
 
 def test_the_published_hashes_are_hashes():
-    for release in hub.RELEASES.values():
+    for release in releases.RELEASES.values():
         assert len(bytes.fromhex(release.sha256)) == 32 and len(bytes.fromhex(release.revision)) == 20
-    assert len({release.sha256 for release in hub.RELEASES.values()}) == 8
-    json.dumps({name: dataclasses.asdict(release) for name, release in hub.RELEASES.items()})
+    assert len({release.sha256 for release in releases.RELEASES.values()}) == 8
+    json.dumps({name: dataclasses.asdict(release) for name, release in releases.RELEASES.items()})
 
 
 def test_a_wrong_byte_is_noticed_on_request(tmp_path, monkeypatch, capsys):
     path = tmp_path / "model.safetensors"
     path.write_bytes(b"the published bytes")
-    small = hub.find("small-music")
-    monkeypatch.setitem(hub.RELEASES, "small-music", dataclasses.replace(small, sha256=hashlib.sha256(path.read_bytes()).hexdigest()))
-    assert hub.main(["verify", str(path)]) == 0 and small.repository in capsys.readouterr().out
-    assert hub.main(["verify", str(path), "--model", "medium"]) == 1 and "not that of medium" in capsys.readouterr().err
+    small = releases.find("small-music")
+    monkeypatch.setitem(releases.RELEASES, "small-music", dataclasses.replace(small, sha256=hashlib.sha256(path.read_bytes()).hexdigest()))
+    assert command.main(["verify", str(path)]) == 0 and small.repository in capsys.readouterr().out
+    assert command.main(["verify", str(path), "--model", "medium"]) == 1 and "not that of medium" in capsys.readouterr().err
     path.write_bytes(b"the published bytez")
-    assert hub.main(["verify", str(path)]) == 1 and "no published release" in capsys.readouterr().err
+    assert command.main(["verify", str(path)]) == 1 and "no published release" in capsys.readouterr().err

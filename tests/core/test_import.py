@@ -41,7 +41,7 @@ def state():
     return (torch.get_num_threads(), torch.get_default_dtype(), torch.is_grad_enabled(), torch.initial_seed(),
             torch.backends.cuda.matmul.allow_tf32, torch.get_float32_matmul_precision(), dict(os.environ))
 before = state()
-import sa3_core, sa3_core.pipeline, sa3_core.text_encoder, sa3_core.samplers, sa3_core.schedule
+import sa3_core, sa3_core.pipeline, sa3_core.models.text_encoder, sa3_core.sampling.samplers
 sa3_core.load, sa3_core.build
 print(before == state())
 """

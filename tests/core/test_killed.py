@@ -17,7 +17,11 @@ from hub_server import Hub, Repository
 from lora_support import write_lora
 
 import sa3_core
-from sa3_core import audio_files, download, hub, lora_convert, lora_merge, same, text_encoder
+from sa3_core.audio import files as audio_files
+from sa3_core.checkpoints import download, releases
+from sa3_core.lora import convert as lora_convert
+from sa3_core.lora import merge as lora_merge
+from sa3_core.models import same, text_encoder
 
 pytestmark = [
     pytest.mark.skipif(not sys.platform.startswith("linux"), reason="forks a process that holds torch"),
@@ -113,7 +117,7 @@ def test_in_a_merge(tmp_path, point):
 def published(monkeypatch, tmp_path):
     """A Hub with one model: its release and its files."""
     with Hub(tokens=set()) as running:
-        release = hub.RELEASES["small-music-base"]
+        release = releases.RELEASES["small-music-base"]
         files = {"model.safetensors": (DATA / "small" / "model.safetensors").read_bytes(), "LICENSE.md": b"the licence"}
         files["model_config.json"] = (DATA / "small-base" / "model_config.json").read_bytes()
         files |= {f"{TEXT_ENCODER}/{path.name}": path.read_bytes() for path in (DATA / TEXT_ENCODER).iterdir()}

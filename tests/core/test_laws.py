@@ -9,10 +9,13 @@ import torch
 from core_support import FAMILIES, config_dict, randn, rel_error
 from lora_support import KINDS, tensors_of
 
-from sa3_core import config, lora, regions, samplers, schedule, timeline
-from sa3_core.attention import attend
-from sa3_core.audio import resample
-from sa3_core.splice import splice
+from sa3_core import config, timeline
+from sa3_core.audio.waveform import resample
+from sa3_core.lora.algebra import MODES, Adapter, adapter_of, apply_stack, compose
+from sa3_core.models.attention import attend
+from sa3_core.sampling import samplers, schedule
+from sa3_core.timeline import regions
+from sa3_core.timeline.splicing import splice
 
 TIMES = 20 if os.environ.get("SA3_LONG") else 1
 
@@ -214,8 +217,8 @@ def test_resampling(rng):
 # Adapters
 
 
-def adapter(rng, kind: str, weight: torch.Tensor, alpha: float = 3.0) -> lora.Adapter:
-    return lora.adapter_of(kind, tensors_of(kind, weight, rng.choice([1, 2, 5]), rng.randrange(999)), alpha)
+def adapter(rng, kind: str, weight: torch.Tensor, alpha: float = 3.0) -> Adapter:
+    return adapter_of(kind, tensors_of(kind, weight, rng.choice([1, 2, 5]), rng.randrange(999)), alpha)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -224,19 +227,19 @@ def test_adapters(kind, rng):
     weight = randn(rng.randrange(6, 30), rng.randrange(6, 30), seed=rng.randrange(999)).double()
     strength = rng.uniform(-1, 2)
     one, other = adapter(rng, kind, weight), adapter(rng, rng.choice(KINDS), weight)
-    for entries in ([(one, strength, "chain")], [(one, strength, "chain"), (other, 0.7, rng.choice(lora.MODES))]):
-        form = lora.compose(weight, entries)
+    for entries in ([(one, strength, "chain")], [(one, strength, "chain"), (other, 0.7, rng.choice(MODES))]):
+        form = compose(weight, entries)
         x = randn(3, 4, weight.shape[1], seed=rng.randrange(999)).double()
-        made = lora.apply_stack(weight, entries)
+        made = apply_stack(weight, entries)
         assert rel_error(form.linear(x, lambda rows: rows @ weight.T, None), x @ made.T) < 1e-8  # beside the weight or in it
-    assert lora.apply_stack(weight, [(one, 0.0, "chain")]) is weight
+    assert apply_stack(weight, [(one, 0.0, "chain")]) is weight
     summed = [(one, 0.5, "sum"), (other, 0.8, "sum")]
-    assert rel_error(lora.apply_stack(weight, summed), lora.apply_stack(weight, summed[::-1])) < 1e-8  # sums have no order
-    rows = lora.apply_stack(weight, [(one, strength, "chain")])
+    assert rel_error(apply_stack(weight, summed), apply_stack(weight, summed[::-1])) < 1e-8  # sums have no order
+    rows = apply_stack(weight, [(one, strength, "chain")])
     if one.rows is not None and one.cols is None:
         assert rel_error(rows.norm(dim=1), one.rows.abs().double()) < 1e-5
     if one.cols is not None:
         assert rel_error(rows.norm(dim=0), one.cols.abs().double()) < 1e-5
     if one.rows is None and one.cols is None:
-        parts = lora.apply_stack(weight, [(one, strength * 0.25, "chain"), (one, strength * 0.75, "chain")])
+        parts = apply_stack(weight, [(one, strength * 0.25, "chain"), (one, strength * 0.75, "chain")])
         assert rel_error(parts, rows) < 1e-8  # strengths add up

@@ -8,7 +8,8 @@ from core_support import DATA, FAMILIES, RELEASES, TEXT_ENCODER, lay_out, randn,
 from safetensors.torch import load_file, save_file
 
 import sa3_core
-from sa3_core import checkpoint, config, hub, infer
+from sa3_core import config
+from sa3_core.checkpoints import checkpoint, detect, releases
 
 SAME = "pretransform.model."
 
@@ -39,18 +40,18 @@ def velocity(model, variant: str):
 def test_a_real_release_is_known_by_its_tensors(name):
     shapes = table(name)
     if name.startswith("SAME"):
-        assert infer.kind_of(shapes) == "autoencoder"
-        found = infer.autoencoder_config(shapes, shapes.get, "")
+        assert detect.kind_of(shapes) == "autoencoder"
+        found = detect.autoencoder_config(shapes, shapes.get, "")
     else:
-        assert infer.kind_of(shapes) == "generative"
-        found = infer.model_config(shapes, shapes.get, infer.is_base_name(name))
+        assert detect.kind_of(shapes) == "generative"
+        found = detect.model_config(shapes, shapes.get, detect.is_base_name(name))
     assert found == config.read(DATA / "releases" / f"{name}.json")
 
 
 @pytest.mark.parametrize("name", ["small-music", "medium"])
 def test_same_taken_out_of_a_real_generative_file(name):
     shapes = table(name)
-    found = infer.autoencoder_config(shapes, shapes.get, SAME)
+    found = detect.autoencoder_config(shapes, shapes.get, SAME)
     assert found.same == config.read(DATA / "releases" / f"{'SAME-L' if name == 'medium' else 'SAME-S'}.json").same
     assert found.dit is None
 
@@ -63,7 +64,7 @@ def test_same_taken_out_of_a_real_generative_file(name):
     ],
 )  # fmt: skip
 def test_base_is_a_word_of_the_name(name, base):
-    assert infer.is_base_name(name) is base
+    assert detect.is_base_name(name) is base
 
 
 @pytest.mark.parametrize(
@@ -75,7 +76,7 @@ def test_base_is_a_word_of_the_name(name, base):
     ],
 )  # fmt: skip
 def test_variants_by_name(name, variant):
-    assert infer.variant_of(name) == variant
+    assert detect.variant_of(name) == variant
 
 
 # Layouts
@@ -287,7 +288,7 @@ PROMPTS = [
 
 @pytest.mark.parametrize("prompt", PROMPTS)
 def test_both_tokenizers_agree(spiece, prompt):
-    from sa3_core.spiece import SentencePieceTokenizer
+    from sa3_core.checkpoints.sentencepiece import SentencePieceTokenizer
 
     assert SentencePieceTokenizer(spiece, "x").encode(prompt).ids == twin(spiece).encode(prompt, add_special_tokens=False).ids
 
@@ -295,7 +296,7 @@ def test_both_tokenizers_agree(spiece, prompt):
 @pytest.fixture
 def text_file(tmp_path, spiece):
     """A tiny T5Gemma with heads of 64 as the repackaged file, and as the folder that it was made from."""
-    from sa3_core.text_encoder import config_from, empty_model
+    from sa3_core.models.text_encoder import config_from, empty_model
 
     part = {
         "vocab_size": 512, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 2,
@@ -355,8 +356,8 @@ def test_the_hubs_cache_is_the_last_resort(tmp_path, monkeypatch, release):
         monkeypatch.setattr(module, "HF_HUB_CACHE", str(tmp_path / "hub"), raising=False)
     repository = tmp_path / "hub" / "models--stabilityai--stable-audio-3-medium"
     folder = release("small")
-    target = repository / "snapshots" / hub.RELEASES["medium"].revision / TEXT_ENCODER
+    target = repository / "snapshots" / releases.RELEASES["medium"].revision / TEXT_ENCODER
     target.parent.mkdir(parents=True)
     (folder / TEXT_ENCODER).rename(target)
-    assert hub.cached_text_encoder(64) == target and hub.cached_text_encoder(768) is None
+    assert releases.cached_text_encoder(64) == target and releases.cached_text_encoder(768) is None
     assert sa3_core.load(folder).encode_text("rain").embeddings.shape == (1, 32, 64)

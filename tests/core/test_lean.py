@@ -9,7 +9,7 @@ import torch
 from core_support import FAMILIES, randn, rel_error
 
 import sa3_core
-from sa3_core import attention, dit, layers, operations, same
+from sa3_core.models import attention, dit, layers, operations, same
 
 HALF = (torch.float16, torch.bfloat16)
 

@@ -11,10 +11,11 @@ from lora_support import KINDS, native_name, tensors_of, write_lora
 from safetensors.torch import load_file, save_file
 
 import sa3_core
-from sa3_core import lora, lora_convert, lora_files
-from sa3_core.lora import Form, adapter_of, apply, apply_stack, compose, svd_bases
-from sa3_core.lora_merge import merge
-from sa3_core.lora_stack import SECONDS, targets
+from sa3_core.lora import convert as lora_convert
+from sa3_core.lora import formats as lora_files
+from sa3_core.lora.algebra import MODES, Form, adapter_of, apply, apply_stack, compose, svd_bases
+from sa3_core.lora.merge import merge
+from sa3_core.lora.stack import SECONDS, targets
 
 TIGHT = 1e-5
 CASES = json.loads((DATA / "lora.json").read_text())
@@ -88,7 +89,7 @@ def test_a_stack_of_eight_is_one_adapter_after_the_other(seed):
     kinds = rng.sample(KINDS, len(KINDS))[:8]
     entries, chained = [], weight.double()
     for i, kind in enumerate(kinds):
-        rank, alpha, strength, mode = rng.randint(1, 6), rng.uniform(0.5, 8), rng.choice([0.3, 1.0, -0.7, 1.7]), rng.choice(lora.MODES)
+        rank, alpha, strength, mode = rng.randint(1, 6), rng.uniform(0.5, 8), rng.choice([0.3, 1.0, -0.7, 1.7]), rng.choice(MODES)
         tensors = tensors_of(kind, weight, rank, 100 * seed + i)
         entries.append((adapter_of(kind, tensors, alpha), strength, mode))
         scale = alpha / rank * strength

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sa3_core import SA3Error
-from sa3_core.loudness import Levels, integrated, k_weighting, limit, measure, normalized, true_peaks, weighted
+from sa3_core.audio.loudness import Levels, integrated, k_weighting, limit, measure, normalized, true_peaks, weighted
 
 RATE = 48000
 

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from core_support import needs_bfloat16, needs_onednn, randn, rel_error
 
-from sa3_core import operations
+from sa3_core.models import operations
 
 
 @pytest.fixture

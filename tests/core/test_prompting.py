@@ -2,7 +2,8 @@
 
 import pytest
 
-from sa3_core import SA3Error, prompting
+from sa3_core import SA3Error
+from sa3_core.sampling import prompting
 
 
 def test_music():

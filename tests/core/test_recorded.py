@@ -8,8 +8,10 @@ from core_support import DATA, FAMILIES, RELEASES, VARIANTS, index, needs_onednn
 from recorded_cases import GUIDANCE, SAME, regions_of, run_arguments
 
 import sa3_core
-from sa3_core import attention, operations, samplers, schedule, timeline
-from sa3_core.compiled import Compiled
+from sa3_core import timeline
+from sa3_core.backends.compiled import Compiled
+from sa3_core.models import attention, operations
+from sa3_core.sampling import samplers, schedule
 
 MODULE, RUN, FUNCTION = 1e-5, 1e-4, 1e-6
 FOURIER = 1e-4  # the last bit of a frequency is the processor's: up to 1.2e-5 where it has AVX2; another order of the product gives 4e-3

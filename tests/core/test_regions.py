@@ -1,4 +1,4 @@
-"""The text form of regions, against tests/data/regions.json, which tests/web/regions.test.mjs reads as well."""
+"""The text form of regions, against tests/data/regions.json, which tests/web/texts.test.mjs reads as well."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from sa3_core import SA3Error
-from sa3_core.regions import format_regions, merge_regions, parse_regions
+from sa3_core.timeline.regions import format_regions, merge_regions, parse_regions
 
 CASES = json.loads((Path(__file__).parents[1] / "data" / "regions.json").read_text(encoding="utf-8"))
 MESSAGES = {"unreadable": "cannot be read", "backwards": "ends before it starts", "infinite": "finite numbers"}

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from sa3_core import SA3Error, sampling
-from sa3_core.review import item_seeds, parse_items, review, verdict
+from sa3_core import SA3Error
+from sa3_core.audio.checks import item_seeds, parse_items, review, verdict
+from sa3_core.sampling.draws import item_seed
 
 RATE = 44100
 KEEP = json.loads((Path(__file__).parents[1] / "data" / "keep.json").read_text(encoding="utf-8"))
@@ -73,7 +74,7 @@ def test_seeds_come_from_the_records_that_fit():
     def record(seed, *indices):
         return json.dumps({"seed": seed, "batch_index": indices})
 
-    assert item_seeds([record(7, 0, 1)], 2) == [7, sampling.item_seed(7, 1)]
-    assert item_seeds([record(7, 0), record(8, 3)], 2) == [7, sampling.item_seed(8, 3)]
+    assert item_seeds([record(7, 0, 1)], 2) == [7, item_seed(7, 1)]
+    assert item_seeds([record(7, 0), record(8, 3)], 2) == [7, item_seed(8, 3)]
     for records in ([], [record(7, 0)], ["nonsense"], ["[]"], ['{"seed": 1}'], [record(7, 0, 1), "{}"]):
         assert item_seeds(records, 2) == [None, None]

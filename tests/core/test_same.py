@@ -14,9 +14,9 @@ from core_support import FAMILIES, config_dict, randn, refused, rel_error, watch
 from safetensors.torch import save_file
 
 import sa3_core
-from sa3_core import same
-from sa3_core.layers import DyT
-from sa3_core.same import NOISE_BLOCK, Noise
+from sa3_core.models import same
+from sa3_core.models.layers import DyT
+from sa3_core.models.same import NOISE_BLOCK, Noise
 
 SPF = 4096
 CHUNKS = [(8, 4), (10, 4), (32, 16)]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from core_support import randn, refused, rel_error
 
-from sa3_core import samplers, schedule
+from sa3_core.sampling import samplers, schedule
 
 NAMES = list(samplers.SAMPLERS)
 STOCHASTIC = ["pingpong", "dpmpp-2m-sde", "dpmpp-3m-sde"]

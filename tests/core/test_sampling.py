@@ -6,8 +6,10 @@ import pytest
 import torch
 from core_support import FAMILIES, VARIANTS, config_dict, randn, refused, rel_error
 
-from sa3_core import config, sampling, timeline
-from sa3_core.network import Predictor
+from sa3_core import config, timeline
+from sa3_core.models.release import Predictor
+from sa3_core.sampling import runs
+from sa3_core.sampling.draws import Draws
 
 CHANNELS = 32
 STOCHASTIC = ["pingpong", "dpmpp-2m-sde", "dpmpp-3m-sde"]
@@ -28,7 +30,7 @@ def toy(x, t):
 @pytest.mark.parametrize("seed", [0, 7, 2**63, 2**64 - 1])
 def test_item_0_draws_torchs_own_stream(tiny, seed):
     lengths = timeline.lengths(tiny, [1.5])
-    draws = sampling.Draws(seed, CHANNELS, lengths)
+    draws = Draws(seed, CHANNELS, lengths)
     torch.manual_seed(seed)
     for _ in range(3):
         assert torch.equal(draws(), torch.randn(1, CHANNELS, lengths.frames))
@@ -36,8 +38,8 @@ def test_item_0_draws_torchs_own_stream(tiny, seed):
 
 @pytest.mark.parametrize("seconds", [[1.0, 5.0, 2.5], [5.0, 1.0, 1.0]])
 def test_an_item_draws_the_same_in_any_batch(tiny, seconds):
-    together, lengths = sampling.Draws(7, CHANNELS, timeline.lengths(tiny, seconds)), timeline.lengths(tiny, seconds)
-    alone = [sampling.Draws(7, CHANNELS, timeline.lengths(tiny, [value]), indices=[i]) for i, value in enumerate(seconds)]
+    together, lengths = Draws(7, CHANNELS, timeline.lengths(tiny, seconds)), timeline.lengths(tiny, seconds)
+    alone = [Draws(7, CHANNELS, timeline.lengths(tiny, [value]), indices=[i]) for i, value in enumerate(seconds)]
     for _ in range(3):
         drawn = together()
         for i, own in enumerate(lengths.own):
@@ -47,7 +49,7 @@ def test_an_item_draws_the_same_in_any_batch(tiny, seconds):
 
 def test_items_steps_and_seeds_draw_independently(tiny):
     lengths = timeline.lengths(tiny, [2.0] * 3)
-    draws, other = sampling.Draws(7, CHANNELS, lengths), sampling.Draws(8, CHANNELS, lengths)
+    draws, other = Draws(7, CHANNELS, lengths), Draws(8, CHANNELS, lengths)
     rows = [row for draw in (draws(), draws(), other()) for row in draw]
     for i, row in enumerate(rows):
         assert abs(float(row.mean())) < 0.1 and abs(float(row.std()) - 1) < 0.1
@@ -58,14 +60,14 @@ def test_draws_leave_the_global_generator_alone(tiny):
     torch.manual_seed(3)
     wanted = torch.randn(4)
     torch.manual_seed(3)
-    sampling.Draws(7, CHANNELS, timeline.lengths(tiny, [1.0, 2.0]))()
+    Draws(7, CHANNELS, timeline.lengths(tiny, [1.0, 2.0]))()
     assert torch.equal(torch.randn(4), wanted)
 
 
 @pytest.mark.parametrize("seed", [-1, 2**64, 1.5, True, "7", None])
 def test_impossible_seeds_are_refused(tiny, seed):
     with refused("seed", seed):
-        sampling.Draws(seed, CHANNELS, timeline.lengths(tiny, [1.0]))
+        Draws(seed, CHANNELS, timeline.lengths(tiny, [1.0]))
 
 
 # Plans
@@ -75,17 +77,17 @@ def test_impossible_seeds_are_refused(tiny, seed):
 def test_a_plan_fills_in_the_checkpoints_choices(variant):
     parsed = config.parse(config_dict(variant))
     lengths = timeline.lengths(parsed, [1.0, 30.0])
-    plan = sampling.plan(parsed, lengths)
+    plan = runs.plan(parsed, lengths)
     assert (plan.sampler, plan.steps) == (("euler", 50) if parsed.is_base else ("pingpong", 8))
     assert plan.sigmas.shape == (2, plan.steps + 1) and plan.noise_level == 1
-    assert plan == replace(sampling.plan(parsed, lengths, steps=0, sampler="auto"), sigmas=plan.sigmas)
+    assert plan == replace(runs.plan(parsed, lengths, steps=0, sampler="auto"), sigmas=plan.sigmas)
     # only medium-base names a schedule that depends on the length
     assert torch.equal(plan.sigmas[0], plan.sigmas[1]) is (variant != "medium-base")
 
 
 def test_a_plan_uses_the_length_asked_for_and_not_the_padding(tiny):
     options = {"kind": "logsnr", "rate": 0.3}
-    plans = [sampling.plan(tiny, timeline.lengths(tiny, [3.0], padding), schedule_options=options) for padding in (0.0, 6.0)]
+    plans = [runs.plan(tiny, timeline.lengths(tiny, [3.0], padding), schedule_options=options) for padding in (0.0, 6.0)]
     assert torch.equal(plans[0].sigmas, plans[1].sigmas)
 
 
@@ -102,17 +104,17 @@ def test_a_plan_uses_the_length_asked_for_and_not_the_padding(tiny):
 )
 def test_levels_from_elsewhere_are_checked(tiny, sigmas, words):
     with refused("sigmas", *words):
-        sampling.plan(tiny, timeline.lengths(tiny, [1.0, 2.0]), sigmas=sigmas)
+        runs.plan(tiny, timeline.lengths(tiny, [1.0, 2.0]), sigmas=sigmas)
 
 
 def test_unknown_samplers_and_schedules_are_refused(tiny):
     lengths = timeline.lengths(tiny, [1.0])
     with refused("ddim", "pingpong"):
-        sampling.plan(tiny, lengths, sampler="ddim")
+        runs.plan(tiny, lengths, sampler="ddim")
     with refused("karras", "logsnr"):
-        sampling.plan(tiny, lengths, schedule_options={"kind": "karras"})
+        runs.plan(tiny, lengths, schedule_options={"kind": "karras"})
     with refused("steps", -3):
-        sampling.plan(tiny, lengths, steps=-3)
+        runs.plan(tiny, lengths, steps=-3)
 
 
 # Runs
@@ -123,10 +125,10 @@ def test_unknown_samplers_and_schedules_are_refused(tiny):
 def test_an_item_of_a_run_equals_itself_alone(tiny, sampler, seconds):
     options = {"steps": 5, "sampler": sampler, "seed": 7, "schedule_options": {"kind": "logsnr", "rate": 0.2}}
     lengths = timeline.lengths(tiny, seconds)
-    together = sampling.run(toy, sampling.plan(tiny, lengths, **options), channels=CHANNELS)
+    together = runs.run(toy, runs.plan(tiny, lengths, **options), channels=CHANNELS)
     for i, value in enumerate(seconds):
-        plan = sampling.plan(tiny, timeline.lengths(tiny, [value]), indices=[i], **options)
-        alone = sampling.run(toy, plan, channels=CHANNELS)
+        plan = runs.plan(tiny, timeline.lengths(tiny, [value]), indices=[i], **options)
+        alone = runs.run(toy, plan, channels=CHANNELS)
         assert rel_error(together[i, :, : lengths.own[i]], alone[0]) < 1e-5
         assert not together[i, :, lengths.valid[i] :].any()
 
@@ -140,8 +142,8 @@ def test_a_run_starts_from_the_mix_at_its_first_level(tiny, level):
         seen.append((x, float(t[0])))
         return toy(x, t)
 
-    plan = sampling.plan(tiny, lengths, steps=3, sampler="euler", noise_level=level)
-    sampling.run(velocity, plan, channels=CHANNELS, init=init, initial_noise=noise)
+    plan = runs.plan(tiny, lengths, steps=3, sampler="euler", noise_level=level)
+    runs.run(velocity, plan, channels=CHANNELS, init=init, initial_noise=noise)
     x, t = seen[0]
     assert t == pytest.approx(level, abs=1e-7)
     assert rel_error(x, (1 - level) * init + level * noise) < 1e-6
@@ -149,22 +151,22 @@ def test_a_run_starts_from_the_mix_at_its_first_level(tiny, level):
 
 def test_given_draws_replace_the_seeds(tiny):
     lengths = timeline.lengths(tiny, [1.0])
-    draws = sampling.Draws(7, CHANNELS, lengths)
+    draws = Draws(7, CHANNELS, lengths)
     first, *rest = [draws() for _ in range(4)]
-    plans = [sampling.plan(tiny, lengths, steps=3, seed=seed) for seed in (7, 1)]
-    seeded = sampling.run(toy, plans[0], channels=CHANNELS)
-    assert torch.equal(sampling.run(toy, plans[1], channels=CHANNELS, initial_noise=first, step_noise=rest), seeded)
-    assert not torch.equal(sampling.run(toy, plans[1], channels=CHANNELS), seeded)
+    plans = [runs.plan(tiny, lengths, steps=3, seed=seed) for seed in (7, 1)]
+    seeded = runs.run(toy, plans[0], channels=CHANNELS)
+    assert torch.equal(runs.run(toy, plans[1], channels=CHANNELS, initial_noise=first, step_noise=rest), seeded)
+    assert not torch.equal(runs.run(toy, plans[1], channels=CHANNELS), seeded)
 
 
 @pytest.mark.parametrize(("name", "words"), [("initial_noise", ["initial_noise"]), ("init", ["start from"])])
 def test_latents_of_another_shape_or_not_finite_are_refused(tiny, name, words):
     lengths = timeline.lengths(tiny, [1.0])
-    plan = sampling.plan(tiny, lengths, steps=2)
+    plan = runs.plan(tiny, lengths, steps=2)
     with refused(*words, (1, CHANNELS, 5), (1, CHANNELS, lengths.frames)):
-        sampling.run(toy, plan, channels=CHANNELS, **{name: torch.zeros(1, CHANNELS, 5)})
+        runs.run(toy, plan, channels=CHANNELS, **{name: torch.zeros(1, CHANNELS, 5)})
     with refused(*words, "nan"):
-        sampling.run(toy, plan, channels=CHANNELS, **{name: torch.full((1, CHANNELS, lengths.frames), torch.nan)})
+        runs.run(toy, plan, channels=CHANNELS, **{name: torch.full((1, CHANNELS, lengths.frames), torch.nan)})
 
 
 # generate()
@@ -200,8 +202,8 @@ def test_another_item_of_a_batch_can_be_made_again_alone(model, variant, seconds
     local = torch.zeros(1, CHANNELS + 1, lengths.frames)
     with torch.no_grad():
         inputs = model.dit.prepare(cond.cross_attn, cond.global_cond, local, lengths.frames, lengths.valid)
-        plan = sampling.plan(model.config, lengths, steps=3, seed=5, indices=[1])
-        alone = sampling.run(Predictor(model.dit, inputs, lengths=lengths.valid), plan, channels=CHANNELS)
+        plan = runs.plan(model.config, lengths, steps=3, seed=5, indices=[1])
+        alone = runs.run(Predictor(model.dit, inputs, lengths=lengths.valid), plan, channels=CHANNELS)
     valid = lengths.valid[0]
     assert rel_error(together[1, :, :valid], alone[0, :, :valid]) < 1e-4
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from core_support import refused
 
-from sa3_core import schedule
+from sa3_core.sampling import schedule
 
 KINDS = ["identity", "logsnr", "flux", "full"]
 every_kind = pytest.mark.parametrize("kind", KINDS)

@@ -14,22 +14,25 @@ PRODUCT = sorted(
     [
         ROOT / "__init__.py",
         ROOT / "run.py",
-        *(path for folder in ("sa3_core", "nodes", "launcher") for path in (ROOT / folder).rglob("*.py")),
+        *(path for folder in ("sa3_core", "nodes", "tools/launcher") for path in (ROOT / folder).rglob("*.py")),
     ]
 )
 NETWORK = {"socket", "ssl", "http", "urllib.request", "ftplib", "smtplib", "requests", "httpx", "aiohttp", "websockets", "huggingface_hub"}
 ALLOWED = {  # what may be imported, and where
-    "huggingface_hub": {"sa3_core/download.py", "sa3_core/hub.py"},  # on the user's word; hub.py looks into the cache on disk
-    "socket": {"launcher/server.py"},  # a free port
-    "aiohttp": {"launcher/server.py"},  # its own server on 127.0.0.1
-    "urllib.request": {"launcher/server.py"},
+    "huggingface_hub": {
+        "sa3_core/checkpoints/download.py",
+        "sa3_core/checkpoints/releases.py",
+    },  # on the user's word; releases.py looks into the cache on disk
+    "socket": {"tools/launcher/server.py"},  # a free port
+    "aiohttp": {"tools/launcher/server.py"},  # its own server on 127.0.0.1
+    "urllib.request": {"tools/launcher/server.py"},
     "subprocess": {
         "run.py",
-        "launcher/environment.py",
-        "launcher/private.py",
-        "launcher/server.py",
-        "launcher/editor.py",
-        "launcher/probe.py",
+        "tools/launcher/environment.py",
+        "tools/launcher/private.py",
+        "tools/launcher/server.py",
+        "tools/launcher/editor.py",
+        "tools/launcher/probe.py",
     },
 }
 STARTERS: dict[str, set[str]] = {"os.system": set(), "os.popen": set(), "torch.hub.load": set()}
@@ -69,7 +72,7 @@ def dangers(source: str, name: str) -> list[str]:
             found.append(f"{node.lineno}: {called}")
         if called == "torch.load":
             safe = keywords.get("weights_only")
-            if not (isinstance(safe, ast.Constant) and safe.value is True and name == "sa3_core/lora_convert.py"):
+            if not (isinstance(safe, ast.Constant) and safe.value is True and name == "sa3_core/lora/convert.py"):
                 found.append(f"{node.lineno}: torch.load")
         if "shell" in keywords and not (isinstance(keywords["shell"], ast.Constant) and keywords["shell"].value is False):
             found.append(f"{node.lineno}: shell")
@@ -114,7 +117,8 @@ def guard(event, arguments):
 sys.addaudithook(guard)
 import torch
 import sa3_core
-from sa3_core import audio_files, lora_convert
+import sa3_core.lora.convert
+from sa3_core.audio import files as audio_files
 folder = sys.argv[1]
 model = sa3_core.load("demo")
 result = model.generate(["rain", ""], 0.3, steps=2, seed=1, regions=[(0.1, 0.2)], source_audio=(44100, torch.randn(2, 13230) * 0.1))

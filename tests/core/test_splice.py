@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from sa3_core import SA3Error
-from sa3_core.regions import format_regions, merge_regions, parse_regions, sample_span
-from sa3_core.splice import splice, wrap_jump
+from sa3_core.timeline.regions import format_regions, merge_regions, parse_regions, sample_span
+from sa3_core.timeline.splicing import splice, wrap_jump
 
 
 def sound(rate: int, seconds: float, channels: int = 2, seed: int = 0) -> torch.Tensor:

@@ -7,8 +7,8 @@ import torch
 from core_support import DATA, TEXT_ENCODER, VARIANTS, randn, recorded, refused, rel_error
 from tokenizers.processors import TemplateProcessing
 
-from sa3_core import checkpoint
-from sa3_core.text_encoder import Tokens
+from sa3_core.checkpoints import checkpoint
+from sa3_core.models.text_encoder import Tokens
 
 PROMPTS = ["heavy rain on a tin roof", "kick", "lo-fi hip hop beat, 90 BPM", ""]
 LONG = "a very long prompt " * 100

@@ -12,12 +12,12 @@ from core_support import lay_out, randn, refused, rel_error
 from safetensors import safe_open
 
 import sa3_core
-from sa3_core import audio_files
-from sa3_core.checkpoint import TensorFile
-from sa3_core.layers import adapted
-from sa3_core.lora import TYPES, apply_stack
-from sa3_core.lora_files import SECONDS, read_lora
-from sa3_core.lora_stack import targets
+from sa3_core.audio import files as audio_files
+from sa3_core.checkpoints.checkpoint import TensorFile
+from sa3_core.lora.algebra import TYPES, apply_stack
+from sa3_core.lora.formats import SECONDS, read_lora
+from sa3_core.lora.stack import targets
+from sa3_core.models.layers import adapted
 from sa3_core.training import dataset, flow
 from sa3_core.training.__main__ import main, source_of
 from sa3_core.training.adapters import Adapters
@@ -76,7 +76,7 @@ def loss_of(net, adapters=None, seed=3, checkpointing=False):
 
 def bases_of(net):
     def bases(layer, rank):
-        from sa3_core.lora import svd_bases
+        from sa3_core.lora.algebra import svd_bases
 
         return svd_bases(targets(net)[layer].weight.flatten(1), rank)
 

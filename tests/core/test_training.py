@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from sa3_core import SA3Error, build
-from sa3_core.conditioning import Condition
 from sa3_core.config import parse
-from sa3_core.guidance import Guidance
-from sa3_core.network import Generator, Predictor
-from sa3_core.schedule import build as build_schedule
-from sa3_core.training import autoencoder, corpus, curves, distil, flow, loop, measures
+from sa3_core.models.conditioning import Condition
+from sa3_core.models.release import Generator, Predictor
+from sa3_core.sampling.guidance import Guidance
+from sa3_core.sampling.schedule import build as build_schedule
+from sa3_core.training import curves, flow, loop
+from tools.demo import autoencoder, corpus, distil, metrics
 
 
 def generator(seed=0):
@@ -50,7 +51,7 @@ def test_captions_use_the_vocabulary_and_the_hold_out_splits_them():
 def test_a_rhythm_has_the_spacing_that_it_states(index):
     d = corpus.Draw(11, index)
     part = corpus._rhythm(d, 4 * corpus.RATE, "kick")
-    assert measures.spacing(part.audio) == pytest.approx(part.spacing, abs=0.02)
+    assert metrics.spacing(part.audio) == pytest.approx(part.spacing, abs=0.02)
 
 
 def test_a_caption_that_is_one_rhythm_says_its_spacing():
@@ -64,13 +65,13 @@ def test_a_caption_that_is_one_rhythm_says_its_spacing():
 def test_a_rhythm_keeps_time_unless_hits_are_missing_or_late():
     hit = corpus.SOUNDS["kick"].make(corpus.Draw(1, 1), corpus.RATE // 4, 0.0)
     steady = corpus.repeated(hit, 4 * corpus.RATE, 0.1, 0.5)
-    assert measures.keeps_time(steady, 0.5)
-    assert not measures.keeps_time(steady, 0.25) and not measures.keeps_time(steady, 1.0)
+    assert metrics.keeps_time(steady, 0.5)
+    assert not metrics.keeps_time(steady, 0.25) and not metrics.keeps_time(steady, 1.0)
     half = steady.clone()
     half[2 * corpus.RATE :] = 0
-    assert not measures.keeps_time(half, 0.5)
-    assert not measures.keeps_time(corpus.repeated(hit, 4 * corpus.RATE, 0.1, 0.6), 0.5)
-    assert not measures.keeps_time(torch.zeros(corpus.RATE), 0.5)
+    assert not metrics.keeps_time(half, 0.5)
+    assert not metrics.keeps_time(corpus.repeated(hit, 4 * corpus.RATE, 0.1, 0.6), 0.5)
+    assert not metrics.keeps_time(torch.zeros(corpus.RATE), 0.5)
 
 
 def test_pitch_words_order_the_brightness():
@@ -78,12 +79,12 @@ def test_pitch_words_order_the_brightness():
     for i in range(60):
         clip = corpus.clip(2, i, 1.0, "tone")
         if clip.pitch and clip.spacing is None:
-            by_pitch[clip.pitch].append(measures.centroid(measures.mono(clip.audio)))
+            by_pitch[clip.pitch].append(metrics.centroid(metrics.mono(clip.audio)))
     assert max(by_pitch["low"]) < min(by_pitch["mid"]) and max(by_pitch["mid"]) < min(by_pitch["high"])
 
 
 def test_noise_is_flatter_than_a_tone():
-    flat = {kind: measures.flatness(measures.mono(corpus.clip(2, 3, 1.0, kind).audio)) for kind in ("tone", "wind", "rain", "static")}
+    flat = {kind: metrics.flatness(metrics.mono(corpus.clip(2, 3, 1.0, kind).audio)) for kind in ("tone", "wind", "rain", "static")}
     assert min(flat["wind"], flat["rain"], flat["static"]) > 10 * flat["tone"]
 
 
@@ -302,7 +303,7 @@ def test_the_block_start_names_a_network_that_cannot_have_it(clips):
 def build_with_heads(same, head_dim):
     import dataclasses
 
-    from sa3_core.same import SAME
+    from sa3_core.models.same import SAME
 
     config = dataclasses.replace(same.config, encoder=dataclasses.replace(same.config.encoder, head_dim=head_dim))
     return SAME(config, device="cpu", dtype=torch.float32)

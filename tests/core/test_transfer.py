@@ -10,10 +10,12 @@ from core_support import FAMILIES, randn
 from lora_support import write_lora
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sa3_core import samplers, sampling, timeline, transfer
-from sa3_core.guidance import Guidance
-from sa3_core.network import Predictor
-from sa3_core.same import Noise
+from sa3_core import timeline
+from sa3_core.backends import device
+from sa3_core.models.release import Predictor
+from sa3_core.models.same import Noise
+from sa3_core.sampling import runs, samplers
+from sa3_core.sampling.guidance import Guidance
 
 aten = torch.ops.aten
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
@@ -51,7 +53,7 @@ def sent(monkeypatch) -> Sent:
         mode.pinned.append(torch.empty_strided(x.shape, x.stride(), dtype=x.dtype).copy_(x))  # as torch does
         return mode.pinned[-1]
 
-    monkeypatch.setattr(transfer, "PINNED", {"meta"})
+    monkeypatch.setattr(device, "PINNED", {"meta"})
     monkeypatch.setattr(torch.Tensor, "pin_memory", pin_memory)
     return mode
 
@@ -59,7 +61,7 @@ def sent(monkeypatch) -> Sent:
 def make_run(model, name: str, device: str, cfg: float = 3.0, stack=None, items: int = 2, sigmas=None):
     """A run on a device, items of different lengths: (plan, velocity)."""
     lengths = timeline.lengths(model.config, [1.0, 0.6, 0.8][:items], 0.5)
-    plan = sampling.plan(model.config, lengths, steps=3, sampler=name, seed=1, sigmas=sigmas)
+    plan = runs.plan(model.config, lengths, steps=3, sampler=name, seed=1, sigmas=sigmas)
     cond = model.condition(model.encode_text(["rain", "a kick", "a dog"][:items]), lengths.seconds)
     dit = copy.deepcopy(model.dit).to(device)
     local = dit._local(randn(items, max(lengths.valid), model.config.dit.local_dim).to(device))
@@ -82,7 +84,7 @@ def sample(model, plan, velocity, device: str, watch=None, since: int = 0, **opt
                 stack.enter_context(watch)
             return velocity(x, t)
 
-        return sampling.run(watched, plan, channels=model.config.same.latent_dim, device=device, **options)
+        return runs.run(watched, plan, channels=model.config.same.latent_dim, device=device, **options)
 
 
 @pytest.fixture
@@ -148,16 +150,16 @@ def test_the_watch_sees_what_waits(sent):
         with pytest.raises((RuntimeError, NotImplementedError)):
             x.to("meta").sum().item()
         torch.empty(3, device="meta")[torch.tensor([0, 2])]
-        transfer.put(x, "meta")
-        transfer.put(x[:1].expand(3), "meta")
-        transfer.put(torch.ones(3, 2)[:, 1], "meta", torch.bfloat16)
+        device.put(x, "meta")
+        device.put(x[:1].expand(3), "meta")
+        device.put(torch.ones(3, 2)[:, 1], "meta", torch.bfloat16)
     assert sent.ways == ["waits"] * 5 + ["runs ahead"] * 3
 
 
 def test_what_is_put_keeps_its_values():
     x = randn(2, 3)
-    assert transfer.put(x, "cpu") is x
-    assert torch.equal(transfer.put(x, torch.device("cpu"), torch.bfloat16), x.bfloat16())
+    assert device.put(x, "cpu") is x
+    assert torch.equal(device.put(x, torch.device("cpu"), torch.bfloat16), x.bfloat16())
 
 
 @needs_gpu

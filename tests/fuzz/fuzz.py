@@ -128,8 +128,8 @@ def work(seed: int, only: str | None, folder: Path) -> None:
     import torch
     from fuzz_targets import Corpus
 
-    from launcher.environment import SetupError
     from sa3_core import SA3Error
+    from tools.launcher.environment import SetupError
 
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")

@@ -16,18 +16,26 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 sys.path.extend(str(path) for path in (ROOT, ROOT / "tests" / "core") if str(path) not in sys.path)
 
-import torch  # noqa: E402
-from core_support import DATA, TEXT_ENCODER, lay_out  # noqa: E402
-from fuzz_mutations import damage_bytes, damage_json, damage_safetensors, damage_value, mutate, nested, text  # noqa: E402
-from lora_support import KINDS, write_lora  # noqa: E402
-from safetensors.torch import load_file, save_file  # noqa: E402
+import torch
+from core_support import DATA, TEXT_ENCODER, lay_out
+from fuzz_mutations import damage_bytes, damage_json, damage_safetensors, damage_value, mutate, nested, text
+from lora_support import KINDS, write_lora
+from safetensors.torch import load_file, save_file
 
-import sa3_core  # noqa: E402
-from launcher import job  # noqa: E402
-from sa3_core import audio, audio_files, checkpoint, download, hub, lora_convert, prompting, regions, review, splice  # noqa: E402
-from sa3_core.lora import apply_stack  # noqa: E402
-from sa3_core.lora_files import read_bases, read_lora  # noqa: E402
-from sa3_core.lora_stack import Stack, make_row, open_lora, targets  # noqa: E402
+import sa3_core
+from sa3_core.audio import checks, waveform
+from sa3_core.audio import files as audio_files
+from sa3_core.checkpoints import checkpoint, download, releases
+from sa3_core.lora import convert as lora_convert
+from sa3_core.lora.algebra import apply_stack
+from sa3_core.lora.formats import read_bases, read_lora
+from sa3_core.lora.stack import Stack, make_row, open_lora, targets
+from sa3_core.sampling import prompting
+from sa3_core.timeline import (
+    regions,
+    splicing,
+)
+from tools.launcher import job
 
 ENCODER_PART = {
     "vocab_size": 512, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -83,7 +91,7 @@ class Corpus:
             from sentencepiece import SentencePieceTrainer
         except ImportError:
             return None
-        from sa3_core.text_encoder import config_from, empty_model
+        from sa3_core.models.text_encoder import config_from, empty_model
 
         (self.folder / "words.txt").write_text("\n".join(f"rain on a tin roof {i} warm drums {i * 7}" for i in range(200)))
         SentencePieceTrainer.train(
@@ -261,7 +269,7 @@ def bases(corpus: Corpus, rng: random.Random, folder: Path):
 def verify(corpus: Corpus, rng: random.Random, folder: Path):
     path = folder / rng.choice(["model.safetensors", "x.ckpt", "x.onnx"])
     path.write_bytes(mutate(rng, (corpus.folder / "same.safetensors").read_bytes(), damage_safetensors))
-    return lambda: hub.verify(path, rng.choice([None, "medium", "optimized", "../x"]))
+    return lambda: releases.verify(path, rng.choice([None, "medium", "optimized", "../x"]))
 
 
 def workflow(corpus: Corpus, rng: random.Random, folder: Path):
@@ -293,8 +301,8 @@ def words(corpus: Corpus, rng: random.Random, folder: Path):
         lambda: prompting.estimated_tokens(line),
         lambda: corpus.model.text_encoder.tokenize([prompt], 32),
         lambda: make_row(read_lora(corpus.loras[0]), corpus.model.module, "small-music", skip_layers=line),
-        lambda: review.parse_items(line, 8),
-        lambda: review.item_seeds([line, prompt], 8),
+        lambda: checks.parse_items(line, 8),
+        lambda: checks.item_seeds([line, prompt], 8),
         lambda: regions.format_regions(regions.merge_regions(regions.parse_regions(line), 100.0)),
     ]
 
@@ -307,7 +315,7 @@ def words(corpus: Corpus, rng: random.Random, folder: Path):
     return run
 
 
-def waveform(corpus: Corpus, rng: random.Random, folder: Path):
+def clip(corpus: Corpus, rng: random.Random, folder: Path):
     """AUDIO of other nodes, into the model and into files."""
     rate = rng.choice([44100, 48000, 44101, 1, 7, 96000, 192000, 767999, 10**6 + 3, 2**31 - 1, 2**40, 0, -1, 44100.0, True, None, "44100"])
     shape = rng.choice(
@@ -334,9 +342,9 @@ def waveform(corpus: Corpus, rng: random.Random, folder: Path):
 
     def run():
         (folder / "out").mkdir(exist_ok=True)
-        audio.to_model("The AUDIO", rate, clip, 44100, 2)
+        waveform.to_model("The AUDIO", rate, clip, 44100, 2)
         batch = clip if clip.dim() == 3 else clip[None]
-        splice.splice(batch, torch.zeros(1, 2, 4000), regions.parse_regions(spans), rate, 44100)
+        splicing.splice(batch, torch.zeros(1, 2, 4000), regions.parse_regions(spans), rate, 44100)
         audio_files.write_next(folder / "out", name, 1, batch[0], rate, kind, metadata)
 
     return run
@@ -389,7 +397,7 @@ def fault(kind: str, folder: Path):
 TARGETS: dict[str, tuple[int, Target]] = {  # name -> (share, target)
     "weights": (14, weights), "single file": (14, single_file), "listed": (6, listed), "config": (12, config), "network": (8, network),
     "text encoder": (12, text_encoder), "repackaged text encoder": (8, spiece_file), "LoRA": (16, lora), "pickled LoRA": (6, pickled),
-    "SVD bases": (3, bases), "verify": (2, verify), "workflow": (6, workflow), "words": (8, words), "waveform": (10, waveform),
+    "SVD bases": (3, bases), "verify": (2, verify), "workflow": (6, workflow), "words": (8, words), "waveform": (10, clip),
     "remote names": (2, remote), "options": (2, command),
 }  # fmt: skip
 

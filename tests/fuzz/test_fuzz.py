@@ -8,8 +8,8 @@ import pytest
 HERE = Path(__file__).parent
 sys.path.extend(str(path) for path in (HERE, HERE.parents[1], HERE.parent / "core") if str(path) not in sys.path)
 
-import fuzz  # noqa: E402
-from fuzz_targets import FAULTS, TARGETS  # noqa: E402
+import fuzz
+from fuzz_targets import FAULTS, TARGETS
 
 SEED = 3
 

@@ -26,6 +26,7 @@ def tree(tmp_path: Path) -> Path:
 def pack(tmp_path: Path) -> Path:
     """A copy of the launcher in a project folder of its own."""
     folder = tmp_path / "project"
-    shutil.copytree(ROOT / "launcher", folder / "launcher", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "tools" / "launcher", folder / "tools" / "launcher", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "tools" / "__init__.py", folder / "tools")
     shutil.copy(ROOT / "run.py", folder)
     return folder

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from launcher import environment, probe
-from launcher.environment import SetupError
+from tools.launcher import environment, probe
+from tools.launcher.environment import SetupError
 
 
 def test_comfyui_around_the_pack_is_found(tree: Path):

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from launcher import job
-from launcher.environment import SetupError
-from launcher.server import Event
+from tools.launcher import job
+from tools.launcher.environment import SetupError
+from tools.launcher.server import Event
 
 GRAPH = {
     "12": {"class_type": "SA3_TextEncode", "inputs": {"text": "old", "clip": ["3", 1]}, "_meta": {"title": "Prompt"}},

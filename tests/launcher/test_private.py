@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from launcher import private
-from launcher.environment import SetupError, venv_python
+from tools.launcher import private
+from tools.launcher.environment import SetupError, venv_python
 
 ROOT = Path(__file__).parents[2]
 
@@ -158,7 +158,7 @@ def test_unfit_python_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_second_process_waits(tmp_path: Path):
-    code = "import sys; from launcher.private import only_one\nwith only_one(sys.argv[1]): print('in')"
+    code = "import sys; from tools.launcher.private import only_one\nwith only_one(sys.argv[1]): print('in')"
     with private.only_one(tmp_path / "lock"):
         other = subprocess.Popen(
             [sys.executable, "-c", code, str(tmp_path / "lock")],

@@ -6,15 +6,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from launcher.server import (
-    ExecutionFailed,
-    Interrupted,
-    PromptRejected,
-    Server,
-    ServerFailed,
-    rejection,
-    search_paths,
-)
+from tools.launcher.server import ExecutionFailed, Interrupted, PromptRejected, Server, ServerFailed, rejection, search_paths
 
 
 @pytest.fixture

@@ -24,8 +24,8 @@ HERE = Path(__file__).parent
 # Behind everything else, like the core tests' own.
 sys.path.extend(str(path) for path in (HERE, HERE.parent / "core") if str(path) not in sys.path)
 
-from lazy_layers import make_lazy  # noqa: E402
-from node_support import FOLDERS, Pack, put  # noqa: E402
+from lazy_layers import make_lazy
+from node_support import FOLDERS, Pack, put
 
 ROOT = Path(__file__).parents[2]
 TREE = Path(os.environ.get("SA3_COMFYUI") or ROOT / ".run" / "comfyui")
@@ -104,19 +104,28 @@ def node_classes(pack: ModuleType) -> dict[str, type]:
 
 @pytest.fixture(scope="session")
 def sa3(node_classes: dict[str, type]) -> Pack:
-    """The pack to run nodes of; its modules as `sa3.core.sampling`, `sa3.nodes.sampling`, `sa3.host.model` and so on."""
+    """The pack to run nodes of; its modules as `sa3.core.runs`, `sa3.nodes.sampling`, `sa3.host.model` and so on."""
 
     def modules(package: str, *names: str) -> SimpleNamespace:
-        return SimpleNamespace(**{name: importlib.import_module(f"sa3_pack.{package}.{name}") for name in names})
+        return SimpleNamespace(**{name.rpartition(".")[2]: importlib.import_module(f"sa3_pack.{package}.{name}") for name in names})
 
     return Pack(
         classes=node_classes,
         SA3Error=importlib.import_module("sa3_pack.sa3_core.errors").SA3Error,
         core=modules(
-            "sa3_core", "checkpoint", "dit", "guidance", "network", "operations", "pipeline", "same", "sampling", "text_encoder", "timeline"
+            "sa3_core",
+            "checkpoints.checkpoint",
+            "models.dit",
+            "models.operations",
+            "models.release",
+            "models.same",
+            "models.text_encoder",
+            "pipeline",
+            "sampling.draws",
+            "sampling.runs",
         ),
         nodes=modules("nodes", "latents", "models", "sampling"),
-        host=modules("nodes.host", "folders", "model", "sampling", "vae"),
+        host=modules("nodes.comfyui", "folders", "model", "sampling", "vae"),
     )
 
 

@@ -12,8 +12,8 @@ ROUNDING = 1e-5
 @pytest.fixture
 def shared(sa3, monkeypatch):
     """The pack's compiled layers, on a backend that needs no compiler."""
-    host = importlib.import_module("sa3_pack.nodes.host.compiled")
-    layers = importlib.import_module("sa3_pack.sa3_core.compiled").Compiled(backend="eager")
+    host = importlib.import_module("sa3_pack.nodes.comfyui.compiled")
+    layers = importlib.import_module("sa3_pack.sa3_core.backends.compiled").Compiled(backend="eager")
     monkeypatch.setattr(host, "shared", layers)
     return layers
 

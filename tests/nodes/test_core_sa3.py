@@ -46,7 +46,7 @@ def test_core_and_pack_agree_on_the_same_sigmas_and_seconds(sa3, pack, family, t
     if not hasattr(comfy.latent_formats, "StableAudio3"):
         pytest.skip("this ComfyUI has no Stable Audio 3 of its own")
     described = real_sized_inputs(config_dict(family))
-    state = random_weights(sa3.core.network.build(described))
+    state = random_weights(sa3.core.release.build(described))
     (tmp_path / "model_config.json").write_text(json.dumps(described))
     save_file(state, tmp_path / "model.safetensors")
     ours = sa3.host.model.load_model(sa3.core.checkpoint.open_checkpoint(tmp_path), torch.float32)

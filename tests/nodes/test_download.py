@@ -14,7 +14,7 @@ from hub_server import Hub, Repository
 @pytest.fixture
 def server(sa3, checkpoints, comfy, monkeypatch, tmp_path):
     """A Hub with a tiny small-sfx-base; any model folder is the test's own."""
-    hub = importlib.import_module("sa3_pack.sa3_core.hub")
+    hub = importlib.import_module("sa3_pack.sa3_core.checkpoints.releases")
     release = hub.RELEASES["small-sfx-base"]
     files = {"model.safetensors": (DATA / "small" / "model.safetensors").read_bytes(), "LICENSE.md": b"licence"}
     files["model_config.json"] = (DATA / "small-base" / "model_config.json").read_bytes()

@@ -9,7 +9,7 @@ import torch
 from core_support import randn
 from lora_support import write_lora
 
-from sa3_core.audio_files import write as write_audio
+from sa3_core.audio.files import write as write_audio
 
 HOSTILE = [
     "../escape", "../../escape", "/etc/passwd", "..\\..\\escape", "C:\\escape", "a/../../escape", "....//escape", "~/escape", "a\0b",

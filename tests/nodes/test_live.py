@@ -14,12 +14,12 @@ from comfy.cli_args import LatentPreviewMethod, args
 
 @pytest.fixture(scope="module")
 def live(sa3):
-    return importlib.import_module("sa3_pack.nodes.host.live")
+    return importlib.import_module("sa3_pack.nodes.comfyui.live")
 
 
 @pytest.fixture(scope="module")
 def words(sa3):
-    return importlib.import_module("sa3_pack.nodes.host.progress")
+    return importlib.import_module("sa3_pack.nodes.comfyui.progress")
 
 
 @pytest.fixture

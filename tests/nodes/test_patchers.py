@@ -13,7 +13,7 @@ HALF = torch.float16
 @pytest.fixture
 def host(sa3) -> SimpleNamespace:
     names = ("clip", "compiled", "model", "patchers", "sampling", "vae")
-    return SimpleNamespace(**{name: importlib.import_module(f"sa3_pack.nodes.host.{name}") for name in names})
+    return SimpleNamespace(**{name: importlib.import_module(f"sa3_pack.nodes.comfyui.{name}") for name in names})
 
 
 def patcher_of(one, socket: str):

@@ -14,7 +14,7 @@ def recorded_draws(sa3, monkeypatch):
 
     def use(golden: dict, key: str) -> None:
         draws = iter([golden[f"{key}.noise"], *golden.get(f"{key}.step_noise", ())])
-        monkeypatch.setattr(sa3.core.sampling, "Draws", lambda *_: draws.__next__)
+        monkeypatch.setattr(sa3.core.runs, "Draws", lambda *_: draws.__next__)
 
     return use
 

@@ -217,7 +217,7 @@ def test_no_step_waits_for_the_device(sa3, load, monkeypatch, cfg):
     parts, steps = load("small"), 4
     positive, latent = sa3.prompt(parts.clip, "rain"), sa3.empty(1.0)
     plain, _ = sa3.sample(parts.model, positive, latent, seed=1, steps=steps, cfg=cfg, preview="off")
-    sample, counts = sa3.core.sampling.samplers.sample, []
+    sample, counts = sa3.core.runs.samplers.sample, []
 
     def counted(name, velocity, x, *rest):
         def watched(x, t):
@@ -229,7 +229,7 @@ def test_no_step_waits_for_the_device(sa3, load, monkeypatch, cfg):
         return sample(name, watched, x.as_subclass(OnDevice), *rest).as_subclass(torch.Tensor)
 
     monkeypatch.setattr(sa3.host.sampling, "on_device", lambda t, x: t.clone().as_subclass(OnDevice))
-    monkeypatch.setattr(sa3.core.sampling.samplers, "sample", counted)
+    monkeypatch.setattr(sa3.core.runs.samplers, "sample", counted)
     monkeypatch.setattr(OnDevice, "reads", [])
     out, _ = sa3.sample(parts.model, positive, latent, seed=1, steps=steps, cfg=cfg, preview="off")
     assert counts == [[]] * steps

@@ -7,7 +7,7 @@ import torch
 from core_support import randn, rel_error
 from node_support import same_weights, weights
 
-from sa3_core import audio_files
+from sa3_core.audio import files as audio_files
 
 QUICK = {"steps": 4, "rank": 2, "seconds": 1.0, "learning_rate": 0.02, "preview_every": 0, "save_every": 0, "preview_seconds": 0.5}
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from launcher.environment import is_comfyui
-from launcher.server import Server
+from tools.launcher.environment import is_comfyui
+from tools.launcher.server import Server
 
 ROOT = Path(__file__).parents[2]
 TREE = Path(os.environ.get("SA3_COMFYUI") or ROOT / ".run" / "comfyui")

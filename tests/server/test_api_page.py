@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from launcher.server import Server
+from tools.launcher.server import Server
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
@@ -21,7 +21,7 @@ FAKE_SAGE = 'def sageattn(*args, **kwargs):\n    raise AssertionError("quantised
 
 
 def node_tables():
-    spec = importlib.util.spec_from_file_location("node_tables", ROOT / "docs" / "node_tables.py")
+    spec = importlib.util.spec_from_file_location("node_tables", ROOT / "tools" / "docs" / "node_tables.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -74,4 +74,4 @@ def test_the_script_and_the_options(comfy: Server, comfyui_tree: Path, recording
 
 def test_the_tables_are_current(comfy: Server):
     module = node_tables()
-    assert module.written(PAGE, comfy.object_info()) == PAGE, "run: python docs/node_tables.py <server>"
+    assert module.written(PAGE, comfy.object_info()) == PAGE, "run: python tools/docs/node_tables.py <server>"

@@ -14,9 +14,9 @@ import torch
 ROOT = Path(__file__).parents[2]
 sys.path.extend(str(path) for path in (ROOT, ROOT / "tests" / "core") if str(path) not in sys.path)
 
-from core_support import lay_out  # noqa: E402
+from core_support import lay_out
 
-from benchmarks import products  # noqa: E402
+from benchmarks import products
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="anonymous memory is read from /proc")
 LOADING = """

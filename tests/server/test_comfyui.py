@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.server import ExecutionFailed, PromptRejected, Server
+from tools.launcher.server import ExecutionFailed, PromptRejected, Server
 
 PACK = """
 class Refuse:

@@ -13,8 +13,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 sys.path.extend([str(ROOT)] * (str(ROOT) not in sys.path))
 
-from benchmarks import gpu_server  # noqa: E402
-from benchmarks.gpu_server import Check, Failed, Model, Report, Row  # noqa: E402
+from benchmarks import gpu_server
+from benchmarks.gpu_server import Check, Failed, Model, Report, Row
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the machine's line is read from /proc")
 ITEMS = ["text to audio", "same seed after /free", "LoRA, constant", "LoRA, scheduled", "without LoRA again", "continue, splice"]

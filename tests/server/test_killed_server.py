@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from launcher.server import Event, Server, ServerFailed
+from tools.launcher.server import Event, Server, ServerFailed
 
 ROOT = Path(__file__).parents[2]
 GRAPH = json.loads((ROOT / "workflows" / "api" / "text_to_audio.json").read_text())

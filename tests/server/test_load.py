@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from launcher.server import Server
+from tools.launcher.server import Server
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from launcher.server import LOCAL, Server
+from tools.launcher.server import LOCAL, Server
 
 ROOT = Path(__file__).parents[2]
 
 
 def load_script(name: str):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
+    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / "docs" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -24,7 +24,7 @@ locales = load_script("make_locales")
 
 
 def test_english_is_current(comfy: Server):
-    assert locales.read("en") == locales.english(comfy.object_info()), "run: python docs/make_locales.py"
+    assert locales.read("en") == locales.english(comfy.object_info()), "run: python tools/docs/make_locales.py"
 
 
 @pytest.mark.parametrize("language", locales.LANGUAGES)

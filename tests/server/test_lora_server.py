@@ -11,14 +11,14 @@ import av
 import numpy as np
 import pytest
 
-from launcher.server import ExecutionFailed, Server
+from tools.launcher.server import ExecutionFailed, Server
 
 ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT / "tests" / "core"))
 
-from lora_support import write_lora  # noqa: E402
+from lora_support import write_lora
 
-import sa3_core  # noqa: E402
+import sa3_core
 
 GRAPH = json.loads((ROOT / "workflows" / "api" / "lora_blend.json").read_text())
 (LOADER,), STACK, (LATENT,), (SAMPLER,) = (

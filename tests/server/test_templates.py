@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.server import LOCAL, Server
+from tools.launcher.server import LOCAL, Server
 
 ROOT = Path(__file__).parents[2]
 SHARED = sorted((ROOT / "workflows").glob("*.json"))

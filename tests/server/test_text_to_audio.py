@@ -12,7 +12,7 @@ import av
 import numpy as np
 import pytest
 
-from launcher.server import Event, ExecutionFailed, Interrupted, PromptRejected, Server
+from tools.launcher.server import Event, ExecutionFailed, Interrupted, PromptRejected, Server
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / "tests" / "data"

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from launcher.server import Event, Interrupted, Server
-from sa3_core import audio_files
-from sa3_core.lora_files import read_lora
+from sa3_core.audio import files as audio_files
+from sa3_core.lora.formats import read_lora
+from tools.launcher.server import Event, Interrupted, Server
 
 ROOT = Path(__file__).parents[2]
 GRAPH = json.loads((ROOT / "workflows" / "api" / "train_lora.json").read_text(encoding="utf-8"))

@@ -1,0 +1,96 @@
+"""Waveforms in and out: rate, channels."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..backends.ambient import float32_default, independent
+from ..errors import SA3Error
+
+SHORTEST = 256  # samples; less than one patch holds no sound
+RATES = (1000, 768_000)  # Hz; what lies outside is no recording
+ZEROS, ROLLOFF = 6, 0.99  # torchaudio's default kernel: zero crossings on each side, share of the band that is kept
+LARGEST_KERNEL = 1 << 22  # numbers; rates with hardly a common divisor would need billions
+
+
+def check_clip(name: str, waveform: Tensor, rate: int) -> None:
+    """A waveform (..., C, N) with its rate, as something that can be worked on: raises SA3Error that names what is wrong."""
+    if not isinstance(waveform, Tensor) or waveform.dim() < 2 or 0 in waveform.shape[:-1]:
+        found = tuple(waveform.shape) if isinstance(waveform, Tensor) else type(waveform).__name__
+        raise SA3Error(f"{name} has shape {found}; expected (channels, samples).")
+    if isinstance(rate, bool) or not isinstance(rate, int) or not RATES[0] <= rate <= RATES[1]:
+        raise SA3Error(f"{name} has a sample rate of {rate}; expected a whole number of Hz from {RATES[0]} to {RATES[1]}.")
+    if not waveform.is_floating_point():
+        raise SA3Error(f"{name} holds {waveform.dtype} samples; expected floating point between -1 and 1.")
+    if waveform.shape[-1] < SHORTEST:
+        raise SA3Error(f"{name} is {waveform.shape[-1]} samples long; expected at least {SHORTEST}.")
+    check_finite(name, waveform)
+
+
+@independent
+def to_model(name: str, rate: int, waveform: Tensor, model_rate: int, channels: int) -> Tensor:
+    """A clip (..., C, N) at any rate as (..., channels, N') float32 at the model's rate; mono is doubled, more channels refused."""
+    waveform = torch.as_tensor(waveform)
+    waveform = waveform[None] if waveform.dim() == 1 else waveform
+    check_clip(name, waveform, rate)
+    if waveform.shape[-2] == 1:
+        waveform = waveform.expand(*waveform.shape[:-2], channels, -1)
+    if waveform.shape[-2] != channels:
+        raise SA3Error(f"{name} has {waveform.shape[-2]} channels; this model takes 1 or {channels}. Choose how to map them first.")
+    return resample(waveform.float(), rate, model_rate)
+
+
+def check_finite(name: str, waveform: Tensor) -> None:
+    if not bool(torch.isfinite(waveform).all()):
+        raise SA3Error(f"{name} contains NaN or infinite samples; expected finite audio.")
+
+
+@independent
+def fit_channels(waveform: Tensor, channels: int) -> tuple[Tensor, list[str]]:
+    """Audio (B, c, N) as (B, channels, N), with a sentence about what was done. Down to mono: the mean. Up: left and right in turn."""
+    found = waveform.shape[1]
+    if found == channels:
+        return waveform, []
+    if channels == 1:
+        return waveform.mean(1, keepdim=True), [f"The {found} generated channels were averaged to mono."]
+    index = torch.arange(channels) % found
+    return waveform[:, index], [f"The {found} generated channels were laid on {channels} in turn."]
+
+
+@independent
+def resample(waveform: Tensor, rate: int, target: int) -> Tensor:
+    """Band-limited resampling (windowed sinc, torchaudio's default kernel) along the last dimension."""
+    if rate == target:
+        return waveform
+    common = math.gcd(rate, target)
+    if (rate // common) * (target // common) > LARGEST_KERNEL:
+        return _resample_directly(waveform, rate, target)
+    try:
+        from torchaudio.functional import resample as sinc
+    except (ImportError, OSError):  # not there, or built for another torch
+        return _resample_directly(waveform, rate, target)
+    with float32_default():  # its filter table
+        return sinc(waveform, rate, target)
+
+
+def _resample_directly(waveform: Tensor, rate: int, target: int) -> Tensor:
+    """The same sum without a table of all phases: y(n) = sum_k x(k) h(k - n rate / target), h a sinc under a squared cosine.
+
+    h(t) = s sinc(s t) cos^2(pi s t / 2 ZEROS) for |s t| < ZEROS, s = ROLLOFF min(rate, target) / rate. Places are whole numbers over
+    `target`, so that they stay exact however long the clip is.
+    """
+    scale = ROLLOFF * min(rate, target) / rate
+    width = math.ceil(ZEROS / scale)
+    padded = torch.nn.functional.pad(waveform, (width, width + 1))
+    taps = torch.arange(2 * width + 2, device=waveform.device)
+    length, block = -(-waveform.shape[-1] * target // rate), max(1, (1 << 20) // len(taps))
+    out = waveform.new_empty(*waveform.shape[:-1], length)
+    for start in range(0, length, block):
+        places = torch.arange(start, min(start + block, length), device=waveform.device) * rate
+        first, rest = places // target, (places % target).double() / target  # the sample before, and how far behind it
+        t = (scale * (taps[None] - width - rest[:, None])).clamp(-ZEROS, ZEROS)  # (block, taps)
+        kernel = scale * torch.special.sinc(t) * torch.cos(t * (math.pi / 2 / ZEROS)).square()
+        pieces = padded[..., first[:, None] + taps[None]]  # (..., block, taps)
+        out[..., start : start + block] = (pieces * kernel.to(waveform.dtype)).sum(-1)
+    return out

@@ -1,0 +1,164 @@
+"""LoRA files from one format into another, and the only place that opens pickled ones: for tensors and plain values, never for code."""
+
+import json
+import re
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..checkpoints.checkpoint import PICKLES
+from ..errors import SA3Error
+from ..files import publish
+from .formats import PEFT_CONFIG, PEFT_FILE, LoRA, from_tensors, read_lora
+
+LAYOUTS = ("native", "peft", "comfyui")
+
+
+def read_pickle(path: str | Path) -> LoRA:
+    """A legacy .ckpt LoRA. Only tensors and plain values are read (torch's weights_only); anything else is refused."""
+    tensors, config = _unpickled(Path(path))
+    return from_tensors(Path(path), tensors, config)
+
+
+def _plain_values(path: Path):
+    if not path.is_file():
+        raise SA3Error(f"{path} does not exist.")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds, depending on where a foreign object turns up
+        raise SA3Error(
+            f"{path} is damaged or holds more than tensors and plain values; it is not read ({type(error).__name__})."
+        ) from error
+
+
+def _unpickled(path: Path) -> tuple[dict[str, Tensor], dict]:
+    content = _plain_values(path)
+    state = content.get("state_dict", content) if isinstance(content, dict) else None
+    if not isinstance(state, dict) or not state or not all(isinstance(key, str) and _is_plain(state[key]) for key in state):
+        raise SA3Error(f"{path} is no LoRA: expected a state_dict of tensors and a lora_config.")
+    return state, content.get("lora_config") or {}
+
+
+def _is_plain(value) -> bool:
+    """Whether a value is an ordinary tensor on the CPU."""
+    return type(value) is Tensor and value.layout == torch.strided and value.device.type == "cpu" and not value.is_quantized
+
+
+def convert(source: str | Path, target: str | Path, layout: str = "native", bases=None) -> Path:
+    """Write a LoRA in another format; also the way to read a pickled one. Returns the new file.
+
+    target: a .safetensors file, for peft a folder; nothing that exists is overwritten. bases: for -xs files without U and V, whose
+    adapters become plain ones in peft and comfyui.
+    """
+    if layout not in LAYOUTS:
+        raise SA3Error(f"The format '{layout}' is unknown; choose one of {', '.join(LAYOUTS)}.")
+    source, target = Path(source), Path(target)
+    lora = read_pickle(source) if source.suffix.lower() in PICKLES else read_lora(source)
+    if lora.needs_bases and layout != "native":
+        if bases is None:
+            raise SA3Error(f"{lora.name} is of type {lora.kind} and has no bases in it; give those of {lora.base or 'its base'}.")
+        lora = lora.with_bases(bases)
+    writer = {"native": _native, "peft": _peft, "comfyui": _comfyui}[layout]
+    tensors, metadata, config = writer(lora)
+    file = target / PEFT_FILE if layout == "peft" else target
+    if file.suffix != ".safetensors":
+        raise SA3Error(f"{file} must end in .safetensors.")
+    if target.exists():
+        raise SA3Error(f"{target} exists already; choose another name.")
+
+    def write(part: Path) -> None:
+        if config is None:
+            return _save(tensors, part, metadata)
+        part.mkdir()
+        _save(tensors, part / PEFT_FILE, metadata)
+        (part / PEFT_CONFIG).write_text(json.dumps(config, indent=2), encoding="utf-8")
+
+    publish(target, write)
+    return file
+
+
+def _save(tensors: dict[str, Tensor], file: Path, metadata: dict[str, str] | None = None) -> None:
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file, metadata)
+
+
+def native_tensors(lora: LoRA) -> dict[str, Tensor]:
+    """Under the trainer's names, in half precision as it writes them. The scale goes into B where it differs between layers."""
+    tensors, core, alike = {}, lora.needs_bases, _alike(lora)
+    for layer, adapter in lora.layers.items():
+        stem = f"{layer if layer.startswith('conditioners.') else f'model.{layer}'}.parametrizations.weight.0."
+        update = adapter.up if alike else adapter.up.float() * adapter.scale
+        tensors |= {f"{stem}M_xs": update} if core else {f"{stem}lora_A": adapter.down, f"{stem}lora_B": update}
+        both = adapter.rows is not None and adapter.cols is not None
+        for suffix, values in (("_r", adapter.rows), ("_c", adapter.cols)):
+            if values is not None:
+                tensors[f"{stem}magnitude{suffix if both else ''}"] = values
+    return {name: tensor.half() for name, tensor in tensors.items()}
+
+
+def _alike(lora: LoRA) -> bool:
+    return len({adapter.scale for adapter in lora.layers.values()}) == 1 and len(lora.ranks) == 1
+
+
+def _native(lora: LoRA):
+    kinds = {adapter.kind for adapter in lora.layers.values()}
+    if len(kinds) > 1:
+        raise SA3Error(f"{lora.name} mixes adapter types ({', '.join(sorted(kinds))}); a native file has one for all its layers.")
+    config = {key: lora.config[key] for key in ("include", "exclude") if lora.config.get(key)}
+    config["adapter_type"] = kinds.pop() + ("-xs" if lora.needs_bases else "")
+    if _alike(lora):
+        rank = lora.ranks[0]
+        config |= {"rank": rank, "alpha": next(iter(lora.layers.values())).scale * rank}
+    config |= {"base_model": lora.base} if lora.base else {}
+    return native_tensors(lora), {"lora_config": json.dumps(config)}, None
+
+
+def _peft(lora: LoRA):
+    tensors = {}
+    for layer, adapter in lora.layers.items():
+        if adapter.cols is not None:
+            raise SA3Error(f"{lora.name} is of type {lora.kind}; PEFT knows only lora and dora-rows.")
+        stem = f"base_model.model.{layer}."
+        tensors[f"{stem}lora_A.weight"], tensors[f"{stem}lora_B.weight"] = adapter.down, adapter.up * adapter.scale
+        if adapter.rows is not None:
+            tensors[f"{stem}lora_magnitude_vector.weight"] = adapter.rows
+    ranks = {layer: adapter.rank for layer, adapter in lora.layers.items()}
+    rank = max(ranks.values())
+    others = {re.escape(layer): value for layer, value in ranks.items() if value != rank}
+    config = {
+        "peft_type": "LORA", "r": rank, "lora_alpha": rank, "use_dora": any(a.rows is not None for a in lora.layers.values()),
+        "use_rslora": False, "rank_pattern": others, "alpha_pattern": others, "target_modules": sorted(ranks), "bias": "none",
+        "base_model_name_or_path": lora.base, "inference_mode": True,
+    }  # fmt: skip
+    return tensors, {"format": "pt"}, config
+
+
+def _comfyui(lora: LoRA):
+    tensors = {}
+    for layer, adapter in lora.layers.items():
+        if adapter.rows is not None and adapter.cols is not None:
+            raise SA3Error(f"{lora.name} is of type {lora.kind}; ComfyUI's format knows lora, dora-rows and dora-cols.")
+        stem = f"diffusion_model.{layer}."
+        tensors[f"{stem}lora_down.weight"], tensors[f"{stem}lora_up.weight"] = adapter.down, adapter.up
+        tensors[f"{stem}alpha"] = torch.tensor(float(adapter.scale * adapter.rank), dtype=torch.float32)
+        if adapter.rows is not None:
+            tensors[f"{stem}dora_scale"] = adapter.rows[:, None]
+        elif adapter.cols is not None:
+            tensors[f"{stem}dora_scale"] = adapter.cols[None]
+    metadata = {"lora_config": json.dumps({"base_model": lora.base})} if lora.base else None
+    return tensors, metadata, None
+
+
+def convert_bases(source: str | Path, target: str | Path) -> Path:
+    """A release's svd_bases.pt as safetensors, read without unpickling code. Put it beside the LoRA as svd_bases.safetensors."""
+    source, target = Path(source), Path(target)
+    if target.exists():
+        raise SA3Error(f"{target} exists already; choose another name.")
+    content = _plain_values(source)
+    pairs = list(content.values()) if isinstance(content, dict) else []
+    if not pairs or not all(isinstance(pair, dict) and all(_is_plain(pair.get(part)) for part in ("U", "V")) for pair in pairs):
+        raise SA3Error(f"{source} holds no SVD bases: expected U and V for each weight.")
+    tensors = {f"{name}.{part}": pair[part] for name, pair in content.items() for part in ("U", "V")}
+    publish(target, lambda part: _save(tensors, part))
+    return target

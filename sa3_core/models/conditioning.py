@@ -1,0 +1,91 @@
+"""Prompt and seconds -> the two inputs of the transformer. These parameters belong to the checkpoint, so adapters reach them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..backends.ambient import independent
+from ..config import ConditioningConfig
+from ..errors import SA3Error
+from . import operations
+from .layers import FOURIER_DIM, Adapters, adapted, at, expo_features
+
+
+@dataclass(frozen=True)
+class Condition:
+    """cross_attn (B, max_tokens + 1, dim): prompt rows, then the seconds row. global_cond (B, dim): the seconds embedding.
+
+    adapters: those in the forward pass, for the transformer as well.
+    """
+
+    cross_attn: Tensor
+    global_cond: Tensor
+    adapters: Adapters | None = None
+
+
+class PromptPadding(nn.Module):
+    def __init__(self, config: ConditioningConfig, device=None, dtype=None):
+        super().__init__()
+        self.mode = config.padding_mode
+        if self.mode == "learned":
+            self.padding_embedding = nn.Parameter(torch.zeros(config.cond_dim, device=device, dtype=dtype))
+
+    def forward(self, embeddings: Tensor, mask: Tensor, max_tokens: int, negative: bool = False) -> Tensor:
+        """Real rows of embeddings (B, n, dim), the learned vector elsewhere up to max_tokens; zeros in a negative prompt."""
+        n = min(embeddings.shape[1], max_tokens)
+        embeddings = F.pad(embeddings[:, :n], (0, 0, 0, max_tokens - n))
+        mask = F.pad(mask[:, :n].bool(), (0, max_tokens - n)).to(embeddings.device)[..., None]
+        learned = self.mode == "learned" and not negative
+        padding = at(self.padding_embedding, embeddings) if learned else torch.zeros((), device=embeddings.device, dtype=embeddings.dtype)
+        return torch.where(mask, embeddings, padding)
+
+
+class SecondsEmbedder(nn.Module):
+    def __init__(self, config: ConditioningConfig, operations=operations, device=None, dtype=None):
+        super().__init__()
+        self.low, self.high = config.seconds_min, config.seconds_max
+        linear = operations.Linear(FOURIER_DIM, config.cond_dim, device=device, dtype=dtype)
+        self.embedder = nn.Module()  # the release nests embedder.embedding.1
+        self.embedder.embedding = nn.Sequential(nn.Identity(), linear)
+
+    def forward(self, seconds: Sequence[float], dtype: torch.dtype, device=None, adapters: Adapters | None = None) -> Tensor:
+        """(B, dim). Seconds are clamped to the embedder's range; features stay float32 up to the Linear."""
+        values = torch.tensor(list(seconds), dtype=torch.float32).clamp(self.low, self.high)
+        features = expo_features((values - self.low) / (self.high - self.low))
+        return adapted(self.embedder.embedding[1], features.to(device, dtype), adapters)
+
+
+class Conditioner(nn.Module):
+    def __init__(self, config: ConditioningConfig, operations=operations, device=None, dtype=None):
+        super().__init__()
+        self.config = config
+        self.conditioners = nn.ModuleDict(
+            {"prompt": PromptPadding(config, device, dtype), "seconds_total": SecondsEmbedder(config, operations, device, dtype)}
+        )
+
+    @independent
+    def prompt(self, embeddings: Tensor, mask: Tensor, negative: bool = False) -> Tensor:
+        if embeddings.shape[-1] != self.config.cond_dim:
+            raise SA3Error(
+                f"The prompt embeddings are {embeddings.shape[-1]} wide, this model expects {self.config.cond_dim}: "
+                "they come from another text encoder. Use the CLIP of the same loader."
+            )
+        return self.conditioners["prompt"](embeddings, mask, self.config.max_tokens, negative)
+
+    @independent
+    def forward(
+        self, embeddings: Tensor, mask: Tensor, seconds: Sequence[float], negative: bool = False, adapters: Adapters | None = None
+    ) -> Condition:
+        """Rows of real tokens (B, n, dim) with their mask (B, n), and B durations -> the transformer's inputs."""
+        if len(seconds) != len(embeddings):
+            raise SA3Error(f"There are {len(embeddings)} prompts and {len(seconds)} durations; give one duration per prompt.")
+        rows = self.prompt(embeddings, mask, negative)
+        seconds_row = self.conditioners["seconds_total"](seconds, rows.dtype, rows.device, adapters)
+        return Condition(torch.cat((rows, seconds_row[:, None]), dim=1), seconds_row, adapters)
+
+    def unconditional(self, batch: int, like: Tensor) -> Tensor:
+        """The reference's context without a prompt: zeros in every row, the seconds row included."""
+        return torch.zeros(batch, self.config.max_tokens + 1, self.config.cond_dim, device=like.device, dtype=like.dtype)

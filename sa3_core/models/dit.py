@@ -1,0 +1,494 @@
+"""The diffusion transformer: latents, time and conditioning -> velocity.
+
+Everything that stays constant over a sampling run is computed once by `DiT.prepare` and handed to `DiT.forward`.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..backends.ambient import independent
+from ..backends.device import put
+from ..config import DiTConfig
+from . import operations
+from .attention import attend
+from .layers import (  # fmt: skip
+    FOURIER_DIM,
+    Adapters,
+    FeedForward,
+    RMSNorm,
+    adapted,
+    at,
+    expo_features,
+    in_turn,
+    lean,
+    merge_heads,
+    norm_type,
+    over_rms,
+    rotary_table,
+    rotate,
+    split_heads,
+    turn,
+)
+
+
+class Modulation(NamedTuple):
+    """adaLN values of all layers at the times of a step, (layers, B, 1, width) each: of a layer's attention, then of its feed-forward.
+
+    A gain is gamma (1 + scale) of the norm that it follows, a gate is sigmoid(1 - g) of the released parameter's g.
+    """
+
+    gain1: Tensor
+    shift1: Tensor
+    gate1: Tensor
+    gain2: Tensor
+    shift2: Tensor
+    gate2: Tensor
+
+
+@dataclass(frozen=True)
+class LocalInput:
+    """The local input, rows (b, 1 or frames, local_dim), and what the layers' embedders make of it, (b, 1 or frames, width) each."""
+
+    rows: Tensor
+    embeddings: list[Tensor]
+
+    @staticmethod
+    def join(inputs: Sequence["LocalInput"], batches: Sequence[int]) -> "LocalInput":
+        """One input for several batches. It is kept once where all share it."""
+        first = inputs[0]
+        if all(other is first for other in inputs[1:]):
+            return first
+
+        def cat(*parts: Tensor) -> Tensor:
+            frames = max(part.shape[1] for part in parts)
+            return torch.cat([part.expand(n, frames, -1) for part, n in zip(parts, batches, strict=True)])
+
+        return LocalInput(
+            cat(*(one.rows for one in inputs)), [cat(*parts) for parts in zip(*(one.embeddings for one in inputs), strict=True)]
+        )
+
+    def pick(self, items: Sequence[int]) -> "LocalInput":
+        if len(self.rows) == 1:
+            return self
+        rows = row_index([i % len(self.rows) for i in items], self.rows.device)
+        return LocalInput(self.rows[rows], [part[rows] for part in self.embeddings])
+
+
+@dataclass(frozen=True)
+class DiTInputs:
+    """The constants of a run for B items; B may be a multiple of the local rows (guidance runs two contexts over one input).
+
+    cross_attn (B, n, cond_dim), global_cond (B, cond_dim): what the rest was made of. cross_kv: per layer (k, v) or (k, k2, v),
+    heads (B, H, n, 64). cross_bias (B, n): log of how many rows of the context each stands for, None = one. local: None = absent.
+    global_embed (B, width). key_mask (B, memory + frames), True = valid, or None. frames: the longest item's.
+    adapters: those in the forward pass; the tensors above were computed with them. cache: parts of these inputs, and what scheduled
+    adapters make of them. shared: a cache that these inputs share with their parts and with what they are joined to.
+    """
+
+    cross_attn: Tensor
+    global_cond: Tensor
+    cross_kv: list[tuple[Tensor, ...]]
+    cross_bias: Tensor | None
+    local: LocalInput | None
+    global_embed: Tensor
+    rotary: tuple[Tensor, Tensor]
+    key_mask: Tensor | None
+    frames: int
+    adapters: Adapters | None = None
+    modulations: dict = field(default_factory=dict)
+    cache: dict = field(default_factory=dict)
+    shared: dict = field(default_factory=dict)
+
+    @staticmethod
+    def join(inputs: Sequence["DiTInputs"]) -> "DiTInputs":
+        """Several runs over the same lengths as one batch. Local rows are kept once where all runs share them."""
+        first = inputs[0]
+        if len(inputs) == 1:
+            return first
+        local = first.local
+        if local is not None:
+            local = LocalInput.join([one.local for one in inputs], [one.batch for one in inputs])
+        if any(one.cross_bias is not None for one in inputs):
+            rows = max(one.cross_attn.shape[1] for one in inputs)
+            inputs = [one._with_rows(rows) for one in inputs]
+        return replace(
+            first,
+            cross_attn=torch.cat([one.cross_attn for one in inputs]),
+            global_cond=torch.cat([one.global_cond for one in inputs]),
+            cross_kv=[tuple(map(torch.cat, zip(*layer, strict=True))) for layer in zip(*(one.cross_kv for one in inputs), strict=True)],
+            cross_bias=None if inputs[0].cross_bias is None else torch.cat([one.cross_bias for one in inputs]),
+            local=local,
+            global_embed=torch.cat([one.global_embed for one in inputs]),
+            key_mask=None if first.key_mask is None else torch.cat([one.key_mask for one in inputs]),
+            modulations={},
+            cache={},
+        )
+
+    def _with_rows(self, rows: int) -> "DiTInputs":
+        """With rows of the context that nothing attends to, up to `rows`."""
+        more = rows - self.cross_attn.shape[1]
+        bias = self.cross_bias
+        if bias is None:
+            bias = self.cross_attn.new_zeros(self.cross_attn.shape[:2], dtype=score_type(self.cross_attn))
+        return replace(
+            self,
+            cross_attn=F.pad(self.cross_attn, (0, 0, 0, more)),
+            cross_kv=[tuple(F.pad(part, (0, 0, 0, more)) for part in layer) for layer in self.cross_kv],
+            cross_bias=F.pad(bias, (0, more), value=-torch.inf),
+        )
+
+    def pick(self, items: Sequence[int]) -> "DiTInputs":
+        """The inputs of some of the items; views where they are neighbours."""
+        rows = row_index(items, self.global_embed.device)
+        return DiTInputs(
+            self.cross_attn[rows],
+            self.global_cond[rows],
+            [tuple(part[rows] for part in layer) for layer in self.cross_kv],
+            None if self.cross_bias is None else self.cross_bias[rows],
+            None if self.local is None else self.local.pick(items),
+            self.global_embed[rows],
+            self.rotary,
+            None if self.key_mask is None else self.key_mask[rows],
+            self.frames,
+            self.adapters,
+            shared=self.shared,
+        )
+
+    def part(self, items: Sequence[int]) -> "DiTInputs":
+        """`pick`, made once a run."""
+        key = tuple(items)
+        if key not in self.cache:
+            self.cache[key] = self.pick(key)
+        return self.cache[key]
+
+    @property
+    def batch(self) -> int:
+        return self.global_embed.shape[0]
+
+    @property
+    def rows(self) -> int:
+        """Rows per item that the network computes; more than there are tokens on a CPU only."""
+        tokens = len(self.rotary[0])
+        return rows_for(tokens) if self.rotary[0].device.type == "cpu" else tokens
+
+
+def row_index(items: Sequence[int], device) -> slice | Tensor:
+    """Items as an index for tensors on a device; a slice where they are neighbours."""
+    rows = list(items)
+    together = slice(rows[0], rows[0] + len(rows))
+    return together if rows == list(range(together.start, together.stop)) else put(torch.tensor(rows), device)
+
+
+KEPT_BLOCK = 32 * 2**20  # bytes; a larger block of memory the C library takes from the kernel anew each time, page by page
+CONTEXT_MULTIPLE = 8  # few different numbers of rows: compiled layers are made anew for each
+ROWS_MULTIPLE = 8
+
+
+def rows_for(tokens: int) -> int:
+    """Rows that the network computes for so many tokens, memory included: one to eight more, which take part in no attention.
+
+    oneDNN cuts the rows of a product into equal parts where it can. Of the 451 that 30 s need it can make but parts of 11 or 41, and takes
+    half as long again. Always more, because a graph of compiled layers is for a step with such rows or for one without.
+    """
+    return (tokens // ROWS_MULTIPLE + 1) * ROWS_MULTIPLE
+
+
+def distinct_rows(rows: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Runs of equal rows (B, n, D) as one row each (B, m, D), and the log of their lengths (B, m), float32; -inf: no row.
+
+    Softmax over r equal keys is softmax over one of them with log r added to its score. A prompt's padding, some 240 rows of the
+    learned vector, so costs one row. On other devices the plain attention is the faster one: rows as they are, None.
+    """
+    batch, n, width = rows.shape
+    if rows.device.type != "cpu":
+        return rows, None
+    begins = F.pad((rows[:, 1:] != rows[:, :-1]).any(-1), (1, 0), value=True)
+    run = begins.long().cumsum(1) - 1  # which run each row belongs to
+    m = -(-(int(run.max()) + 1) // CONTEXT_MULTIPLE) * CONTEXT_MULTIPLE
+    if m >= n:
+        return rows, None
+    first = torch.zeros(batch, m, dtype=torch.long)
+    first.scatter_reduce_(1, run, torch.arange(n).expand(batch, n), "amin", include_self=False)
+    lengths = torch.zeros(batch, m, dtype=score_type(rows)).scatter_add_(1, run, torch.ones(batch, n, dtype=score_type(rows)))
+    return rows.gather(1, first[..., None].expand(-1, -1, width)), lengths.log()
+
+
+def score_type(rows: Tensor) -> torch.dtype:
+    """What is added to attention scores: float32, or float64 in a float64 model, where torch misreads another type."""
+    return torch.promote_types(rows.dtype, torch.float32)
+
+
+class SelfAttention(nn.Module):
+    def __init__(self, config: DiTConfig, operations, **kw):
+        super().__init__()
+        self.head_dim, self.differential = config.head_dim, config.differential
+        parts = 5 if config.differential else 3
+        self.to_qkv = operations.Linear(config.width, parts * config.width, bias=False, **kw)
+        self.to_out = operations.Linear(config.width, config.width, bias=False, **kw)
+        self.q_norm = RMSNorm(config.head_dim, 1e-6, **kw)
+        self.k_norm = RMSNorm(config.head_dim, 1e-6, **kw)
+
+    def forward(self, x: Tensor, rotary, key_mask: Tensor | None, adapters: Adapters | None = None) -> Tensor:
+        """x (B, rows, width). As many of the rows as the rotary table has are tokens, and attend to each other."""
+        tokens = len(rotary[0])
+        parts = adapted(self.to_qkv, x, adapters)[:, :tokens].unflatten(-1, (5 if self.differential else 3, -1, self.head_dim))
+        # q, k, v, q2, k2: (B, N, parts, H, D)
+        v = parts[:, :, 2].transpose(1, 2)
+        tables = self._tables(rotary, parts) if lean(parts) else None
+        out = attend(*self._turned(parts[:, :, :2], rotary, tables), v, key_mask=key_mask)
+        if self.differential:
+            out = out - attend(*self._turned(parts[:, :, 3:], rotary, tables), v, key_mask=key_mask)
+        out = merge_heads(out)
+        return adapted(self.to_out, F.pad(out, (0, 0, 0, x.shape[1] - tokens)) if x.shape[1] > tokens else out, adapters)
+
+    def _tables(self, rotary, like: Tensor) -> tuple[Tensor, Tensor]:
+        """The rotary table with the gains of both norms in it, (N, 2, 1, D) and (N, 2, 1, width)."""
+        cos, sin = rotary
+        gains = torch.stack((at(self.q_norm.gamma, like, torch.float32), at(self.k_norm.gamma, like, torch.float32)))
+        half = sin.shape[-1] // 2
+        swapped = torch.cat((gains[:, half : 2 * half], gains[:, :half]), dim=1)
+        return tuple((part[:, None] * gain).to(like.dtype)[:, :, None] for part, gain in ((cos, gains), (sin, swapped)))
+
+    def _turned(self, qk: Tensor, rotary, tables) -> tuple[Tensor, Tensor]:
+        """Queries and keys (B, N, 2, H, D), normed and turned, each (B, H, N, D). tables: on a GPU in 16 bits, else float32 is used."""
+        if tables is not None:
+            turned = turn(F.rms_norm(qk, qk.shape[-1:], None, self.q_norm.eps), *tables)
+            return tuple(part.transpose(1, 2) for part in turned.unbind(2))
+        gains = torch.stack((at(self.q_norm.gamma, qk, torch.float32), at(self.k_norm.gamma, qk, torch.float32)))[:, None]
+        turned = rotate(over_rms(qk.float(), self.q_norm.eps) * gains, rotary).to(qk.dtype)
+        return tuple(part.transpose(1, 2) for part in turned.unbind(2))
+
+
+class CrossAttention(nn.Module):
+    def __init__(self, config: DiTConfig, operations, **kw):
+        super().__init__()
+        self.head_dim, self.differential = config.head_dim, config.differential
+        self.to_q = operations.Linear(config.width, (2 if config.differential else 1) * config.width, bias=False, **kw)
+        self.to_kv = operations.Linear(config.width, (3 if config.differential else 2) * config.width, bias=False, **kw)
+        self.to_out = operations.Linear(config.width, config.width, bias=False, **kw)
+        self.q_norm = RMSNorm(config.head_dim, 1e-6, **kw)
+        self.k_norm = RMSNorm(config.head_dim, 1e-6, **kw)
+
+    def keys(self, context: Tensor, adapters: Adapters | None = None) -> tuple[Tensor, ...]:
+        """Normed keys and the values of a context (B, n, width): (k, v), or (k, k2, v) when differential."""
+        rows = adapted(self.to_kv, context, adapters)
+        *keys, v = (split_heads(part, self.head_dim) for part in rows.chunk(3 if self.differential else 2, dim=-1))
+        return *map(self.k_norm, keys), v
+
+    def forward(self, x: Tensor, kv: tuple[Tensor, ...], bias: Tensor | None, adapters: Adapters | None = None) -> Tensor:
+        *keys, v = kv
+        queries = self.q_norm(adapted(self.to_q, x, adapters).unflatten(-1, (len(keys), -1, self.head_dim)))  # (B, N, one or two, H, D)
+        outs = [attend(queries[:, :, i].transpose(1, 2), k, v, key_mask=bias) for i, k in enumerate(keys)]
+        return adapted(self.to_out, merge_heads(outs[0] - outs[1] if self.differential else outs[0]), adapters)
+
+
+class Layer(nn.Module):
+    def __init__(self, config: DiTConfig, operations, **kw):
+        super().__init__()
+        width = config.width
+        self.pre_norm = RMSNorm(width, **kw)
+        self.self_attn = SelfAttention(config, operations, **kw)
+        self.cross_attend_norm = RMSNorm(width, **kw)
+        self.cross_attn = CrossAttention(config, operations, **kw)
+        self.to_local_embed = nn.Sequential(
+            operations.Linear(config.local_dim, width, **kw), nn.SiLU(), operations.Linear(width, width, **kw)
+        )
+        self.ff_norm = RMSNorm(width, **kw)
+        self.ff = FeedForward(width, int(width * config.ff_mult), operations=operations, **kw)
+        self.to_scale_shift_gate = nn.Parameter(torch.zeros(6 * width, device=kw["device"], dtype=kw["dtype"]))
+
+    def forward(
+        self, h: Tensor, modulation: Modulation, kv, bias, local: Tensor | None, rotary, key_mask, memory: int,
+        adapters: Adapters | None = None,
+    ) -> Tensor:  # fmt: skip
+        """h (B, rows, width); modulation: this layer's, (B, 1, width) each."""
+        m = modulation
+        h = torch.addcmul(h, self.self_attn(self.pre_norm.modulated(h, m.gain1, m.shift1), rotary, key_mask, adapters), m.gate1)
+        h = h + self.cross_attn(self.cross_attend_norm(h), kv, bias, adapters)
+        if local is not None:
+            tokens = h[:, : len(rotary[0])].unflatten(0, (-1, local.shape[0]))
+            tokens[:, :, memory:].add_(local)  # h is fresh here; memory tokens get nothing
+        return torch.addcmul(h, self.ff(self.ff_norm.modulated(h, m.gain2, m.shift2), adapters), m.gate2)
+
+
+RunLayer = Callable[..., Tensor]  # (layer, *its arguments) -> its output
+
+
+class Transformer(nn.Module):
+    def __init__(self, config: DiTConfig, operations, **kw):
+        super().__init__()
+        width = config.width
+        self.memory_tokens = nn.Parameter(torch.zeros(config.memory_tokens, width, device=kw["device"], dtype=kw["dtype"]))
+        self.project_in = operations.Linear(config.io_channels, width, bias=False, **kw)
+        self.project_out = operations.Linear(width, config.io_channels, bias=False, **kw)
+        self.global_cond_embedder = nn.Sequential(
+            operations.Linear(width, width, **kw), nn.SiLU(), operations.Linear(width, 6 * width, **kw)
+        )
+        self.layers = nn.ModuleList(Layer(config, operations, **kw) for _ in range(config.depth))
+
+
+class DiT(nn.Module):
+    """The transformer of `config`, parameter names as in the release (below ``model.model.``)."""
+
+    def __init__(self, config: DiTConfig, operations=operations, device=None, dtype=None):
+        super().__init__()
+        kw = {"device": device, "dtype": dtype}
+        self.config = config
+        width, io = config.width, config.io_channels
+
+        def mlp(inner: int, bias: bool) -> nn.Sequential:
+            return nn.Sequential(
+                operations.Linear(inner, width, bias=bias, **kw), nn.SiLU(), operations.Linear(width, width, bias=bias, **kw)
+            )
+
+        self.to_cond_embed = mlp(config.cond_dim, False)
+        self.to_global_embed = mlp(config.global_dim, False)
+        self.to_timestep_embed = mlp(FOURIER_DIM, True)
+        self.preprocess_conv = operations.Conv1d(io, io, 1, bias=False, **kw)
+        self.postprocess_conv = operations.Conv1d(io, io, 1, bias=False, **kw)
+        self.transformer = Transformer(config, operations, **kw)
+
+    @independent
+    def prepare(
+        self,
+        cross_attn: Tensor,
+        global_cond: Tensor,
+        local: LocalInput | Tensor | None,
+        frames: int,
+        lengths: Sequence[int] | None = None,
+        adapters: Adapters | None = None,
+    ) -> DiTInputs:
+        """Compute once what every step of a run needs.
+
+        cross_attn (B, n, cond_dim), global_cond (B, cond_dim); their type is the one the network computes in.
+        local: (B, local_dim, T) mask and masked latents, None = absent, or what `local_embeddings` made of one.
+        frames: T. lengths: valid frames per item; those beyond are hidden from attention and come out as zero velocity.
+        adapters: in the forward pass of these inputs.
+        """
+        lengths = [frames] * len(cross_attn) if lengths is None else list(lengths)
+        frames = max(lengths)
+        memory, device = self.config.memory_tokens, cross_attn.device
+        mask = None
+        if min(lengths) < frames:
+            valid = torch.arange(-memory, frames)[None] < torch.tensor(lengths)[:, None]
+            mask = valid.to(device)
+        cross_attn, bias = distinct_rows(cross_attn)
+        return DiTInputs(
+            cross_attn,
+            global_cond,
+            self._cross_kv(cross_attn, adapters),
+            bias,
+            self.local_embeddings(local, frames, adapters) if isinstance(local, Tensor) else local,
+            in_turn(self.to_global_embed, global_cond, adapters),
+            rotary_table(memory + frames, self.config.rotary_dim, self.config.head_dim, device),
+            mask,
+            frames,
+            adapters,
+        )
+
+    @independent
+    def refresh(self, inputs: DiTInputs, changed: Iterable[str], adapters: Adapters | None = None) -> DiTInputs:
+        """The same inputs with other adapters: what the modules named in `changed` have a part in is computed again."""
+        changed = list(changed)
+
+        def touched(part: str) -> bool:
+            return any(part in name for name in changed)
+
+        context, local = touched("to_cond_embed") or touched("cross_attn.to_kv"), inputs.local
+        return replace(
+            inputs,
+            cross_kv=self._cross_kv(inputs.cross_attn, adapters) if context else inputs.cross_kv,
+            local=self._local(local.rows, adapters) if local is not None and touched("to_local_embed") else local,
+            global_embed=in_turn(self.to_global_embed, inputs.global_cond, adapters) if touched("to_global_embed") else inputs.global_embed,
+            adapters=adapters,
+            modulations={},
+            cache={},
+        )
+
+    def _cross_kv(self, cross_attn: Tensor, adapters: Adapters | None) -> list[tuple[Tensor, ...]]:
+        context = in_turn(self.to_cond_embed, cross_attn, adapters)
+        return [layer.cross_attn.keys(context, adapters) for layer in self.transformer.layers]
+
+    def _local(self, rows: Tensor, adapters: Adapters | None = None) -> LocalInput:
+        return LocalInput(rows, [in_turn(layer.to_local_embed, rows, adapters) for layer in self.transformer.layers])
+
+    @independent
+    def local_embeddings(self, local: Tensor, frames: int, adapters: Adapters | None = None) -> LocalInput:
+        """A local input (B, local_dim, T), embedded once for all conditions. Zeros are the same row everywhere: (1, 1, width)."""
+        return self._local(local[:, :, :frames].transpose(1, 2) if local.any() else local[:1, :, :1].transpose(1, 2), adapters)
+
+    def modulation(self, t: Tensor, inputs: DiTInputs) -> Modulation:
+        """adaLN values of times t (B,); each distinct t of a run is computed once."""
+        key = tuple(t.tolist())
+        if key not in inputs.modulations:
+            inputs.modulations[key] = self.modulation_of(self.time_features(t, inputs), inputs)
+        return inputs.modulations[key]
+
+    @staticmethod
+    def time_features(t: Tensor, inputs: DiTInputs) -> Tensor:
+        """Fourier features (B, 256) of times t (B,), where the network computes."""
+        return put(expo_features(t), inputs.global_embed.device, inputs.global_embed.dtype)
+
+    def modulation_of(self, features: Tensor, inputs: DiTInputs) -> Modulation:
+        """adaLN values of times with these features (B, 256)."""
+        times = in_turn(self.to_timestep_embed, features, inputs.adapters)
+        rows = in_turn(self.transformer.global_cond_embedder, inputs.global_embed + times, inputs.adapters)  # (B, 6 width)
+        layers = self.transformer.layers
+        own = torch.stack([at(layer.to_scale_shift_gate, rows) for layer in layers])
+        scale1, shift1, gate1, scale2, shift2, gate2 = (own[:, None] + rows)[:, :, None].chunk(6, dim=-1)
+        kind = norm_type(rows)
+
+        def gain(norm: str, scale: Tensor) -> Tensor:
+            gammas = torch.stack([at(getattr(layer, norm).gamma, rows, torch.float32) for layer in layers])[:, None, None]
+            return (gammas * (1 + scale.float())).to(kind)
+
+        return Modulation(
+            gain("pre_norm", scale1), shift1.to(kind), torch.sigmoid(1 - gate1),
+            gain("ff_norm", scale2), shift2.to(kind), torch.sigmoid(1 - gate2),
+        )  # fmt: skip
+
+    @independent
+    def forward(self, x: Tensor, t: Tensor, inputs: DiTInputs, run_layer: RunLayer | None = None) -> Tensor:
+        """Velocity (B, C, T) of latents x (B, C, T) at times t (B,), t in float32 or better. run_layer: in place of `Layer.forward`."""
+        at_once = self._items_at_once(inputs)
+        if len(x) <= at_once or torch.is_grad_enabled():
+            return self._velocity(x, t, inputs, run_layer)
+        parts = []
+        for start in range(0, len(x), at_once):
+            stop = min(start + at_once, len(x))
+            parts.append(self._velocity(x[start:stop], t[start:stop], inputs.part(range(start, stop)), run_layer))
+        return torch.cat(parts)
+
+    def _items_at_once(self, inputs: DiTInputs) -> int:
+        """How many items the widest activation of a layer has room for in a block of memory that is used again; on a CPU only."""
+        if inputs.cross_attn.device.type != "cpu":
+            return inputs.batch
+        widest = 2 * int(self.config.width * self.config.ff_mult) * inputs.cross_attn.element_size()
+        return max(1, (KEPT_BLOCK - 1) // (inputs.rows * widest))
+
+    def _velocity(self, x: Tensor, t: Tensor, inputs: DiTInputs, run_layer: RunLayer | None) -> Tensor:
+        return self.step(x, self.modulation(t, inputs), inputs, run_layer)
+
+    def step(self, x: Tensor, modulation: Modulation, inputs: DiTInputs, run_layer: RunLayer | None = None) -> Tensor:
+        """`forward` with its adaLN values given: on a GPU it reads nothing back and depends on no value."""
+        core, frames, memory, adapters = self.transformer, inputs.frames, self.config.memory_tokens, inputs.adapters
+        run_layer = run_layer or Layer.__call__
+        padding = x.shape[-1] - frames
+        x = x[..., :frames].to(modulation.gate1.dtype)
+        if inputs.rows > memory + frames:
+            x = F.pad(x, (0, inputs.rows - memory - frames))
+        x = adapted(self.preprocess_conv, x, adapters) + x
+        h = adapted(core.project_in, x.transpose(1, 2), adapters)
+        h = torch.cat((at(core.memory_tokens, h).expand(h.shape[0], -1, -1), h), dim=1)
+        for i, layer in enumerate(core.layers):
+            local = None if inputs.local is None else inputs.local.embeddings[i]
+            own = Modulation(*(part[i] for part in modulation))
+            h = run_layer(layer, h, own, inputs.cross_kv[i], inputs.cross_bias, local, inputs.rotary, inputs.key_mask, memory, adapters)
+        y = adapted(core.project_out, h[:, memory:], adapters).transpose(1, 2)
+        y = (adapted(self.postprocess_conv, y, adapters) + y)[..., :frames]
+        return F.pad(y, (0, padding)) if padding else y

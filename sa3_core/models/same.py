@@ -1,0 +1,321 @@
+"""SAME, the autoencoder: stereo audio <-> latents, 4096 samples a frame in the released models."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..audio.waveform import check_finite
+from ..backends.ambient import independent
+from ..backends.device import put
+from ..config import ResamplerConfig, SAMEConfig
+from ..errors import SA3Error
+from . import operations
+from .attention import attend_difference
+from .layers import DyT, FeedForward, WeightNormConv1d, at, lean, merge_heads, rotary_table, rotate, sine_gate, turn
+
+REGULARIZE = 1e-3  # latent noise on decode, in units of running_std
+# Rows of SAME-S's chunks on a CPU: what a block makes of so many stays in the caches, and in memory that is used again. oneDNN takes at
+# most 256 at a time: as two parts they are its fastest, and 578 of them take a third longer than they should.
+ROWS_AT_ONCE = 512
+# Live activations of a block in rows of `width` per token: in the type of the products, and in float32.
+ROWS, FLOAT_ROWS = 12, 18
+MOST_CHUNKS, SHARE_OF_FREE = 8, 0.25  # of one batch: more chunks gain nothing; of the device's free memory
+NOISE_BLOCK = 32  # frames per draw: any stretch of a clip can be drawn alone, so chunks agree with the whole
+
+
+@dataclass(frozen=True)
+class Noise:
+    """The autoencoder's inference noise, a pure function of (seed, item, frame, purpose)."""
+
+    seed: int
+    items: Sequence[int] = ()  # which draw each batch row has; 0, 1, ... when empty
+    start: int = 0  # frame of the clip at which the latents begin
+
+    def draw(self, purpose: str, batch: int, frames: int, per_frame: int) -> Tensor:
+        """(batch, frames, per_frame) standard normal numbers."""
+        items = list(self.items) or list(range(batch))
+        first, last = self.start // NOISE_BLOCK, (self.start + frames - 1) // NOISE_BLOCK
+        rows = []
+        for item in items[:batch]:
+            blocks = [self._block(purpose, item, block, per_frame) for block in range(first, last + 1)]
+            offset = self.start - first * NOISE_BLOCK
+            rows.append(torch.cat(blocks)[offset : offset + frames])
+        return torch.stack(rows)
+
+    def _block(self, purpose: str, item: int, block: int, per_frame: int) -> Tensor:
+        digest = hashlib.sha256(f"{self.seed}/{item}/{purpose}/{block}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+        return torch.randn(NOISE_BLOCK, per_frame, generator=generator, dtype=torch.float32)
+
+    def at(self, start: int) -> "Noise":
+        return Noise(self.seed, self.items, self.start + start)
+
+
+class DifferentialAttention(nn.Module):
+    """softmax(q k) v - softmax(q2 k2) v, with DyT on queries and keys."""
+
+    def __init__(self, width: int, head_dim: int, operations, **kw):
+        super().__init__()
+        self.head_dim = head_dim
+        self.to_qkv = operations.Linear(width, 5 * width, bias=False, **kw)
+        self.to_out = operations.Linear(width, width, bias=False, **kw)
+        self.q_norm = DyT(head_dim, **kw)
+        self.k_norm = DyT(head_dim, **kw)
+
+    def forward(self, x: Tensor, rotary, window: int | None) -> Tensor:
+        if x.dtype == torch.float16 and lean(x) and not torch.is_grad_enabled():
+            return self._lean(x, rotary, window)
+        # DyT lets queries and keys reach +-50: in 16 bits their products, and what the two softmaxes leave of each other, are too coarse.
+        # Part by part: a CPU finds a block of memory for each of them at hand, and for all together often has to fetch one.
+        q, k, v, q2, k2 = (part.float() for part in self.to_qkv(x).unflatten(-1, (5, -1, self.head_dim)).unbind(2))  # (B, N, H, D)
+        q, k, q2, k2 = (
+            rotate(norm(part, part.dtype), rotary) for norm, part in zip((self.q_norm, self.k_norm) * 2, (q, k, q2, k2), strict=True)
+        )
+        q, k, v, q2, k2 = (part.transpose(1, 2) for part in (q, k, v, q2, k2))
+        return self.to_out(merge_heads(attend_difference(q, k, q2, k2, v, window=window)).to(x.dtype))
+
+    def _lean(self, x: Tensor, rotary, window: int | None) -> Tensor:
+        """The same in float16 throughout: flash kernels take logits and softmaxes of 16-bit queries and keys in float32 by themselves."""
+        parts = self.to_qkv(x).unflatten(-1, (5, -1, self.head_dim))  # q, k, v, q2, k2: (B, N, 5, H, D)
+        tables = self._tables(rotary, x)
+        (q, k), (q2, k2) = (self._turned(pair, *tables) for pair in (parts[:, :, :2], parts[:, :, 3:]))
+        return self.to_out(merge_heads(attend_difference(q, k, q2, k2, parts[:, :, 2].transpose(1, 2), window=window)))
+
+    def _tables(self, rotary, x: Tensor) -> tuple[Tensor, ...]:
+        """alpha, and the rotary table with gamma and beta of both norms in it, so that one pass does DyT's last step and the rotation."""
+        both = (self.q_norm, self.k_norm)
+        alpha, gamma, beta = (torch.stack([at(getattr(norm, name), x) for norm in both]) for name in ("alpha", "gamma", "beta"))
+        cos, sin = (part.to(x.dtype) for part in rotary)
+        half = sin.shape[-1] // 2
+        swapped = torch.cat((gamma[:, half : 2 * half], gamma[:, :half]), dim=1)
+        start = rotate(beta.expand(1, len(cos), 2, -1), (cos, sin))[0]
+        return alpha[:, :, None], *(part[:, :, None] for part in (start, cos[:, None] * gamma, sin[:, None] * swapped))  # (N, 2, 1, D)
+
+    @staticmethod
+    def _turned(qk: Tensor, alpha: Tensor, start: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        """DyT and rotation of queries and keys (B, N, 2, H, D), each (B, H, N, D)."""
+        return tuple(part.transpose(1, 2) for part in turn((qk * alpha).tanh_(), cos, sin, start).unbind(2))
+
+
+class Block(nn.Module):
+    def __init__(self, config: ResamplerConfig, index: int, operations, **kw):
+        super().__init__()
+        self.pre_norm = DyT(config.width, **kw)
+        self.self_attn = DifferentialAttention(config.width, config.head_dim, operations, **kw)
+        self.ff_norm = DyT(config.width, **kw)
+        gate = sine_gate if config.depth - index < config.sinusoidal else F.silu
+        self.ff = FeedForward(config.width, 3 * config.width, gate, operations, **kw)
+
+    def forward(self, h: Tensor, rotary, window: int | None, dtype: torch.dtype) -> Tensor:
+        """h (B, N, width) in float32; the matrix products are taken in `dtype`."""
+        h = h + self.self_attn(self.pre_norm(h, dtype), rotary, window)
+        return h + self.ff(self.ff_norm(h, dtype))
+
+
+class Resampler(nn.Module):
+    """Groups of one latent and `stride` patches go through the blocks; one side of the group is given, the other new."""
+
+    def __init__(self, config: ResamplerConfig, operations, **kw):
+        super().__init__()
+        self.config = config
+        channels = (config.patch_channels, config.width) if config.side == "encoder" else (config.width, config.patch_channels)
+        self.mapping = WeightNormConv1d(*channels, 3 if config.conv_mapping else 1, **kw)
+        self.new_tokens = nn.Parameter(torch.zeros(1, 1, config.width, device=kw["device"], dtype=kw["dtype"]))
+        self.transformers = nn.ModuleList(Block(config, i, operations, **kw) for i in range(config.depth))
+
+    def forward(self, x: Tensor, noise: Noise | None = None) -> Tensor:
+        """Encoder: patches (B, P, 16 T) -> (B, width, T). Decoder: (B, width, T) -> patches (B, P, 16 T)."""
+        c, encoding = self.config, self.config.side == "encoder"
+        given, new = (c.stride, 1) if encoding else (1, c.stride)
+        frames = x.shape[-1] // given
+        padded = -(-frames // c.align) * c.align
+        x = F.pad(x, (0, (padded - frames) * given))
+        h = (self.mapping(x) if encoding else x).transpose(1, 2).unflatten(1, (padded, given))
+        fresh = at(self.new_tokens, h).expand(*h.shape[:2], new, -1)
+        if noise is not None and c.mask_noise:
+            drawn = put(noise.draw(c.side, h.shape[0], frames, new * c.width), h.device, h.dtype).unflatten(-1, (new, c.width))
+            fresh = fresh + c.mask_noise * F.pad(drawn, (0, 0, 0, 0, 0, padded - frames))
+        h = self._blocks(torch.cat((h, fresh), dim=2).flatten(1, 2).float(), x.dtype).to(x.dtype)
+        h = h.unflatten(1, (padded, c.stride + 1))[:, :, -new:].flatten(1, 2).transpose(1, 2)
+        return (h if encoding else self.mapping(h))[..., : frames * new]
+
+    def _blocks(self, h: Tensor, dtype: torch.dtype) -> Tensor:
+        c = self.config
+        rotary_dim = c.head_dim // 2
+        if c.window is not None:
+            rotary = rotary_table(h.shape[1], rotary_dim, c.head_dim, h.device)
+            for block in self.transformers:
+                h = block(h, rotary, c.window, dtype)
+            return h
+        chunk = c.align * (c.stride + 1)
+        rotary = rotary_table(chunk, rotary_dim, c.head_dim, h.device)
+        half = c.depth // 2 if c.midpoint_shift else c.depth
+        h = self._chunked(h, self.transformers[:half], chunk, rotary, dtype)
+        if half == c.depth:
+            return h
+        # The second half is cut in the middle of the first half's chunks; the ends repeat themselves as context.
+        shift = chunk // 2
+        h = torch.cat((h[:, :shift], h, h[:, -shift:]), dim=1)
+        return self._chunked(h, self.transformers[half:], chunk, rotary, dtype)[:, shift:-shift]
+
+    @staticmethod
+    def _chunked(h: Tensor, blocks, chunk: int, rotary, dtype: torch.dtype) -> Tensor:
+        batch = h.shape[0]
+        h = h.unflatten(1, (-1, chunk)).flatten(0, 1)
+        groups = -(-len(h) // max(1, ROWS_AT_ONCE // chunk)) if h.device.type == "cpu" else 1
+        done = []
+        for group in h.tensor_split(groups):
+            for block in blocks:
+                group = block(group, rotary, None, dtype)
+            done.append(group)
+        h = done[0] if len(done) == 1 else torch.cat(done)
+        return h.unflatten(0, (batch, -1)).flatten(1, 2)
+
+
+class Bottleneck(nn.Module):
+    def __init__(self, dim: int, device=None, dtype=None):
+        super().__init__()
+        kw = {"device": device, "dtype": dtype}
+        self.scaling_factor = nn.Parameter(torch.ones(1, dim, 1, **kw))
+        self.bias = nn.Parameter(torch.zeros(1, dim, 1, **kw))
+        self.noise_scaling_factor = nn.Parameter(torch.zeros(1, 0, 1, **kw))
+        self.register_buffer("running_std", torch.ones(1, **kw))
+
+    def encode(self, z: Tensor) -> Tensor:
+        return (z * at(self.scaling_factor, z) + at(self.bias, z)) / at(self.running_std, z)
+
+    def decode(self, z: Tensor, noise: Noise | None = None) -> Tensor:
+        std = at(self.running_std, z)
+        z = z * std
+        if noise is not None:
+            z = z + REGULARIZE * std * put(noise.draw("latents", z.shape[0], z.shape[2], z.shape[1]), z.device, z.dtype).transpose(1, 2)
+        return z
+
+
+class _Encoder(nn.Module):
+    def __init__(self, config: ResamplerConfig, operations, **kw):
+        super().__init__()
+        linear = operations.Linear(config.width, config.latent_dim, **kw)
+        self.layers = nn.ModuleList([Resampler(config, operations, **kw), nn.Identity(), linear])  # indices as in the release
+
+    def forward(self, patches: Tensor, noise: Noise | None) -> Tensor:
+        return self.layers[2](self.layers[0](patches, noise).transpose(1, 2)).transpose(1, 2)
+
+
+class _Decoder(nn.Module):
+    def __init__(self, config: ResamplerConfig, operations, **kw):
+        super().__init__()
+        linear = operations.Linear(config.latent_dim, config.width, **kw)
+        self.layers = nn.ModuleList([nn.Identity(), linear, nn.Identity(), Resampler(config, operations, **kw)])
+
+    def forward(self, z: Tensor, noise: Noise | None) -> Tensor:
+        return self.layers[3](self.layers[1](z.transpose(1, 2)).transpose(1, 2), noise)
+
+
+class SAME(nn.Module):
+    """Autoencoder of `config`; parameter names as in the standalone releases, below ``pretransform.model.`` in generative ones."""
+
+    def __init__(self, config: SAMEConfig, operations=operations, device=None, dtype=None):
+        super().__init__()
+        kw = {"device": device, "dtype": dtype}
+        self.config = config
+        self.encoder = _Encoder(config.encoder, operations, **kw)
+        self.bottleneck = Bottleneck(config.latent_dim, **kw)
+        self.decoder = _Decoder(config.decoder, operations, **kw)
+
+    @independent
+    def encode(self, audio: Tensor, chunk_size: int | None = None, overlap: int = 32, noise: Noise | None = None, progress=None) -> Tensor:
+        """Audio (B, C, N) -> latents (B, D, ceil(N / samples_per_frame)); a last frame that is not full is zero-padded.
+
+        chunk_size, overlap: frames per pass and shared by neighbours (None = a single pass). noise: None = off.
+        """
+        spf = self.config.samples_per_frame
+        if audio.dim() != 3 or audio.shape[1] != self.config.audio_channels or audio.shape[2] == 0:
+            raise SA3Error(f"Audio to encode has shape {tuple(audio.shape)}; expected (batch, {self.config.audio_channels}, samples).")
+        check_finite("The audio to encode", audio)
+        frames = -(-audio.shape[-1] // spf)
+
+        def run(starts: Sequence[int], length: int) -> Tensor:
+            (start,) = starts
+            piece = audio[..., start * spf : (start + length) * spf]
+            piece = F.pad(piece, (0, length * spf - piece.shape[-1]))
+            patches = piece.unflatten(2, (-1, self.config.patch_size)).transpose(2, 3).flatten(1, 2)  # (B, C * patch, patches)
+            return self.bottleneck.encode(self.encoder(patches, noise and noise.at(start)))
+
+        return _in_chunks(run, frames, 1, chunk_size, overlap, self.config.encoder, progress)
+
+    @independent
+    def decode(
+        self, z: Tensor, chunk_size: int | None = None, overlap: int = 32, noise: Noise | None = None, progress=None, at_once: int = 1
+    ) -> Tensor:
+        """Latents (B, D, T) -> audio (B, C, T * samples_per_frame), not clipped. Arguments as in `encode`.
+
+        at_once: chunks of a clip that are decoded as one batch; with noise it is always one.
+        """
+        if z.dim() != 3 or z.shape[1] != self.config.latent_dim or z.shape[2] == 0:
+            raise SA3Error(f"Latents to decode have shape {tuple(z.shape)}; expected (batch, {self.config.latent_dim}, frames).")
+
+        def run(starts: Sequence[int], length: int) -> Tensor:
+            here = noise and noise.at(starts[0])
+            quiet = here if self.config.noise_regularize else None
+            pieces = torch.cat([z[..., start : start + length] for start in starts])
+            patches = self.decoder(self.bottleneck.decode(pieces, quiet), here)
+            return patches.unflatten(1, (self.config.audio_channels, -1)).transpose(2, 3).flatten(2)
+
+        at_once = 1 if noise is not None else at_once
+        spf = self.config.samples_per_frame
+        return _in_chunks(run, z.shape[-1], spf, chunk_size, overlap, self.config.decoder, progress, at_once)
+
+    def chunks_at_once(self, chunk: int | None, batch: int, dtype: torch.dtype, free: int | None) -> int:
+        """How many chunks of a clip `decode` should take as one batch. free: bytes on the device; None = on a CPU, which gains nothing."""
+        if chunk is None or free is None:
+            return 1
+        return max(1, min(MOST_CHUNKS, int(SHARE_OF_FREE * free) // (batch * self.activations(chunk, dtype))))
+
+    def activations(self, frames: int, dtype: torch.dtype) -> int:
+        """Bytes that a block's activations take at most while one item of so many frames is computed in a type; an estimate."""
+        side = self.config.decoder
+        return frames * (side.stride + 1) * side.width * (FLOAT_ROWS * 4 + ROWS * dtype.itemsize)
+
+
+def _in_chunks(
+    run: Callable, frames: int, scale: int, chunk: int | None, overlap: int, side: ResamplerConfig, progress, at_once: int = 1
+) -> Tensor:
+    """Overlapping passes over `frames`, half the overlap trimmed at inner edges; at most `at_once` of them as one batch.
+
+    run(starts, length): the pieces of a batch of B that begin at these frames, (len(starts) B, C, length * scale).
+
+    Starts lie on multiples of the side's `align`, so that SAME-S's chunks are cut as in a single pass. An overlap beyond the
+    network's reach changes nothing, so it is not computed; with less, the last pass is anchored to the end as in the public code.
+    """
+    if chunk is None:
+        return run([0], frames)
+    if chunk < 1 or not 0 <= overlap < chunk:
+        raise SA3Error(f"Chunk size {chunk} with overlap {overlap}: expected 0 <= overlap < chunk size, in latent frames.")
+    if chunk % side.align or overlap % side.align:
+        raise SA3Error(f"Chunk size {chunk} with overlap {overlap}: this autoencoder needs both to be multiples of {side.align} frames.")
+    if frames <= chunk:
+        return run([0], frames)
+    needed = 2 * -(-side.reach // side.align) * side.align
+    exact, overlap = overlap >= needed, min(overlap, needed)
+    starts = list(range(0, frames - (overlap if exact else chunk), chunk - overlap))
+    if not exact:
+        starts.append(-(-(frames - chunk) // side.align) * side.align)
+    out = None
+    whole = sum(start + chunk <= frames for start in starts)  # the last one may be shorter
+    groups = [starts[i : min(i + at_once, whole)] for i in range(0, whole, at_once)] + [[start] for start in starts[whole:]]
+    done = 0
+    for group in groups:
+        pieces = run(group, min(chunk, frames - group[0]))
+        for start, piece in zip(group, pieces.chunk(len(group)), strict=True):
+            out = piece.new_empty(*piece.shape[:2], frames * scale) if out is None else out
+            left = overlap // 2 if start else 0
+            out[..., (start + left) * scale : (start + chunk) * scale] = piece[..., left * scale :]
+        done += len(group)
+        if progress is not None:
+            progress(done, len(starts))
+    return out

@@ -1,0 +1,101 @@
+"""The record of a run: what made this sound, in plain values. No paths beyond a file's own name, nothing of the user."""
+
+import importlib.metadata
+import time
+from dataclasses import asdict
+
+from . import __version__
+from .checkpoints import detect
+from .checkpoints.checkpoint import Checkpoint
+from .errors import SA3Error
+from .files import read_json
+from .sampling.guidance import Guidance
+from .sampling.runs import Plan
+
+LICENCE = "Stability AI Community License (free below 1 M USD yearly revenue); text encoder under the Gemma Terms of Use"
+DOWNLOADED = "sa3_download.json"  # written beside a verified download: repository, revision, sha256
+
+
+class Stopwatch:
+    """Seconds since its making, and between laps."""
+
+    def __init__(self):
+        self.start = self.last = time.perf_counter()
+        self.stages: dict[str, float] = {}
+
+    def lap(self, stage: str) -> None:
+        now = time.perf_counter()
+        self.stages[stage] = round(self.stages.get(stage, 0.0) + now - self.last, 3)
+        self.last = now
+
+    @property
+    def elapsed(self) -> float:
+        return round(time.perf_counter() - self.start, 3)
+
+
+def load_record(opened: Checkpoint, dtype, device, watch: Stopwatch, **more_dtypes) -> dict:
+    """What was loaded, from where, in which types, and how long it took."""
+    path = opened.tensors.path
+    return {
+        "variant": detect.variant_of(opened.name) or opened.name,
+        "layout": opened.layout,
+        "file": f"{path.parent.name}/{path.name}",
+        "fingerprint": opened.tensors.fingerprint(),
+        **_provenance(path.parent / DOWNLOADED),
+        **{key: str(value).removeprefix("torch.") for key, value in {"dtype": dtype, **more_dtypes}.items()},
+        "device": str(device),
+        "cache_hit": False,
+        "load_elapsed_s": watch.elapsed,
+        "load_stages_s": dict(watch.stages),
+    }
+
+
+def _provenance(file) -> dict:
+    """Repository, revision and sha256, where this pack downloaded the file and checked it."""
+    try:
+        values = read_json(file, "the record of a download")
+        return {key: str(values[key]) for key in ("repository", "revision", "sha256")}
+    except (SA3Error, KeyError, TypeError):
+        return {}
+
+
+def versions(**more: str) -> dict[str, str]:
+    """Of the pack and of what it computes with."""
+    found = {"pack": __version__}
+    for package in ("torch", "transformers"):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "unknown"
+    return {**found, **more}
+
+
+def record(
+    model: str, plan: Plan, guidance: Guidance, warnings: list[str], *, loaded: dict | None = None, loras=(), stages: dict | None = None,
+    host: dict | None = None, **more,
+) -> dict:  # fmt: skip
+    """A JSON-ready dict. Noise levels are listed once, or per item where they differ.
+
+    loaded: from `load_record`. loras: as the adapters describe themselves. stages: seconds each stage of the run took.
+    host: versions of what the run happened in.
+    """
+    rows = [[round(value, 6) for value in row] for row in plan.sigmas.tolist()]
+    return {
+        "model": model,
+        **(loaded or {}),
+        "seed": plan.seed,
+        "batch_index": list(plan.indices),
+        "seconds": list(plan.lengths.seconds),
+        "sampler": plan.sampler,
+        "eta": plan.eta,
+        "steps": plan.steps,
+        "noise_level": round(plan.noise_level, 6),
+        "sigmas": rows[0] if all(row == rows[0] for row in rows) else rows,
+        "guidance": asdict(guidance),
+        "loras": list(loras),
+        "warnings": warnings,
+        "stages_s": dict(stages or {}),
+        "versions": versions(**(host or {})),
+        "licence": LICENCE,
+        **more,
+    }

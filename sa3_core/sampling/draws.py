@@ -1,0 +1,44 @@
+"""The Gaussian draws of a run, and the seeds of its items."""
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..errors import SA3Error
+from ..timeline import Lengths
+
+MAX_SEED = 2**64 - 1
+
+
+class Draws:
+    """The Gaussian draws of a run, made on the CPU so that every device gets the same.
+
+    Item i has a generator of its own, seeded by (seed, index i), and draws at the length the item would have alone: an item
+    is the same in any batch. Item 0 is torch's manual_seed(seed), the public reference's stream for a single item.
+    """
+
+    def __init__(self, seed: int, channels: int, lengths: Lengths, indices: Sequence[int] | None = None):
+        check_seed(seed)
+        self.channels, self.lengths = channels, lengths
+        indices = range(len(lengths)) if indices is None else indices
+        self.generators = [torch.Generator().manual_seed(item_seed(seed, index)) for index in indices]
+
+    def __call__(self) -> Tensor:
+        """The next draw, (B, C, T); zeros beyond an item's own length."""
+        out = torch.zeros(len(self.lengths), self.channels, self.lengths.frames, dtype=torch.float32)
+        for i, (generator, own) in enumerate(zip(self.generators, self.lengths.own, strict=True)):
+            out[i, :, :own] = torch.randn(1, self.channels, own, generator=generator, dtype=torch.float32)[0]
+        return out
+
+
+def check_seed(seed: int) -> None:
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= MAX_SEED:
+        raise SA3Error(f"The seed is {seed}; expected a whole number from 0 to {MAX_SEED}.")
+
+
+def item_seed(seed: int, index: int) -> int:
+    if index == 0:
+        return seed
+    return int.from_bytes(hashlib.sha256(f"{seed}/{index}".encode()).digest()[:8], "big")

@@ -1,0 +1,200 @@
+"""Samplers for rectified flow, in the manner of k-diffusion: x_t = (1 - t) data + t noise, velocity v, data D = x - t v.
+
+Every sampler has the signature (velocity, x, sigmas, noise, eta, report): velocity(x, t (B,)) -> v; x (B, C, T) at
+sigmas[:, 0]; sigmas (B, steps + 1) on the CPU; noise(t, t_next) -> the next draw; report(step, denoised) after each step.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..backends.ambient import independent
+from ..backends.device import put
+from ..errors import SA3Error
+
+
+@independent
+def sample(name: str, velocity: Callable, x: Tensor, sigmas: Tensor, noise=None, eta: float | None = None, callback=None) -> Tensor:
+    """Run sampler `name` from x at the first noise level to the last.
+
+    sigmas (steps + 1,) or (B, steps + 1). noise: callable (t, t_next) -> draw like x, or a list of draws, for the samplers
+    that need some. eta: strength of re-noising of the -sde samplers, None = 1. callback(step, total, denoised).
+    """
+    if name not in SAMPLERS:
+        raise SA3Error(f"Sampler '{name}' is unknown; choose one of {', '.join(SAMPLERS)}.")
+    sigmas = torch.as_tensor(sigmas).to("cpu", torch.promote_types(x.dtype, torch.float32))
+    sigmas = sigmas.expand(x.shape[0], -1) if sigmas.dim() == 1 else sigmas
+    if sigmas.dim() != 2 or sigmas.shape[0] != x.shape[0] or sigmas.shape[1] < 2:
+        raise SA3Error(f"Sigmas have shape {tuple(sigmas.shape)}; expected (steps + 1,) or ({x.shape[0]}, steps + 1).")
+    needed = draws_per_run(name, sigmas.shape[1] - 1, eta)
+    if noise is None or isinstance(noise, (list, tuple)):
+        found = len(noise or ())
+        if found < needed:
+            raise SA3Error(f"Sampler {name} takes {needed} draws for {sigmas.shape[1] - 1} steps; {found} were given as noise.")
+        draws = iter(noise or ())
+
+        def noise(t, t_next):
+            return next(draws)
+
+    if eta is not None and not 0 <= eta <= 100:
+        raise SA3Error(f"Eta is {eta}; expected 0 or more, 1 for the usual SDE.")
+    total = sigmas.shape[1] - 1
+    report = (lambda step, denoised: None) if callback is None else (lambda step, denoised: callback(step, total, denoised))
+    eta = (1.0 if eta is None else eta) if name.endswith("-sde") else 0.0
+    return SAMPLERS[name](velocity, x, sigmas, noise, eta, report)
+
+
+def _steps(sigmas: Tensor):
+    """(i, t, t_next) with t (B,)."""
+    columns = sigmas.unbind(1)
+    return ((i, columns[i], columns[i + 1]) for i in range(len(columns) - 1))
+
+
+def _like(t: Tensor, x: Tensor) -> Tensor:
+    """Scalars per item (B,) as (B, 1, 1) where x lives."""
+    return put(t, x.device, x.dtype)[:, None, None]
+
+
+def pingpong(velocity, x, sigmas, noise, eta, report):
+    """Denoise, re-noise to the next level; of the consistency-model family (arXiv 2303.01469, algorithm 1)."""
+    for i, t, t_next in _steps(sigmas):
+        denoised = x - _like(t, x) * velocity(x, t)
+        x = (1 - _like(t_next, x)) * denoised + _like(t_next, x) * noise(t, t_next)
+        report(i, denoised)
+    return x
+
+
+def euler(velocity, x, sigmas, noise, eta, report):
+    for i, t, t_next in _steps(sigmas):
+        v = velocity(x, t)
+        denoised = x - _like(t, x) * v
+        x = x + _like(t_next - t, x) * v
+        report(i, denoised)
+    return x
+
+
+def heun(velocity, x, sigmas, noise, eta, report):
+    """Heun's second order; plain Euler into 0."""
+    for i, t, t_next in _steps(sigmas):
+        v = velocity(x, t)
+        denoised = x - _like(t, x) * v
+        dt = _like(t_next - t, x)
+        if bool((t_next > 0).any()):
+            second = velocity(x + dt * v, t_next)
+            v = torch.where(_like(t_next, x) > 0, (v + second) / 2, v)
+        x = x + dt * v
+        report(i, denoised)
+    return x
+
+
+def rk4(velocity, x, sigmas, noise, eta, report):
+    """Classic Runge-Kutta; the network has no meaning at t = 0, so that stage is evaluated at 1e-5."""
+    for i, t, t_next in _steps(sigmas):
+        dt, middle = _like(t_next - t, x), (t + t_next) / 2
+        k1 = velocity(x, t)
+        denoised = x - _like(t, x) * k1
+        k2 = velocity(x + dt / 2 * k1, middle)
+        k3 = velocity(x + dt / 2 * k2, middle)
+        k4 = velocity(x + dt * k3, t_next.clamp(min=1e-5))
+        x = x + dt / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
+        report(i, denoised)
+    return x
+
+
+def dpmpp(velocity, x, sigmas, noise, eta, report):
+    """DPM-Solver++(2M) for flows (arXiv 2211.01095) as the public code has it: first order on the first and last step."""
+    last = sigmas.shape[1] - 2
+    lam = torch.log(((1 - sigmas) / sigmas).clamp(min=1e-10))  # the floor is felt at t = 1
+    previous = None
+    for i, t, t_next in _steps(sigmas):
+        denoised = x - _like(t, x) * velocity(x, t)
+        target = denoised
+        if 0 < i < last:
+            r = _like((lam[:, i] - lam[:, i - 1]) / (lam[:, i + 1] - lam[:, i]), x)
+            target = (1 + 1 / (2 * r)) * denoised - previous / (2 * r)
+        x = target + _like(t_next / t, x) * (x - target)
+        previous = denoised
+        report(i, denoised)
+    return x
+
+
+def _log_snr_steps(sigmas: Tensor):
+    """(i, t, t_next, h) for the k-diffusion solvers: lambda = ln((1 - t) / t), a first level of 1 kept just below it; h None into 0."""
+    top = torch.tensor(1 - 1e-4, dtype=torch.float32).to(sigmas.dtype)
+    sigmas = torch.where(sigmas >= 1, top, sigmas)
+    lam = torch.log((1 - sigmas) / sigmas)
+    for i, t, t_next in _steps(sigmas):
+        yield i, t, t_next, None if bool((t_next == 0).all()) else lam[:, i + 1] - lam[:, i]
+
+
+def _sde_step(x, denoised, t, t_next, h, eta):
+    """The first-order step shared by the SDE solvers, without its noise; returns it with h (1 + eta) and the noise level."""
+    h_eta = h * (eta + 1)
+    scale = _like(-torch.expm1(-h_eta) * (1 - t_next), x)
+    spread = t_next * (-torch.expm1(-2 * h * eta)).clamp(min=0).sqrt()
+    return _like(t_next / t * torch.exp(-h * eta), x) * x + scale * denoised, h_eta, spread
+
+
+def dpmpp_2m_sde(velocity, x, sigmas, noise, eta, report):
+    """DPM-Solver++(2M) SDE, midpoint variant (k-diffusion); eta 0 is the plain ODE solver."""
+    previous = h_last = None
+    for i, t, t_next, h in _log_snr_steps(sigmas):
+        denoised = x - _like(t, x) * velocity(x, t)
+        if h is None:
+            x = denoised
+        else:
+            x, h_eta, spread = _sde_step(x, denoised, t, t_next, h, eta)
+            if previous is not None:
+                x = x + _like(0.5 * (1 - t_next) * -torch.expm1(-h_eta) * h / h_last, x) * (denoised - previous)
+            if eta:
+                x = x + _like(spread, x) * noise(t, t_next)
+        previous, h_last = denoised, h
+        report(i, denoised)
+    return x
+
+
+def dpmpp_3m_sde(velocity, x, sigmas, noise, eta, report):
+    """DPM-Solver++(3M) SDE (k-diffusion)."""
+    d_1 = d_2 = h_1 = h_2 = None
+    for i, t, t_next, h in _log_snr_steps(sigmas):
+        denoised = x - _like(t, x) * velocity(x, t)
+        if h is None:
+            x = denoised
+        else:
+            x, h_eta, spread = _sde_step(x, denoised, t, t_next, h, eta)
+            phi_2 = torch.expm1(-h_eta) / h_eta + 1
+            if d_2 is not None:
+                phi_3 = phi_2 / h_eta - 0.5
+                r0, r1 = h_1 / h, h_2 / h
+                slope_0 = (denoised - d_1) / _like(r0, x)
+                slope_1 = (d_1 - d_2) / _like(r1, x)
+                first = slope_0 + (slope_0 - slope_1) * _like(r0 / (r0 + r1), x)
+                second = (slope_0 - slope_1) / _like(r0 + r1, x)
+                x = x + _like((1 - t_next) * phi_2, x) * first - _like((1 - t_next) * phi_3, x) * second
+            elif d_1 is not None:
+                x = x + _like((1 - t_next) * phi_2 * h / h_1, x) * (denoised - d_1)
+            if eta:
+                x = x + _like(spread, x) * noise(t, t_next)
+        d_1, d_2, h_1, h_2 = denoised, d_1, h, h_1
+        report(i, denoised)
+    return x
+
+
+SAMPLERS = {
+    "pingpong": pingpong,
+    "euler": euler,
+    "heun": heun,
+    "rk4": rk4,
+    "dpmpp": dpmpp,
+    "dpmpp-2m": dpmpp_2m_sde,
+    "dpmpp-2m-sde": dpmpp_2m_sde,
+    "dpmpp-3m-sde": dpmpp_3m_sde,
+}
+
+
+def draws_per_run(name: str, steps: int, eta: float | None = None) -> int:
+    """How many draws a sampler takes from its noise source."""
+    if name == "pingpong":
+        return steps
+    return steps - 1 if name.endswith("-sde") and (eta is None or eta > 0) else 0

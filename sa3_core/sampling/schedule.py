@@ -1,0 +1,94 @@
+"""Noise levels t of a run: from sigma_max down to 0 in steps + 1 points. Sources: spec page on sampling; SD3 and Flux shifts."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..backends.ambient import independent
+from ..errors import SA3Error
+
+Shift = Callable[[Tensor, Tensor], Tensor]
+
+
+@independent
+def build(kind: str, steps: int, sigma_max: float = 1.0, length=None, mode: str = "scaled", **params) -> Tensor:
+    """Noise levels, float32: (steps + 1,) for a scalar `length` in latent frames, (B, steps + 1) for a tensor of B lengths.
+
+    kind: identity, logsnr, flux or full, with that family's `params`. mode `scaled` shifts the grid 1..0 and multiplies by
+    sigma_max (monotone, never above it); `reference` shifts linspace(sigma_max, 0) and sets the first point, as the public
+    code does (its second point can exceed the first).
+    """
+    if kind not in SHIFTS:
+        raise SA3Error(f"Schedule '{kind}' is unknown; choose one of {', '.join(SHIFTS)}.")
+    if mode not in ("scaled", "reference"):
+        raise SA3Error(f"Schedule mode '{mode}' is unknown; choose scaled or reference.")
+    if isinstance(steps, bool) or not isinstance(steps, (int, float)) or not 1 <= steps < 1e6 or int(steps) != steps:
+        raise SA3Error(f"The number of steps is {steps}; expected a whole number from 1 to 999999.")
+    if not 0 < sigma_max <= 1:
+        raise SA3Error(f"The noise level is {sigma_max}; expected more than 0 and at most 1.")
+    known = parameters(kind)
+    unknown = sorted(set(params) - set(known))
+    if unknown:
+        raise SA3Error(f"Schedule '{kind}' has no parameter '{unknown[0]}'; it takes {', '.join(known) or 'none'}.")
+    if kind != "identity" and length is None:
+        raise SA3Error(f"Schedule '{kind}' depends on the length; give `length` in latent frames.")
+    for name, value in params.items():
+        _check_parameter(name, value)
+    if kind == "full" and {**known, **params}["min_length"] >= {**known, **params}["max_length"]:
+        raise SA3Error(f"Schedule full: min_length {params.get('min_length')} is not below max_length {params.get('max_length')}.")
+    per_item = isinstance(length, Tensor) and length.dim() > 0
+    lengths = torch.as_tensor(1.0 if length is None else length, dtype=torch.float32).clamp(min=1).reshape(-1, 1)
+    grid = torch.linspace(sigma_max if mode == "reference" else 1.0, 0, int(steps) + 1, dtype=torch.float32)
+    # Row by row: a row computed alone and in a batch must agree to the last bit, which vectorised kernels do not promise.
+    t = torch.cat([SHIFTS[kind](grid, row, **params).reshape(1, -1) for row in lengths[:, None]])
+    if mode == "scaled":
+        t[:, 0] = 1.0
+        t = t * sigma_max
+    t[:, 0], t[:, -1] = sigma_max, 0.0
+    return t if per_item else t[0]
+
+
+def _check_parameter(name: str, value) -> None:
+    if isinstance(value, bool):
+        return
+    if not isinstance(value, (int, float)) or not abs(value) < 1e30:
+        raise SA3Error(f"Schedule parameter {name} is {value!r}; expected a finite number.")
+    if value <= 0 and ("length" in name or "alpha" in name):
+        raise SA3Error(f"Schedule parameter {name} is {value}; expected more than 0.")
+
+
+def _identity(t: Tensor, length: Tensor) -> Tensor:
+    return t
+
+
+def _logsnr(t: Tensor, length: Tensor, *, anchor_length=2000, anchor_logsnr=-6.2, rate=0.0, logsnr_end=2.0) -> Tensor:
+    """Uniform in log-SNR between a start that falls by `rate` per octave of length and a fixed end."""
+    start = anchor_logsnr - rate * torch.log2(length / anchor_length)
+    shifted = torch.sigmoid(-(logsnr_end - t * (logsnr_end - start)))
+    return torch.where(t <= 0, 0.0, torch.where(t >= 1, 1.0, shifted))
+
+
+def _flux(t: Tensor, length: Tensor, *, min_length=256, max_length=4096, alpha_min=6.93, alpha_max=6.93) -> Tensor:
+    """a t / (1 + (a - 1) t), ln a linear in ln length."""
+    low, high = math.log(min_length), math.log(max_length)
+    share = (torch.log(length.clamp(min_length, max_length)) - low) / (high - low) if high > low else torch.zeros_like(length)
+    alpha = torch.exp(math.log(alpha_min) + share * (math.log(alpha_max) - math.log(alpha_min)))
+    return alpha * t / (1 + (alpha - 1) * t)
+
+
+def _full(t: Tensor, length: Tensor, *, base_shift=0.5, max_shift=1.15, min_length=256, max_length=4096, use_sine=False) -> Tensor:
+    """Shift of logit t that grows linearly with the length, optionally bent by a quarter sine."""
+    share = (length.clamp(min_length, max_length) - min_length) / (max_length - min_length)
+    mu = -(base_shift + (max_shift - base_shift) * share)
+    shifted = 1 - torch.exp(mu) / (torch.exp(mu) + (1 / (1 - t) - 1))
+    return torch.sin(shifted * math.pi / 2) if use_sine else shifted
+
+
+SHIFTS: dict[str, Shift] = {"identity": _identity, "logsnr": _logsnr, "flux": _flux, "full": _full}
+
+
+def parameters(kind: str) -> dict:
+    """The parameters of a family with their defaults."""
+    return SHIFTS[kind].__kwdefaults__ or {}

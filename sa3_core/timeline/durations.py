@@ -1,0 +1,115 @@
+"""Seconds <-> samples <-> latent frames, and regions on that line."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..backends.ambient import independent
+from ..config import ModelConfig
+from ..errors import SA3Error
+from .regions import Region
+
+PADDING_SECONDS = 6.0  # headroom behind the clip, as the public tools have it
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """The time line of a batch.
+
+    seconds, samples: what was asked per item. frames: T of the batch. own: T that each item would have alone. valid: frames
+    each item is generated in (the rest is hidden padding). effective: frames of the asked duration, for the schedule.
+    """
+
+    seconds: tuple[float, ...]
+    samples: tuple[int, ...]
+    frames: int
+    own: tuple[int, ...]
+    valid: tuple[int, ...]
+    effective: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.seconds)
+
+    def pick(self, items: Sequence[int]) -> "Lengths":
+        """Some of the items, over the same T."""
+        chosen = ([row[i] for i in items] for row in (self.seconds, self.samples, self.own, self.valid, self.effective))
+        seconds, samples, own, valid, effective = map(tuple, chosen)
+        return Lengths(seconds, samples, self.frames, own, valid, effective)
+
+
+def seconds_of(samples: int, rate: int) -> float:
+    """A duration of which int(seconds * rate) is exactly `samples`; plain division can fall one short."""
+    seconds = samples / rate
+    return seconds if int(seconds * rate) == samples else math.nextafter(seconds, math.inf)
+
+
+def check_seconds(seconds: Sequence[float], config: ModelConfig) -> None:
+    for value in seconds:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value <= 0:
+            raise SA3Error(f"The duration is {value}; expected a positive number of seconds.")
+        if config.sample_size is not None and int(value * config.sample_rate) < 1:
+            raise SA3Error(f"The duration is {value} s, shorter than one sample; expected at least {1 / config.sample_rate:.6f} s.")
+        if config.sample_size is not None and value > config.max_seconds:
+            raise SA3Error(f"The duration is {value} s; this model makes at most {config.max_seconds:.1f} s in one run.")
+
+
+def check_padding(padding: float) -> None:
+    if isinstance(padding, bool) or not isinstance(padding, (int, float)) or not 0 <= padding <= 86400:
+        raise SA3Error(f"The padding is {padding} s; expected 0 or more.")
+
+
+def lengths(config: ModelConfig, seconds: Sequence[float], padding: float = PADDING_SECONDS, frames: int | None = None) -> Lengths:
+    """The time line of items of `seconds`, each with `padding` seconds of headroom. frames: T when it is already decided."""
+    check_seconds(seconds, config)
+    check_padding(padding)
+    spf, rate = config.same.samples_per_frame, config.sample_rate
+    own = [batch_frames(config, value, padding) for value in seconds]
+    frames = max(own) if frames is None else frames
+    samples = [int(value * rate) for value in seconds]
+    effective = [-(-n // spf) for n in samples]
+    headroom = int(padding * rate / spf)
+    for value, n in zip(seconds, effective, strict=True):
+        if n > frames:
+            raise SA3Error(f"The latents have {frames} frames ({frames * spf / rate:.2f} s), too few for {value} s.")
+    return Lengths(
+        tuple(seconds),
+        tuple(samples),
+        frames,
+        tuple(min(n, frames) for n in own),
+        tuple(min(frames, alone, n + headroom) for n, alone in zip(effective, own, strict=True)),
+        tuple(effective),
+    )
+
+
+def batch_frames(config: ModelConfig, seconds: float, padding: float) -> int:
+    """Latent frames for `seconds` plus headroom, rounded up to whole attention chunks, at most the model's size."""
+    spf = config.same.samples_per_frame
+    frames = -(-int((seconds + padding) * config.sample_rate) // spf)
+    frames = -(-frames // config.align) * config.align
+    return frames if config.sample_size is None else min(frames, config.sample_size // spf)
+
+
+def keep_mask(config: ModelConfig, regions: Sequence[Region], lengths: Lengths) -> Tensor:
+    """(B, 1, T): 1 = given, 0 = generate; 0 beyond each item's duration."""
+    return 1 - generate_mask(regions, lengths.samples, lengths.frames, config.same.samples_per_frame, config.sample_rate)
+
+
+@independent
+def generate_mask(regions: Sequence[Region], samples: Sequence[int], frames: int, samples_per_frame: int, rate: int) -> Tensor:
+    """(B, 1, frames): 1 = generate, inside the regions and beyond each item's `samples`. Nearest neighbour from sample resolution."""
+    at = torch.arange(frames) * samples_per_frame  # nearest-neighbour reads the first sample of a frame
+    mask = torch.zeros(len(samples), 1, frames, dtype=torch.float32)
+    for start, end in regions:
+        mask[:, :, (at >= int(start * rate)) & (at < int(end * rate))] = 1
+    for item, end in enumerate(samples):
+        mask[item, :, at >= end] = 1
+    return mask
+
+
+def decode_frames(config: ModelConfig, lengths: Lengths, item: int) -> int:
+    """Frames of an item that its audio depends on: those asked for and what the decoder looks at behind them."""
+    frames = lengths.effective[item] + config.same.decoder.reach
+    return min(lengths.own[item], -(-frames // config.align) * config.align)

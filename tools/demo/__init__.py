@@ -1,0 +1,1 @@
+"""The demo models: recipe, synthetic corpus, losses and evaluation."""

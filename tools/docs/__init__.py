@@ -1,0 +1,1 @@
+"""Generators of graphs, locales, pictures and tables."""

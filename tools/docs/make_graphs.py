@@ -1,0 +1,139 @@
+"""Writes the editor's form of shared workflows from their API form: the same graph, laid out, with a note that says what to try.
+
+    python tools/docs/make_graphs.py [NAME ...] [--comfyui PATH]
+
+Asks a real ComfyUI for the nodes' inputs, so the widgets come out in their saved order.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import uuid
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.append(str(ROOT))
+
+from tools.launcher.server import Server
+
+NOTES = {
+    "sfx_pack": "A folder of effects from a list.\n\nOne effect per line, one duration for each line, a file for each. Choose small-sfx or "
+    "medium in the loader. Another seed makes another set; each effect is the same alone and in the list. Name the thing, what happens "
+    "to it, the room.",
+    "make_four_keep_one": "Make four, keep one.\n\nQueue once and listen: with keep at none nothing is saved. Tick the ones you "
+    "like and queue "
+    "again: only the preview and what follows it run, and the ticked ones are saved. The seed under an item makes it again, alone.",
+    "audio_to_audio": "Restyle a recording.\n\nnoise_level on the sampler: 0.1 a close variation, 0.6 the same shape in another sound, "
+    "0.9 only a loose memory. The level is never exceeded.",
+    "inpaint": "Make parts of a recording anew.\n\nDraw regions in the picture, or write them in seconds: 0.5-1, 2.5-3. Everything outside "
+    "stays bit-identical: the splice pastes the recording back at its own rate and channels. For audio to audio inside the regions, lower "
+    "noise_level.",
+    "continue": "Go on where a recording ends, or lead into its start (side).\n\nThe splice keeps the recording bit-identical "
+    "and reports the step at the join. For more than the model's longest clip use SA3 Extend.",
+    "loop": "Whole bars that repeat without a break.\n\nSet the tempo and the bars; the seam where the end meets the start is made anew. "
+    "The splice turns the loop back so that it starts on the first beat, and reports the step at the wrap.",
+    "extend": "Continue past the model's longest clip, window by window.\n\ncontext: seconds of the tail each window sees. An "
+    "interrupted run keeps what is finished; queue again and it goes on.",
+    "train_lora": "Train a LoRA on sounds of your own.\n\nPut audio with captions (kick.wav, kick.txt) into input/training and choose "
+    "a -base model in the loader; demo is to try it on. 40 steps are a trial; the official guide suggests 1000. Stop and queue "
+    "again: it goes on where it was. The curves: blue each step's own loss, red clips it trains on, green clips held out; when green "
+    "rises, take an earlier file. Afterwards choose the file in SA3 LoRA Stack, on the post-trained model too.",
+    "autoencoder_round_trip": "What the autoencoder alone does to a recording.\n\nChoose SAME-S, SAME-L or the demo. The result has the "
+    "recording's length at 44.1 kHz.",
+}
+# nodes that show more than their widgets
+ROOMY = {"SA3_PreviewBatch": (460, 470), "SA3_InpaintMask": (480, 460), "SA3_Continue": (480, 520)}
+ROOMY |= {"SA3_TrainLoRA": (420, 910), "PreviewImage": (420, 280)}
+STEADY = ("make_four_keep_one",)  # queued again for another choice, which must not sample again
+WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
+COLUMN, ROW, GAP = 280, 24, 50
+TALL_ROW = 34  # of the second renderer, whose nodes grow beyond their saved size
+
+
+def editor_form(name: str, graph: dict, schemas: dict) -> dict:
+    """A workflow of the editor from nodes in API form."""
+    depth = {key: 0 for key in graph}
+    for _ in graph:
+        for key, node in graph.items():
+            sources = [value[0] for value in node["inputs"].values() if isinstance(value, list)]
+            depth[key] = max([depth[source] + 1 for source in sources], default=0)
+    widths = [COLUMN] * (max(depth.values()) + 1)
+    for key, node in graph.items():
+        widths[depth[key]] = max(widths[depth[key]], ROOMY.get(node["class_type"], (COLUMN,))[0])
+    links, nodes, bottoms = [], [], {}
+    outputs = {key: [[] for _ in schemas[node["class_type"]]["output"]] for key, node in graph.items()}
+    for order, key in enumerate(sorted(graph, key=lambda k: (depth[k], int(k)))):
+        node, schema = graph[key], schemas[graph[key]["class_type"]]
+        inputs, values = [], []
+        specs = {n: s for group in ("required", "optional") for n, s in schema["input"].get(group, {}).items()}
+        for input_name, spec in specs.items():
+            kind = "COMBO" if isinstance(spec[0], list) else spec[0]
+            options = spec[1] if len(spec) > 1 else {}
+            given = node["inputs"].get(input_name)
+            entry = {"name": input_name, "type": kind, "link": None}
+            if kind in WIDGETS:
+                entry["widget"] = {"name": input_name}
+                values.append(options.get("default", "") if given is None or isinstance(given, list) else given)
+                if options.get("control_after_generate"):
+                    values.append("fixed" if name in STEADY else "randomize")
+                if options.get("audio_upload"):
+                    values.append(None)
+            elif kind == "AUDIO_UI":
+                continue
+            if isinstance(given, list):
+                entry["link"] = len(links) + 1
+                links.append([len(links) + 1, int(given[0]), given[1], int(key), len(inputs), kind])
+                outputs[given[0]][given[1]].append(len(links))
+            inputs.append(entry)
+        sockets = sum("widget" not in entry for entry in inputs)
+        lines = sum(3 for spec in specs.values() if len(spec) > 1 and spec[1].get("multiline"))
+        rows = max(sockets, len(schema["output"])) + len(values) + lines
+        size = ROOMY.get(node["class_type"], (COLUMN, ROW * rows + 20))
+        left, top = sum(width + GAP for width in widths[: depth[key]]), bottoms.get(depth[key], 0)
+        bottoms[depth[key]] = top + max(TALL_ROW * rows, size[1]) + 2 * GAP
+        nodes.append(
+            {
+                "id": int(key), "type": node["class_type"], "pos": [left, top], "size": list(size),
+                "flags": {}, "order": order, "mode": 0, "inputs": inputs, "outputs": [],
+                "title": node.get("_meta", {}).get("title", schema["display_name"]),
+                "properties": {"Node name for S&R": node["class_type"]}, "widgets_values": values,
+            }
+        )  # fmt: skip
+    for node in nodes:
+        schema = schemas[node["type"]]
+        kinds = zip(schema["output_name"], schema["output"], outputs[str(node["id"])], strict=True)
+        node["outputs"] = [{"name": label, "type": kind, "links": made or None} for label, kind, made in kinds]
+    note_id = max(int(key) for key in graph) + 1
+    nodes.append(
+        {
+            "id": note_id, "type": "Note", "pos": [0, -240], "size": [2 * COLUMN, 180], "flags": {}, "order": len(nodes), "mode": 0,
+            "inputs": [], "outputs": [], "title": "What to try", "properties": {}, "widgets_values": [NOTES[name]], "color": "#432",
+            "bgcolor": "#653",
+        }
+    )  # fmt: skip
+    return {
+        "id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"sa3/{name}")), "revision": 0, "last_node_id": note_id, "last_link_id": len(links),
+        "nodes": nodes, "links": links, "groups": [], "config": {}, "extra": {}, "version": 0.4,
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", choices=[*NOTES], metavar="NAME", help="of a workflow; all when none is named")
+    parser.add_argument("--comfyui", type=Path, default=ROOT / ".run" / "comfyui", help="a ComfyUI tree (else the one run.py made)")
+    options = parser.parse_args()
+    comfyui = options.comfyui.expanduser().absolute()
+    with tempfile.TemporaryDirectory() as base, Server(comfyui, Path(base), packs=[ROOT]) as server:
+        schemas = server.object_info()
+    for name in options.names or NOTES:
+        graph = json.loads((ROOT / "workflows" / "api" / f"{name}.json").read_text(encoding="utf-8"))
+        text = json.dumps(editor_form(name, graph, schemas), indent=1)
+        (ROOT / "workflows" / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+        print(f"workflows/{name}.json")
+
+
+if __name__ == "__main__":
+    main()

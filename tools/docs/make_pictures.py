@@ -1,0 +1,178 @@
+"""Takes the pictures: a real ComfyUI with this pack and its editor in Chromium.
+
+    python tools/docs/make_pictures.py [--comfyui PATH] [readme] [templates] [nodes] [waveform]
+
+readme: a shared workflow that has just run, docs/pictures/*.png. templates: what the template browser shows, workflows/*.jpg.
+nodes: each node alone, for its help page, web/docs/pictures/*.png. waveform: the waveform editor at work,
+docs/pictures/waveform.png. Without a word: all. Needs playwright, Chromium and Pillow.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import math
+import sys
+import tempfile
+import wave
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.append(str(ROOT))
+
+from tools.launcher.editor import Editor
+from tools.launcher.server import Server
+
+WORKFLOWS = ["text_to_audio"]
+KINDS = ("readme", "templates", "nodes", "waveform")
+THUMBNAIL = 800  # pixels wide
+COLOURS = 64  # of a node's picture
+PANELS = ".p-tooltip, .actionbar-container, .side-tool-bar-container { display: none }"
+MARGIN = 24  # CSS pixels around the graph
+WIDTH = 1420  # of the picture in CSS pixels, at most
+
+ALONE = """type => {
+  // not clear(): it would use ids again, and the front end keeps widget values by id
+  for (const old of [...window.app.graph.nodes]) window.app.graph.remove(old)
+  const node = window.LiteGraph.createNode(type)
+  window.app.graph.add(node)
+  window.app.canvas.setDirty(true, true)
+  node.setSize([Math.max(node.size[0], 340), node.computeSize()[1]])
+}"""
+AT_WORK = """() => {
+  const shown = ['LoadAudio', 'SA3_InpaintMask']
+  for (const node of [...window.app.graph.nodes]) if (!shown.includes(node.type)) window.app.graph.remove(node)
+  const [loader, node] = shown.map(type => window.app.graph.nodes.find(one => one.type === type))
+  loader.pos = [0, 0]
+  node.pos = [340, 0]
+  node.setSize([640, 470])
+  node.widgets.find(widget => widget.name === 'regions').value = '1.5-2.5, 5-7.25'
+  const editor = node.widgets.find(widget => widget.name === 'waveform').editor
+  editor.settings.beats = true
+  editor.keepSettings()
+  editor.select(1)
+}"""
+DRAWN = """() => {
+  const { editor } = window.app.graph.nodes.find(node => node.type === 'SA3_InpaintMask').widgets.find(widget => widget.name === 'waveform')
+  return editor.clip && editor.regions.length === 2 && !editor.surface.frame && !editor.tiles.wanted.length && !editor.tiles.job
+}"""
+PLACE = """([scale, x, y]) => {
+  const view = window.app.canvas.ds
+  view.scale = scale; view.offset = [x, y]
+  window.app.canvas.deselectAll(); window.app.canvas.setDirty(true, true)
+}"""
+
+
+def take(editor: Editor) -> bytes:
+    """The open graph as PNG, nothing else."""
+    boxes = editor.boxes()
+    left, top = min(box.x for box in boxes), min(box.y for box in boxes)
+    width = max(box.x + box.width for box in boxes) - left
+    height = max(box.y + box.height for box in boxes) - top
+    x, y = 80, 120  # away from the window's edges, where the editor's panels are
+    scale = min(1.0, (WIDTH - 2 * MARGIN) / width, (editor.page.viewport_size["height"] - y - 3 * MARGIN) / height)
+    hidden = editor.page.add_style_tag(content=PANELS)
+    editor.page.evaluate(PLACE, [scale, (x + MARGIN) / scale - left, (y + MARGIN) / scale - top])
+    editor.page.mouse.move(x, 900)
+    editor.page.wait_for_timeout(1500)
+    clip = {"x": x, "y": y, "width": width * scale + 2 * MARGIN, "height": height * scale + 2 * MARGIN}
+    picture = editor.page.screenshot(clip=clip)
+    hidden.evaluate("style => style.remove()")
+    return picture
+
+
+def open_workflow(editor: Editor, name: str) -> None:
+    editor.load(json.loads((ROOT / "workflows" / f"{name}.json").read_text(encoding="utf-8")), name)
+
+
+def readme(editor: Editor, names: list[str]) -> None:
+    (ROOT / "docs" / "pictures").mkdir(exist_ok=True)
+    for name in names:
+        open_workflow(editor, name)
+        editor.run()
+        (ROOT / "docs" / "pictures" / f"{name}.png").write_bytes(take(editor))
+
+
+def templates(editor: Editor, names: list[str]) -> None:
+    for name in names:
+        open_workflow(editor, name)
+        picture = Image.open(io.BytesIO(take(editor))).convert("RGB")
+        picture = picture.resize((THUMBNAIL, round(THUMBNAIL * picture.height / picture.width)), Image.Resampling.LANCZOS)
+        picture.save(ROOT / "workflows" / f"{name}.jpg", quality=80, optimize=True)
+
+
+def nodes(editor: Editor, names: list[str]) -> None:
+    pictures = ROOT / "web" / "docs" / "pictures"
+    pictures.mkdir(exist_ok=True)
+    open_workflow(editor, WORKFLOWS[0])  # in place of the front end's own, which asks the network for its models
+    for name in names:
+        editor.page.evaluate(ALONE, name)
+        editor.page.wait_for_function("() => window.app.graph.nodes[0].getBounding()[2] > 0")  # once it was drawn
+        picture = Image.open(io.BytesIO(take(editor))).convert("RGB")
+        picture.quantize(COLOURS).save(pictures / f"{name}.png", optimize=True)
+
+
+def waveform(editor: Editor) -> None:
+    open_workflow(editor, "inpaint")
+    editor.page.wait_for_function("() => window.app.graph.nodes.length > 2")
+    editor.page.evaluate(AT_WORK)
+    editor.page.wait_for_function(DRAWN)
+    (ROOT / "docs" / "pictures" / "waveform.png").write_bytes(take(editor))
+
+
+def recording() -> bytes:
+    """Eight seconds of beats, ticks and a swelling chord at 120 BPM: 16-bit stereo at 44.1 kHz."""
+    t = torch.arange(8 * 44100, dtype=torch.float64) / 44100
+    noise = torch.rand(len(t), generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 2 - 1
+    beat, tick = t % 0.5, (t + 0.25) % 0.5
+    sound = 0.6 * torch.exp(-14 * beat) * torch.sin(2 * math.pi * (55 * beat - 2.5 * torch.exp(-30 * beat)))
+    sound += 0.25 * torch.exp(-45 * tick) * noise
+    for i, pitch in enumerate((220.0, 277.2, 329.6, 440.0)):
+        sound += 0.07 * torch.sin(2 * math.pi * pitch * t) * (0.6 + 0.4 * torch.sin(math.pi / 2 * t + i))
+    return (sound.clamp(-1, 1) * 32767).short()[:, None].expand(-1, 2).contiguous().numpy().tobytes()
+
+
+def lay_out(base: Path) -> None:
+    """The files that the shared workflows name."""
+    for graph in (ROOT / "workflows" / "api").glob("*.json"):
+        for node in json.loads(graph.read_text(encoding="utf-8")).values():
+            for name, folder in (("audio", base / "input"), ("lora", base / "models" / "loras")):
+                if isinstance(node["inputs"].get(name), str):
+                    folder.mkdir(parents=True, exist_ok=True)
+                    (folder / node["inputs"][name]).touch()
+    for file in (base / "input").iterdir():
+        with wave.open(str(file), "wb") as out:
+            out.setparams((2, 2, 44100, 0, "NONE", ""))
+            out.writeframes(recording())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("kinds", nargs="*", metavar="KIND", help=f"of {', '.join(KINDS)}")
+    parser.add_argument("--comfyui", type=Path, default=ROOT / ".run" / "comfyui", help="a ComfyUI tree (else the one run.py made)")
+    options = parser.parse_args()
+    comfyui, kinds = options.comfyui.expanduser().absolute(), options.kinds or KINDS
+    if strange := set(kinds) - set(KINDS):
+        parser.error(f"unknown: {', '.join(strange)}")
+    with tempfile.TemporaryDirectory() as base:
+        lay_out(Path(base))
+        with (
+            Server(comfyui, Path(base), packs=[ROOT], frontend=True) as server,
+            Editor(server, size=(1600, 1000), scale=1.5) as editor,
+        ):
+            if "readme" in kinds:
+                readme(editor, WORKFLOWS)
+            if "templates" in kinds:
+                templates(editor, sorted(file.stem for file in (ROOT / "workflows").glob("*.json")))
+            if "nodes" in kinds:
+                nodes(editor, sorted(name for name in server.object_info() if name.startswith("SA3_")))
+            if "waveform" in kinds:
+                waveform(editor)
+
+
+if __name__ == "__main__":
+    main()
