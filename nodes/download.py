@@ -4,7 +4,7 @@ from ..sa3_core.checkpoints import releases
 from ..sa3_core.checkpoints.checkpoint import WEIGHTS
 from ..sa3_core.checkpoints.download import download
 from .comfyui import folders
-from .comfyui.progress import Progress, say
+from .comfyui.progress import Progress, warn
 from .comfyui.schema import io, schema
 
 
@@ -52,7 +52,7 @@ class Download(io.ComfyNode):
         if (target / WEIGHTS).is_file():
             text = f"{release.variant} is there already: {target}."
         elif confirm:
-            say([text], cls.hidden.unique_id if cls.hidden else None)
+            warn(text)
             bar = Progress(1)
             download(release, target.parent, source, bar)
             text = f"Downloaded and checked. {text}\nPress R to refresh the lists of files."

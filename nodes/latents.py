@@ -10,7 +10,7 @@ from ..sa3_core.sampling import hints
 from ..sa3_core.timeline.durations import PADDING_SECONDS, check_padding, decode_frames, seconds_of
 from .comfyui import vae as host_vae
 from .comfyui.latent import FRAMES, PADDING, SECONDS, encode_line, read_clip, read_latent
-from .comfyui.progress import Progress, say
+from .comfyui.progress import Progress, warn
 from .comfyui.schema import SEED, io, schema
 
 RATE, FRAME, CHANNELS, ALIGN = 44100, 4096, 256, 2  # of the released models; the Sampler fits an empty LATENT to its model
@@ -194,7 +194,7 @@ class SAMEDecode(io.ComfyNode):
             clips += [audio[j : j + 1, :, : read.lengths.samples[i]] for j, i in enumerate(items)]
         bar.finish()
         doubts += [doubt for clip in clips for doubt in hints.after(clip)]
-        say(list(dict.fromkeys(doubts)), cls.hidden.unique_id if cls.hidden else None)
+        warn(*dict.fromkeys(doubts))
         rate = vae.sa3_config.sample_rate
         if len({clip.shape[-1] for clip in clips}) == 1:
             clips = [torch.cat(clips)]

@@ -6,7 +6,7 @@ from ..sa3_core.lora.formats import read_lora
 from ..sa3_core.lora.merge import merge
 from .comfyui import model as host_model
 from .comfyui.lora import add_lora, find_lora, lora_names, new_file, stack_of, state_of, weight_bases
-from .comfyui.progress import Progress, say
+from .comfyui.progress import Progress, warn
 from .comfyui.schema import io, schema
 
 LIKE_STRENGTH = -1.0
@@ -89,7 +89,7 @@ class LoRAStack(io.ComfyNode):
             mode=mode,
             curve=curve,
         )
-        say(list(stack.rows[-1].warnings), cls.hidden.unique_id if cls.hidden else None)
+        warn(*stack.rows[-1].warnings)
         return io.NodeOutput(out, stack.describe())
 
 

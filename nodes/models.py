@@ -11,7 +11,7 @@ from .comfyui.clip import load_clip
 from .comfyui.compiled import compiled_model, fastest_model, graphs_model
 from .comfyui.live import remember
 from .comfyui.model import load_model
-from .comfyui.progress import LARGE, Progress, say, tell
+from .comfyui.progress import LARGE, Progress, show_status, warn
 from .comfyui.schema import io, schema
 from .comfyui.vae import load_vae
 
@@ -97,7 +97,7 @@ class ModelLoader(io.ComfyNode):
             raise SA3Error(f"{opened.path} is a standalone autoencoder; load it with SA3_AutoencoderLoader.")
         encoder, bar = folders.find_text_encoder(text_encoder, opened), Progress(1)
         if opened.tensors.path.stat().st_size > LARGE:
-            tell(f"reading {opened.name}")
+            show_status(f"reading {opened.name}")
         watch.lap("open")
         clip = load_clip(encoder, opened.config.conditioning, dtype_of(dtype))
         watch.lap("text encoder")
@@ -111,10 +111,7 @@ class ModelLoader(io.ComfyNode):
         patcher.model.sa3_loaded = run_record.load_record(opened, patcher.model.get_dtype(), patcher.load_device, watch, **kinds)
         if dtype == "fp16" and clip.dtype != torch.float16:
             name = str(clip.dtype).removeprefix("torch.")
-            say(
-                [f"The text encoder computes in {name}: its activations leave the range of fp16."],
-                cls.hidden.unique_id if cls.hidden else None,
-            )
+            warn(f"The text encoder computes in {name}: its activations leave the range of fp16.")
         return io.NodeOutput(patcher, clip, vae)
 
 

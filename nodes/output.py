@@ -3,7 +3,7 @@
 from ..sa3_core.audio import files as audio_files
 from ..sa3_core.errors import SA3Error
 from .comfyui import saving
-from .comfyui.progress import say
+from .comfyui.progress import warn
 from .comfyui.schema import io, schema
 
 
@@ -51,7 +51,7 @@ class SaveAudio(io.ComfyNode):
             path, messages = audio_files.write_next(folder, name, counter, waveform, audio["sample_rate"], format, metadata)
             files.append({"filename": path.name, "subfolder": subfolder, "type": "output"})
             said += [f"{path.name}: {message}" for message in messages]
-        say(said, hidden.unique_id if hidden else None)
+        warn(*said)
         return io.NodeOutput(audio, ui={"audio": files})
 
 

@@ -7,7 +7,7 @@ from ..sa3_core.audio.checks import item_seeds, parse_items, review
 from ..sa3_core.errors import SA3Error
 from .comfyui import preview
 from .comfyui.latent import read_audio
-from .comfyui.progress import say
+from .comfyui.progress import warn
 from .comfyui.schema import io, schema
 
 ITEMS = "sa3_items"  # of the ui result, which web/preview_batch.js reads
@@ -196,7 +196,7 @@ class Levels(io.ComfyNode):
                 report.append(f"{name}after a gain of {gain:+.2f} dB{'' if limit == 'off' else ' and the limiter'}: {after}")
                 if after.peak > 0:
                     over.append(f"{name}The peak is now {after.peak:.1f} dBFS; set limit to true peak, or a lower target.")
-        say(over, cls.hidden.unique_id if cls.hidden else None)
+        warn(*over)
         return io.NodeOutput({**audio, "waveform": torch.stack(clips)} if changed else audio, "\n".join(report))
 
 

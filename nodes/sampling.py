@@ -12,7 +12,7 @@ from .comfyui import model as host_model
 from .comfyui import sampling as host
 from .comfyui.latent import read_latent, schedule_lengths
 from .comfyui.live import MODES, autoencoder, live_picture
-from .comfyui.progress import say
+from .comfyui.progress import warn
 from .comfyui.schema import SEED, io, schema
 
 GUIDANCE = io.Custom("SA3_GUIDANCE")
@@ -206,7 +206,7 @@ class Sampler(io.ComfyNode):
         settings = dataclasses.replace(host.check_guidance(guidance), cfg=cfg or config.default_cfg)
         warnings = hints.before(config, plan, settings)
         warnings += host.before(model)
-        say(warnings, cls.hidden.unique_id if cls.hidden else None)
+        warn(*warnings)
         remarks: list[str] = []
         live = live_picture(preview, autoencoder(model))
         samples = host.sample(model, positive, read, plan, settings, negative, live=live, remark=remarks.append)
@@ -215,7 +215,7 @@ class Sampler(io.ComfyNode):
         remarks = list(dict.fromkeys([*remarks, *host_model.remarks(model)]))
         if remarks:
             warnings += remarks
-            say(warnings, cls.hidden.unique_id if cls.hidden else None)
+            warn(*warnings)
         record = run_record.record(inner.sa3_name, plan, settings, warnings, stages=watch.stages, **host_model.run_facts(model))
         return io.NodeOutput(out, json.dumps(record))
 

@@ -2,7 +2,7 @@
 
 from ..sa3_core.sampling import prompting
 from .comfyui.clip import encode_prompts, unknown_words
-from .comfyui.progress import say
+from .comfyui.progress import warn
 from .comfyui.schema import io, schema
 
 
@@ -36,7 +36,7 @@ class TextEncode(io.ComfyNode):
     def execute(cls, clip, text, one_prompt_per_line=False) -> io.NodeOutput:
         prompts = [line.strip() for line in text.splitlines() if line.strip()] if one_prompt_per_line else [text]
         conditioning = encode_prompts(clip, prompts or [""])
-        say(unknown_words(clip, prompts), cls.hidden.unique_id if cls.hidden else None)
+        warn(*unknown_words(clip, prompts))
         return io.NodeOutput(conditioning)
 
 
@@ -99,10 +99,7 @@ class PromptHelper(io.ComfyNode):
         prompt = prompting.clean(rewritten or "") or written.prompt
         tokens = prompting.estimated_tokens(prompt)
         if tokens > prompting.MAX_TOKENS:
-            say(
-                [f"The prompt has about {tokens} tokens; the model reads the first {prompting.MAX_TOKENS}."],
-                cls.hidden.unique_id if cls.hidden else None,
-            )
+            warn(f"The prompt has about {tokens} tokens; the model reads the first {prompting.MAX_TOKENS}.")
         return io.NodeOutput(prompt, written.seconds, written.instruction)
 
 

@@ -8,7 +8,7 @@ from ..sa3_core.training.lora import LoRASettings
 from .comfyui import preview
 from .comfyui import training as host
 from .comfyui.lora import add_lora
-from .comfyui.progress import say
+from .comfyui.progress import warn
 from .comfyui.schema import io, schema
 
 
@@ -126,7 +126,7 @@ class TrainLoRA(io.ComfyNode):
             preview_seconds, checkpointing=gradient_checkpointing,
         )  # fmt: skip
         done, warnings = host.train_lora(model, clip, vae, folder, name, settings)
-        say(warnings, cls.hidden.unique_id if cls.hidden else None)
+        warn(*warnings)
         trained, _ = add_lora(model, done.path.name)
         rate = vae.sa3_config.sample_rate
         audio = {"waveform": done.sample[None], "sample_rate": rate}

@@ -13,9 +13,9 @@ from ...sa3_core.checkpoints import checkpoint
 from ...sa3_core.config import ConditioningConfig
 from ...sa3_core.errors import SA3Error
 from ...sa3_core.models.text_encoder import TextEncoder, Tokens
-from .memory import halvings, on_less
+from .out_of_memory import halvings, retry_smaller
 from .patchers import patcher_over
-from .progress import Progress, tell_loading
+from .progress import Progress, show_loading
 
 KEY = "t5gemma"
 
@@ -110,7 +110,7 @@ class SA3CLIP(comfy.sd.CLIP):
         known, self._known = self._known, False
         if known:
             return self.patcher
-        tell_loading(self.patcher, "the text encoder")
+        show_loading(self.patcher, "the text encoder")
         return super().load_model(*args, **kwargs)
 
 
@@ -157,7 +157,7 @@ def encode_prompts(clip, prompts: list[str]) -> list:
         return joined([clip.encode_from_tokens_scheduled(clip.tokenize(group)) for group in groups])
 
     bar = Progress(1)
-    conditioning = on_less("encoding text", "prompts", advice, halvings(len(prompts)), encode)
+    conditioning = retry_smaller("encoding text", "prompts", advice, halvings(len(prompts)), encode)
     bar.finish()
     return conditioning
 

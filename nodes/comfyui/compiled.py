@@ -10,10 +10,10 @@ from ...sa3_core.backends.compiled import Compiled
 from ...sa3_core.backends.graphs import Graphs
 from . import model as host_model
 from .patchers import resident_clone
-from .progress import tell
+from .progress import show_status
 
 KEY = "sa3_compiled"
-shared = Compiled(tell)  # one for all models and nodes: a graph compiled once serves them all
+shared = Compiled(show_status)  # one for all models and nodes: a graph compiled once serves them all
 
 
 def compiled_model(model, wait: bool):

@@ -1,4 +1,4 @@
-"""Progress, interruption and words to the user, the ComfyUI way."""
+"""Progress bar, status line and warnings of the running node, and ComfyUI's interruption."""
 
 import logging
 import time
@@ -10,54 +10,59 @@ from comfy_execution.utils import get_executing_context
 from server import PromptServer
 
 logger = logging.getLogger("sa3")
-PATIENCE, PAUSE = 1.0, 0.5  # seconds: a shorter stage says nothing, and the line under a node does not change more often
-LARGE = 100 * 2**20  # bytes of weights whose loading takes a while
-_said: dict[str, tuple[str, str]] = {}  # node -> the run and its sentences, which a line of progress must not wipe out
-_lines: set[str] = set()  # nodes under which a line of progress stands
+STATUS_DELAY, STATUS_INTERVAL = 1.0, 0.5  # seconds before a stage's first status line, and between two of them
+LARGE = 100 * 2**20  # bytes of weights from which on loading is shown
+_warnings: dict[str, tuple[str, str]] = {}  # node id -> prompt id and its warnings, which every status line repeats
+_with_status: set[str] = set()  # ids of the nodes that show a status line
 
 
 class Progress:
-    """The bar of the running node, and below it in words what is done and how long it still takes.
+    """Progress bar of the running node, and a status line with the time left.
 
-    `what`: a stage whose parts are counted, such as "decoding chunk"; none = only the bar. Calling it raises ComfyUI's own
-    interruption when the user asked for it.
+    stage: what is counted, such as "decoding chunk"; "" shows the bar alone. A call raises ComfyUI's interruption once the user has
+    cancelled the run.
     """
 
-    def __init__(self, total: int, what: str = ""):
-        self.bar, self.what = comfy.utils.ProgressBar(total), what
-        self.begun = self.started = time.monotonic()
-        self.told = 0.0
+    def __init__(self, total: int, stage: str = ""):
+        self.bar, self.stage = comfy.utils.ProgressBar(total), stage
+        self.created = self.started = time.monotonic()
+        self.status_at = 0.0
 
     def start(self) -> None:
-        """From here on time counts for what is left: what came before, such as loading, says nothing about the speed."""
+        """Restart the clock from which the time left is estimated: loading says nothing about the speed."""
         self.started = time.monotonic()
 
-    def __call__(self, done: int, total: int, words: str = "", picture=None, begun: int | None = None) -> None:
-        """words: in place of "<what> 3 of 8". picture: (format, PIL image, longest side), shown on the node. begun: done since `start`."""
+    def __call__(self, done: int, total: int, text: str = "", picture=None, since_start: int | None = None) -> None:
+        """Update bar and status line.
+
+        text: in place of "<stage> 3 of 8". picture: (format, PIL image, longest side) to show on the node. since_start: parts done
+        since `start`, where some were done before.
+        """
         self.bar.update_absolute(done, total, picture)
-        words = words or (self.what and f"{self.what} {done} of {total}")
+        text = text or (self.stage and f"{self.stage} {done} of {total}")
         now = time.monotonic()
-        taken = now - self.started
-        if words and done < total and taken >= PATIENCE and now - self.told >= PAUSE:
-            self.told = now
-            tell(f"{words}, {duration(taken / max(done if begun is None else begun, 1) * (total - done))} left")
+        elapsed = now - self.started
+        if text and done < total and elapsed >= STATUS_DELAY and now - self.status_at >= STATUS_INTERVAL:
+            self.status_at = now
+            left = elapsed / max(done if since_start is None else since_start, 1) * (total - done)
+            show_status(f"{text}, {duration(left)} left")
         check_interrupt()
 
     def part(self, index: int, count: int, name: str) -> Callable:
-        """The progress of one of `count` equal parts, for what counts from 0 itself."""
+        """The progress callback (done, total) of one of `count` equal parts, called `name`."""
 
-        def progress(done: int, total: int, words: str = "", picture=None) -> None:
-            words = words or f"{self.what} {done} of {total}"
-            self(index * total + done, count * total, words if count == 1 else f"{name} {index + 1} of {count}, {words}", picture)
+        def progress(done: int, total: int, text: str = "", picture=None) -> None:
+            text = text or f"{self.stage} {done} of {total}"
+            self(index * total + done, count * total, text if count == 1 else f"{name} {index + 1} of {count}, {text}", picture)
 
         return progress
 
     def finish(self) -> None:
-        """Replaces the last line, if there was one."""
+        """Replace the status line, if there is one, by the time taken."""
         context = get_executing_context()
-        if context is not None and context.node_id in _lines:
-            tell(f"done in {duration(time.monotonic() - self.begun)}")
-            _lines.discard(context.node_id)
+        if context is not None and context.node_id in _with_status:
+            show_status(f"done in {duration(time.monotonic() - self.created)}")
+            _with_status.discard(context.node_id)
 
 
 def duration(seconds: float) -> str:
@@ -70,37 +75,34 @@ def duration(seconds: float) -> str:
 
 
 def check_interrupt() -> None:
+    """Raise ComfyUI's interruption if the user has cancelled the run."""
     comfy.model_management.throw_exception_if_processing_interrupted()
 
 
-def say(messages: list[str], node_id: str | None) -> None:
-    """Sentences on the node itself and in the log."""
+def warn(*messages: str) -> None:
+    """Log warnings and show them on the running node."""
     for message in messages:
         logger.warning(message)
-    if messages and node_id is not None:
+    context = get_executing_context()
+    if messages and context is not None:
         text = "\n".join(messages)
-        _said[node_id] = (_run(), text)
-        _send(text, node_id)
+        _warnings[context.node_id] = (context.prompt_id, text)
+        _send(text, context.node_id)
 
 
-def tell(line: str) -> None:
-    """A passing line on the running node, above what was said there. Nothing without one."""
+def show_status(line: str) -> None:
+    """Show a line on the running node, above the warnings of this run."""
     context = get_executing_context()
     if context is not None:
-        run, said = _said.get(context.node_id, ("", ""))
-        _lines.add(context.node_id)
-        _send(f"{line}\n{said}" if said and run == _run() else line, context.node_id)
+        prompt_id, warnings = _warnings.get(context.node_id, (None, ""))
+        _with_status.add(context.node_id)
+        _send(f"{line}\n{warnings}" if prompt_id == context.prompt_id else line, context.node_id)
 
 
-def _run() -> str:
-    context = get_executing_context()
-    return "" if context is None else context.prompt_id
-
-
-def tell_loading(patcher, what: str) -> None:
-    """Before weights are moved: say so where it takes a while."""
+def show_loading(patcher, what: str) -> None:
+    """Show that a large model is about to be loaded onto its device."""
     if patcher.model_size() > LARGE and patcher.loaded_size() < patcher.model_size():
-        tell(f"loading {what}")
+        show_status(f"loading {what}")
 
 
 def _send(text: str, node_id: str) -> None:

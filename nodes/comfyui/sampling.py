@@ -7,7 +7,7 @@ import comfy.samplers
 import torch
 from torch import Tensor
 
-from ...sa3_core.backends.device import put
+from ...sa3_core.backends.device import to_device
 from ...sa3_core.config import ModelConfig
 from ...sa3_core.errors import SA3Error
 from ...sa3_core.sampling import runs, samplers
@@ -18,8 +18,8 @@ from ...sa3_core.sampling.runs import Plan
 from . import model as host_model
 from .latent import Latents
 from .live import LivePicture
-from .memory import halvings, on_less, tell
-from .progress import Progress, check_interrupt, tell_loading
+from .out_of_memory import halvings, retry_smaller
+from .progress import Progress, check_interrupt, show_loading, warn
 
 FOREIGN_GUIDANCE = "sampler_cfg_function"  # key of model_options: another pack's guidance, which replaces ours
 
@@ -54,7 +54,7 @@ class Guider(comfy.samplers.CFGGuider):
 
 
 def on_device(t: Tensor, x: Tensor) -> Tensor:
-    return put(t, x.device, torch.float32)
+    return to_device(t, x.device, torch.float32)
 
 
 class RunSampler(comfy.samplers.Sampler):
@@ -76,7 +76,7 @@ class RunSampler(comfy.samplers.Sampler):
 
 def sample(
     model, positive, latents: Latents, plan: Plan, guidance: Guidance, negative=None, progress=None, live: LivePicture | None = None,
-    remark=tell,
+    remark=warn,
 ) -> Tensor:  # fmt: skip
     """Run the plan on a MODEL: latents (B, D, T), float32, on ComfyUI's intermediate device.
 
@@ -90,7 +90,7 @@ def sample(
         negative = [[torch.zeros(1, 1, inner.sa3_config.conditioning.cond_dim), {}]]
     batch, parts = len(plan.lengths), []  # finished items stay when the rest goes on in smaller groups
     bar = progress or Progress(plan.steps * batch)
-    tell_loading(model, "the model")
+    show_loading(model, "the model")
 
     def rest(size: int) -> None:
         while (done := sum(map(len, parts))) < batch:
@@ -114,7 +114,7 @@ def sample(
             parts.append(finite("The latents", inner.compute_dtype, compute, remark))
 
     with host_model.compiled_run(model):
-        on_less("sampling", "items", "Shorten the clip, or use a 16-bit dtype.", halvings(_group_size(model, plan)), rest)
+        retry_smaller("sampling", "items", "Shorten the clip, or use a 16-bit dtype.", halvings(_group_size(model, plan)), rest)
     if progress is None:
         bar.finish()
     return torch.cat(parts).to(comfy.model_management.intermediate_device())
@@ -209,13 +209,13 @@ def core_sampler(name: str, eta: float) -> comfy.samplers.KSAMPLER:
         draws()  # the draw that the initial noise was
 
         def velocity(x: Tensor, t: Tensor) -> Tensor:
-            time = put(t, x.device, x.dtype)
+            time = to_device(t, x.device, x.dtype)
             return (x - model(x, time, **extra_args)) / time[:, None, None]
 
         def report(step: int, total: int, denoised: Tensor) -> None:
             if callback is not None:
                 callback({"i": step, "x": denoised, "denoised": denoised, "sigma": sigmas[step], "sigma_hat": sigmas[step]})
 
-        return samplers.sample(name, velocity, x, sigmas, lambda t, t_next: put(draws(), x.device, x.dtype), eta, report)
+        return samplers.sample(name, velocity, x, sigmas, lambda t, t_next: to_device(draws(), x.device, x.dtype), eta, report)
 
     return comfy.samplers.KSAMPLER(function)

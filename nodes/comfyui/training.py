@@ -19,9 +19,9 @@ from . import clip as host_clip
 from . import model as host_model
 from . import vae as host_vae
 from .lora import KEY, new_file, stack_of
-from .memory import is_out_of_memory, release
+from .out_of_memory import free_memory, is_out_of_memory
 from .preview import image
-from .progress import Progress, check_interrupt, tell
+from .progress import Progress, check_interrupt, show_status
 from .saving import UNSAFE
 
 RUNS = "sa3_training"  # below ComfyUI's output folder
@@ -129,12 +129,12 @@ def train_lora(model, clip, vae, folder: str, name: str, settings: LoRASettings)
         source = Source(inner.sa3_config, inner.sa3_name, inner.sa3_path, word, lambda: encode, texts, decode, device)
         watch = NodeWatch(settings.steps, inner.sa3_config.sample_rate)
         if not comfy.model_management.is_device_cpu(device):
-            release()
+            free_memory()
         runs = Path(folder_paths.get_output_directory()) / RUNS / name
         try:
             done = train(source, data, out, runs, settings, watch)
         except comfy.model_management.InterruptProcessingException:
-            tell("stopped; queue again to go on from here")
+            show_status("stopped; queue again to go on from here")
             raise
         except Exception as error:
             if not is_out_of_memory(error):

@@ -13,10 +13,10 @@ from ...sa3_core.config import ModelConfig
 from ...sa3_core.errors import SA3Error
 from ...sa3_core.models.same import SAME, Noise
 from ...sa3_core.sampling.finite import finite
-from .memory import halvings, on_less, tell
 from .operations import Operations
+from .out_of_memory import halvings, retry_smaller
 from .patchers import patcher_over
-from .progress import Progress, tell_loading
+from .progress import Progress, show_loading, warn
 
 CHUNK, OVERLAP = 128, 32  # latent frames, as the public tools decode
 LEAST_CHUNK = 16
@@ -80,14 +80,14 @@ class SA3VAE(comfy.sd.VAE):
 
     @torch.inference_mode()
     def decode_latents(
-        self, z: Tensor, chunk_size: int = CHUNK, overlap: int = OVERLAP, noise: Noise | None = None, progress=None, remark=tell
+        self, z: Tensor, chunk_size: int = CHUNK, overlap: int = OVERLAP, noise: Noise | None = None, progress=None, remark=warn
     ) -> Tensor:
         """(B, D, T) -> float32 (B, C, N) where ComfyUI keeps results. progress(done, total), the node's own bar when None.
 
         remark(sentence): called when 16 bits were not enough and float32 was used.
         """
         bar = progress or Progress(1, "decoding chunk")
-        tell_loading(self.patcher, "the autoencoder")
+        show_loading(self.patcher, "the autoencoder")
 
         def decode(chunk: int) -> Tensor:
             self._load(z.shape[0], z.shape[-1], chunk)
@@ -99,15 +99,15 @@ class SA3VAE(comfy.sd.VAE):
 
             return finite("The decoded samples", self.vae_dtype, compute, remark)
 
-        audio = on_less("decoding", "frames", ADVICE, self._chunks(chunk_size, overlap, z.shape[-1]), decode)
+        audio = retry_smaller("decoding", "frames", ADVICE, self._chunks(chunk_size, overlap, z.shape[-1]), decode)
         if progress is None:
             bar.finish()
         return audio
 
     @torch.inference_mode()
-    def encode_audio(self, audio: Tensor, chunk_size: int = CHUNK, overlap: int = OVERLAP, progress=None, remark=tell) -> Tensor:
+    def encode_audio(self, audio: Tensor, chunk_size: int = CHUNK, overlap: int = OVERLAP, progress=None, remark=warn) -> Tensor:
         """(B, C, N) at the model's rate -> float32 (B, D, T). remark: as `decode_latents` has it."""
-        tell_loading(self.patcher, "the autoencoder")
+        show_loading(self.patcher, "the autoencoder")
         bar, frames = progress or Progress(1, "encoding chunk"), -(-audio.shape[-1] // self.downscale_ratio)
 
         def encode(chunk: int) -> Tensor:
@@ -119,7 +119,7 @@ class SA3VAE(comfy.sd.VAE):
 
             return finite("The encoded latents", self.vae_dtype, compute, remark)
 
-        z = on_less("encoding audio", "frames", ADVICE, self._chunks(chunk_size, overlap, frames), encode)
+        z = retry_smaller("encoding audio", "frames", ADVICE, self._chunks(chunk_size, overlap, frames), encode)
         if progress is None:
             bar.finish()
         return z

@@ -27,7 +27,7 @@ def browser(words, monkeypatch):
     """A browser that looks on, and was told nothing yet: .lines of (node, text), .pictures, .bars of (done, total)."""
     from comfy_execution.utils import CurrentNodeContext
 
-    words._said.clear()
+    words._warnings.clear()
     # Newer versions of ComfyUI leave out bars that come too fast, by a clock that is not the tests'.
     monkeypatch.setattr("comfy.utils.PROGRESS_THROTTLE_MIN_INTERVAL", 0.0, raising=False)
     seen = SimpleNamespace(lines=[], pictures=[], bars=[])
@@ -197,7 +197,7 @@ def test_parts_count_as_one(words, browser, clock):
 
 
 def test_what_was_said_stays(words, browser, clock):
-    words.say(["Mind the gap."], "17")
+    words.warn("Mind the gap.")
     progress = words.Progress(2, "step")
     clock.now += 5
     progress(1, 2)
@@ -206,8 +206,8 @@ def test_what_was_said_stays(words, browser, clock):
 
 
 def test_the_sampler_counts_its_steps(sa3, load, words, browser, monkeypatch):
-    monkeypatch.setattr(words, "PATIENCE", 0.0)
-    monkeypatch.setattr(words, "PAUSE", 0.0)
+    monkeypatch.setattr(words, "STATUS_DELAY", 0.0)
+    monkeypatch.setattr(words, "STATUS_INTERVAL", 0.0)
     sampled(sa3, load("small"), preview="off")
     texts = [text for node, text in browser.lines if node == "17"]
     assert texts[0].startswith("step 1 of 4, ") and texts[2].startswith("step 3 of 4, ") and texts[-1].startswith("done in ")

@@ -83,7 +83,7 @@ def test_less_at_once_gives_the_same(sa3, load, short, caplog, monkeypatch, vari
         parts = job()
     assert max(asked) == largest and len(asked) > 2
     said = [record.getMessage() for record in caplog.records if "Out of memory" in record.getMessage()]
-    assert len(said) == 1 and "goes on with" in said[0]
+    assert len(said) == 1 and "retrying with" in said[0]
     assert rel_error(parts, whole) < 1e-4
 
 

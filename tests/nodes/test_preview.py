@@ -156,7 +156,7 @@ def test_a_picture_per_item(sa3):
 def levels(sa3, monkeypatch):
     module = importlib.import_module("sa3_pack.nodes.preview")
     said = []
-    monkeypatch.setattr(module, "say", lambda messages, node_id: said.extend(messages))
+    monkeypatch.setattr(module, "warn", lambda *messages: said.extend(messages))
 
     def run(audio, **widgets):
         return sa3.run("SA3_Levels", audio=audio, **widgets)

@@ -27,7 +27,7 @@ def save(sa3, output, monkeypatch):
     """save(waveform, **widgets) -> the files, as the browser is told of them; .said: the node's messages."""
     module = importlib.import_module("sa3_pack.nodes.output")
     said = []
-    monkeypatch.setattr(module, "say", lambda messages, node_id: said.extend(messages))
+    monkeypatch.setattr(module, "warn", lambda *messages: said.extend(messages))
 
     def run(waveform, rate=44100, **widgets):
         cls = sa3.classes["SA3_SaveAudio"]
