@@ -13,15 +13,15 @@ from .comfyui import model as host_model
 from .comfyui import vae as host_vae
 from .comfyui.extend import ExtendJob
 from .comfyui.latent import encode_line, mark, read_audio, read_clip
-from .comfyui.live import live_picture
-from .comfyui.picture import picture
+from .comfyui.live_preview import live_preview
+from .comfyui.preview import editor_audio
 from .comfyui.sampling import check_conditioning, check_guidance
 from .comfyui.schema import SEED, io, schema
 from .latents import CHUNK_INPUT, OVERLAP_INPUT
 from .sampling import GUIDANCE, PREVIEW
 
 ROLL = "sa3_roll"  # key of an AUDIO: samples by which a loop was turned, to be turned back after splicing
-SHOWN = [io.Hidden.prompt, io.Hidden.extra_pnginfo, io.Hidden.unique_id]  # what `picture` asks
+SHOWN = [io.Hidden.prompt, io.Hidden.extra_pnginfo, io.Hidden.unique_id]  # read by `editor_audio`
 SLACK = 0.1  # seconds by which a region may end behind the clip
 PADDING_INPUT = {"default": PADDING_SECONDS, "min": 0.0, "max": 30.0, "step": 0.5, "tooltip": "Headroom behind the clip, in seconds."}
 
@@ -49,7 +49,7 @@ class InpaintMask(io.ComfyNode):
 
     @classmethod
     def execute(cls, latent, regions, audio=None) -> io.NodeOutput:
-        return io.NodeOutput(*mark(latent, parse_regions(regions), SLACK), ui=picture(audio, cls.hidden))
+        return io.NodeOutput(*mark(latent, parse_regions(regions), SLACK), ui=editor_audio(audio, cls.hidden))
 
 
 class Continue(io.ComfyNode):
@@ -91,7 +91,7 @@ class Continue(io.ComfyNode):
         clip = read_clip({"waveform": laid, "sample_rate": rate}, vae.sa3_config)
         latent = encode_line(vae, clip, seconds_of(clip.shape[-1], vae.sa3_config.sample_rate), padding, chunk_size, overlap)
         region = (given, total) if side == "after" else (0.0, added / rate)
-        return io.NodeOutput(*mark(latent, [region]), {"waveform": laid, "sample_rate": rate}, ui=picture(audio, cls.hidden))
+        return io.NodeOutput(*mark(latent, [region]), {"waveform": laid, "sample_rate": rate}, ui=editor_audio(audio, cls.hidden))
 
 
 class Loop(io.ComfyNode):
@@ -243,7 +243,7 @@ class Extend(io.ComfyNode):
         if waveform.shape[0] != 1:
             raise SA3Error(f"SA3_Extend takes one recording, the AUDIO holds {waveform.shape[0]}.")
         settings = dataclasses.replace(check_guidance(guidance), cfg=cfg or inner.sa3_config.default_cfg)
-        job = ExtendJob(model, vae, positive, negative, settings, seed, steps or None, sampler, crossfade, live_picture(preview, vae))
+        job = ExtendJob(model, vae, positive, negative, settings, seed, steps or None, sampler, crossfade, live_preview(preview, vae))
         out, report = job.run(waveform, rate, round(seconds * rate), context, window)
         return io.NodeOutput({"waveform": out, "sample_rate": rate}, report)
 

@@ -5,7 +5,8 @@ from ..sa3_core.lora.algebra import MODES
 from ..sa3_core.lora.formats import read_lora
 from ..sa3_core.lora.merge import merge
 from .comfyui import model as host_model
-from .comfyui.lora import add_lora, find_lora, lora_names, new_file, stack_of, state_of, weight_bases
+from .comfyui.lora import add_lora, find_lora, lora_names, stack_of, state_of, weight_bases
+from .comfyui.output_files import new_model_file
 from .comfyui.progress import Progress, warn
 from .comfyui.schema import io, schema
 
@@ -145,7 +146,7 @@ class LoRAConvert(io.ComfyNode):
 
     @classmethod
     def execute(cls, lora, format, name, model=None) -> io.NodeOutput:
-        target = new_file("loras", name if format == "peft" else f"{name}.safetensors")
+        target = new_model_file("loras", name if format == "peft" else f"{name}.safetensors")
         bases = None if model is None else weight_bases(model)
         return io.NodeOutput(str(lora_convert.convert(find_lora(lora), target, format, bases)))
 
@@ -168,7 +169,7 @@ class LoRAMerge(io.ComfyNode):
     @classmethod
     def execute(cls, model, name) -> io.NodeOutput:
         inner = host_model.require(model)
-        return io.NodeOutput(str(merge(inner.sa3_path, stack_of(model), new_file("checkpoints", name), Progress(1))))
+        return io.NodeOutput(str(merge(inner.sa3_path, stack_of(model), new_model_file("checkpoints", name), Progress(1))))
 
 
 NODES = [LoRAStack, LoRAInfo, LoRAConvert, LoRAMerge]

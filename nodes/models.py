@@ -9,7 +9,7 @@ from ..sa3_core.errors import SA3Error
 from .comfyui import folders
 from .comfyui.clip import load_clip
 from .comfyui.compiled import compiled_model, fastest_model, graphs_model
-from .comfyui.live import remember
+from .comfyui.live_preview import attach_autoencoder
 from .comfyui.model import load_model
 from .comfyui.progress import LARGE, Progress, show_status, warn
 from .comfyui.schema import io, schema
@@ -105,7 +105,7 @@ class ModelLoader(io.ComfyNode):
         watch.lap("transformer")
         vae = load_vae(opened, dtype_of(dtype))
         watch.lap("autoencoder")
-        remember(patcher, vae)
+        attach_autoencoder(patcher, vae)
         bar.finish()
         kinds = {"text_encoder_dtype": clip.dtype, "autoencoder_dtype": vae.vae_dtype}
         patcher.model.sa3_loaded = run_record.load_record(opened, patcher.model.get_dtype(), patcher.load_device, watch, **kinds)

@@ -2,7 +2,7 @@
 
 from ..sa3_core.audio import files as audio_files
 from ..sa3_core.errors import SA3Error
-from .comfyui import saving
+from .comfyui import output_files
 from .comfyui.progress import warn
 from .comfyui.schema import io, schema
 
@@ -44,10 +44,10 @@ class SaveAudio(io.ComfyNode):
         if not isinstance(audio, dict) or "waveform" not in audio:
             raise SA3Error(f"The audio to save is {type(audio).__name__}; connect an AUDIO, for example of SA3_SAMEDecode.")
         hidden = cls.hidden
-        metadata = saving.metadata(hidden.prompt, hidden.extra_pnginfo, run_info) if hidden else {}
+        metadata = output_files.metadata(hidden.prompt, hidden.extra_pnginfo, run_info) if hidden else {}
         files, said = [], []
         for i, waveform in enumerate(audio["waveform"]):
-            folder, name, counter, subfolder = saving.place(filename_prefix, i)
+            folder, name, counter, subfolder = output_files.next_output(filename_prefix, i)
             path, messages = audio_files.write_next(folder, name, counter, waveform, audio["sample_rate"], format, metadata)
             files.append({"filename": path.name, "subfolder": subfolder, "type": "output"})
             said += [f"{path.name}: {message}" for message in messages]

@@ -54,14 +54,14 @@ class PreviewBatch(io.ComfyNode):
         originals = _for_each(_items("The original", original or []), len(clips))
         shown, report = [], []
         for i, (clip, rate, _) in enumerate(clips):
-            entry = {"picture": preview.drawing(clip, rate), "audio": preview.sound(clip, rate), **reviews[i].record()}
+            entry = {"picture": preview.image_file(clip, rate), "audio": preview.audio_file(clip, rate), **reviews[i].record()}
             if originals:
-                entry["original"] = preview.sound(*originals[i][:2])
+                entry["original"] = preview.audio_file(*originals[i][:2])
             shown.append(entry)
             report.append(f"{i + 1}{' (kept)' if i in kept else ''}: {reviews[i]}")
         pictures = torch.stack([spectrogram.draw(clip.nan_to_num(0, 0, 0), rate).cpu() for clip, rate, _ in clips])
         return io.NodeOutput(
-            _gathered([clips[i] for i in kept]) or [preview.NOTHING],
+            _gathered([clips[i] for i in kept]) or [preview.BLOCKER],
             "\n".join(report),
             pictures,
             ui={ITEMS: shown, "audio": [entry["audio"] for entry in shown]},

@@ -11,7 +11,7 @@ from ..sa3_core.sampling.samplers import SAMPLERS
 from .comfyui import model as host_model
 from .comfyui import sampling as host
 from .comfyui.latent import read_latent, schedule_lengths
-from .comfyui.live import MODES, autoencoder, live_picture
+from .comfyui.live_preview import MODES, attached_autoencoder, live_preview
 from .comfyui.progress import warn
 from .comfyui.schema import SEED, io, schema
 
@@ -208,7 +208,7 @@ class Sampler(io.ComfyNode):
         warnings += host.before(model)
         warn(*warnings)
         remarks: list[str] = []
-        live = live_picture(preview, autoencoder(model))
+        live = live_preview(preview, attached_autoencoder(model))
         samples = host.sample(model, positive, read, plan, settings, negative, live=live, remark=remarks.append)
         out = {**latent, "samples": samples, "type": "audio"}
         watch.lap("sample")

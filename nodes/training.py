@@ -131,7 +131,7 @@ class TrainLoRA(io.ComfyNode):
         rate = vae.sa3_config.sample_rate
         audio = {"waveform": done.sample[None], "sample_rate": rate}
         curves = draw_history(done.history)[None].float() / 255
-        return io.NodeOutput(trained, done.path.name, audio, curves, done.report, ui={"audio": [preview.sound(done.sample, rate)]})
+        return io.NodeOutput(trained, done.path.name, audio, curves, done.report, ui={"audio": [preview.audio_file(done.sample, rate)]})
 
 
 def parts(text: str) -> tuple[str, ...]:

@@ -27,7 +27,7 @@ class ExtendJob:
     def __init__(
         self, model, vae, positive, negative, guidance: Guidance, seed: int, steps: int | None, sampler: str, crossfade: float, live=None
     ):
-        self.live = live  # draws the pictures of the run
+        self.live = live  # LivePreview of the run, or None
         self.model, self.vae, self.positive, self.negative, self.guidance = model, vae, positive, negative, guidance
         self.seed, self.steps, self.sampler, self.crossfade = seed, steps, sampler, crossfade
         self.config = model.model.sa3_config

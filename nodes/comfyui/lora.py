@@ -13,7 +13,6 @@ from ...sa3_core.lora.formats import BASES, PEFT_CONFIG
 from ...sa3_core.lora.stack import Stack, checkpoint_bases, make_row, open_lora, weight_name
 from . import folders
 from . import model as host_model
-from .saving import UNSAFE
 
 KEY = "loras"  # ComfyUI's folder
 KEPT_FILES = 4  # per model: an -xs file takes minutes to complete
@@ -87,14 +86,6 @@ def state_of(name: str) -> str:
     """Changes whenever the file is replaced, or what belongs to it."""
     path = find_lora(name)
     return folders.state_of(path, path.parent / PEFT_CONFIG, path.parent / BASES)
-
-
-def new_file(key: str, name: str) -> Path:
-    """Where a new file or folder of this name goes below a folder of ComfyUI's."""
-    name = name.strip()
-    if not name or Path(name).name != name or name.startswith(".") or "\\" in name or UNSAFE.search(name):
-        raise SA3Error(f"'{name}' is no plain file name; folders are not part of it.")
-    return Path(folder_paths.get_folder_paths(key)[0]) / name
 
 
 def base_on_disk(name: str | None) -> Path | None:

@@ -1,9 +1,7 @@
-"""What a node shows in the browser: sounds and pictures as files in ComfyUI's temporary folder, named by their content."""
+"""Audio and images that nodes show in the browser: files in ComfyUI's temporary folder, named by a hash of their content."""
 
 import contextlib
 import hashlib
-import os
-import uuid
 from pathlib import Path
 
 import folder_paths
@@ -14,39 +12,73 @@ from torch import Tensor
 
 from ...sa3_core.audio import files as audio_files
 from ...sa3_core.audio import spectrogram
+from ...sa3_core.errors import SA3Error
+from ...sa3_core.files import publish
+from .latent import read_audio
+from .progress import logger
 
-SIZE = (640, 160)  # pixels of an item's picture
-NOTHING = ExecutionBlocker(None)  # as an output: what follows does not run, without an error
+SIZE = (640, 160)  # pixels of an item's image
+BLOCKER = ExecutionBlocker(None)  # as an output: the nodes that depend on it do not run, without an error
+EDITOR_KEY = "sa3_waveform"  # of a node's ui result, read by web/waveform/source.js
+EDITOR_SECONDS = 1200.0  # longest clip for the editor: a browser decodes it into memory as a whole
+BROWSER_FORMATS = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a")
 
 
-def sound(clip: Tensor, rate: int) -> dict[str, str]:
-    """A clip (C, N) as a 16-bit WAV that every browser seeks in, as ComfyUI's /view wants it named."""
+def audio_file(clip: Tensor, rate: int) -> dict[str, str]:
+    """Write a clip (C, N) as a 16-bit WAV, in which every browser can seek; its name for ComfyUI's /view."""
     clip = clip.detach().cpu().float().nan_to_num(0, 0, 0)
-    path = _place(clip, f"{rate}", "wav")
+    path = _temporary_path(clip, f"{rate}", "wav")
     if not path.exists():
-        whole = clip.mul(32768).round_().clamp_(-32768, 32767).div_(32768)  # rounded here, so nothing is left to dither
+        rounded = clip.mul(32768).round_().clamp_(-32768, 32767).div_(32768)  # leaves nothing to dither
         with contextlib.suppress(FileExistsError):
-            audio_files.write(path, whole, rate, "wav16")
-    return _named(path)
+            audio_files.write(path, rounded, rate, "wav16")
+    return _view(path)
 
 
-def drawing(clip: Tensor, rate: int) -> dict[str, str]:
-    """Waveform and spectrogram of a clip (C, N) as a small PNG."""
+def image_file(clip: Tensor, rate: int) -> dict[str, str]:
+    """Write waveform and spectrogram of a clip (C, N) as a PNG; its name for ComfyUI's /view."""
     clip = clip.detach().cpu().float().nan_to_num(0, 0, 0)
-    path = _place(clip, f"{rate} {SIZE}", "png")
+    path = _temporary_path(clip, f"{rate} {SIZE}", "png")
     if not path.exists():
-        temporary = path.with_name(f".sa3-{uuid.uuid4().hex}.part")
-        image(spectrogram.draw(clip, rate, *SIZE, axes=False)).save(temporary, format="PNG", compress_level=4)
-        os.replace(temporary, path)
-    return _named(path)
+        image = to_pil(spectrogram.draw(clip, rate, *SIZE, axes=False))
+        publish(path, lambda part: image.save(part, format="PNG", compress_level=4))
+    return _view(path)
 
 
-def image(pixels: Tensor) -> Image.Image:
-    """(H, W, 3) between 0 and 1."""
+def to_pil(pixels: Tensor) -> Image.Image:
+    """(H, W, 3) between 0 and 1 as an 8-bit image."""
     return Image.fromarray((pixels * 255).round().to("cpu", torch.uint8).numpy())
 
 
-def _place(clip: Tensor, kind: str, suffix: str) -> Path:
+def editor_audio(audio, hidden) -> dict[str, list[dict[str, str]]] | None:
+    """The ui result of a node with a waveform editor: a WAV of the first item's first two channels.
+
+    None without a browser, where the input `audio` is a file that the browser reads itself, and for clips longer than EDITOR_SECONDS.
+    Invalid audio gives None and a warning in the log.
+    """
+    if audio is None or hidden is None or "workflow" not in (hidden.extra_pnginfo or {}):
+        return None
+    if _is_loaded_file(hidden.prompt or {}, hidden.unique_id):
+        return None
+    try:
+        waveform, rate = read_audio("The AUDIO", audio)
+        if waveform.shape[-1] > EDITOR_SECONDS * rate:
+            return None
+        return {EDITOR_KEY: [audio_file(waveform[0, :2], rate)]}
+    except (SA3Error, OSError) as error:
+        logger.warning("The waveform editor cannot show the audio: %s", error)
+        return None
+
+
+def _is_loaded_file(prompt: dict, node_id: str) -> bool:
+    """Whether a node's audio comes straight from LoadAudio, in a format that every browser reads."""
+    link = prompt.get(node_id, {}).get("inputs", {}).get("audio")
+    source = prompt.get(link[0], {}) if isinstance(link, list) else {}
+    file = source.get("inputs", {}).get("audio")
+    return source.get("class_type") == "LoadAudio" and isinstance(file, str) and file.lower().endswith(BROWSER_FORMATS)
+
+
+def _temporary_path(clip: Tensor, kind: str, suffix: str) -> Path:
     digest = hashlib.sha256(f"{kind} {tuple(clip.shape)}".encode())
     digest.update(clip.contiguous().numpy().data)
     folder = Path(folder_paths.get_temp_directory())
@@ -54,5 +86,5 @@ def _place(clip: Tensor, kind: str, suffix: str) -> Path:
     return folder / f"sa3_{digest.hexdigest()[:24]}.{suffix}"
 
 
-def _named(path: Path) -> dict[str, str]:
+def _view(path: Path) -> dict[str, str]:
     return {"filename": path.name, "subfolder": "", "type": "temp"}

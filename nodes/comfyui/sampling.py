@@ -17,7 +17,7 @@ from ...sa3_core.sampling.guidance import Guidance
 from ...sa3_core.sampling.runs import Plan
 from . import model as host_model
 from .latent import Latents
-from .live import LivePicture
+from .live_preview import LivePreview
 from .out_of_memory import halvings, retry_smaller
 from .progress import Progress, check_interrupt, show_loading, warn
 
@@ -75,7 +75,7 @@ class RunSampler(comfy.samplers.Sampler):
 
 
 def sample(
-    model, positive, latents: Latents, plan: Plan, guidance: Guidance, negative=None, progress=None, live: LivePicture | None = None,
+    model, positive, latents: Latents, plan: Plan, guidance: Guidance, negative=None, progress=None, live: LivePreview | None = None,
     remark=warn,
 ) -> Tensor:  # fmt: skip
     """Run the plan on a MODEL: latents (B, D, T), float32, on ComfyUI's intermediate device.

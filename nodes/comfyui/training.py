@@ -18,11 +18,11 @@ from ...sa3_core.training.lora import LoRASettings, Outcome, Watch, train
 from . import clip as host_clip
 from . import model as host_model
 from . import vae as host_vae
-from .lora import KEY, new_file, stack_of
+from .lora import KEY, stack_of
 from .out_of_memory import free_memory, is_out_of_memory
-from .preview import image
+from .output_files import UNSAFE, new_model_file
+from .preview import to_pil
 from .progress import Progress, check_interrupt, show_status
-from .saving import UNSAFE
 
 RUNS = "sa3_training"  # below ComfyUI's output folder
 SIZE = (400, 120)  # pixels of a sample's spectrogram, and the width of the curves above it
@@ -46,7 +46,7 @@ def state_of(name: str, lora: str) -> str:
     folder = data_folder(name)
     files = [path for path in sorted(folder.rglob("*")) if path.is_file() and dataset.CACHE not in path.relative_to(folder).parts]
     text = repr([(str(path), path.stat().st_mtime_ns, path.stat().st_size) for path in files])
-    return f"{hashlib.sha256(text.encode()).hexdigest()} {new_file(KEY, f'{lora}.safetensors').exists()}"
+    return f"{hashlib.sha256(text.encode()).hexdigest()} {new_model_file(KEY, f'{lora}.safetensors').exists()}"
 
 
 def base_dtype(name: str) -> str:
@@ -93,7 +93,7 @@ class NodeWatch(Watch):
         planes = self.curves.movedim(-1, 0)[None]
         small = torch.nn.functional.interpolate(planes, size=(SIZE[0] // 2, SIZE[0]), mode="area")[0].movedim(0, -1)
         whole = small if self.sound is None else torch.cat((small, self.sound))
-        self.shown = ("JPEG", image(whole), max(whole.shape[:2]))
+        self.shown = ("JPEG", to_pil(whole), max(whole.shape[:2]))
 
 
 def train_lora(model, clip, vae, folder: str, name: str, settings: LoRASettings) -> tuple[Outcome, list[str]]:
@@ -102,7 +102,7 @@ def train_lora(model, clip, vae, folder: str, name: str, settings: LoRASettings)
     An interruption saves first; the same settings go on from there.
     """
     inner, parts = host_model.require(model), host_vae.require(vae)
-    out, data = new_file(KEY, f"{name}.safetensors"), data_folder(folder)
+    out, data = new_model_file(KEY, f"{name}.safetensors"), data_folder(folder)
     device = comfy.model_management.get_torch_device()
 
     def plain(tensor: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from comfy.cli_args import LatentPreviewMethod, args
 
 @pytest.fixture(scope="module")
 def live(sa3):
-    return importlib.import_module("sa3_pack.nodes.comfyui.live")
+    return importlib.import_module("sa3_pack.nodes.comfyui.live_preview")
 
 
 @pytest.fixture(scope="module")
@@ -46,9 +46,9 @@ def browser(words, monkeypatch):
 
 @pytest.fixture
 def generous(live, monkeypatch):
-    monkeypatch.setattr(live, "EVERY", 0.0)
-    monkeypatch.setattr(live, "SHARE", 1e6)
-    monkeypatch.setattr(live, "FINER", 1.0)
+    monkeypatch.setattr(live, "INTERVAL", 0.0)
+    monkeypatch.setattr(live, "TIME_SHARE", 1e6)
+    monkeypatch.setattr(live, "GROWTH", 1.0)
 
 
 def sampled(sa3, one, **inputs):
@@ -83,9 +83,9 @@ def test_who_decides(live, browser, monkeypatch):
     none, rgb = LatentPreviewMethod.NoPreviews, LatentPreviewMethod.Latent2RGB
     for method, mode, expected in [(none, "auto", False), (none, "on", True), (rgb, "auto", True), (rgb, "off", False)]:
         monkeypatch.setattr(args, "preview_method", method)
-        assert live.wanted(mode) is expected
+        assert live.enabled(mode) is expected
     server.PromptServer.instance.client_id = None
-    assert not live.wanted("on")
+    assert not live.enabled("on")
 
 
 def test_an_unknown_choice_is_refused(sa3, load):
@@ -108,7 +108,7 @@ def test_the_budget_is_kept(live, monkeypatch, step, piece, lanes):
     monkeypatch.setattr(live, "time", SimpleNamespace(perf_counter=clock))
     module = torch.nn.Linear(1, 1)
     vae = SimpleNamespace(sa3_config=None, first_stage_model=module, vae_dtype=torch.float32, patcher=None)
-    pictures = live.LivePicture(vae)
+    pictures = live.LivePreview(vae)
 
     def draw(estimate, lengths, count):
         clock.now += count * estimate.shape[0] * piece
@@ -123,7 +123,7 @@ def test_the_budget_is_kept(live, monkeypatch, step, piece, lanes):
         if (made := pictures(torch.zeros(lanes, 4, 8), None)) is not None:
             shown.append(made)
         assert pictures.spent <= 0.04 * computed + lanes * piece + 1e-9
-    assert all(later - earlier >= live.EVERY for earlier, later in itertools.pairwise(shown))
+    assert all(later - earlier >= live.INTERVAL for earlier, later in itertools.pairwise(shown))
     assert len(shown) >= (1 if piece < 0.5 else 0)
 
 
@@ -140,7 +140,7 @@ def test_low_tones_are_low_and_later_is_further_right(live):
     vae = SimpleNamespace(sa3_config=SimpleNamespace(same=same, sample_rate=rate), first_stage_model=module, vae_dtype=torch.float32)
     z = torch.zeros(1, 4, 40)
     z[0, 0, :20], z[0, 0, 20:] = 200.0, 8000.0
-    _, image, _ = live.LivePicture(vae)._draw(z, SimpleNamespace(samples=(40 * frame,)), 20)
+    _, image, _ = live.LivePreview(vae)._draw(z, SimpleNamespace(samples=(40 * frame,)), 20)
     light = torch.frombuffer(bytearray(image.convert("L").tobytes()), dtype=torch.uint8).reshape(192, 384).float()
     early, late = light[:, 20:150].mean(1), light[:, 230:360].mean(1)
     assert int(early.argmax()) > 170 and int(late.argmax()) < 80

@@ -93,7 +93,7 @@ def test_what_is_wrong_is_said_before_any_work(sa3, load, train, at_rest, base_d
         train("x", folder="nowhere")
     with sa3.refused("below ComfyUI's input folder"):
         train("x", folder="../models")
-    with sa3.refused("no plain file name"):
+    with sa3.refused("not a plain file name"):
         train("a/b")
     with sa3.refused("post-trained", "-base"):
         train("x", variant="small")
