@@ -1,52 +1,38 @@
-"""Nodes that make LATENT, or AUDIO of it."""
+"""Nodes that create LATENT, and decode it to AUDIO."""
 
 from collections.abc import Callable, Sequence
 
 import torch
 
+from ..sa3_core.config import FRAME, RATE
 from ..sa3_core.errors import SA3Error
 from ..sa3_core.models.same import Noise
 from ..sa3_core.sampling import hints
-from ..sa3_core.timeline.durations import PADDING_SECONDS, check_padding, decode_frames, seconds_of
+from ..sa3_core.timeline.durations import check_padding, decode_frames, seconds_of
 from .comfyui import vae as host_vae
 from .comfyui.latent import FRAMES, PADDING, SECONDS, encode_line, read_clip, read_latent
 from .comfyui.progress import Progress, warn
 from .comfyui.schema import SEED, io, schema
+from .inputs import chunk_inputs, count, number, padding_input
 
-RATE, FRAME, CHANNELS, ALIGN = 44100, 4096, 256, 2  # of the released models; the Sampler fits an empty LATENT to its model
+CHANNELS, ALIGN = 256, 2  # of the released models; the Sampler fits an empty LATENT to its model
 LONGEST = 384.0  # seconds, the range of the seconds embedder
 
 
 class EmptyLatent(io.ComfyNode):
     @classmethod
     def define_schema(cls):
+        seconds = "Duration of the result in seconds, exact to the sample. small models: up to 120, medium: up to 380."
+        per_item = "Duration of each item of the batch, separated by commas, for example: 3, 4.5, 8. Empty: seconds for every item."
         return schema(
             "SA3_EmptyLatent",
             display_name="SA3 Empty Latent",
-            description="An empty LATENT of the asked duration: the start of text to audio.",
+            description="Creates an empty LATENT of a given duration, for text to audio.",
             inputs=[
-                io.Float.Input(
-                    "seconds",
-                    default=30.0,
-                    min=0.1,
-                    max=LONGEST,
-                    step=0.1,
-                    tooltip="Duration of the result in seconds, exact to the sample. small models: up to 120, medium: up to 380.",
-                ),
-                io.Int.Input("batch_size", default=1, min=1, max=64, tooltip="How many variations to make at once."),
-                io.Float.Input(
-                    "padding",
-                    default=PADDING_SECONDS,
-                    min=0.0,
-                    max=30.0,
-                    step=0.5,
-                    tooltip="Seconds of headroom made behind the clip and cut away, so that endings can ring out. 6 as the public tools.",
-                ),
-                io.String.Input(
-                    "seconds_per_item",
-                    default="",
-                    tooltip="Durations of the batch's items, separated by commas, for example: 3, 4.5, 8. Empty: all as above.",
-                ),
+                number("seconds", 30.0, 0.1, LONGEST, 0.1, seconds),
+                count("batch_size", 1, 1, 64, "Number of variations to generate at once."),
+                padding_input(),
+                io.String.Input("seconds_per_item", default="", tooltip=per_item),
             ],
             outputs=[io.Latent.Output("LATENT")],
         )
@@ -61,7 +47,7 @@ class EmptyLatent(io.ComfyNode):
 
 
 def parse_durations(text: str, seconds: float, batch: int) -> list[float]:
-    """Numbers separated by commas, semicolons or white space; none = `seconds` for every item."""
+    """Numbers separated by commas, semicolons or white space. Without any: `seconds` for each of `batch` items."""
     words = text.replace(",", " ").replace(";", " ").split()
     name = "seconds_per_item" if words else "seconds"
     try:
@@ -69,75 +55,32 @@ def parse_durations(text: str, seconds: float, batch: int) -> list[float]:
     except ValueError as error:
         raise SA3Error(f"seconds_per_item is '{text}'; expected numbers separated by commas, for example: 3, 4.5, 8.") from error
     if batch not in (1, len(durations)):
-        raise SA3Error(f"seconds_per_item has {len(durations)} numbers and batch_size is {batch}; make them agree.")
+        raise SA3Error(f"seconds_per_item has {len(durations)} numbers and batch_size is {batch}; make them equal.")
     for value in durations:
         if not 0 < value <= LONGEST:
             raise SA3Error(f"{name} has {value:g}; expected durations above 0 and up to {LONGEST:g} seconds.")
     return durations
 
 
-def neighbours(frames: Sequence[int], at_once: Callable[[int], int]) -> list[range]:
-    """Items in groups of neighbours with as many frames each, at most at_once(frames) in a group."""
-    groups: list[range] = []
-    for i, n in enumerate(frames):
-        last = groups[-1] if groups else None
-        if last is not None and frames[last.start] == n and len(last) < at_once(n):
-            groups[-1] = range(last.start, i + 1)
-        else:
-            groups.append(range(i, i + 1))
-    return groups
-
-
-CHUNK_INPUT = {
-    "default": host_vae.CHUNK,
-    "min": 16,
-    "max": 4096,
-    "step": 2,
-    "tooltip": "Latent frames (93 ms each) worked on at once. Smaller needs less memory; the result stays the same.",
-}
-OVERLAP_INPUT = {
-    "default": host_vae.OVERLAP,
-    "min": 0,
-    "max": 512,
-    "step": 2,
-    "tooltip": "Latent frames shared by neighbouring chunks. 32 makes the joins exact.",
-}
-MORE_CHANNELS = ["refuse", "first two", "mix to mono"]
-
-
 class SAMEEncode(io.ComfyNode):
     @classmethod
     def define_schema(cls):
+        seconds = "Duration of the result. 0 = the recording's. Longer: silence is appended. Shorter: the rest serves only as context."
         return schema(
             "SA3_SAMEEncode",
             display_name="SA3 SAME Encode",
-            description="Encodes a recording to latents: the start of audio to audio and of inpainting. Any rate; mono is doubled.",
+            description="Encodes a recording to latents, for audio to audio and inpainting. Mono becomes two equal channels.",
             inputs=[
                 io.Audio.Input("audio", tooltip="The recording, at any sample rate."),
-                io.Vae.Input("vae", tooltip="The VAE of SA3 Model Loader, or SA3 Autoencoder Loader."),
-                io.Float.Input(
-                    "seconds",
-                    default=0.0,
-                    min=0.0,
-                    max=86400.0,
-                    step=0.1,
-                    tooltip="Duration of the result. 0 = the recording's. Longer: silence is added; shorter: what follows is only context.",
-                ),
-                io.Float.Input(
-                    "padding",
-                    default=PADDING_SECONDS,
-                    min=0.0,
-                    max=30.0,
-                    step=0.5,
-                    tooltip="Headroom behind the clip, as in SA3 Empty Latent.",
-                ),
-                io.Int.Input("chunk_size", **CHUNK_INPUT),
-                io.Int.Input("overlap", **OVERLAP_INPUT),
+                io.Vae.Input("vae", tooltip="The VAE of SA3 Model Loader or SA3 Autoencoder Loader."),
+                number("seconds", 0.0, 0.0, 86400.0, 0.1, seconds),
+                padding_input(),
+                *chunk_inputs(),
                 io.Combo.Input(
                     "more_channels",
-                    options=MORE_CHANNELS,
+                    options=["refuse", "first two", "mix to mono"],
                     default="refuse",
-                    tooltip="What to do with more than two channels: refuse, take the first two, or mix all to mono.",
+                    tooltip="For audio with more than two channels: refuse it, use the first two, or mix all to mono.",
                 ),
             ],
             outputs=[io.Latent.Output("LATENT")],
@@ -157,19 +100,18 @@ class SAMEDecode(io.ComfyNode):
         return schema(
             "SA3_SAMEDecode",
             display_name="SA3 SAME Decode",
-            description="Decodes latents to stereo audio, cut to each item's duration to the sample. Levels are left as they are.",
+            description="Decodes latents to stereo audio and cuts each item to its duration, exact to the sample. Keeps the level.",
             inputs=[
                 io.Latent.Input("latent", tooltip="Latents of SA3 Sampler or SA3 SAME Encode."),
                 io.Vae.Input("vae", tooltip="The VAE of SA3 Model Loader."),
-                io.Int.Input("chunk_size", **CHUNK_INPUT),
-                io.Int.Input("overlap", **OVERLAP_INPUT),
+                *chunk_inputs(),
                 io.Combo.Input(
                     "noise",
                     options=["off", "seeded"],
                     default="off",
-                    tooltip="The decoder's regularisation noise. seeded adds what the public tools add, from the seed below.",
+                    tooltip="The decoder's regularisation noise. seeded: add it as the official tools do, drawn from the seed below.",
                 ),
-                io.Int.Input("seed", default=0, **SEED, tooltip="Seed of the decoder noise; without effect while noise is off."),
+                io.Int.Input("seed", default=0, **SEED, tooltip="Seed of the decoder noise; ignored while noise is off."),
             ],
             outputs=[io.Audio.Output("AUDIO", is_output_list=True)],
             hidden=[io.Hidden.unique_id],
@@ -183,22 +125,32 @@ class SAMEDecode(io.ComfyNode):
         if samples.shape[1] != vae.latent_channels:
             raise SA3Error("The LATENT is empty; connect it to SA3 Sampler first.")
         frames = [decode_frames(vae.sa3_config, read.lengths, i) for i in range(len(read.indices))]
-        groups = neighbours(frames, lambda n: vae.items_at_once(n, chunk_size))
-        clips, doubts, bar = [], [], Progress(1, "decoding chunk")
+        groups = equal_runs(frames, lambda n: vae.items_at_once(n, chunk_size))
+        clips, warnings, bar = [], [], Progress(1, "decoding chunk")
         for k, items in enumerate(groups):
             drawn = Noise(seed, [read.indices[i] for i in items]) if noise == "seeded" else None
             part = bar.part(k, len(groups), "item" if len(groups) == len(frames) else "group")
             latents = samples[items.start : items.stop, :, : frames[items.start]]
-            audio = vae.decode_latents(latents, chunk_size, overlap, drawn, part, doubts.append)
+            audio = vae.decode_latents(latents, chunk_size, overlap, drawn, part, warnings.append)
             part(1, 1)  # a short clip is a single chunk, which reports nothing
             clips += [audio[j : j + 1, :, : read.lengths.samples[i]] for j, i in enumerate(items)]
         bar.finish()
-        doubts += [doubt for clip in clips for doubt in hints.after(clip)]
-        warn(*dict.fromkeys(doubts))
-        rate = vae.sa3_config.sample_rate
+        warn(*dict.fromkeys([*warnings, *(sentence for clip in clips for sentence in hints.after(clip))]))
         if len({clip.shape[-1] for clip in clips}) == 1:
             clips = [torch.cat(clips)]
-        return io.NodeOutput([{"waveform": clip, "sample_rate": rate} for clip in clips])
+        return io.NodeOutput([{"waveform": clip, "sample_rate": vae.sa3_config.sample_rate} for clip in clips])
+
+
+def equal_runs(frames: Sequence[int], at_once: Callable[[int], int]) -> list[range]:
+    """Groups of consecutive items of equal length, at most at_once(length) items in each."""
+    groups: list[range] = []
+    for i, n in enumerate(frames):
+        last = groups[-1] if groups else None
+        if last is not None and frames[last.start] == n and len(last) < at_once(n):
+            groups[-1] = range(last.start, i + 1)
+        else:
+            groups.append(range(i, i + 1))
+    return groups
 
 
 NODES = [EmptyLatent, SAMEEncode, SAMEDecode]

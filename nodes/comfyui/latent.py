@@ -6,13 +6,12 @@ import torch
 from torch import Tensor
 
 from ...sa3_core.audio.waveform import check_clip, to_model
-from ...sa3_core.config import ModelConfig
+from ...sa3_core.config import FRAME, RATE, ModelConfig
 from ...sa3_core.errors import SA3Error
 from ...sa3_core.timeline.durations import PADDING_SECONDS, Lengths, batch_frames, check_padding, generate_mask, lengths
 from ...sa3_core.timeline.regions import format_regions, merge_regions
 from . import model as host_model
 
-RATE, FRAME = 44100, 4096  # of the released models, where a LATENT does not say
 ANCHOR_LENGTH = 2000.0  # latent frames, where length-dependent schedules are neutral
 # Keys of a LATENT: durations per item, headroom, regions of the noise mask; and core's key for samples per frame.
 SECONDS, PADDING, REGIONS, FRAMES = "sa3_seconds", "sa3_padding", "sa3_regions", "downscale_ratio_temporal"

@@ -19,11 +19,12 @@ from torch import Tensor
 
 from ...sa3_core import run_record
 from ...sa3_core.backends.accelerator import Accelerator
+from ...sa3_core.backends.device import backend_of
 from ...sa3_core.checkpoints import checkpoint
 from ...sa3_core.checkpoints.checkpoint import Checkpoint
-from ...sa3_core.config import ModelConfig
+from ...sa3_core.config import FRAME, ModelConfig
 from ...sa3_core.errors import SA3Error
-from ...sa3_core.models.dit import DiTInputs, LocalInput, rows_for
+from ...sa3_core.models.dit import DiTInputs, LocalInput
 from ...sa3_core.models.release import Generator
 from ...sa3_core.timeline.durations import Lengths, lengths
 from .operations import Operations
@@ -109,7 +110,7 @@ class Denoiser(Generator):
 class SA3Latents(comfy.latent_formats.LatentFormat):
     latent_channels = 256
     latent_dimensions = 1
-    temporal_downscale_ratio = 4096  # as SA3_EmptyLatent says, or core stretches it
+    temporal_downscale_ratio = FRAME  # as SA3_EmptyLatent says, or core stretches it
 
 
 class SA3ModelConfig(comfy.supported_models_base.BASE):
@@ -164,7 +165,7 @@ class SA3Model(comfy.model_base.BaseModel):
         """Bytes of activations for a batch of input_shape, and of the constants that extra_conds keeps."""
         dit, batch = self.sa3_config.dit, input_shape[0]
         frames = input_shape[-1]
-        rows = rows_for(frames + dit.memory_tokens)
+        rows = backend_of(torch.device("cpu")).padded_rows(frames + dit.memory_tokens)  # the most of all devices
         context = self.sa3_config.conditioning.max_tokens + 1
         constants = dit.depth * (context * (3 if dit.differential else 2) + frames)
         size = comfy.model_management.dtype_size(self.compute_dtype)
@@ -224,11 +225,7 @@ def reload_model(path: Path, objective: str, weight_dtype: torch.dtype | None, d
 
 def computes_in(dtype: torch.dtype, device: torch.device) -> bool:
     """Whether a CPU multiplies in this 16-bit type. ComfyUI takes every CPU for one that does not, and casts all weights in each step."""
-    if not comfy.model_management.is_device_cpu(device) or not torch.backends.mkldnn.is_available():
-        return False
-    asked = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}.get(dtype)
-    known = getattr(torch.ops.mkldnn, asked, None) if asked else None
-    return known is not None and bool(known())
+    return comfy.model_management.is_device_cpu(device) and backend_of(torch.device("cpu")).multiplies(dtype)
 
 
 def _parameters(opened: Checkpoint) -> int:

@@ -1,70 +1,92 @@
-"""Config of a file that came without one: what names and shapes tell, and for the rest what all released models share."""
+"""What a file is, from the names and shapes of its tensors: its kind, and its config where model_config.json is missing."""
 
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
-from ..config import LARGEST, ConditioningConfig, DiTConfig, ModelConfig, ResamplerConfig, SAMEConfig
+from ..config import LARGEST, RATE, ConditioningConfig, DiTConfig, ModelConfig, ResamplerConfig, SAMEConfig
 from ..errors import SA3Error
-
-VARIANTS = ["small-music", "small-sfx", "medium", "small-music-base", "small-sfx-base", "medium-base", "SAME-S", "SAME-L"]
+from ..files import parse_json
+from .sentencepiece import PREFIXES as TEXT_PREFIXES
+from .tensors import MAX_HEADER
 
 Shape = Callable[[str], tuple[int, ...]]
 
-OBJECTIVES = {"auto": None, "post-trained": "rf_denoiser", "base": "rectified_flow"}  # the user's word -> the config's
+OBJECTIVES = {"auto": None, "post-trained": "rf_denoiser", "base": "rectified_flow"}  # the user's term -> the config's
 PRETRANSFORM = "pretransform.model."
 DIT = "model.model.transformer."
 MAPPING = "decoder.layers.3.mapping.weight_v"
 KERNELS = {3: "SAME-S", 1: "SAME-L"}  # of that convolution
 PROMPT, SECONDS = "conditioner.conditioners.prompt.padding_embedding", "conditioner.conditioners.seconds_total.embedder.embedding.1.weight"
 
-# The same in all eight releases, and not in the weights.
-SAMPLE_RATE, AUDIO_CHANNELS, STRIDE, CHUNK = 44100, 2, 16, 32
+# Values that all eight releases share and that the weights do not contain.
+AUDIO_CHANNELS, STRIDE, CHUNK = 2, 16, 32
 MAX_TOKENS, SECONDS_RANGE, TEXT_SUBFOLDER = 256, (0, 384), "t5gemma-b-b-ul2"
-SINUSOIDAL = 8  # last blocks of SAME-L's decoder that gate with a sine
+SINUSOIDAL = 8  # number of last blocks of SAME-L's decoder that gate with a sine
 MASK_NOISE = {"SAME-S": {"encoder": 0.0, "decoder": 0.01}, "SAME-L": {"encoder": 0.001, "decoder": 0.1}}
 LONGEST = {("medium", False): 16_777_216, ("medium", True): 16_777_216, ("small", False): 5_292_032, ("small", True): 5_324_800}
 
 
+@dataclass(frozen=True)
+class Header:
+    """What the header of a safetensors file tells: enough to list the files that fit a widget."""
+
+    kind: str | None = None  # generative | autoencoder | text encoder
+    autoencoder: str | None = None  # SAME-S | SAME-L
+    width: int | None = None  # of a text encoder
+
+
+def read_header(path: Path) -> Header:
+    """The header of a safetensors file, or an empty one for any other file. Reads no weights and never raises."""
+    try:
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if not 0 < length < MAX_HEADER:
+                return Header()
+            header = parse_json(file.read(length), path, "the header of a safetensors file")
+        shapes = {name: tuple(map(int, entry["shape"])) for name, entry in header.items() if name != "__metadata__"}
+        kind = kind_of(shapes)
+        widths = [shapes[p + "embed_tokens.weight"][1] for p in TEXT_PREFIXES if p + "embed_tokens.weight" in shapes]
+        return Header(kind, _same_of(shapes), widths[0] if widths and kind == "text encoder" else None)
+    except (SA3Error, OSError, LookupError, ValueError, TypeError, AttributeError, OverflowError):
+        return Header()
+
+
 def kind_of(names: Collection[str]) -> str | None:
-    """What the tensor names are: "generative", "autoencoder", "text encoder", or None for anything else."""
+    """The kind of file with these tensor names: "generative", "autoencoder", "text encoder", or None for any other."""
     if DIT + "project_in.weight" in names and SECONDS in names:
         return "generative"
     if any(prefix + "bottleneck.running_std" in names and prefix + "decoder.layers.3.new_tokens" in names for prefix in ("", PRETRANSFORM)):
         return "autoencoder"
-    prefixes = ("model.encoder.", "encoder.", "")
-    if any(p + "embed_tokens.weight" in names and p + "layers.0.pre_feedforward_layernorm.weight" in names for p in prefixes):
-        return "text encoder"
+    for prefix in (*TEXT_PREFIXES, ""):
+        if prefix + "embed_tokens.weight" in names and prefix + "layers.0.pre_feedforward_layernorm.weight" in names:
+            return "text encoder"
     return None
 
 
-def same_of(shapes: Mapping[str, Sequence[int]]) -> str | None:
-    """SAME-S or SAME-L, where these names and shapes hold one."""
+def _same_of(shapes: Mapping[str, Sequence[int]]) -> str | None:
+    """SAME-S or SAME-L, by the kernel of the decoder's output convolution."""
     found = [shapes[prefix + MAPPING] for prefix in ("", PRETRANSFORM) if prefix + MAPPING in shapes]
     return KERNELS.get(found[0][-1]) if found and found[0] else None
 
 
-def variant_of(name: str) -> str | None:
-    """The release a folder or file name speaks of, or None. Hyphens and underscores are alike; the longest name wins."""
-    plain = name.lower().replace("_", "-")
-    return next((v for v in sorted(VARIANTS, key=len, reverse=True) if v.lower() in plain), None)
-
-
 def is_base_name(name: str) -> bool:
-    """Whether a file or folder name says `base` as a word of its own: stable_audio_3_medium_base, small-music-base."""
+    """Whether a file or folder name contains `base` as a separate word: stable_audio_3_medium_base, small-music-base."""
     return re.search(r"(?<![a-z0-9])base(?![a-z0-9])", name.lower()) is not None
 
 
 def model_config(names: Collection[str], shape: Shape, base: bool) -> ModelConfig:
-    """The config of a generative file with these tensors. base: a base checkpoint; the weights do not tell.
+    """The config of a generative file with these tensors. base: whether it is a base checkpoint, which the weights do not tell.
 
-    Raises SA3Error naming the first tensor that no Stable Audio 3 model has or lacks.
+    Raises SA3Error naming the first tensor that is missing or has an impossible shape.
     """
     same = same_config(names, shape, PRETRANSFORM)
     width, latent_dim = _shape(names, shape, DIT + "project_in.weight", 2)
     depth = _count(names, DIT + "layers.")
     rows = _shape(names, shape, DIT + "layers.0.self_attn.to_qkv.weight", 2)[0]
     if rows not in (3 * width, 5 * width):
-        raise SA3Error(f"'{DIT}layers.0.self_attn.to_qkv.weight' has {rows} rows, expected 3 or 5 times the width {width}.")
+        raise SA3Error(f"'{DIT}layers.0.self_attn.to_qkv.weight' has {rows} rows, expected 3 or 5 times the width {width}")
     (head_dim,) = _shape(names, shape, DIT + "layers.0.self_attn.q_norm.gamma", 1)
     if width % head_dim or head_dim < 32:
         raise SA3Error(f"the heads have {head_dim} channels; expected at least 32, and the width {width} a multiple of it")
@@ -81,20 +103,20 @@ def model_config(names: Collection[str], shape: Shape, base: bool) -> ModelConfi
     objective = OBJECTIVES["base" if base else "post-trained"]
     longest = LONGEST["medium" if differential else "small", base]
     align = (same.encoder.chunk_size or CHUNK) // STRIDE
-    return ModelConfig(SAMPLE_RATE, longest, same, dit, conditioning, objective, {"kind": "logsnr"}, align)
+    return ModelConfig(RATE, longest, same, dit, conditioning, objective, {"kind": "logsnr"}, align)
 
 
 def autoencoder_config(names: Collection[str], shape: Shape, prefix: str) -> ModelConfig:
-    """The config of a standalone SAME: its tensors alone, or those below `prefix` of a generative file."""
+    """The config of the SAME whose tensors lie below `prefix`."""
     same = same_config(names, shape, prefix)
-    return ModelConfig(SAMPLE_RATE, None, same, align=same.encoder.align)
+    return ModelConfig(RATE, None, same, align=same.encoder.align)
 
 
 def same_config(names: Collection[str], shape: Shape, prefix: str) -> SAMEConfig:
-    """SAME-S maps its output with a convolution over three patches and attends in chunks; SAME-L maps patch by patch in a window."""
+    """The config of SAME-S (convolution over three patches, chunked attention) or SAME-L (kernel 1, sliding window)."""
     kernel = _shape(names, shape, prefix + MAPPING, 3)[2]
     if kernel not in KERNELS:
-        raise SA3Error(f"'{prefix}{MAPPING}' has a kernel of {kernel}, expected 3 (SAME-S) or 1 (SAME-L).")
+        raise SA3Error(f"'{prefix}{MAPPING}' has a kernel of {kernel}, expected 3 (SAME-S) or 1 (SAME-L)")
     kind = KERNELS[kernel]
     encoder, decoder = (_resampler(names, shape, prefix, side, kind) for side in ("encoder", "decoder"))
     patch = encoder.patch_channels // AUDIO_CHANNELS
@@ -122,7 +144,7 @@ def _resampler(names: Collection[str], shape: Shape, prefix: str, side: str, kin
 
 def _shape(names: Collection[str], shape: Shape, name: str, dims: int) -> tuple[int, ...]:
     if name not in names:
-        raise SA3Error(f"tensor '{name}' is missing; this is no Stable Audio 3 model, or only a part of one")
+        raise SA3Error(f"tensor '{name}' is missing; this is not a complete Stable Audio 3 model")
     found = tuple(shape(name))
     if len(found) != dims or 0 in found:
         raise SA3Error(f"tensor '{name}' has shape {list(found)}, expected {dims} dimensions")
@@ -130,7 +152,7 @@ def _shape(names: Collection[str], shape: Shape, name: str, dims: int) -> tuple[
 
 
 def _count(names: Collection[str], prefix: str) -> int:
-    """How many numbered modules lie below a prefix."""
+    """Number of numbered modules below a prefix."""
     count = len({name[len(prefix) :].split(".", 1)[0] for name in names if name.startswith(prefix)})
     if count > LARGEST["depth"]:
         raise SA3Error(f"there are {count} layers below '{prefix}', expected at most {LARGEST['depth']}")

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-RATE = 44100
+from sa3_core.config import RATE
+
 PITCHES = {"low": (80.0, 200.0), "mid": (250.0, 500.0), "high": (700.0, 1200.0)}  # Hz
 PITCH_WORDS = {"low": ("low", "deep"), "mid": ("mid", "middle"), "high": ("high", "bright")}
 TEMPI = (60, 75, 90, 100, 120, 140, 150, 180)  # beats per minute
@@ -44,7 +45,7 @@ class Draw:
 
 
 @dataclass(frozen=True)
-class Clip:
+class Example:
     """audio (2, N) in [-1, 1]; kind: the class of the scene; spacing: seconds between the hits of a rhythm; parts: kinds of its sounds."""
 
     caption: str
@@ -280,8 +281,8 @@ def _one(part: Part) -> str:
     return part.words if part.kind in MASS else f"a {part.words}"
 
 
-def clip(seed: int, index: int, seconds: float, kind: str | None = None, rhythmic: float = 0.4) -> Clip:
-    """Clip number `index` of the corpus `seed`: `seconds` long, of class `kind` (a key of SOUNDS), or of any scene.
+def clip(seed: int, index: int, seconds: float, kind: str | None = None, rhythmic: float = 0.4) -> Example:
+    """Example number `index` of the corpus `seed`: `seconds` long, of class `kind` (a key of SOUNDS), or of any scene.
 
     rhythmic: the chance that a sound comes as a steady rhythm where it can.
     Captions that `held_out` names are drawn again with the next sub-seed unless the seed is odd: odd seeds are for tests.
@@ -320,7 +321,7 @@ def stated_spacing(caption: str) -> float | None:
     return next((spacing for when, spacing in SPACINGS.items() if when in caption), None)
 
 
-def _scene(d: Draw, n: int, kind: str | None, rhythmic: float) -> Clip:
+def _scene(d: Draw, n: int, kind: str | None, rhythmic: float) -> Example:
     pick = d.uniform(0, 1) if kind is None else 0.0
     if pick < 0.78:
         part = _part(d, n, kind, rhythmic)
@@ -343,7 +344,7 @@ def _scene(d: Draw, n: int, kind: str | None, rhythmic: float) -> Clip:
         audio = torch.stack((mono, mono))
     main = parts[0]
     name = main.kind if len(parts) == 1 else "scene"
-    return Clip(caption, audio.clamp(-1, 1), name, main.pitch, main.spacing if len(parts) == 1 else None, tuple(p.kind for p in parts))
+    return Example(caption, audio.clamp(-1, 1), name, main.pitch, main.spacing if len(parts) == 1 else None, tuple(p.kind for p in parts))
 
 
 def vocabulary() -> list[str]:
