@@ -23,11 +23,12 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT))
 
 import sa3_core
-from benchmarks.measure import DTYPES, Peak, timed
+from benchmarks.measure import Peak, timed
 from benchmarks.reference import Reference
 from sa3_core import config as configs
 from sa3_core import timeline
-from sa3_core.models import dit
+from sa3_core.backends.cpu import CPU
+from sa3_core.checkpoints.tensors import DTYPES
 
 PROMPT = "Warm analogue pads over a slow four to the floor beat, 100 BPM"
 TEXT_ONLY = 900_000  # number of the first prompt that no run uses
@@ -112,7 +113,7 @@ class Products:
     @torch.inference_mode()
     def run(self, seed: int, seconds: float, steps: int, batch: int, clock: Clock, stages: dict, keep: dict) -> None:
         memory = self.config.dit.memory_tokens
-        rows = dit.rows_for(memory + max(timeline.lengths(self.config, [seconds]).valid))
+        rows = CPU().padded_rows(memory + max(timeline.lengths(self.config, [seconds]).valid))
         items = batch if self.config.default_cfg == 1 else 2 * batch
         inputs = {}
         for name, weight in self.weights.items():

@@ -14,8 +14,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.gpu_lab import Lab, Skipped, decode, patched, relative, short, snr, tf32
 from benchmarks.gpu_parts import Item, Rows
-from benchmarks.measure import DTYPES
 from sa3_core import config, timeline
+from sa3_core.checkpoints.tensors import DTYPES
 from sa3_core.models import attention, same
 from sa3_core.models.same import SAME
 from sa3_core.pipeline import DEMOS, load

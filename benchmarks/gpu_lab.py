@@ -25,10 +25,10 @@ sys.path.append(str(ROOT))
 
 from benchmarks import measure
 from benchmarks.make_release import RELEASES, SEED, draw
-from benchmarks.measure import DTYPES
 from sa3_core import config as configs
 from sa3_core import timeline
 from sa3_core.backends.compiled import Compiled
+from sa3_core.checkpoints.tensors import DTYPES
 from sa3_core.models.dit import DiT, DiTInputs
 from sa3_core.models.release import build
 from sa3_core.models.same import SAME

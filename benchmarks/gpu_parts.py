@@ -39,11 +39,10 @@ from benchmarks.gpu_lab import (
     tf32,
 )  # fmt: skip
 from benchmarks.make_release import text_encoder_shapes, tokenizer
-from benchmarks.measure import DTYPES
 from sa3_core import timeline
 from sa3_core.backends.accelerator import Accelerator
-from sa3_core.backends.device import put
 from sa3_core.backends.graphs import Graphs
+from sa3_core.checkpoints.tensors import DTYPES
 from sa3_core.config import parse
 from sa3_core.lora.stack import Stack
 from sa3_core.models.text_encoder import TextEncoder, config_from, empty_model
@@ -51,7 +50,7 @@ from sa3_core.pipeline import DEMOS, Model, load
 from sa3_core.sampling.draws import Draws
 from sa3_core.training import flow
 from sa3_core.training.adapters import Adapters
-from sa3_core.training.loop import Settings, Trainer
+from tools.demo.trainer import EMATrainer, Settings
 
 sys.path.append(str(ROOT / "tests" / "core"))
 
@@ -623,7 +622,9 @@ def flow_loss(lab: Lab, net: nn.Module, adapters: Adapters, seconds: float, chec
         condition = net.conditioner(rows, torch.ones(rows.shape[:2]).bool(), [seconds], adapters=adapters.now())
         return flow.Batch(z, [frames], condition)
 
-    return flow.loss(net, batch, flow.FlowSettings(pairing=True), config.sample_rate / config.same.samples_per_frame, checkpointing)
+    return flow.training_loss(
+        net, batch, flow.FlowSettings(pairing=True), config.sample_rate / config.same.samples_per_frame, checkpointing
+    )
 
 
 @torch.enable_grad()
@@ -663,7 +664,7 @@ def resumed(lab: Lab) -> Rows:
     net = lab.new_module("small-base", "bf16")
     net.pretransform = None
 
-    def run(folder: Path, ema: float, between: Callable | None = None) -> dict[str, Tensor]:
+    def run(folder: Path, ema: float, on_step: Callable | None = None) -> dict[str, Tensor]:
         adapters = Adapters(net, "lora", 4, include=("layers.0.",))
         inner = flow_loss(lab, net, adapters, lab.case("small-base", 10).seconds)
 
@@ -671,8 +672,8 @@ def resumed(lab: Lab) -> Rows:
             return {"loss": inner(step, generator)["loss"]}
 
         settings = Settings(4, 1e-3, warmup=0, ema=ema, record_every=10, save_every=10, seed=1)
-        trainer = Trainer(adapters.trained(), settings, folder)
-        trainer.run(loss, between=between)
+        trainer = EMATrainer(adapters.trained(), settings, folder)
+        trainer.run(loss, on_step=on_step)
         return {name: p.detach().clone() for name, p in trainer.averaged().items()}
 
     def stop(step: int, terms: dict) -> None:

@@ -19,7 +19,7 @@ sys.path.append(str(ROOT))
 
 import json
 
-from benchmarks.measure import DTYPES
+from sa3_core.checkpoints.tensors import DTYPES
 from sa3_core.lora.algebra import TYPES, Adapter, apply_stack
 from sa3_core.lora.formats import SECONDS, LoRA
 from sa3_core.lora.stack import Row, Stack, targets

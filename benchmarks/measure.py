@@ -15,7 +15,6 @@ import psutil
 import torch
 from torch import Tensor
 
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 INTERVAL = 0.01  # seconds between two looks at the process
 
 

@@ -21,8 +21,9 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT))
 
-from benchmarks.measure import DTYPES, Peak, hardware, table, timed
+from benchmarks.measure import Peak, hardware, table, timed
 from sa3_core import build
+from sa3_core.checkpoints.tensors import DTYPES
 from sa3_core.models.same import SAME
 
 CONFIGS = ROOT / "tests" / "data" / "releases"

@@ -26,7 +26,8 @@ sys.path.append(str(ROOT))
 
 import sa3_core
 from benchmarks.make_release import make_release
-from benchmarks.measure import DTYPES, cosine, hardware, relative, snr, table
+from benchmarks.measure import cosine, hardware, relative, snr, table
+from sa3_core.checkpoints.tensors import DTYPES
 from sa3_core.models.text_encoder import Text
 
 PROMPTS = {"demo": "a low tone, then a kick every half second"}

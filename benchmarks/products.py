@@ -22,8 +22,9 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT))
 
-from benchmarks.measure import DTYPES, hardware, table, timed
-from sa3_core.models import operations
+from benchmarks.measure import hardware, table, timed
+from sa3_core.backends.cpu import onednn_linear, prefers_onednn
+from sa3_core.checkpoints.tensors import DTYPES
 
 SIZES = {  # what, rows, inputs, outputs
     "transformer, queries, keys and values": (456, 1024, 3072),
@@ -38,7 +39,7 @@ WEIGHTS = 8
 
 def ways(weights: list[Tensor], bias: Tensor) -> dict[str, Callable[[Tensor, int], Tensor]]:
     """Name -> product of an input with the weight of that index."""
-    return {"torch": lambda x, i: F.linear(x, weights[i], bias), "oneDNN": lambda x, i: operations.linear(x, weights[i], bias)}
+    return {"torch": lambda x, i: F.linear(x, weights[i], bias), "oneDNN": lambda x, i: onednn_linear(x, weights[i], bias)}
 
 
 def has_onednn(dtype: torch.dtype) -> bool:
@@ -50,7 +51,7 @@ def has_onednn(dtype: torch.dtype) -> bool:
 
 def chosen(dtype: torch.dtype) -> str:
     """What `operations.Linear` computes with."""
-    return "oneDNN" if operations.by_onednn(torch.zeros(1, 1, dtype=dtype), torch.zeros(1, dtype=dtype)) else "torch"
+    return "oneDNN" if prefers_onednn(torch.zeros(1, 1, dtype=dtype), torch.zeros(1, dtype=dtype)) else "torch"
 
 
 @torch.inference_mode()

@@ -24,9 +24,10 @@ sys.path.append(str(ROOT))
 
 from benchmarks.engine import OURS, Engine, take_turns
 from benchmarks.make_release import make_release
-from benchmarks.measure import DTYPES, cell, cosine, hardware, relative, snr, table
+from benchmarks.measure import cell, cosine, hardware, relative, snr, table
 from benchmarks.reference import ANCHORED, ANCHORS, checkout
 from benchmarks.through_server import ServerEngine
+from sa3_core.checkpoints.tensors import DTYPES
 from tools.launcher.environment import default_comfyui, is_comfyui
 
 STAGES = ["load", "text encode", "text again", "step", "decode", "whole run", "first run"]

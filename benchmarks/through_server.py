@@ -13,7 +13,8 @@ from pathlib import Path
 import psutil
 
 from benchmarks.engine import prompt_of
-from benchmarks.measure import DTYPES, Peak
+from benchmarks.measure import Peak
+from sa3_core.checkpoints.tensors import DTYPES
 from tools.launcher.job import fill, read_graph
 from tools.launcher.server import Event, Server
 

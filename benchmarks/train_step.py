@@ -18,7 +18,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT))
 
 from benchmarks.lora import RELEASES, clock, random_release
-from benchmarks.measure import DTYPES, Peak
+from benchmarks.measure import Peak
+from sa3_core.checkpoints.tensors import DTYPES
 from sa3_core.training import flow
 from sa3_core.training.adapters import Adapters
 
@@ -53,7 +54,7 @@ def main() -> None:
             condition = net.conditioner(rows, torch.ones(rows.shape[:2]).bool(), [options.seconds] * n, adapters=adapters.now())
             return flow.Batch(z, [frames] * n, condition)
 
-        loss = flow.loss(net, batch, flow.FlowSettings(pairing=True), 44100 / config.same.samples_per_frame, options.checkpointing)
+        loss = flow.training_loss(net, batch, flow.FlowSettings(pairing=True), 44100 / config.same.samples_per_frame, options.checkpointing)
 
         def train(step: int) -> None:
             value = loss(step, torch.Generator().manual_seed(step))["loss"]

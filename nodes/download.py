@@ -15,7 +15,7 @@ class Download(io.ComfyNode):
             "SA3_Download",
             display_name="SA3 Download",
             description="Downloads a model from the Hugging Face Hub into ComfyUI's model folders. Without confirm it only says what it "
-            "would do. " + releases.LICENCE,
+            "would do. " + releases.TERMS,
             inputs=[
                 io.Combo.Input(
                     "model",

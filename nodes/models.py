@@ -5,6 +5,7 @@ import torch
 from ..sa3_core import run_record
 from ..sa3_core.checkpoints.checkpoint import open_checkpoint
 from ..sa3_core.checkpoints.detect import OBJECTIVES, TEXT_SUBFOLDER
+from ..sa3_core.checkpoints.tensors import DTYPES
 from ..sa3_core.errors import SA3Error
 from .comfyui import folders
 from .comfyui.clip import load_clip
@@ -15,7 +16,6 @@ from .comfyui.progress import LARGE, Progress, show_status, warn
 from .comfyui.schema import io, schema
 from .comfyui.vae import load_vae
 
-DTYPES = {"auto": None, "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 DTYPE_TIP = (
     "Number format. auto: on a GPU fp16, on a CPU fp32. fp32 is exact; fp16 takes half the memory and is several times as fast on a GPU; "
     "bf16 erred about eight times as much as fp16 in measurements. The text encoder never computes in fp16, whose range it leaves: it is "
@@ -35,7 +35,7 @@ def chosen(widget: str, choices: dict, name: str):
 
 
 def dtype_of(name: str) -> torch.dtype | None:
-    return chosen("dtype", DTYPES, name)
+    return chosen("dtype", {"auto": None, **DTYPES}, name)
 
 
 class ModelLoader(io.ComfyNode):
@@ -62,7 +62,7 @@ class ModelLoader(io.ComfyNode):
                     tooltip="A model by its place in the model folders. 'by name' lets the choice above find it, so a shared graph "
                     "works on every machine.",
                 ),
-                io.Combo.Input("dtype", options=list(DTYPES), default="auto", tooltip=DTYPE_TIP),
+                io.Combo.Input("dtype", options=["auto", *DTYPES], default="auto", tooltip=DTYPE_TIP),
                 io.Combo.Input(
                     "text_encoder",
                     options=[folders.AUTO, *sorted(folders.text_encoders())],
@@ -136,7 +136,7 @@ class AutoencoderLoader(io.ComfyNode):
                     default=folders.BY_NAME,
                     tooltip="A file by its place in the model folders. 'by name' lets the choice above find it.",
                 ),
-                io.Combo.Input("dtype", options=list(DTYPES), default="auto", tooltip=SAME_DTYPE_TIP),
+                io.Combo.Input("dtype", options=["auto", *DTYPES], default="auto", tooltip=SAME_DTYPE_TIP),
             ],
             outputs=[io.Vae.Output("VAE")],
         )

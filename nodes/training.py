@@ -1,10 +1,9 @@
 """The node that trains a LoRA."""
 
 from ..sa3_core.lora.algebra import TYPES
-from ..sa3_core.training.base import DTYPES
 from ..sa3_core.training.curves import draw_history
 from ..sa3_core.training.dataset import find_clips
-from ..sa3_core.training.lora import LoRASettings
+from ..sa3_core.training.settings import LoRASettings
 from .comfyui import preview
 from .comfyui import training as host
 from .comfyui.lora import add_lora
@@ -67,7 +66,7 @@ class TrainLoRA(io.ComfyNode):
                 count("training_seed", 42, 0, 2**31 - 1, "Same seed, data and settings: the same LoRA."),
                 io.Combo.Input(
                     "dtype",
-                    options=["auto", *DTYPES],
+                    options=["auto", "fp32", "bf16", "fp16"],
                     default="auto",
                     tooltip="Number format of the frozen base. auto: bf16 on a GPU that has it, else fp32. The adapter is always fp32.",
                 ),

@@ -13,7 +13,9 @@ from torch import Tensor
 from . import run_record, timeline
 from .backends.accelerator import Accelerator
 from .backends.compiled import Compiled
-from .checkpoints import checkpoint, releases
+from .backends.device import backend_of
+from .checkpoints import checkpoint
+from .checkpoints.download import cached_text_encoder
 from .config import ModelConfig
 from .errors import SA3Error
 from .lora.algebra import apply_stack
@@ -172,8 +174,8 @@ class Model:
 
     def _decode(self, z: Tensor, chunk_size: int | None, overlap: int, noise: int | None) -> Tensor:
         same = self.autoencoder
-        free = torch.cuda.mem_get_info(z.device)[0] if z.device.type == "cuda" else None
-        return same.decode(z, chunk_size, overlap, _noise(noise), at_once=same.chunks_at_once(chunk_size, len(z), z.dtype, free))
+        at_once = same.chunks_at_once(chunk_size, len(z), z.dtype, backend_of(z.device).free_memory(z.device))
+        return same.decode(z, chunk_size, overlap, _noise(noise), at_once=at_once)
 
     @torch.no_grad()
     def generate(
@@ -295,7 +297,7 @@ def load(
     encoder = None
     if opened.config.conditioning is not None:
         width = opened.config.conditioning.cond_dim
-        found = text_encoder or opened.text_encoder or releases.cached_text_encoder(width)
+        found = text_encoder or opened.text_encoder or cached_text_encoder(width)
         if found is not None:
             encoder = checkpoint.load_text_encoder(found, encoder_dtype(dtype, device), device, width)
             watch.lap("text encoder")

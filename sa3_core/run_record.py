@@ -5,15 +5,12 @@ import time
 from dataclasses import asdict
 
 from . import __version__
-from .checkpoints import detect
 from .checkpoints.checkpoint import Checkpoint
+from .checkpoints.releases import DOWNLOADED, LICENCE, variant_of
 from .errors import SA3Error
 from .files import read_json
 from .sampling.guidance import Guidance
 from .sampling.runs import Plan
-
-LICENCE = "Stability AI Community License (free below 1 M USD yearly revenue); text encoder under the Gemma Terms of Use"
-DOWNLOADED = "sa3_download.json"  # written beside a verified download: repository, revision, sha256
 
 
 class Stopwatch:
@@ -37,7 +34,7 @@ def load_record(opened: Checkpoint, dtype, device, watch: Stopwatch, **more_dtyp
     """What was loaded, from where, in which types, and how long it took."""
     path = opened.tensors.path
     return {
-        "variant": detect.variant_of(opened.name) or opened.name,
+        "variant": variant_of(opened.name) or opened.name,
         "layout": opened.layout,
         "file": f"{path.parent.name}/{path.name}",
         "fingerprint": opened.tensors.fingerprint(),

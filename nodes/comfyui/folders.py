@@ -6,18 +6,17 @@ from pathlib import Path
 
 import folder_paths
 
-from ...sa3_core.checkpoints import checkpoint
-from ...sa3_core.checkpoints.checkpoint import CONFIG, WEIGHTS, Checkpoint, Glance
-from ...sa3_core.checkpoints.detect import TEXT_SUBFOLDER, variant_of
-from ...sa3_core.checkpoints.releases import cached_text_encoder, find
+from ...sa3_core.checkpoints import detect
+from ...sa3_core.checkpoints.checkpoint import CONFIG, WEIGHTS, Checkpoint
+from ...sa3_core.checkpoints.detect import TEXT_SUBFOLDER, Header
+from ...sa3_core.checkpoints.download import cached_text_encoder
+from ...sa3_core.checkpoints.releases import AUTOENCODERS, VARIANTS, find, variant_of
 from ...sa3_core.errors import SA3Error
 from ...sa3_core.files import read_json
 from ...sa3_core.pipeline import DEMOS
 
 BY_NAME = "by name"
 AUTO = "auto"
-VARIANTS = ["small-music", "small-sfx", "medium", "small-music-base", "small-sfx-base", "medium-base"]
-AUTOENCODERS = ["SAME-S", "SAME-L"]
 FOLDERS = ["checkpoints", "diffusion_models"]  # ComfyUI's keys; extra_model_paths.yaml adds to them
 KINDS = {"diffusion_cond_inpaint": "generative", "autoencoder": "autoencoder"}
 
@@ -44,7 +43,7 @@ def text_encoders() -> dict[str, Path]:
         if path.name == WEIGHTS and (path.parent / "config.json").is_file():
             if _folder_width(path.parent) is not None:
                 found.setdefault(_label(name), path.parent)
-        elif look(path).kind == "text encoder":
+        elif header(path).kind == "text encoder":
             found.setdefault(_label(name), path)
     return found
 
@@ -80,7 +79,7 @@ def find_autoencoder(autoencoder: str, file: str) -> Path:
         return DEMOS[autoencoder]
     if autoencoder not in AUTOENCODERS:
         raise SA3Error(f"'{autoencoder}' is not an autoencoder of Stable Audio 3; there are {', '.join(AUTOENCODERS)}.")
-    fitting = [name for name in sorted(available) if look(available[name]).autoencoder == autoencoder]
+    fitting = [name for name in sorted(available) if header(available[name]).autoencoder == autoencoder]
     fitting.sort(key=lambda name: _kind(available[name]) != "autoencoder")
     if not fitting:
         family = "small" if autoencoder == "SAME-S" else "medium"
@@ -101,7 +100,7 @@ def find_text_encoder(choice: str, opened: Checkpoint) -> Path:
     width = opened.config.conditioning.cond_dim
     for name in sorted(available):
         path = available[name]
-        if (_folder_width(path) if path.is_dir() else look(path).width) == width:
+        if (_folder_width(path) if path.is_dir() else header(path).width) == width:
             return path
     cached = cached_text_encoder(width)
     if cached is None:
@@ -124,18 +123,18 @@ def state_of(*places: Path) -> str:
     return json.dumps([[str(path), path.stat().st_mtime_ns, path.stat().st_size] for path in files])
 
 
-def look(path: Path) -> Glance:
-    """`checkpoint.glance`, once per state of a file: lists are made each time the browser asks for them."""
+def header(path: Path) -> Header:
+    """`detect.read_header`, cached by modification time and size: the browser requests the lists of files often."""
     try:
         stat = path.stat()
     except OSError:
-        return Glance()
-    return _look(path, stat.st_mtime_ns, stat.st_size)
+        return Header()
+    return _header(path, stat.st_mtime_ns, stat.st_size)
 
 
 @functools.lru_cache(maxsize=4096)
-def _look(path: Path, modified: int, size: int) -> Glance:
-    return checkpoint.glance(path)
+def _header(path: Path, modified: int, size: int) -> Header:
+    return detect.read_header(path)
 
 
 def _files(key: str):
@@ -161,7 +160,7 @@ def _kind(path: Path) -> str | None:
     """By the release's config where there is one, else by the header."""
     config = path.parent / CONFIG
     if path.name != WEIGHTS or not config.is_file():
-        return look(path).kind
+        return header(path).kind
     try:
         return KINDS.get(read_json(config, "a release's config").get("model_type"))
     except (SA3Error, AttributeError, TypeError):

@@ -1,4 +1,4 @@
-"""The command for models on the Hugging Face Hub.
+"""Command line for the models on the Hugging Face Hub.
 
 python -m sa3_core.checkpoints list
 python -m sa3_core.checkpoints download small-music --folder models/checkpoints
@@ -11,22 +11,23 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import SA3Error
-from .releases import RELEASES, SOURCES, find, listing, verify
+from .download import download, verify
+from .releases import RELEASES, SOURCES, find, listing
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The command; its exit status."""
+    """Run the command and return its exit status."""
     parser = argparse.ArgumentParser(prog="python -m sa3_core.checkpoints", description="Stable Audio 3 models on the Hugging Face Hub.")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="all models with size and licence")
-    one = commands.add_parser("download", help="download a model; says what it will do and asks first")
+    one = commands.add_parser("download", help="download a model after showing its size and licence")
     one.add_argument("model", help=", ".join(RELEASES))
-    one.add_argument("--folder", type=Path, default=Path("models"), help="where the model's own folder is made (default: models)")
+    one.add_argument("--folder", type=Path, default=Path("models"), help="where the model's own folder is created (default: models)")
     one.add_argument("--source", choices=SOURCES, default="official")
     one.add_argument("--yes", action="store_true", help="do not ask: you have read and accept the licence")
     check = commands.add_parser("verify", help="compare a weights file on disk with the published sha256")
     check.add_argument("file", type=Path)
-    check.add_argument("--model", help="the release it should be (any, when left out)")
+    check.add_argument("--model", help="the expected release (default: any)")
     options = parser.parse_args(arguments)
     if options.command == "list":
         print("\n".join(listing()))
@@ -40,12 +41,10 @@ def main(arguments: Sequence[str]) -> int:
         if not options.yes and input("Download it? [y/N] ").strip().lower() not in ("y", "yes"):
             print("Nothing was downloaded.")
             return 1
-        from .download import download  # brings torch, which the questions above do without
-
         print(download(release, options.folder, options.source))
         return 0
     except (SA3Error, EOFError, KeyboardInterrupt) as error:
-        print(f"{error or 'Stopped. What has arrived is kept: the same command goes on from there.'}", file=sys.stderr)
+        print(f"{error or 'Stopped. What has arrived is kept: the same command resumes the download.'}", file=sys.stderr)
         return 1
 
 

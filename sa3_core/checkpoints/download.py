@@ -1,6 +1,6 @@
-"""A model from the Hub into a folder, through huggingface_hub: resumable, verified, and under its final name only when complete.
+"""Models from the Hugging Face Hub through huggingface_hub: resumable, verified downloads with an atomic rename at the end.
 
-The token is huggingface_hub's own (the environment's or the login's). It goes into request headers and nowhere else.
+The token is huggingface_hub's own (environment or login) and is used in request headers only.
 """
 
 import errno
@@ -12,23 +12,24 @@ import re
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlparse
 
 from ..errors import SA3Error
-from ..run_record import DOWNLOADED
-from .checkpoint import CONFIG, WEIGHTS, sha256
+from ..models.text_encoder import encoder_config
+from .checkpoint import CONFIG, WEIGHTS
 from .detect import TEXT_SUBFOLDER
-from .releases import RELEASES, Release
+from .releases import DOWNLOADED, RELEASES, Release, find
+from .tensors import check_file, sha256
 
-Progress = Callable[[int, int], None]  # bytes done, bytes in all
+Progress = Callable[[int, int], None]  # bytes done, bytes in total
 
 PAGES = "https://huggingface.co"
-SPARE = 200_000_000  # bytes that stay free
-ACCESS_SECONDS = 60.0  # how long an answer about access is believed
-_PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")  # names that mean a file in its folder on every system
-_access: dict[tuple[str, str], tuple[float, str]] = {}
+RESERVE = 200_000_000  # bytes of disk space that stay free
+ACCESS_SECONDS = 60.0  # how long the result of an access check is cached
+_SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")  # a file in its own folder on every system
+_access: dict[tuple[str, str], tuple[float, str]] = {}  # (hash of the token, repository) -> time, error sentence
 
 
 @dataclass(frozen=True)
@@ -38,14 +39,14 @@ class RemoteFile:
     path: str  # in the repository
     local: str  # below the model's folder
     size: int
-    sha256: str | None  # known for large files
+    sha256: str | None  # published for large files only
 
 
 def download(release: Release, folder: str | Path, source: str = "official", progress: Progress | None = None) -> Path:
-    """Download a model into folder/<its name> and return that folder; one that is complete already is left alone.
+    """Download a model into folder/<release.folder> and return that folder; a complete one is not downloaded again.
 
-    What has arrived of a broken download lies in a hidden folder beside and is gone on with. progress(bytes done, bytes in all)
-    may raise to stop. Raises SA3Error: no access, no space, a wrong hash, no connection.
+    An interrupted download stays in a hidden folder next to the target and is resumed. progress(bytes done, bytes in total) may raise
+    to stop. Raises SA3Error without access, disk space or connection, and for a wrong hash.
     """
     target = Path(folder) / release.folder
     if target.exists():
@@ -53,109 +54,136 @@ def download(release: Release, folder: str | Path, source: str = "official", pro
             return target
         raise SA3Error(f"{target} exists and has no {WEIGHTS}; move it away, then download again.")
     token = _token()
-    repository, revision, prefix = release.where(source)
+    repository, revision, prefix = release.location(source)
     try:
-        check_access(repository, revision, prefix, token)
-        files = _wanted(release, repository, revision, prefix, token)
+        _check_access(repository, revision, prefix, token)
+        files = _files_of(release, repository, revision, prefix, token)
         partial = target.with_name(f".{target.name}.part")
         _check_space(partial, files)
         _fetch_all(partial, files, token, progress)
     except Exception as error:
-        if not _foreseen(error):
-            raise  # SA3Error, or whatever `progress` stops with
-        raise explain(error, repository, token) from None  # the original may quote request headers
-    weights = next(file for file in files if file.local == WEIGHTS)
+        if not _is_download_error(error):
+            raise  # SA3Error, or what `progress` raised to stop
+        raise _explain(error, repository, token) from None  # the original may quote request headers
+    weights = files[-1]
     record = {"repository": repository, "revision": weights.revision, "sha256": weights.sha256, "variant": release.variant}
     (partial / DOWNLOADED).write_text(json.dumps(record, indent=1), encoding="utf-8")
     os.rename(partial, target)
     return target
 
 
-def check_access(repository: str, revision: str | None, prefix: str, token: str | None) -> None:
-    """Ask once whether this user may read the repository, before anything is promised."""
-    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+def verify(path: Path, model: str | None = None) -> str:
+    """The release whose published sha256 a weights file has. Raises SA3Error for no release, or another one than `model`."""
+    check_file(path)
+    digest = sha256(path)
+    published = next((release for release in RELEASES.values() if release.sha256 == digest), None)
+    if published is None or (model is not None and published is not find(model)):
+        wanted = "that of no published release" if model is None else f"not that of {model}, {find(model).sha256}"
+        raise SA3Error(f"{path} has sha256 {digest}, {wanted}; the file is damaged, converted or another model. Download it again.")
+    return f"{path} is {published.repository} at revision {published.revision}, byte for byte."
 
-    key = (hashlib.sha256((token or "").encode()).hexdigest(), repository)
-    asked, answer = _access.get(key, (-ACCESS_SECONDS, ""))
-    if time.monotonic() - asked > ACCESS_SECONDS:
-        answer = ""
-        try:
-            get_hf_file_metadata(hf_hub_url(repository, prefix + CONFIG, revision=revision), token=token or False)
-        except Exception as error:
-            if _status(error) not in (401, 403):
-                raise
-            answer = str(explain(error, repository, token))
-        _access[key] = (time.monotonic(), answer)
-    if answer:
-        raise SA3Error(answer)
+
+def cached_text_encoder(width: int) -> Path | None:
+    """A T5Gemma folder of this width in the Hub's local cache. Makes no network request."""
+    try:
+        from huggingface_hub import try_to_load_from_cache
+    except ImportError:
+        return None
+    for release in RELEASES.values():
+        for revision in (None, release.revision):
+            config = try_to_load_from_cache(release.repository, f"{TEXT_SUBFOLDER}/config.json", revision=revision)
+            if not isinstance(config, str):
+                continue
+            folder = Path(config).parent
+            weights = any((folder / name).is_file() for name in (WEIGHTS, f"{WEIGHTS}.index.json"))
+            try:
+                if weights and (folder / "tokenizer.json").is_file() and encoder_config(folder).encoder.hidden_size == width:
+                    return folder
+            except SA3Error:
+                continue
+    return None
 
 
 def _token() -> str | None:
     try:
         from huggingface_hub import get_token
     except ImportError as error:
-        raise SA3Error("Downloads need the package 'huggingface_hub'; install it, or put the files there by hand.") from error
+        raise SA3Error("Downloads need the package 'huggingface_hub'; install it, or download the files by hand.") from error
     return get_token()
 
 
-def _wanted(release: Release, repository: str, revision: str | None, prefix: str, token: str | None) -> list[RemoteFile]:
+def _check_access(repository: str, revision: str | None, prefix: str, token: str | None) -> None:
+    """Raise SA3Error where this user cannot read the repository; the result is cached for a while."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+
+    key = (hashlib.sha256((token or "").encode()).hexdigest(), repository)
+    checked, refusal = _access.get(key, (-ACCESS_SECONDS, ""))
+    if time.monotonic() - checked > ACCESS_SECONDS:
+        refusal = ""
+        try:
+            get_hf_file_metadata(hf_hub_url(repository, prefix + CONFIG, revision=revision), token=token or False)
+        except Exception as error:
+            if _status(error) not in (401, 403):
+                raise
+            refusal = str(_explain(error, repository, token))
+        _access[key] = (time.monotonic(), refusal)
+    if refusal:
+        raise SA3Error(refusal)
+
+
+def _files_of(release: Release, repository: str, revision: str | None, prefix: str, token: str | None) -> list[RemoteFile]:
     """The model's files, its text encoder and its licences; the weights come last."""
-    files = _listed(repository, revision, prefix, token)
+    files = _list_files(repository, revision, prefix, token)
     for name in (CONFIG, WEIGHTS):
         if name not in files:
             raise SA3Error(f"{repository} has no {prefix}{name}; the repository has changed, so this pack cannot download it.")
     if not release.is_autoencoder and not any(name.startswith(TEXT_SUBFOLDER) for name in files):
         other = RELEASES[release.variant.removesuffix("-base")]  # a base model's config names its sibling's text encoder
-        check_access(other.repository, other.revision, "", token)
-        found = _listed(other.repository, other.revision, "", token)
+        _check_access(other.repository, other.revision, "", token)
+        found = _list_files(other.repository, other.revision, "", token)
         files |= {name: file for name, file in found.items() if name.startswith(TEXT_SUBFOLDER) and name not in files}
     if revision is not None:
-        weights = files[WEIGHTS]
-        files[WEIGHTS] = RemoteFile(weights.repository, weights.revision, weights.path, WEIGHTS, weights.size, release.sha256)
+        files[WEIGHTS] = replace(files[WEIGHTS], sha256=release.sha256)
     return sorted(files.values(), key=lambda file: (file.local == WEIGHTS, file.local))
 
 
-def _listed(repository: str, revision: str | None, prefix: str, token: str | None) -> dict[str, RemoteFile]:
-    """Of all files at a revision those that belong to a model, by their place in its folder."""
+def _list_files(repository: str, revision: str | None, prefix: str, token: str | None) -> dict[str, RemoteFile]:
+    """The files at a revision that belong to a model, by their path below its folder."""
     from huggingface_hub import HfApi
 
     info = HfApi().model_info(repository, revision=revision, files_metadata=True, token=token or False)
-    found = {}
-    for one in info.siblings:
-        inside = one.rfilename.startswith(prefix)
-        local = one.rfilename.removeprefix(prefix)
-        if not (_is_licence(local) or (inside and _is_model_file(local))):
-            continue
-        digest = (one.lfs or {}).get("sha256") if isinstance(one.lfs, dict) or one.lfs is None else one.lfs.sha256
-        found[local] = RemoteFile(repository, info.sha or revision or "main", one.rfilename, local, one.size or 0, digest)
-    return found
+    files = {}
+    for entry in info.siblings:
+        local = entry.rfilename.removeprefix(prefix)
+        if _is_licence(local) or (entry.rfilename.startswith(prefix) and _is_model_file(local)):
+            digest = (entry.lfs or {}).get("sha256") if isinstance(entry.lfs, dict) or entry.lfs is None else entry.lfs.sha256
+            files[local] = RemoteFile(repository, info.sha or revision or "main", entry.rfilename, local, entry.size or 0, digest)
+    return files
 
 
 def _is_licence(name: str) -> bool:
-    return name.startswith(("LICENSE", "NOTICE")) and _PLAIN.fullmatch(name) is not None
+    return name.startswith(("LICENSE", "NOTICE")) and _SAFE_NAME.fullmatch(name) is not None
 
 
 def _is_model_file(name: str) -> bool:
-    """Config, weights, or a file of the text encoder: names that stay inside the model's folder."""
+    """Whether a name is the config, the weights, or a file of the text encoder that stays inside the model's folder."""
     folder, _, file = name.rpartition("/")
-    return name in (CONFIG, WEIGHTS) or (folder == TEXT_SUBFOLDER and _PLAIN.fullmatch(file) is not None)
+    return name in (CONFIG, WEIGHTS) or (folder == TEXT_SUBFOLDER and _SAFE_NAME.fullmatch(file) is not None)
 
 
 def _check_space(partial: Path, files: list[RemoteFile]) -> None:
     place = next(parent for parent in partial.absolute().parents if parent.exists())
-    missing = sum(max(0, file.size - _arrived(partial, file)) for file in files)
+    missing = sum(max(0, file.size - _received(partial, file)) for file in files)
     free = shutil.disk_usage(place).free
-    if free < missing + SPARE:
+    if free < missing + RESERVE:
         raise SA3Error(
             f"{place} has {free / 1e9:.1f} GB free and the download needs {missing / 1e9:.1f} GB more; make room, or choose another folder."
         )
 
 
-def _arrived(partial: Path, file: RemoteFile) -> int:
-    for path in (partial / file.local, partial / f"{file.local}.part"):
-        if path.is_file():
-            return path.stat().st_size
-    return 0
+def _received(partial: Path, file: RemoteFile) -> int:
+    """Bytes of a file that are already on disk."""
+    return next((p.stat().st_size for p in (partial / file.local, partial / f"{file.local}.part") if p.is_file()), 0)
 
 
 def _fetch_all(partial: Path, files: list[RemoteFile], token: str | None, progress: Progress | None) -> None:
@@ -167,7 +195,7 @@ def _fetch_all(partial: Path, files: list[RemoteFile], token: str | None, progre
         if not place.is_file():
             part = place.with_name(f"{place.name}.part")
             _fetch(file, part, token, None if progress is None else lambda n, before=done: progress(before + n, total))
-            _verify(file, part, None if progress is None else lambda _, n, before=done: progress(before + n, total))
+            _verify(file, part, None if progress is None else lambda _, size, before=done: progress(before + size, total))
             os.replace(part, place)
         done += file.size
         if progress is not None:
@@ -175,7 +203,7 @@ def _fetch_all(partial: Path, files: list[RemoteFile], token: str | None, progre
 
 
 class _Counting:
-    """A file that reports how much it holds; huggingface_hub's transfer writes into it."""
+    """A file that reports its size after each write of huggingface_hub's transfer."""
 
     def __init__(self, file, progress: Callable[[int], None] | None):
         self.file, self.progress = file, progress
@@ -188,8 +216,8 @@ class _Counting:
         return written
 
 
-def _fetch(file: RemoteFile, part: Path, token: str | None, progress) -> None:
-    """Bytes of a file into `part`, from where an earlier attempt ended."""
+def _fetch(file: RemoteFile, part: Path, token: str | None, progress: Callable[[int], None] | None) -> None:
+    """Append the missing bytes of a file to `part`."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils import build_hf_headers
@@ -197,54 +225,47 @@ def _fetch(file: RemoteFile, part: Path, token: str | None, progress) -> None:
     url = hf_hub_url(file.repository, file.path, revision=file.revision)
     remote = get_hf_file_metadata(url, token=token or False)
     headers = build_hf_headers(token=token or False)
-    if urlparse(remote.location).netloc != urlparse(url).netloc:  # a store elsewhere has signed addresses and must not see the token
+    if urlparse(remote.location).netloc != urlparse(url).netloc:  # a storage host has signed addresses and must not see the token
         headers.pop("authorization", None)
-    have = part.stat().st_size if part.is_file() else 0
-    if have > (remote.size or file.size):
+    received = part.stat().st_size if part.is_file() else 0
+    if received > (remote.size or file.size):
         part.unlink()
-        have = 0
-    options = {"resume_size": have, "headers": headers, "expected_size": remote.size, "displayed_filename": file.local}
-    known = inspect.signature(http_get).parameters
+        received = 0
+    options = {"resume_size": received, "headers": headers, "expected_size": remote.size, "displayed_filename": file.local}
+    known = inspect.signature(http_get).parameters  # they differ between versions of huggingface_hub
     with open(part, "ab") as out:
         http_get(remote.location, _Counting(out, progress), **{key: value for key, value in options.items() if key in known})
 
 
 def _verify(file: RemoteFile, part: Path, progress: Progress | None) -> None:
-    if file.size and part.stat().st_size != file.size:
-        found = part.stat().st_size
+    """Delete a file of the wrong size or hash and raise SA3Error."""
+    size = part.stat().st_size
+    if file.size and size != file.size:
         part.unlink()
-        raise SA3Error(f"{file.path} arrived with {found} bytes, expected {file.size}; it was deleted, download again.")
-    if file.sha256 is None:
-        return
-    found = sha256(part, progress)
-    if found != file.sha256:
+        raise SA3Error(f"{file.path} arrived with {size} bytes, expected {file.size}; it was deleted, download again.")
+    if file.sha256 is not None and (digest := sha256(part, progress)) != file.sha256:
         part.unlink()
         raise SA3Error(
-            f"{file.repository}/{file.path} has the sha256 {found[:16]}…, expected {file.sha256[:16]}…: it is not the published file. "
+            f"{file.repository}/{file.path} has the sha256 {digest[:16]}…, expected {file.sha256[:16]}…: it is not the published file. "
             "It was deleted; download again."
         )
 
 
-def _foreseen(error: Exception) -> bool:
-    """Errors of the disk, the network and the Hub. The libraries below huggingface_hub differ by its version."""
-    return isinstance(error, OSError) or type(error).__module__.split(".")[0] in (
-        "huggingface_hub",
-        "httpx",
-        "httpx2",
-        "requests",
-        "urllib3",
-    )
+def _is_download_error(error: Exception) -> bool:
+    """Whether an error is of the disk, the network or the Hub. The HTTP library depends on huggingface_hub's version."""
+    packages = ("huggingface_hub", "httpx", "httpx2", "requests", "urllib3")
+    return isinstance(error, OSError) or type(error).__module__.split(".")[0] in packages
 
 
 def _status(error: Exception) -> int | None:
     return getattr(getattr(error, "response", None), "status_code", None)
 
 
-def explain(error: Exception, repository: str, token: str | None) -> SA3Error:
-    """What went wrong in a sentence with a way out, and without the token."""
+def _explain(error: Exception, repository: str, token: str | None) -> SA3Error:
+    """The SA3Error for a failed download: its cause and the way out, without the token."""
     kind, status = type(error).__name__, _status(error)
     if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
-        return SA3Error("The disk is full. What has arrived is kept; make room and download again to go on.")
+        return SA3Error("The disk is full. What has arrived is kept; make room and download again to resume.")
     if status in (401, 403):
         login = "your token has no access to it" if token else "no token was found"
         return SA3Error(
@@ -252,12 +273,12 @@ def explain(error: Exception, repository: str, token: str | None) -> SA3Error:
             "'hf auth login' or set HF_TOKEN, and try again."
         )
     if kind == "RevisionNotFoundError":
-        return SA3Error(f"{repository} no longer has the revision this pack was checked with; a newer version of the pack may know it.")
+        return SA3Error(f"{repository} no longer has the revision that this pack was tested with; update to a newer version of the pack.")
     if status == 404:
-        return SA3Error(f"{repository} or a file in it is not there (404); the repository may have been moved. See {PAGES}/{repository}.")
+        return SA3Error(f"{repository} or a file in it was not found (404); the repository may have moved. See {PAGES}/{repository}.")
     if kind in ("OfflineModeIsEnabled", "LocalEntryNotFoundError"):
         return SA3Error("huggingface_hub is set to offline (HF_HUB_OFFLINE); unset it to download.")
     if status is not None:
         return SA3Error(f"The Hub answered {status} for {repository}; try again later. What has arrived is kept.")
     text = str(error).replace(token, "…") if token else str(error)
-    return SA3Error(f"The download of {repository} broke off ({kind}: {text[:200]}). What has arrived is kept; download again to go on.")
+    return SA3Error(f"The download of {repository} broke off ({kind}: {text[:200]}). What has arrived is kept; download again to resume.")

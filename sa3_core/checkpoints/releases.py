@@ -1,83 +1,65 @@
-"""The published models: where they lie on the Hugging Face Hub, and which of them are in its local cache."""
+"""The published models: their repositories on the Hugging Face Hub, pinned revisions, hashes, sizes and licence."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import SA3Error
-from .detect import TEXT_SUBFOLDER
 
-MIRROR = "AEmotionStudio/stable-audio-3-mirrors"  # 16-bit copies, a sub-folder per model
+MIRROR = "AEmotionStudio/stable-audio-3-mirrors"  # 16-bit copies, one sub-folder per model
 OPTIMIZED = "stabilityai/stable-audio-3-optimized"
 OPTIMIZED_REASON = (
     "holds MLX, ONNX, TensorRT and TFLite files for other engines and no PyTorch checkpoint, so there is nothing to load here"
 )
 SOURCES = ("official", "mirror")
+DOWNLOADED = "sa3_download.json"  # written next to a verified download: repository, revision, sha256, variant
 TEXT_ENCODER_GB = 1.2
-LICENCE = (
-    "Stability AI Community License: free below 1 M USD of yearly revenue, else a licence of Stability AI is needed. "
-    "The text encoder is under the Gemma Terms of Use. LICENSE.md, LICENSE_GEMMA.md and NOTICE come along."
+LICENCE = "Stability AI Community License (free below 1 M USD yearly revenue); text encoder under the Gemma Terms of Use"
+TERMS = (
+    f"{LICENCE}. Above that revenue a licence from Stability AI is needed. LICENSE.md, LICENSE_GEMMA.md and NOTICE are downloaded "
+    "with the model."
 )
 
 
 @dataclass(frozen=True)
 class Release:
-    """A model on the Hub. gigabytes: of model.safetensors."""
+    """A published model."""
 
     variant: str
     repository: str
     revision: str
     sha256: str  # of model.safetensors
-    gigabytes: float
+    gigabytes: float  # of model.safetensors
     gated: bool
 
     @property
     def folder(self) -> str:
-        """What the model's folder is called on disk."""
+        """The name of the model's folder on disk."""
         return self.repository.split("/")[1]
 
     @property
     def is_autoencoder(self) -> bool:
         return self.variant.startswith("SAME")
 
-    def where(self, source: str) -> tuple[str, str | None, str]:
+    def location(self, source: str) -> tuple[str, str | None, str]:
         """(repository, revision, prefix of the file names) at a source. The mirror is not pinned: its revision is None."""
         if source not in SOURCES:
             raise SA3Error(f"The source is '{source}'; expected one of {', '.join(SOURCES)}.")
         return (self.repository, self.revision, "") if source == "official" else (MIRROR, None, f"{self.variant.lower()}/")
 
     def size(self, source: str = "official") -> float:
-        """Gigabytes to download, text encoder included, roughly."""
+        """Approximate gigabytes to download, text encoder included."""
         return self.gigabytes * (1 if source == "official" else 0.5) + (0 if self.is_autoencoder else TEXT_ENCODER_GB)
 
     def describe(self, folder: Path, source: str = "official") -> str:
-        """What a download would do, for the user to agree to."""
-        repository, revision, prefix = self.where(source)
+        """Repository, size, target folder, access and licence of a download, for the user to agree to."""
+        repository, revision, prefix = self.location(source)
         gated = (
             f"Gated: accept the licence once at https://huggingface.co/{repository} and log in (hf auth login, or HF_TOKEN)."
             if self.gated and source == "official"
             else "Not gated: no login needed."
         )
         at = f"revision {revision[:12]}, sha256 {self.sha256[:12]}…" if revision else f"folder {prefix}, 16-bit weights, newest revision"
-        return f"{self.variant}: {repository} ({at}), about {self.size(source):.1f} GB, into {folder / self.folder}.\n{gated}\n{LICENCE}"
-
-
-def find(variant: str) -> Release:
-    """A model by name. Raises SA3Error for one that is not there, or cannot be used."""
-    if variant.lower().removeprefix("stabilityai/").removeprefix("stable-audio-3-") == "optimized":
-        raise SA3Error(f"{OPTIMIZED} {OPTIMIZED_REASON}. Choose one of {', '.join(RELEASES)}.")
-    for release in RELEASES.values():
-        if variant.lower() in (release.variant.lower(), release.repository.lower(), release.folder.lower()):
-            return release
-    raise SA3Error(f"'{variant}' is not a Stable Audio 3 model; there are {', '.join(RELEASES)}.")
-
-
-def listing() -> list[str]:
-    """A line per model: name, size, gated or not, licence, repository."""
-    lines = [
-        f"{r.variant:<17} {r.size():5.1f} GB  {'gated' if r.gated else 'open ':<5}  Stability AI Community License  {r.repository}"
-        for r in RELEASES.values()
-    ]
-    return [*lines, f"{'(optimized)':<17} not loadable: {OPTIMIZED} {OPTIMIZED_REASON}"]
+        return f"{self.variant}: {repository} ({at}), about {self.size(source):.1f} GB, into {folder / self.folder}.\n{gated}\n{TERMS}"
 
 
 def _release(variant: str, revision: str, sha256: str, gigabytes: float, gated: bool = False) -> Release:
@@ -106,41 +88,30 @@ RELEASES = {
                  "8cf93d5345c559307fc429bde896f594516fd6a1a23014c2f6055f78d8e13378", 3.41),
     )
 }  # fmt: skip
+VARIANTS = [name for name, release in RELEASES.items() if not release.is_autoencoder]  # in the order in which loaders try them
+AUTOENCODERS = [name for name, release in RELEASES.items() if release.is_autoencoder]
 
 
-def cached_text_encoder(width: int) -> Path | None:
-    """A T5Gemma folder of that width in the Hub's local cache; nothing is asked of the network."""
-    try:
-        from huggingface_hub import try_to_load_from_cache
-    except ImportError:
-        return None
-    from ..models.text_encoder import encoder_config
-
+def find(variant: str) -> Release:
+    """A model by its variant, repository or folder. Raises SA3Error for an unknown or unusable one."""
+    if variant.lower().removeprefix("stabilityai/").removeprefix("stable-audio-3-") == "optimized":
+        raise SA3Error(f"{OPTIMIZED} {OPTIMIZED_REASON}. Choose one of {', '.join(RELEASES)}.")
     for release in RELEASES.values():
-        for revision in (None, release.revision):
-            found = try_to_load_from_cache(release.repository, f"{TEXT_SUBFOLDER}/config.json", revision=revision)
-            if not isinstance(found, str):
-                continue
-            folder = Path(found).parent
-            weights = any((folder / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json"))
-            if not weights or not (folder / "tokenizer.json").is_file():
-                continue
-            try:
-                if encoder_config(folder).encoder.hidden_size == width:
-                    return folder
-            except SA3Error:
-                continue
-    return None
+        if variant.lower() in (release.variant.lower(), release.repository.lower(), release.folder.lower()):
+            return release
+    raise SA3Error(f"'{variant}' is not a Stable Audio 3 model; expected one of {', '.join(RELEASES)}.")
 
 
-def verify(path: Path, model: str | None = None) -> str:
-    """Which release a weights file is, to the last byte; raises SA3Error when it is none, or another than `model`."""
-    from .checkpoint import check_file, sha256
+def variant_of(name: str) -> str | None:
+    """The variant named in a folder or file name, or None. Hyphens equal underscores; the longest match wins."""
+    name = name.lower().replace("_", "-")
+    return next((variant for variant in sorted(RELEASES, key=len, reverse=True) if variant.lower() in name), None)
 
-    check_file(path)
-    digest = sha256(path)
-    published = next((release for release in RELEASES.values() if release.sha256 == digest), None)
-    if published is None or (model is not None and published is not find(model)):
-        wanted = "that of no published release" if model is None else f"not that of {model}, {find(model).sha256}"
-        raise SA3Error(f"{path} has sha256 {digest}, {wanted}; the file is damaged, converted or another model. Download it again.")
-    return f"{path} is {published.repository} at revision {published.revision}, byte for byte."
+
+def listing() -> list[str]:
+    """A line per model: name, size, gated or open, licence, repository."""
+    lines = [
+        f"{r.variant:<17} {r.size():5.1f} GB  {'gated' if r.gated else 'open ':<5}  {LICENCE.partition(' (')[0]}  {r.repository}"
+        for r in RELEASES.values()
+    ]
+    return [*lines, f"{'(optimized)':<17} not loadable: {OPTIMIZED} {OPTIMIZED_REASON}"]

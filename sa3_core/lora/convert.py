@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..checkpoints.checkpoint import PICKLES
+from ..checkpoints.tensors import PICKLES
 from ..errors import SA3Error
 from ..files import publish
 from .formats import PEFT_CONFIG, PEFT_FILE, LoRA, from_tensors, read_lora

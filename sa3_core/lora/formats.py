@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..checkpoints.checkpoint import PICKLES, TensorFile
+from ..checkpoints.tensors import PICKLES, TensorFile
 from ..errors import SA3Error
 from ..files import parse_json, read_json
 from .algebra import Adapter, adapter_of

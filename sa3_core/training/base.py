@@ -1,4 +1,4 @@
-"""What a LoRA is trained on: a base model's network, loaded anew, and a way to use the parts around it."""
+"""The frozen base model of a LoRA: its network, and the functions of its host that encode, decode and embed captions."""
 
 import hashlib
 from collections.abc import Callable
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .. import timeline
 from ..checkpoints.checkpoint import load_into, open_checkpoint
+from ..checkpoints.tensors import DTYPES
 from ..config import ModelConfig
 from ..models.conditioning import Condition
 from ..models.dit import DiTInputs
@@ -19,29 +20,26 @@ from ..sampling.draws import MAX_SEED
 from ..sampling.guidance import Guidance
 from .dataset import Encode
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
 
 @dataclass
-class Source:
-    """The base model and the parts around it.
+class BaseModel:
+    """checkpoint: file or folder of the model. autoencoder: `fingerprint` of the autoencoder. load_encoder() -> an encoder.
 
-    checkpoint: the file or folder of the base. autoencoder: a word that changes with its weights. encode(): an encoder, made ready.
-    texts(prompts): rows (B, n, dim) and mask (B, n). decode(latents (1, D, T)) -> audio (1, C, N).
+    encode_texts(prompts) -> embeddings (B, n, dim), mask (B, n). decode(latents (1, D, T)) -> audio (1, C, N).
     """
 
     config: ModelConfig
     name: str
     checkpoint: Path
     autoencoder: str
-    encode: Callable[[], Encode]
-    texts: Callable[[list[str]], tuple[Tensor, Tensor]]
+    load_encoder: Callable[[], Encode]
+    encode_texts: Callable[[list[str]], tuple[Tensor, Tensor]]
     decode: Callable[[Tensor], Tensor]
     device: torch.device | str = "cpu"
 
 
-def digest_of(module: nn.Module) -> str:
-    """A word that changes with any weight of a module."""
+def fingerprint(module: nn.Module) -> str:
+    """A hash of a module's weights, 16 hex digits."""
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -49,29 +47,29 @@ def digest_of(module: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def load_base(source: Source, dtype: str = "fp32") -> Generator:
-    """Transformer and conditioner of the base, frozen, from its file: whatever a host has on its own copy takes no part."""
-    opened = open_checkpoint(source.checkpoint)
-    net = Generator(source.config, device="meta", dtype=DTYPES[dtype])
-    return load_into(net, opened.tensors, opened.prefix, DTYPES[dtype], source.device)
+def load_network(base: BaseModel, dtype: str = "fp32") -> Generator:
+    """The base's transformer and conditioner, frozen, loaded from its file so that patches of the host's copy do not apply."""
+    opened = open_checkpoint(base.checkpoint)
+    net = Generator(base.config, device="meta", dtype=DTYPES[dtype])
+    return load_into(net, opened.tensors, opened.prefix, DTYPES[dtype], base.device)
 
 
 @torch.no_grad()
 def sample(
-    source: Source, net: Generator, condition: Condition, seconds: float, seed: int, steps: int | None = None, callback=None
+    base: BaseModel, net: Generator, condition: Condition, seconds: float, seed: int, steps: int | None = None, callback=None
 ) -> Tensor:  # fmt: skip
-    """A clip (C, N) of the network as it is, with the base's own sampler and guidance."""
-    config = source.config
+    """Audio (C, N) generated with the base's default sampler and guidance. callback: as in `sampling.runs.run`."""
+    config = base.config
     line = timeline.lengths(config, [seconds])
     plan = runs.plan(config, line, steps=steps, seed=seed % MAX_SEED)
     cross = condition.cross_attn
     local = torch.zeros(1, config.dit.local_dim, line.frames, device=cross.device, dtype=cross.dtype)
 
-    def prepared(context: Tensor) -> DiTInputs:
+    def inputs(context: Tensor) -> DiTInputs:
         return net.dit.prepare(context, condition.global_cond, local, line.frames, line.valid, condition.adapters)
 
-    blank = prepared(net.conditioner.unconditional(1, cross))
-    velocity = Predictor(net.dit, prepared(cross), blank, Guidance(config.default_cfg), line.valid)
+    unconditional = inputs(net.conditioner.unconditional(1, cross))
+    velocity = Predictor(net.dit, inputs(cross), unconditional, Guidance(config.default_cfg), line.valid)
     z = runs.run(velocity, plan, channels=config.same.latent_dim, device=cross.device, callback=callback)
-    audio = source.decode(z[:, :, : timeline.decode_frames(config, line, 0)])
+    audio = base.decode(z[:, :, : timeline.decode_frames(config, line, 0)])
     return audio[0, :, : line.samples[0]].float().cpu().clamp(-1, 1)

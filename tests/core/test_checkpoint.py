@@ -13,7 +13,7 @@ from core_support import TEXT_ENCODER, lay_out, randn, recorded, refused, rel_er
 from safetensors.torch import load_file, save_file
 
 import sa3_core
-from sa3_core.checkpoints import checkpoint
+from sa3_core.checkpoints.tensors import TensorFile
 from sa3_core.models.text_encoder import empty_model, encoder_config
 
 GAMMA = "model.model.transformer.layers.0.pre_norm.gamma"
@@ -105,7 +105,7 @@ def test_any_header_length_is_a_safetensors_file(tmp_path):
         path = tmp_path / f"{length}.safetensors"
         header = json.dumps({"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode().ljust(length)
         path.write_bytes(struct.pack("<Q", length) + header + struct.pack("<f", 2.5))
-        assert checkpoint.TensorFile(path).read("w").item() == 2.5
+        assert TensorFile(path).read("w").item() == 2.5
 
 
 # What is refused
@@ -154,7 +154,7 @@ def test_weights_that_are_not_finite_are_named(release, name, value):
 def test_infinities_that_cancel_are_seen_and_large_finite_weights_are_not_blamed(tmp_path):
     path = tmp_path / "a.safetensors"
     save_file({"opposed": torch.tensor([torch.inf, -torch.inf]), "large": torch.full((4,), 3e38)}, path)
-    file = checkpoint.TensorFile(path)
+    file = TensorFile(path)
     assert file.read("large").tolist() == [float(torch.tensor(3e38))] * 4
     with refused("opposed", "infinite"):
         file.read("opposed")

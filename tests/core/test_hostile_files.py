@@ -15,7 +15,7 @@ import sa3_core
 from sa3_core import run_record
 from sa3_core.audio import checks, waveform
 from sa3_core.audio import files as audio_files
-from sa3_core.checkpoints import checkpoint, download
+from sa3_core.checkpoints import checkpoint, detect, download
 from sa3_core.lora import convert as lora_convert
 from sa3_core.lora import formats as lora_files
 from sa3_core.sampling import prompting
@@ -128,7 +128,7 @@ def test_a_header_is_not_believed_about_its_own_size(release):
         path.write_bytes(length.to_bytes(8, "little") + b"{}" + b" " * 100)
         with refused("not a complete safetensors file"):
             sa3_core.load(path)
-        assert checkpoint.glance(path) == checkpoint.Glance()
+        assert detect.read_header(path) == detect.Header()
 
 
 def test_a_name_as_long_as_a_book(release):
@@ -169,12 +169,10 @@ def test_whole_numbers_are_no_weights(release, name):
 
 @pytest.mark.parametrize("shape", [[], ["3"], [None], {}, "x", [[3]], [2**70]])
 def test_the_lists_of_files_never_stumble(tmp_path, shape):
-    """All node lists are made of glances: one that raised would take every node with it."""
-    from sa3_core.checkpoints.detect import MAPPING
-
+    """Every list of files reads headers: an error would remove all nodes from the menu."""
     path = tmp_path / "x.safetensors"
     names = [
-        MAPPING,
+        detect.MAPPING,
         "bottleneck.running_std",
         "decoder.layers.3.new_tokens",
         "encoder.embed_tokens.weight",
@@ -182,9 +180,9 @@ def test_the_lists_of_files_never_stumble(tmp_path, shape):
     ]
     text = json.dumps({name: {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]} for name in names}).encode()
     path.write_bytes(len(text).to_bytes(8, "little") + text)
-    assert checkpoint.glance(path).autoencoder is None
+    assert detect.read_header(path).autoencoder is None
     path.write_bytes((50_000).to_bytes(8, "little") + b"[" * 50_000)
-    assert checkpoint.glance(path) == checkpoint.Glance()
+    assert detect.read_header(path) == detect.Header()
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ from safetensors.torch import load_file, save_file
 
 import sa3_core
 from sa3_core import config
-from sa3_core.checkpoints import checkpoint, detect, releases
+from sa3_core.checkpoints import checkpoint, detect, download, releases
+from sa3_core.checkpoints.tensors import TensorFile, sha256
 
 SAME = "pretransform.model."
 
@@ -76,7 +77,7 @@ def test_base_is_a_word_of_the_name(name, base):
     ],
 )  # fmt: skip
 def test_variants_by_name(name, variant):
-    assert detect.variant_of(name) == variant
+    assert releases.variant_of(name) == variant
 
 
 # Layouts
@@ -174,12 +175,12 @@ def test_the_record_of_a_load(release):
 
 def test_a_wrong_byte_is_noticed_on_request(release):
     path = release("small") / "model.safetensors"
-    file = checkpoint.TensorFile(path)
-    before, print_before = file.sha256(), file.fingerprint()
+    file = TensorFile(path)
+    before, print_before = sha256(path), file.fingerprint()
     data = bytearray(path.read_bytes())
     data[-100] ^= 1
     path.write_bytes(data)
-    assert checkpoint.sha256(path) != before and checkpoint.TensorFile(path).fingerprint() == print_before
+    assert sha256(path) != before and TensorFile(path).fingerprint() == print_before
 
 
 # What is refused
@@ -359,5 +360,5 @@ def test_the_hubs_cache_is_the_last_resort(tmp_path, monkeypatch, release):
     target = repository / "snapshots" / releases.RELEASES["medium"].revision / TEXT_ENCODER
     target.parent.mkdir(parents=True)
     (folder / TEXT_ENCODER).rename(target)
-    assert releases.cached_text_encoder(64) == target and releases.cached_text_encoder(768) is None
+    assert download.cached_text_encoder(64) == target and download.cached_text_encoder(768) is None
     assert sa3_core.load(folder).encode_text("rain").embeddings.shape == (1, 32, 64)

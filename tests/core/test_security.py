@@ -19,10 +19,7 @@ PRODUCT = sorted(
 )
 NETWORK = {"socket", "ssl", "http", "urllib.request", "ftplib", "smtplib", "requests", "httpx", "aiohttp", "websockets", "huggingface_hub"}
 ALLOWED = {  # what may be imported, and where
-    "huggingface_hub": {
-        "sa3_core/checkpoints/download.py",
-        "sa3_core/checkpoints/releases.py",
-    },  # on the user's word; releases.py looks into the cache on disk
+    "huggingface_hub": {"sa3_core/checkpoints/download.py"},  # only on request
     "socket": {"tools/launcher/server.py"},  # a free port
     "aiohttp": {"tools/launcher/server.py"},  # its own server on 127.0.0.1
     "urllib.request": {"tools/launcher/server.py"},

@@ -13,7 +13,7 @@ from safetensors import safe_open
 
 import sa3_core
 from sa3_core.audio import files as audio_files
-from sa3_core.checkpoints.checkpoint import TensorFile
+from sa3_core.checkpoints.tensors import TensorFile
 from sa3_core.lora.algebra import TYPES, apply_stack
 from sa3_core.lora.formats import SECONDS, read_lora
 from sa3_core.lora.stack import targets

@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 import sa3_core
 from sa3_core.audio import checks, waveform
 from sa3_core.audio import files as audio_files
-from sa3_core.checkpoints import checkpoint, download, releases
+from sa3_core.checkpoints import checkpoint, detect, download
 from sa3_core.lora import convert as lora_convert
 from sa3_core.lora.algebra import apply_stack
 from sa3_core.lora.formats import read_bases, read_lora
@@ -137,7 +137,7 @@ def single_file(corpus: Corpus, rng: random.Random, folder: Path):
     path.write_bytes(mutate(rng, source.read_bytes(), damage_safetensors))
 
     def run():
-        checkpoint.glance(path)
+        detect.read_header(path)
         model = sa3_core.load(path, text_encoder=corpus.release / TEXT_ENCODER, objective=objective, autoencoder=autoencoder)
         model.decode(torch.zeros(1, model.config.same.latent_dim, 2))
 
@@ -145,14 +145,14 @@ def single_file(corpus: Corpus, rng: random.Random, folder: Path):
 
 
 def listed(corpus: Corpus, rng: random.Random, folder: Path):
-    """A glance at any file must never raise: the lists of all nodes are made of them."""
+    """Reading the header of any file must never raise: the lists of all nodes are made of them."""
     path = folder / "x.safetensors"
     path.write_bytes(
         mutate(
             rng, rng.choice([corpus.folder / "single_base.safetensors", corpus.spiece or corpus.loras[0]]).read_bytes(), damage_safetensors
         )
     )
-    return lambda: checkpoint.glance(path)
+    return lambda: detect.read_header(path)
 
 
 def config(corpus: Corpus, rng: random.Random, folder: Path):
@@ -269,7 +269,7 @@ def bases(corpus: Corpus, rng: random.Random, folder: Path):
 def verify(corpus: Corpus, rng: random.Random, folder: Path):
     path = folder / rng.choice(["model.safetensors", "x.ckpt", "x.onnx"])
     path.write_bytes(mutate(rng, (corpus.folder / "same.safetensors").read_bytes(), damage_safetensors))
-    return lambda: releases.verify(path, rng.choice([None, "medium", "optimized", "../x"]))
+    return lambda: download.verify(path, rng.choice([None, "medium", "optimized", "../x"]))
 
 
 def workflow(corpus: Corpus, rng: random.Random, folder: Path):

@@ -115,8 +115,9 @@ def sa3(node_classes: dict[str, type]) -> Pack:
         core=modules(
             "sa3_core",
             "checkpoints.checkpoint",
+            "checkpoints.detect",
             "models.dit",
-            "models.operations",
+            "backends.cpu",
             "models.release",
             "models.same",
             "models.text_encoder",

@@ -80,7 +80,7 @@ def test_combos_offer_only_what_fits(sa3, models):
 def test_a_second_look_at_a_header_is_free(sa3, models, monkeypatch):
     single(models / "checkpoints" / "a.safetensors")
     assert len(sa3.host.folders.releases()) == 1
-    monkeypatch.setattr(sa3.core.checkpoint, "glance", lambda path: pytest.fail("read again"))
+    monkeypatch.setattr(sa3.core.detect, "read_header", lambda path: pytest.fail("read again"))
     assert len(sa3.host.folders.releases()) == 1
 
 
