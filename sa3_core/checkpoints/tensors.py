@@ -1,0 +1,132 @@
+"""The safetensors layer: files are checked before they are opened and read tensor by tensor; nothing is unpickled."""
+
+import hashlib
+import math
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ..errors import SA3Error
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}  # what weights can be loaded as, by the user's name
+STORED = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}  # what weights can be stored as
+STORED_INTEGERS = ("I64", "I32", "I16", "I8", "U8", "BOOL")  # also readable: the bytes of a tokenizer, an alpha
+PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
+OPTIMIZED = {
+    ".onnx": "ONNX",
+    ".engine": "TensorRT",
+    ".plan": "TensorRT",
+    ".trt": "TensorRT",
+    ".tflite": "TFLite",
+    ".npz": "MLX",
+    ".gguf": "GGUF",
+}
+MAX_HEADER = 10_000_000  # bytes; the header of a release has 0.2 MB, and parsing takes ten times the header's size in memory
+MAX_NAME = 512  # characters of a tensor's name
+
+
+class TensorFile:
+    """A safetensors file read tensor by tensor. Each tensor is copied, so the file may be replaced afterwards."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        check_file(self.path)
+        try:
+            with open(self.path, "rb") as file:
+                length = int.from_bytes(file.read(8), "little")
+            if length > MAX_HEADER:
+                raise ValueError(f"its header would have {length} bytes")
+            self.file = safe_open(self.path, framework="pt")
+            self.names = frozenset(self.file.keys())
+            longest = max(self.names, key=len, default="")
+            if len(longest) > MAX_NAME:
+                raise ValueError(f"the name of a tensor has {len(longest)} characters")
+        except (SafetensorError, OSError, ValueError) as error:
+            raise SA3Error(
+                f"{self.path} is not a complete safetensors file ({error}). It may be truncated or still being written; download it again."
+            ) from error
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self.file.get_slice(name).get_shape())
+
+    def dtype(self, name: str) -> str:
+        """The stored type by its safetensors name: F32, BF16, ..."""
+        return self.file.get_slice(name).get_dtype()
+
+    def metadata(self) -> dict[str, str]:
+        return self.file.metadata() or {}
+
+    def expect(self, name: str, shape: Sequence[int]) -> None:
+        """Raise SA3Error unless a tensor has this shape and a type of `STORED`."""
+        if self.shape(name) != tuple(shape):
+            raise SA3Error(f"{self.path}: tensor '{name}' has shape {list(self.shape(name))}, expected {list(shape)} from the config.")
+        if self.dtype(name) not in STORED:
+            raise SA3Error(
+                f"{self.path}: tensor '{name}' is stored as {self.dtype(name)}, a quantised copy; expected {', '.join(STORED)}. "
+                "Use the model's own release."
+            )
+
+    def read(self, name: str, dtype: torch.dtype | None = None, device=None) -> Tensor:
+        """One tensor. Floating-point tensors are checked to be finite and converted to `dtype`; integer tensors stay as stored."""
+        if self.dtype(name) not in (*STORED, *STORED_INTEGERS):
+            raise SA3Error(f"{self.path}: tensor '{name}' is stored as {self.dtype(name)}; expected one of {', '.join(STORED)}.")
+        tensor = self.file.get_tensor(name)
+        if not tensor.is_floating_point():
+            return tensor.clone()
+        # A finite sum proves that all values are finite in one cheap pass; the sum of finite values may still overflow.
+        if not math.isfinite(float(tensor.sum(dtype=torch.float32))) and not bool(torch.isfinite(tensor).all()):
+            raise SA3Error(f"{self.path}: tensor '{name}' contains NaN or infinite values; the file is damaged, download it again.")
+        return tensor.to(device=device, dtype=dtype, copy=True)
+
+    def fingerprint(self) -> str:
+        """Size and hash of the header: tells releases and layouts apart without reading gigabytes. `sha256` covers every byte."""
+        with open(self.path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            digest = hashlib.sha256(file.read(length)).hexdigest()
+        return f"{self.path.stat().st_size}-{digest[:16]}"
+
+
+def sha256(path: Path, progress: Callable[[int, int], None] | None = None) -> str:
+    """Hash of a whole file, read in blocks. progress(bytes done, bytes in total)."""
+    digest, size, done = hashlib.sha256(), path.stat().st_size, 0
+    with open(path, "rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+            done += len(block)
+            if progress is not None:
+                progress(done, size)
+    return digest.hexdigest()
+
+
+def check_file(path: Path) -> None:
+    """Raise SA3Error for a path that cannot be a safetensors file, by its name and first 8 bytes."""
+    if not os.path.exists(path):  # unlike Path.exists, never raises for an invalid name
+        raise SA3Error(f"{path} does not exist.")
+    refuse_optimized(path)
+    if path.is_dir():
+        raise SA3Error(f"{path} is a folder; expected a .safetensors file.")
+    with open(path, "rb") as file:
+        head = file.read(8)
+    # The first 8 bytes of a safetensors file are the length of its header. They may equal a magic number, but no header has 16 MB.
+    pickled = head[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK") and any(head[3:])
+    if path.suffix.lower() in PICKLES or pickled:
+        raise SA3Error(
+            f"{path} is a pickled (or zip) file, which can run code when read; expected .safetensors. Use the release's model.safetensors."
+        )
+    if not head:
+        raise SA3Error(f"{path} is empty; the download did not finish.")
+    if path.suffix.lower() != ".safetensors":
+        raise SA3Error(f"{path} is not a .safetensors file.")
+
+
+def refuse_optimized(path: Path) -> None:
+    """Raise SA3Error for a file made for another inference engine."""
+    if engine := OPTIMIZED.get(path.suffix.lower()):
+        raise SA3Error(
+            f"{path} is an optimized file for {engine}, as in stabilityai/stable-audio-3-optimized; it has no PyTorch weights to load. "
+            "Use the model's own release with its model.safetensors."
+        )
