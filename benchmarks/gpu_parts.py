@@ -41,6 +41,7 @@ from benchmarks.gpu_lab import (
 from benchmarks.make_release import text_encoder_shapes, tokenizer
 from sa3_core import timeline
 from sa3_core.backends.accelerator import Accelerator
+from sa3_core.backends.device import to_device
 from sa3_core.backends.graphs import Graphs
 from sa3_core.checkpoints.tensors import DTYPES
 from sa3_core.config import parse
@@ -339,7 +340,7 @@ def draws(lab: Lab) -> Rows:
         settings = parse(lab.config(case.family))
         drawn = Draws(7, settings.same.latent_dim, timeline.lengths(settings, [case.seconds]))
         row = {"clip": str(case), "draw ms": lab.ms(drawn, 5)}
-        yield DRAWS, {**row, "to the device ms": lab.ms(functools.partial(put, drawn(), lab.device), 5)}
+        yield DRAWS, {**row, "to the device ms": lab.ms(functools.partial(to_device, drawn(), lab.device), 5)}
 
 
 def decoding(family: str, seconds: float, lab: Lab) -> Rows:
