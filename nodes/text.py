@@ -1,7 +1,7 @@
 """Nodes that turn words into CONDITIONING."""
 
 from ..sa3_core.sampling import prompting
-from .comfyui.clip import encode_prompts, unknown_words
+from .comfyui.clip import encode_prompts, vocabulary_warnings
 from .comfyui.progress import warn
 from .comfyui.schema import io, schema
 
@@ -36,7 +36,7 @@ class TextEncode(io.ComfyNode):
     def execute(cls, clip, text, one_prompt_per_line=False) -> io.NodeOutput:
         prompts = [line.strip() for line in text.splitlines() if line.strip()] if one_prompt_per_line else [text]
         conditioning = encode_prompts(clip, prompts or [""])
-        warn(*unknown_words(clip, prompts))
+        warn(*vocabulary_warnings(clip, prompts))
         return io.NodeOutput(conditioning)
 
 

@@ -1,5 +1,6 @@
-"""The VAE socket: SAME behind the interface of ComfyUI's VAE class."""
+"""The VAE socket: SAME as a ComfyUI VAE."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import comfy.model_management
@@ -18,16 +19,16 @@ from .out_of_memory import halvings, retry_smaller
 from .patchers import patcher_over
 from .progress import Progress, show_loading, warn
 
-CHUNK, OVERLAP = 128, 32  # latent frames, as the public tools decode
-LEAST_CHUNK = 16
+CHUNK, OVERLAP = 128, 32  # latent frames; the defaults of the public tools
+MIN_CHUNK = 16
 ADVICE = "Shorten the clip, make the batch smaller, or close what else uses the device."
 
 
 class SA3VAE(comfy.sd.VAE):
-    """A VAE made of a loaded SAME. Core's audio nodes call encode, decode and decode_tiled with channels last."""
+    """A VAE over a loaded SAME. ComfyUI's nodes call encode, decode and decode_tiled with channels last."""
 
     def __init__(self, config: ModelConfig, same: SAME, dtype: torch.dtype, name: str, reload: tuple, disable_dynamic: bool = False):
-        # comfy.sd.VAE builds itself from a state dict it recognises; this one is already built.
+        # without super().__init__(), which needs a state dict that it recognises
         self.first_stage_model, self.sa3_config, self.sa3_name, self.vae_dtype = same, config, name, dtype
         self.device = comfy.model_management.vae_device()
         self.output_device = comfy.model_management.intermediate_device()
@@ -55,80 +56,11 @@ class SA3VAE(comfy.sd.VAE):
     def temporal_compression_decode(self) -> int:
         return self.upscale_ratio
 
-    def _load(self, batch: int, frames: int, chunk: int) -> None:
-        memory = batch * self.first_stage_model.activations(min(frames, chunk), self.vae_dtype)
-        comfy.model_management.load_models_gpu([self.patcher], memory_required=memory)
-
-    def items_at_once(self, frames: int, chunk: int) -> int:
-        """Items of so many frames that are decoded as one batch: as many as fit. A CPU computes one no slower than its share of many."""
-        free = self._free()
-        each = self.first_stage_model.activations(min(frames, chunk), self.vae_dtype)
-        return 1 if free is None else max(1, int(0.5 * free / each))
-
-    def _free(self) -> int | None:
-        """Bytes for activations once the weights are on the device; None on a CPU."""
-        if comfy.model_management.is_device_cpu(self.device):
-            return None
-        missing = self.model_size() - self.patcher.loaded_size()
-        return max(0, comfy.model_management.get_free_memory(self.device) - missing)
-
-    def _chunks(self, chunk: int, overlap: int, frames: int) -> list[int]:
-        """Chunk sizes to try: the asked one, then ever smaller ones whose joins stay as they are."""
-        align = self.sa3_config.same.decoder.align
-        smaller = halvings(min(chunk, -(-frames // align) * align), max(2 * overlap, LEAST_CHUNK), align)[1:]
-        return [chunk, *smaller] if smaller[0] > overlap else [chunk, chunk]
-
-    @torch.inference_mode()
-    def decode_latents(
-        self, z: Tensor, chunk_size: int = CHUNK, overlap: int = OVERLAP, noise: Noise | None = None, progress=None, remark=warn
-    ) -> Tensor:
-        """(B, D, T) -> float32 (B, C, N) where ComfyUI keeps results. progress(done, total), the node's own bar when None.
-
-        remark(sentence): called when 16 bits were not enough and float32 was used.
-        """
-        bar = progress or Progress(1, "decoding chunk")
-        show_loading(self.patcher, "the autoencoder")
-
-        def decode(chunk: int) -> Tensor:
-            self._load(z.shape[0], z.shape[-1], chunk)
-
-            def compute(dtype: torch.dtype) -> Tensor:
-                at_once = self.first_stage_model.chunks_at_once(chunk, len(z), dtype, self._free())
-                audio = self.first_stage_model.decode(z.to(self.device, dtype), chunk, overlap, noise, bar, at_once)
-                return audio.float().to(self.output_device)
-
-            return finite("The decoded samples", self.vae_dtype, compute, remark)
-
-        audio = retry_smaller("decoding", "frames", ADVICE, self._chunks(chunk_size, overlap, z.shape[-1]), decode)
-        if progress is None:
-            bar.finish()
-        return audio
-
-    @torch.inference_mode()
-    def encode_audio(self, audio: Tensor, chunk_size: int = CHUNK, overlap: int = OVERLAP, progress=None, remark=warn) -> Tensor:
-        """(B, C, N) at the model's rate -> float32 (B, D, T). remark: as `decode_latents` has it."""
-        show_loading(self.patcher, "the autoencoder")
-        bar, frames = progress or Progress(1, "encoding chunk"), -(-audio.shape[-1] // self.downscale_ratio)
-
-        def encode(chunk: int) -> Tensor:
-            self._load(audio.shape[0], frames, chunk)
-
-            def compute(dtype: torch.dtype) -> Tensor:
-                z = self.first_stage_model.encode(audio.to(self.device, dtype), chunk, overlap, None, bar)
-                return z.float().to(self.output_device)
-
-            return finite("The encoded latents", self.vae_dtype, compute, remark)
-
-        z = retry_smaller("encoding audio", "frames", ADVICE, self._chunks(chunk_size, overlap, frames), encode)
-        if progress is None:
-            bar.finish()
-        return z
-
     def decode(self, samples_in: Tensor, vae_options: dict | None = None, **kwargs) -> Tensor:
         return self.decode_latents(samples_in).movedim(1, -1)
 
     def decode_tiled(self, samples: Tensor, tile_x=None, tile_y=None, overlap=None, **kwargs) -> Tensor:
-        """Tiles in frames, rounded to what the autoencoder's chunks allow; the overlap stays wide enough for a seamless join."""
+        """Decode in tiles of frames, rounded to the decoder's alignment, with at least the overlap of a seamless join."""
         align = self.sa3_config.same.decoder.align
         overlap = max(OVERLAP, (OVERLAP if overlap is None else int(overlap)) // align * align)
         tile = max(2 * overlap, (CHUNK if tile_x is None else int(tile_x)) // align * align)
@@ -136,33 +68,97 @@ class SA3VAE(comfy.sd.VAE):
 
     def encode(self, pixel_samples: Tensor) -> Tensor:
         audio = pixel_samples.movedim(-1, 1)
-        if audio.shape[1] == 1:
-            audio = audio.expand(-1, self.output_channels, -1)
-        return self.encode_audio(audio)
+        return self.encode_audio(audio.expand(-1, self.output_channels, -1) if audio.shape[1] == 1 else audio)
 
     def encode_tiled(self, pixel_samples: Tensor, **kwargs) -> Tensor:
         return self.encode(pixel_samples)
 
+    @torch.inference_mode()
+    def decode_latents(
+        self, z: Tensor, chunk_size: int = CHUNK, overlap: int = OVERLAP, noise: Noise | None = None, progress=None, warn=warn
+    ) -> Tensor:
+        """Latents (B, D, T) -> float32 audio (B, C, N) on ComfyUI's output device.
+
+        chunk_size, overlap: latent frames. progress(done, total): in place of the node's own bar. warn(sentence): called when a 16-bit
+        result was not finite and float32 was used.
+        """
+
+        def compute(chunk: int, dtype: torch.dtype, progress) -> Tensor:
+            at_once = self.first_stage_model.chunks_at_once(chunk, len(z), dtype, self._free_memory())
+            return self.first_stage_model.decode(z.to(self.device, dtype), chunk, overlap, noise, progress, at_once)
+
+        sizes = self._chunk_sizes(chunk_size, overlap, z.shape[-1])
+        return self._run("decoding", "The decoded samples", len(z), z.shape[-1], sizes, compute, progress, warn)
+
+    @torch.inference_mode()
+    def encode_audio(self, audio: Tensor, chunk_size: int = CHUNK, overlap: int = OVERLAP, progress=None, warn=warn) -> Tensor:
+        """Audio (B, C, N) at the model's rate -> float32 latents (B, D, T). Options as of `decode_latents`."""
+
+        def compute(chunk: int, dtype: torch.dtype, progress) -> Tensor:
+            return self.first_stage_model.encode(audio.to(self.device, dtype), chunk, overlap, None, progress)
+
+        frames = -(-audio.shape[-1] // self.downscale_ratio)
+        sizes = self._chunk_sizes(chunk_size, overlap, frames)
+        return self._run("encoding", "The encoded latents", len(audio), frames, sizes, compute, progress, warn)
+
+    def _run(self, stage: str, result: str, batch: int, frames: int, sizes: list[int], compute: Callable, progress, warn) -> Tensor:
+        """compute(chunk, dtype, progress) with the weights loaded: in smaller chunks on lack of memory, in float32 on overflow."""
+        bar = progress or Progress(1, f"{stage} chunk")
+        show_loading(self.patcher, "the autoencoder")
+
+        def attempt(chunk: int) -> Tensor:
+            self._load(batch, frames, chunk)
+            return finite(result, self.vae_dtype, lambda dtype: compute(chunk, dtype, bar).float().to(self.output_device), warn)
+
+        out = retry_smaller(stage, "frames", ADVICE, sizes, attempt)
+        if progress is None:
+            bar.finish()
+        return out
+
+    def _load(self, batch: int, frames: int, chunk: int) -> None:
+        memory = batch * self.first_stage_model.activations(min(frames, chunk), self.vae_dtype)
+        comfy.model_management.load_models_gpu([self.patcher], memory_required=memory)
+
+    def _chunk_sizes(self, chunk: int, overlap: int, frames: int) -> list[int]:
+        """Chunk sizes to try: the requested one, then halves down to twice the overlap, which give the same result."""
+        align = self.sa3_config.same.decoder.align
+        smaller = halvings(min(chunk, -(-frames // align) * align), max(2 * overlap, MIN_CHUNK), align)[1:]
+        return [chunk, *smaller] if smaller[0] > overlap else [chunk, chunk]
+
+    def items_at_once(self, frames: int, chunk: int) -> int:
+        """Number of items of this many frames to decode as one batch: what fits into memory; 1 on a CPU, where a batch saves no time."""
+        free = self._free_memory()
+        each = self.first_stage_model.activations(min(frames, chunk), self.vae_dtype)
+        return 1 if free is None else max(1, int(0.5 * free / each))
+
+    def _free_memory(self) -> int | None:
+        """Bytes for activations once the weights are on the device; None on a CPU."""
+        if comfy.model_management.is_device_cpu(self.device):
+            return None
+        missing = self.model_size() - self.patcher.loaded_size()
+        return max(0, comfy.model_management.get_free_memory(self.device) - missing)
+
 
 def load_vae(opened: Checkpoint, dtype: torch.dtype | None, disable_dynamic: bool = False) -> SA3VAE:
-    """SAME of a release. dtype None = auto: float16 products on a device that is fast in them, else float32.
+    """The VAE of a checkpoint. dtype None = auto: float16 on a device that is fast in it, else float32.
 
-    Whatever the type, SAME keeps its residual stream and its attention in float32.
+    SAME keeps its residual stream and its attention in float32 in any case.
     """
     dtype = dtype or comfy.model_management.vae_dtype(comfy.model_management.vae_device(), [torch.float16])
     offload = comfy.model_management.vae_offload_device()
-    names = SAME(opened.config.same, device="meta").state_dict()  # ComfyUI's layers may have no weights yet
+    names = SAME(opened.config.same, device="meta").state_dict()  # ComfyUI's layers may not have created their weights yet
     same = SAME(opened.config.same, Operations, "meta", dtype)
     checkpoint.load_into(same, opened.tensors, opened.same_prefix, dtype, offload, names)
     return SA3VAE(opened.config, same, dtype, opened.name, (reload_vae, (opened.path, opened.objective, dtype)), disable_dynamic)
 
 
 def reload_vae(path: Path, objective: str, dtype: torch.dtype, disable_dynamic: bool = False):
-    """The patcher of the same autoencoder from its file, for a clone with weights of its own."""
+    """A patcher over the same autoencoder loaded once more, for a clone with weights of its own."""
     return load_vae(checkpoint.open_checkpoint(path, objective, autoencoder=True), dtype, disable_dynamic).patcher
 
 
 def require(vae) -> SA3VAE:
+    """The VAE of a socket. Raises SA3Error when it is another model's."""
     if not isinstance(vae, SA3VAE):
         raise SA3Error(f"The VAE is {type(getattr(vae, 'first_stage_model', vae)).__name__}, not SAME; connect the VAE of SA3_ModelLoader.")
     return vae
