@@ -1,4 +1,4 @@
-"""Seconds, samples and latent frames; regions on that line, and what is put together along it."""
+"""Durations in seconds, samples and latent frames; regions in seconds; splicing and extending audio."""
 
 from .durations import (
     PADDING_SECONDS,

@@ -1,8 +1,8 @@
-"""Seconds <-> samples <-> latent frames, and regions on that line."""
+"""Durations in seconds, samples and latent frames, and masks of regions over frames."""
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -12,15 +12,15 @@ from ..config import ModelConfig
 from ..errors import SA3Error
 from .regions import Region
 
-PADDING_SECONDS = 6.0  # headroom behind the clip, as the public tools have it
+PADDING_SECONDS = 6.0  # hidden headroom after the clip, the public tools' default
 
 
 @dataclass(frozen=True)
 class Lengths:
-    """The time line of a batch.
+    """Lengths of a batch, one entry per item.
 
-    seconds, samples: what was asked per item. frames: T of the batch. own: T that each item would have alone. valid: frames
-    each item is generated in (the rest is hidden padding). effective: frames of the asked duration, for the schedule.
+    seconds, samples: requested duration. frames: T of the batch. own: T of the item in a batch of one. valid: frames that attention
+    sees, headroom included; the rest is padding. effective: frames of the requested duration, which the schedule depends on.
     """
 
     seconds: tuple[float, ...]
@@ -34,14 +34,13 @@ class Lengths:
         return len(self.seconds)
 
     def pick(self, items: Sequence[int]) -> "Lengths":
-        """Some of the items, over the same T."""
-        chosen = ([row[i] for i in items] for row in (self.seconds, self.samples, self.own, self.valid, self.effective))
-        seconds, samples, own, valid, effective = map(tuple, chosen)
-        return Lengths(seconds, samples, self.frames, own, valid, effective)
+        """The lengths of some items, with the same T."""
+        rows = ("seconds", "samples", "own", "valid", "effective")
+        return replace(self, **{row: tuple(getattr(self, row)[i] for i in items) for row in rows})
 
 
 def seconds_of(samples: int, rate: int) -> float:
-    """A duration of which int(seconds * rate) is exactly `samples`; plain division can fall one short."""
+    """A duration for which int(seconds * rate) == samples; `samples / rate` can be one sample short."""
     seconds = samples / rate
     return seconds if int(seconds * rate) == samples else math.nextafter(seconds, math.inf)
 
@@ -62,7 +61,7 @@ def check_padding(padding: float) -> None:
 
 
 def lengths(config: ModelConfig, seconds: Sequence[float], padding: float = PADDING_SECONDS, frames: int | None = None) -> Lengths:
-    """The time line of items of `seconds`, each with `padding` seconds of headroom. frames: T when it is already decided."""
+    """Lengths of items of `seconds`, each with `padding` seconds of headroom. frames: T of given latents; None computes it."""
     check_seconds(seconds, config)
     check_padding(padding)
     spf, rate = config.same.samples_per_frame, config.sample_rate
@@ -73,7 +72,7 @@ def lengths(config: ModelConfig, seconds: Sequence[float], padding: float = PADD
     headroom = int(padding * rate / spf)
     for value, n in zip(seconds, effective, strict=True):
         if n > frames:
-            raise SA3Error(f"The latents have {frames} frames ({frames * spf / rate:.2f} s), too few for {value} s.")
+            raise SA3Error(f"The latents have {frames} frames ({frames * spf / rate:.2f} s), too few for {value} s; expected at least {n}.")
     return Lengths(
         tuple(seconds),
         tuple(samples),
@@ -85,7 +84,7 @@ def lengths(config: ModelConfig, seconds: Sequence[float], padding: float = PADD
 
 
 def batch_frames(config: ModelConfig, seconds: float, padding: float) -> int:
-    """Latent frames for `seconds` plus headroom, rounded up to whole attention chunks, at most the model's size."""
+    """Latent frames of `seconds` plus headroom, rounded up to whole attention chunks, at most the model's sample_size."""
     spf = config.same.samples_per_frame
     frames = -(-int((seconds + padding) * config.sample_rate) // spf)
     frames = -(-frames // config.align) * config.align
@@ -93,14 +92,17 @@ def batch_frames(config: ModelConfig, seconds: float, padding: float) -> int:
 
 
 def keep_mask(config: ModelConfig, regions: Sequence[Region], lengths: Lengths) -> Tensor:
-    """(B, 1, T): 1 = given, 0 = generate; 0 beyond each item's duration."""
+    """Mask (B, 1, T): 1 = keep, 0 = generate (inside the regions and beyond each item's duration)."""
     return 1 - generate_mask(regions, lengths.samples, lengths.frames, config.same.samples_per_frame, config.sample_rate)
 
 
 @independent
 def generate_mask(regions: Sequence[Region], samples: Sequence[int], frames: int, samples_per_frame: int, rate: int) -> Tensor:
-    """(B, 1, frames): 1 = generate, inside the regions and beyond each item's `samples`. Nearest neighbour from sample resolution."""
-    at = torch.arange(frames) * samples_per_frame  # nearest-neighbour reads the first sample of a frame
+    """Mask (B, 1, frames): 1 = generate (inside the regions and beyond each item's `samples`), 0 = keep.
+
+    Equals a mask at sample resolution, downsampled by nearest neighbour.
+    """
+    at = torch.arange(frames) * samples_per_frame  # nearest neighbour takes the first sample of a frame
     mask = torch.zeros(len(samples), 1, frames, dtype=torch.float32)
     for start, end in regions:
         mask[:, :, (at >= int(start * rate)) & (at < int(end * rate))] = 1
@@ -110,6 +112,6 @@ def generate_mask(regions: Sequence[Region], samples: Sequence[int], frames: int
 
 
 def decode_frames(config: ModelConfig, lengths: Lengths, item: int) -> int:
-    """Frames of an item that its audio depends on: those asked for and what the decoder looks at behind them."""
+    """Number of frames that an item's audio depends on: its duration and the decoder's receptive field after it."""
     frames = lengths.effective[item] + config.same.decoder.reach
     return min(lengths.own[item], -(-frames // config.align) * config.align)

@@ -1,4 +1,4 @@
-"""Windows for continuing past a model's longest clip."""
+"""Windows of a continuation beyond the model's longest clip."""
 
 from dataclasses import dataclass
 from itertools import pairwise
@@ -9,10 +9,10 @@ from ..errors import SA3Error
 
 @dataclass(frozen=True)
 class Window:
-    """One pass, in samples of the model's rate: how much of the tail it sees, and how much it adds."""
+    """One pass, in samples at the model's rate."""
 
-    context: int
-    new: int
+    context: int  # samples of the existing tail that condition the pass
+    new: int  # samples that it adds
 
     @property
     def samples(self) -> int:
@@ -20,10 +20,10 @@ class Window:
 
 
 def windows(config: ModelConfig, given: int, added: int, context: float, longest: float = 0.0) -> list[Window]:
-    """Passes that continue a clip of `given` samples by `added`.
+    """Passes that extend a clip of `given` samples by `added`, in parts of equal size.
 
-    context: seconds of the tail each pass sees. longest: seconds of a pass, 0 = the model's longest. The passes add equal parts, so
-    none is a mere stump. Each is conditioned on its own length, which is what the model was trained to fill.
+    context: seconds of the tail that condition a pass; less in the first pass of a short clip. longest: seconds of a pass, 0 = the
+    model's longest.
     """
     rate, spf = config.sample_rate, config.same.samples_per_frame
     limit = config.max_seconds
@@ -33,14 +33,8 @@ def windows(config: ModelConfig, given: int, added: int, context: float, longest
     if not spf / rate <= context <= span / 2:
         raise SA3Error(f"The context is {context:g} s; expected at least one frame and at most half the window of {span:g} s.")
     if added < 1:
-        raise SA3Error("Nothing is to be added; expected more than 0 seconds.")
-    # The first pass may see less than the asked context, when the clip is short.
+        raise SA3Error(f"The continuation has {added} samples; expected more than 0 seconds.")
     room = int(span * rate) - int(context * rate)
     passes = -(-added // room)
-    cuts = [added * i // passes for i in range(passes + 1)]
-    parts = [end - start for start, end in pairwise(cuts)]
-    seen, out = given, []
-    for part in parts:
-        out.append(Window(min(seen, int(context * rate)), part))
-        seen += part
-    return out
+    ends = [added * i // passes for i in range(passes + 1)]
+    return [Window(min(given + start, int(context * rate)), end - start) for start, end in pairwise(ends)]

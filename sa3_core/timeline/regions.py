@@ -1,6 +1,7 @@
-"""Regions of a time line: pairs (start, end) in seconds, and their text form."""
+"""Regions: pairs (start, end) in seconds, and their text form."""
 
 import math
+import re
 from collections.abc import Sequence
 
 from ..errors import SA3Error
@@ -9,12 +10,12 @@ Region = tuple[float, float]
 
 
 def sample_span(region: Region, rate: int) -> tuple[int, int]:
-    """The samples (first, past the last) that lie wholly inside a region; a thousandth of a sample absorbs decimal rounding."""
+    """Slice bounds of the samples wholly inside a region. A tolerance of 1/1000 sample absorbs decimal rounding."""
     return math.ceil(region[0] * rate - 1e-3), math.floor(region[1] * rate + 1e-3)
 
 
 def check_pairs(regions) -> list[Region]:
-    """Regions given by a program: a sequence of (start, end) numbers."""
+    """Regions as floats. Raises SA3Error when the argument is not a sequence of (start, end)."""
     try:
         return [(float(start), float(end)) for start, end in regions]
     except (TypeError, ValueError) as error:
@@ -22,7 +23,7 @@ def check_pairs(regions) -> list[Region]:
 
 
 def merge_regions(regions: Sequence[Region], duration: float | None = None) -> list[Region]:
-    """Sorted regions in seconds with overlaps merged. Refuses what lies outside [0, duration] or ends before it starts."""
+    """Sorted regions in seconds with overlaps merged. Raises SA3Error for one outside [0, duration] or not ending after its start."""
     for start, end in regions:
         if not (math.isfinite(start) and math.isfinite(end)):
             raise SA3Error(f"The region {start}-{end} is not a pair of finite numbers of seconds.")
@@ -41,24 +42,21 @@ def merge_regions(regions: Sequence[Region], duration: float | None = None) -> l
 
 
 def parse_regions(text: str) -> list[Region]:
-    """Regions in the text form of the nodes: "1.5-3, 10-12.25" in seconds, or "0:01.5-0:03"; commas or new lines between."""
+    """Regions from the nodes' text form: "1.5-3, 10-12.25" in seconds or "0:01.5-0:03", separated by commas, semicolons or new lines."""
     regions = []
-    for word in text.replace(";", ",").replace("\n", ",").split(","):
-        word = word.strip().replace("–", "-")
-        if not word:
-            continue
+    for word in filter(str.strip, re.split("[,;\n]", text.replace("–", "-"))):
         try:
             start, end = (_clock(part) for part in word.split("-"))
         except ValueError as error:
             raise SA3Error(
-                f"The region '{word[:80]}' cannot be read; expected start-end in seconds, for example: 1.5-3, 10-12.25."
+                f"The region '{word.strip()[:80]}' cannot be read; expected start-end in seconds, for example: 1.5-3, 10-12.25."
             ) from error
         regions.append((start, end))
     return regions
 
 
 def _clock(text: str) -> float:
-    """Seconds, or minutes:seconds, or hours:minutes:seconds."""
+    """Seconds of a text "seconds", "minutes:seconds" or "hours:minutes:seconds"."""
     seconds = 0.0
     for part in text.split(":"):
         seconds = seconds * 60 + float(part.strip())
@@ -66,5 +64,5 @@ def _clock(text: str) -> float:
 
 
 def format_regions(regions: Sequence[Region]) -> str:
-    """The text form, exact enough for every sample at 192 kHz."""
+    """The text form of regions, exact to the sample up to 192 kHz."""
     return ", ".join(f"{start:.9f}".rstrip("0").rstrip(".") + "-" + f"{end:.9f}".rstrip("0").rstrip(".") for start, end in regions)

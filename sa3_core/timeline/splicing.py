@@ -1,4 +1,4 @@
-"""Putting generated audio back into a recording: outside the regions nothing changes, not even a bit."""
+"""Paste generated audio into a recording; samples outside the regions stay bit-identical."""
 
 import math
 from collections.abc import Sequence
@@ -9,22 +9,23 @@ from torch import Tensor
 
 from ..audio import waveform
 from ..backends.ambient import independent
+from ..config import RATE
 from ..errors import SA3Error
 from .regions import Region, merge_regions, sample_span
 
 LEVEL_WINDOW = 0.05  # seconds on either side of a seam over which levels are compared
-MATCH_WINDOW = 0.5  # seconds outside a region over which original and re-synthesis are compared for a level match
-MATCH_LIMIT = 4.0  # a level match never changes the level by more than this factor (12 dB)
+MATCH_WINDOW = 0.5  # seconds on either side of a region over which original and generated audio are compared for a level match
+MATCH_LIMIT = 4.0  # largest factor of a level match (12 dB)
 
 
 @dataclass(frozen=True)
 class Seam:
-    """One edge of a region: the step between the two samples at it, the largest step nearby, and the change of level across it."""
+    """One edge of a region."""
 
     seconds: float
-    jump: float
-    usual_jump: float
-    level_db: float
+    jump: float  # difference of the two samples at the edge
+    usual_jump: float  # largest difference of neighbouring samples nearby
+    level_db: float  # change of level across the edge
 
     def __str__(self) -> str:
         step = f"sample step {self.jump:.4f} (largest nearby {self.usual_jump:.4f})"
@@ -34,7 +35,7 @@ class Seam:
 @dataclass(frozen=True)
 class SpliceReport:
     seams: list[Seam]
-    gains: list[float]  # per region, what the level match multiplied by
+    gains: list[float]  # factor of the level match per region
     notes: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
@@ -48,16 +49,16 @@ def splice(
     generated: Tensor,
     regions: Sequence[Region],
     sample_rate: int,
-    generated_rate: int = 44100,
+    generated_rate: int = RATE,
     crossfade: float = 0.02,
     match_level: bool = False,
 ) -> tuple[Tensor, SpliceReport]:
-    """Replace `regions` (seconds) of original (B, C, N) by generated (B, c, n); the result has the original's shape and type.
+    """Replace `regions` (seconds) of original (B, C, N) by generated (B or 1, c, n); the result has the original's shape and dtype.
 
-    The original lies on the output's time line already (silence where a continuation goes). generated may be at another rate and
-    is resampled; its channels are fitted to the original's. The cross-fade (seconds, equal power, 0 = none) lies inside the region.
-    Where the original is digital silence inside the fade there is nothing to fade from: the generated sound is then bent to start
-    at the original's last sample instead. Every sample outside the regions is bit-identical.
+    Both start at time 0; the original is silent where a continuation goes. The generated audio is resampled to sample_rate and
+    its channels are fitted to the original's. crossfade: seconds inside the region, equal power, 0 = none. Where the original is
+    digital silence inside the fade, an offset that fades out joins the generated audio to the original's last sample instead.
+    match_level: scale the generated audio of each region to the original's level around the region.
     """
     if original.dim() != 3 or generated.dim() != 3:
         raise SA3Error(f"Splice takes (batch, channels, samples); got {tuple(original.shape)} and {tuple(generated.shape)}.")
@@ -67,37 +68,32 @@ def splice(
         raise SA3Error(f"The cross-fade is {crossfade} s; expected 0 or more.")
     waveform.check_finite("The generated audio", generated)
     n = original.shape[-1]
-    merged = merge_regions(regions, n / sample_rate)
-    notes = []
-    fitted, note = waveform.fit_channels(generated.float(), original.shape[1])
-    notes += note
-    fitted = waveform.resample(fitted, generated_rate, sample_rate).to(original.device)
-    fitted = fitted.expand(original.shape[0], -1, -1)
-    spans = [(a, min(b, n)) for a, b in (sample_span(region, sample_rate) for region in merged) if b > a]
+    spans = [sample_span(region, sample_rate) for region in merge_regions(regions, n / sample_rate)]
+    spans = [(a, min(b, n)) for a, b in spans if b > a]
+    fitted, notes = waveform.fit_channels(generated.float(), original.shape[1])
+    fitted = waveform.resample(fitted, generated_rate, sample_rate).to(original.device).expand(original.shape[0], -1, -1)
     if spans and fitted.shape[-1] < spans[-1][1] - 1:
-        raise SA3Error(
-            f"The generated audio is {fitted.shape[-1] / sample_rate:.3f} s long, "
-            f"but the last region ends at {spans[-1][1] / sample_rate:.3f} s."
-        )
+        found, end = fitted.shape[-1] / sample_rate, spans[-1][1] / sample_rate
+        raise SA3Error(f"The generated audio is {found:.3f} s long, but the last region ends at {end:.3f} s; generate a longer clip.")
     fitted = torch.nn.functional.pad(fitted, (0, max(0, n - fitted.shape[-1])))[..., :n]
-    out, seams, gains = original.clone(), [], []
+    out, gains = original.clone(), []
     for a, b in spans:
         gain = _level_gain(original, fitted, a, b, sample_rate) if match_level else 1.0
         gains.append(gain)
-        out[..., a:b] = _filled(original, fitted[..., a - 1 if a else 0 : b + 1] * gain, a, b, int(crossfade * sample_rate)).to(out.dtype)
-    for a, b in spans:
-        seams += [_seam(out, edge, sample_rate) for edge in (a, b) if 0 < edge < n]
+        piece = fitted[..., max(a - 1, 0) : b + 1] * gain
+        out[..., a:b] = _crossfaded(original, piece, a, b, int(crossfade * sample_rate)).to(out.dtype)
+    seams = [_seam(out, edge, sample_rate) for span in spans for edge in span if 0 < edge < n]
     return out, SpliceReport(seams, gains, notes)
 
 
-def _filled(original: Tensor, piece: Tensor, a: int, b: int, fade: int) -> Tensor:
-    """The new samples a..b. `piece` holds them with one more sample on each side where the clip has one."""
+def _crossfaded(original: Tensor, piece: Tensor, a: int, b: int, fade: int) -> Tensor:
+    """Samples a..b of the result. piece: the generated samples a..b, with one more on each side where the clip has one."""
     n, lead = original.shape[-1], 1 if a else 0
     new = piece[..., lead : lead + b - a].clone()
     fade = min(fade, (b - a) // 2)
     if fade == 0:
         return new
-    # Strictly inside: neither edge sample is purely one side, so no step of the fade is spent on a copy.
+    # Half a sample inside the ends: the first and last sample of the fade are mixtures, not copies.
     phase = (torch.arange(fade, device=new.device, dtype=new.dtype) + 0.5) / fade * (math.pi / 2)
     rise, fall = phase.sin(), phase.cos()
     if a > 0:
@@ -118,14 +114,13 @@ def _filled(original: Tensor, piece: Tensor, a: int, b: int, fade: int) -> Tenso
 
 
 def _level_gain(original: Tensor, fitted: Tensor, a: int, b: int, rate: int) -> float:
-    """Original's level over the re-synthesis' level, both measured outside the region, where they mean the same sound."""
+    """RMS of the original over RMS of the generated audio, next to the region, where both hold the same sound."""
     width = int(MATCH_WINDOW * rate)
-    sides = [slice(max(0, a - width), a), slice(b, b + width)]
-    there = torch.cat([original[..., s].float() for s in sides], dim=-1)
-    here = torch.cat([fitted[..., s] for s in sides], dim=-1)
-    if there.numel() == 0 or not bool(there.any()) or not bool(here.any()):
+    before, after = slice(max(0, a - width), a), slice(b, b + width)
+    kept, resynthesis = (torch.cat([audio[..., before], audio[..., after]], dim=-1).float() for audio in (original, fitted))
+    if not bool(kept.any()) or not bool(resynthesis.any()):
         return 1.0
-    gain = float(there.square().mean().sqrt() / here.square().mean().sqrt())
+    gain = float(kept.square().mean().sqrt() / resynthesis.square().mean().sqrt())
     return min(MATCH_LIMIT, max(1 / MATCH_LIMIT, gain))
 
 
@@ -139,6 +134,6 @@ def _seam(out: Tensor, edge: int, rate: int) -> Seam:
 
 
 def wrap_jump(clip: Tensor) -> tuple[float, float]:
-    """Of a loop (B, C, N): the step from its last sample to its first, and the largest step inside."""
+    """The step from the last sample of a loop (B, C, N) to its first, and the largest step of neighbouring samples inside."""
     clip = clip.float()
     return float((clip[..., 0] - clip[..., -1]).abs().max()), float(clip.diff(dim=-1).abs().max())
