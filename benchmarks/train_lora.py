@@ -24,8 +24,9 @@ sys.path.append(str(ROOT))
 
 import sa3_core
 from sa3_core.audio import files as audio_files
-from sa3_core.training.__main__ import Lines, source_of
-from sa3_core.training.lora import LoRASettings, train
+from sa3_core.training.__main__ import ConsoleCallbacks, open_base
+from sa3_core.training.lora import train
+from sa3_core.training.settings import LoRASettings
 from tools.demo import evaluate
 from tools.demo.corpus import RATE, Draw
 from tools.demo.metrics import centroid, mono
@@ -121,7 +122,8 @@ def main() -> None:
             include=tuple(options.include), exclude=("seconds_total",),
         )  # fmt: skip
         data, start = write_folder(work / name, SOUNDS[name], keep=model), time.monotonic()
-        done = train(source_of("demo", None, "cpu"), data, work / f"{name}.safetensors", work / f"{name}.training", settings, Lines())
+        out, folder = work / f"{name}.safetensors", work / f"{name}.training"
+        done = train(open_base("demo", None, "cpu"), data, out, folder, settings, ConsoleCallbacks())
         seconds, size = time.monotonic() - start, done.path.stat().st_size / 1e3
         print(f"{done.report}\n{seconds:.0f} s, {torch.get_num_threads()} threads, {size:.0f} kB")
         files[name] = done.path

@@ -1,18 +1,28 @@
-"""Values on their way to the device that computes."""
+"""The backend of a device, and copies to the device."""
 
 import torch
 from torch import Tensor
 
-PINNED = frozenset({"cuda"})  # devices that fetch from memory of a fixed place by themselves (ROCm's are called so too)
+from .base import Backend
+from .cpu import CPU
+from .cuda import CUDA
+from .mps import MPS
+
+DEFAULT = Backend()
+BACKENDS: dict[str, Backend] = {"cpu": CPU(), "cuda": CUDA(), "mps": MPS()}
 
 
-def put(x: Tensor, device, dtype: torch.dtype | None = None) -> Tensor:
-    """x on a device, in a type; a device of `PINNED` is not waited for.
+def backend_of(device: torch.device) -> Backend:
+    return BACKENDS.get(device.type, DEFAULT)
 
-    A plain copy to it ends only when all that it still has to compute is done, and it then idles until the host has more for it.
+
+def to_device(x: Tensor, device, dtype: torch.dtype | None = None) -> Tensor:
+    """x on a device, in a type. The copy is non-blocking where the device allows it.
+
+    A blocking copy would wait for everything that the device still computes, and leave it idle afterwards.
     """
     device = torch.device(device)
-    if x.device.type == "cpu" and device.type in PINNED:
-        dense = x.to(dtype=dtype or x.dtype).contiguous()  # pinning keeps strides, and other copies than of dense memory are not direct
+    if x.device.type == "cpu" and backend_of(device).pins:
+        dense = x.to(dtype=dtype or x.dtype).contiguous()  # pinning keeps strides, and only dense copies are direct
         return dense.pin_memory().to(device, non_blocking=True)
     return x.to(device=device, dtype=dtype)

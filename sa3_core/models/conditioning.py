@@ -11,7 +11,7 @@ from ..backends.ambient import independent
 from ..config import ConditioningConfig
 from ..errors import SA3Error
 from . import operations
-from .layers import FOURIER_DIM, Adapters, adapted, at, expo_features
+from .layers import FOURIER_DIM, Adapters, adapted, cast_to, expo_features
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,9 @@ class PromptPadding(nn.Module):
         embeddings = F.pad(embeddings[:, :n], (0, 0, 0, max_tokens - n))
         mask = F.pad(mask[:, :n].bool(), (0, max_tokens - n)).to(embeddings.device)[..., None]
         learned = self.mode == "learned" and not negative
-        padding = at(self.padding_embedding, embeddings) if learned else torch.zeros((), device=embeddings.device, dtype=embeddings.dtype)
+        padding = (
+            cast_to(self.padding_embedding, embeddings) if learned else torch.zeros((), device=embeddings.device, dtype=embeddings.dtype)
+        )
         return torch.where(mask, embeddings, padding)
 
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..backends.ambient import independent
-from ..backends.device import put
+from ..backends.device import backend_of, to_device
 from ..config import DiTConfig
 from . import operations
 from .attention import attend
@@ -22,17 +22,17 @@ from .layers import (  # fmt: skip
     FeedForward,
     RMSNorm,
     adapted,
-    at,
+    apply_rotary,
+    cast_to,
     expo_features,
     in_turn,
-    lean,
+    keeps_half,
     merge_heads,
     norm_type,
     over_rms,
     rotary_table,
     rotate,
     split_heads,
-    turn,
 )
 
 
@@ -172,50 +172,15 @@ class DiTInputs:
 
     @property
     def rows(self) -> int:
-        """Rows per item that the network computes; more than there are tokens on a CPU only."""
-        tokens = len(self.rotary[0])
-        return rows_for(tokens) if self.rotary[0].device.type == "cpu" else tokens
+        """Rows per item, padding included."""
+        return backend_of(self.rotary[0].device).padded_rows(len(self.rotary[0]))
 
 
 def row_index(items: Sequence[int], device) -> slice | Tensor:
     """Items as an index for tensors on a device; a slice where they are neighbours."""
     rows = list(items)
     together = slice(rows[0], rows[0] + len(rows))
-    return together if rows == list(range(together.start, together.stop)) else put(torch.tensor(rows), device)
-
-
-KEPT_BLOCK = 32 * 2**20  # bytes; a larger block of memory the C library takes from the kernel anew each time, page by page
-CONTEXT_MULTIPLE = 8  # few different numbers of rows: compiled layers are made anew for each
-ROWS_MULTIPLE = 8
-
-
-def rows_for(tokens: int) -> int:
-    """Rows that the network computes for so many tokens, memory included: one to eight more, which take part in no attention.
-
-    oneDNN cuts the rows of a product into equal parts where it can. Of the 451 that 30 s need it can make but parts of 11 or 41, and takes
-    half as long again. Always more, because a graph of compiled layers is for a step with such rows or for one without.
-    """
-    return (tokens // ROWS_MULTIPLE + 1) * ROWS_MULTIPLE
-
-
-def distinct_rows(rows: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Runs of equal rows (B, n, D) as one row each (B, m, D), and the log of their lengths (B, m), float32; -inf: no row.
-
-    Softmax over r equal keys is softmax over one of them with log r added to its score. A prompt's padding, some 240 rows of the
-    learned vector, so costs one row. On other devices the plain attention is the faster one: rows as they are, None.
-    """
-    batch, n, width = rows.shape
-    if rows.device.type != "cpu":
-        return rows, None
-    begins = F.pad((rows[:, 1:] != rows[:, :-1]).any(-1), (1, 0), value=True)
-    run = begins.long().cumsum(1) - 1  # which run each row belongs to
-    m = -(-(int(run.max()) + 1) // CONTEXT_MULTIPLE) * CONTEXT_MULTIPLE
-    if m >= n:
-        return rows, None
-    first = torch.zeros(batch, m, dtype=torch.long)
-    first.scatter_reduce_(1, run, torch.arange(n).expand(batch, n), "amin", include_self=False)
-    lengths = torch.zeros(batch, m, dtype=score_type(rows)).scatter_add_(1, run, torch.ones(batch, n, dtype=score_type(rows)))
-    return rows.gather(1, first[..., None].expand(-1, -1, width)), lengths.log()
+    return together if rows == list(range(together.start, together.stop)) else to_device(torch.tensor(rows), device)
 
 
 def score_type(rows: Tensor) -> torch.dtype:
@@ -239,27 +204,27 @@ class SelfAttention(nn.Module):
         parts = adapted(self.to_qkv, x, adapters)[:, :tokens].unflatten(-1, (5 if self.differential else 3, -1, self.head_dim))
         # q, k, v, q2, k2: (B, N, parts, H, D)
         v = parts[:, :, 2].transpose(1, 2)
-        tables = self._tables(rotary, parts) if lean(parts) else None
-        out = attend(*self._turned(parts[:, :, :2], rotary, tables), v, key_mask=key_mask)
+        tables = self._tables(rotary, parts) if keeps_half(parts) else None
+        out = attend(*self._rotated(parts[:, :, :2], rotary, tables), v, key_mask=key_mask)
         if self.differential:
-            out = out - attend(*self._turned(parts[:, :, 3:], rotary, tables), v, key_mask=key_mask)
+            out = out - attend(*self._rotated(parts[:, :, 3:], rotary, tables), v, key_mask=key_mask)
         out = merge_heads(out)
         return adapted(self.to_out, F.pad(out, (0, 0, 0, x.shape[1] - tokens)) if x.shape[1] > tokens else out, adapters)
 
     def _tables(self, rotary, like: Tensor) -> tuple[Tensor, Tensor]:
         """The rotary table with the gains of both norms in it, (N, 2, 1, D) and (N, 2, 1, width)."""
         cos, sin = rotary
-        gains = torch.stack((at(self.q_norm.gamma, like, torch.float32), at(self.k_norm.gamma, like, torch.float32)))
+        gains = torch.stack((cast_to(self.q_norm.gamma, like, torch.float32), cast_to(self.k_norm.gamma, like, torch.float32)))
         half = sin.shape[-1] // 2
         swapped = torch.cat((gains[:, half : 2 * half], gains[:, :half]), dim=1)
         return tuple((part[:, None] * gain).to(like.dtype)[:, :, None] for part, gain in ((cos, gains), (sin, swapped)))
 
-    def _turned(self, qk: Tensor, rotary, tables) -> tuple[Tensor, Tensor]:
+    def _rotated(self, qk: Tensor, rotary, tables) -> tuple[Tensor, Tensor]:
         """Queries and keys (B, N, 2, H, D), normed and turned, each (B, H, N, D). tables: on a GPU in 16 bits, else float32 is used."""
         if tables is not None:
-            turned = turn(F.rms_norm(qk, qk.shape[-1:], None, self.q_norm.eps), *tables)
+            turned = apply_rotary(F.rms_norm(qk, qk.shape[-1:], None, self.q_norm.eps), *tables)
             return tuple(part.transpose(1, 2) for part in turned.unbind(2))
-        gains = torch.stack((at(self.q_norm.gamma, qk, torch.float32), at(self.k_norm.gamma, qk, torch.float32)))[:, None]
+        gains = torch.stack((cast_to(self.q_norm.gamma, qk, torch.float32), cast_to(self.k_norm.gamma, qk, torch.float32)))[:, None]
         turned = rotate(over_rms(qk.float(), self.q_norm.eps) * gains, rotary).to(qk.dtype)
         return tuple(part.transpose(1, 2) for part in turned.unbind(2))
 
@@ -377,7 +342,7 @@ class DiT(nn.Module):
         if min(lengths) < frames:
             valid = torch.arange(-memory, frames)[None] < torch.tensor(lengths)[:, None]
             mask = valid.to(device)
-        cross_attn, bias = distinct_rows(cross_attn)
+        cross_attn, bias = backend_of(device).distinct_rows(cross_attn)
         return DiTInputs(
             cross_attn,
             global_cond,
@@ -432,19 +397,19 @@ class DiT(nn.Module):
     @staticmethod
     def time_features(t: Tensor, inputs: DiTInputs) -> Tensor:
         """Fourier features (B, 256) of times t (B,), where the network computes."""
-        return put(expo_features(t), inputs.global_embed.device, inputs.global_embed.dtype)
+        return to_device(expo_features(t), inputs.global_embed.device, inputs.global_embed.dtype)
 
     def modulation_of(self, features: Tensor, inputs: DiTInputs) -> Modulation:
         """adaLN values of times with these features (B, 256)."""
         times = in_turn(self.to_timestep_embed, features, inputs.adapters)
         rows = in_turn(self.transformer.global_cond_embedder, inputs.global_embed + times, inputs.adapters)  # (B, 6 width)
         layers = self.transformer.layers
-        own = torch.stack([at(layer.to_scale_shift_gate, rows) for layer in layers])
+        own = torch.stack([cast_to(layer.to_scale_shift_gate, rows) for layer in layers])
         scale1, shift1, gate1, scale2, shift2, gate2 = (own[:, None] + rows)[:, :, None].chunk(6, dim=-1)
         kind = norm_type(rows)
 
         def gain(norm: str, scale: Tensor) -> Tensor:
-            gammas = torch.stack([at(getattr(layer, norm).gamma, rows, torch.float32) for layer in layers])[:, None, None]
+            gammas = torch.stack([cast_to(getattr(layer, norm).gamma, rows, torch.float32) for layer in layers])[:, None, None]
             return (gammas * (1 + scale.float())).to(kind)
 
         return Modulation(
@@ -465,11 +430,8 @@ class DiT(nn.Module):
         return torch.cat(parts)
 
     def _items_at_once(self, inputs: DiTInputs) -> int:
-        """How many items the widest activation of a layer has room for in a block of memory that is used again; on a CPU only."""
-        if inputs.cross_attn.device.type != "cpu":
-            return inputs.batch
-        widest = 2 * int(self.config.width * self.config.ff_mult) * inputs.cross_attn.element_size()
-        return max(1, (KEPT_BLOCK - 1) // (inputs.rows * widest))
+        largest = 2 * int(self.config.width * self.config.ff_mult) * inputs.cross_attn.element_size() * inputs.rows
+        return backend_of(inputs.cross_attn.device).items_at_once(inputs.batch, largest)
 
     def _velocity(self, x: Tensor, t: Tensor, inputs: DiTInputs, run_layer: RunLayer | None) -> Tensor:
         return self.step(x, self.modulation(t, inputs), inputs, run_layer)
@@ -484,7 +446,7 @@ class DiT(nn.Module):
             x = F.pad(x, (0, inputs.rows - memory - frames))
         x = adapted(self.preprocess_conv, x, adapters) + x
         h = adapted(core.project_in, x.transpose(1, 2), adapters)
-        h = torch.cat((at(core.memory_tokens, h).expand(h.shape[0], -1, -1), h), dim=1)
+        h = torch.cat((cast_to(core.memory_tokens, h).expand(h.shape[0], -1, -1), h), dim=1)
         for i, layer in enumerate(core.layers):
             local = None if inputs.local is None else inputs.local.embeddings[i]
             own = Modulation(*(part[i] for part in modulation))

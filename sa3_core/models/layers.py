@@ -1,4 +1,4 @@
-"""The small parts that both networks are made of. Shapes: h (B, N, width); heads as (B, H, N, D)."""
+"""The parts that both networks share. Shapes: h (B, N, width); heads (B, H, N, D)."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..backends.device import put
+from ..backends.device import backend_of, to_device
 from . import operations
 
 Adapters = Mapping[nn.Module, Callable[[nn.Module, Tensor], Tensor]]  # a layer -> what computes its output, adapter(layer, x)
@@ -36,16 +36,16 @@ def rotary_table(n: int, dim: int, head_dim: int, device=None, theta: float = 10
     angles = torch.arange(n, dtype=torch.float32)[:, None] * inv_freq
     cos, sin = angles.cos(), angles.sin()
     table = torch.cat((cos, cos, torch.ones(n, head_dim - dim, dtype=torch.float32)), dim=1), torch.cat((-sin, sin), dim=1)
-    return table if device is None else tuple(put(part, device) for part in table)
+    return table if device is None else tuple(to_device(part, device) for part in table)
 
 
 def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
     """Rotary embedding of x (B, N, ..., D) in float32: channel i of the table's width is paired with the one half a width on."""
-    return turn(x, *(part.unflatten(0, (-1, *(1,) * (x.dim() - 3))) for part in table))  # (N, 1..., width)
+    return apply_rotary(x, *(part.unflatten(0, (-1, *(1,) * (x.dim() - 3))) for part in table))  # (N, 1..., width)
 
 
-def turn(x: Tensor, cos: Tensor, sin: Tensor, start: Tensor | None = None) -> Tensor:
-    """`rotate` with tables that broadcast over x, in their own type. start: what the result is added to."""
+def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor, start: Tensor | None = None) -> Tensor:
+    """`rotate` with tables that broadcast over x, in their own type; added to `start`, if given."""
     width, half = sin.shape[-1], sin.shape[-1] // 2
     out = x * cos if start is None else torch.addcmul(start, x, cos)
     out[..., :half].addcmul_(x[..., half:width], sin[..., :half])
@@ -75,29 +75,24 @@ def in_turn(layers: Iterable[nn.Module], x: Tensor, adapters: Adapters | None) -
     return x
 
 
-def at(parameter: Tensor, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """A raw parameter where it is used: offloading hosts may have left it elsewhere, or in its storage type."""
+def cast_to(parameter: Tensor, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """A raw parameter on x's device, in `dtype` (None = x's): a host may keep it elsewhere, in its storage type."""
     return parameter.to(device=x.device, dtype=dtype or x.dtype)
 
 
-def lean(x: Tensor, dtype: torch.dtype | None = None) -> bool:
-    """Whether norms and rotations of x keep to 16 bits: on a GPU, where passes over memory take longer than what they compute.
-
-    dtype: of their result; None = x's.
-    """
-    return x.device.type == "cuda" and (dtype or x.dtype) in (torch.float16, torch.bfloat16)
+def keeps_half(x: Tensor, dtype: torch.dtype | None = None) -> bool:
+    """Whether norms and rotations of x are computed in 16 bits instead of float32. dtype: of their result; None = x's."""
+    return backend_of(x.device).keeps_half(dtype or x.dtype)
 
 
 def norm_type(x: Tensor) -> torch.dtype:
-    """The type of what a norm of x is multiplied with and added to."""
-    return x.dtype if lean(x) else torch.promote_types(x.dtype, torch.float32)
+    """The type of a norm's gain and shift for an input x."""
+    return x.dtype if keeps_half(x) else torch.promote_types(x.dtype, torch.float32)
 
 
 def over_rms(x: Tensor, eps: float) -> Tensor:
-    """x / rms(x) over the last axis, float32. On the CPU torch's own rms_norm takes four times as long."""
-    if x.device.type != "cpu":
-        return F.rms_norm(x, x.shape[-1:], None, eps)
-    return x * (torch.linalg.vector_norm(x, dim=-1, keepdim=True).square() / x.shape[-1] + eps).rsqrt()
+    """x / rms(x) over the last axis, float32."""
+    return backend_of(x.device).rms_norm(x, eps)
 
 
 class RMSNorm(nn.Module):
@@ -109,13 +104,13 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        if lean(x):
-            return F.rms_norm(x, x.shape[-1:], at(self.gamma, x), self.eps)
-        return (over_rms(x.float(), self.eps) * at(self.gamma, x, torch.float32)).to(x.dtype)
+        if keeps_half(x):
+            return F.rms_norm(x, x.shape[-1:], cast_to(self.gamma, x), self.eps)
+        return (over_rms(x.float(), self.eps) * cast_to(self.gamma, x, torch.float32)).to(x.dtype)
 
     def modulated(self, x: Tensor, gain: Tensor, shift: Tensor) -> Tensor:
-        """x / rms(x) * gain + shift; gain: gamma and what modulates it. Both in `norm_type`."""
-        if lean(x):
+        """x / rms(x) * gain + shift, both in `norm_type`. gain: gamma times the modulation."""
+        if keeps_half(x):
             return torch.addcmul(shift, F.rms_norm(x, x.shape[-1:], None, self.eps), gain)
         return torch.addcmul(shift, over_rms(x.float(), self.eps), gain).to(x.dtype)
 
@@ -131,15 +126,15 @@ class DyT(nn.Module):
 
     def forward(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """x in float32; the result in `dtype`."""
-        if dtype == torch.float16 and lean(x, dtype) and not torch.is_grad_enabled():
-            y = torch.mul(x, at(self.alpha, x), out=torch.empty_like(x, dtype=dtype)).tanh_()
-            return torch.addcmul(at(self.beta, y), y, at(self.gamma, y))
+        if dtype == torch.float16 and keeps_half(x, dtype) and not torch.is_grad_enabled():
+            y = torch.mul(x, cast_to(self.alpha, x), out=torch.empty_like(x, dtype=dtype)).tanh_()
+            return torch.addcmul(cast_to(self.beta, y), y, cast_to(self.gamma, y))
         return self._exact(x).to(dtype)
 
     def _exact(self, x: Tensor) -> Tensor:
-        # tanh(y) = 2 sigmoid(2 y) - 1, which takes a CPU a fifth of the time; in 16 bits the difference would be too coarse
-        gamma = at(self.gamma, x)
-        return torch.addcmul(at(self.beta, x) - gamma, 2 * gamma, (x * (2 * at(self.alpha, x))).sigmoid_())
+        # tanh(y) = 2 sigmoid(2 y) - 1: the faster function; in 16 bits the difference would be too coarse
+        gamma = cast_to(self.gamma, x)
+        return torch.addcmul(cast_to(self.beta, x) - gamma, 2 * gamma, (x * (2 * cast_to(self.alpha, x))).sigmoid_())
 
 
 class GatedLinear(nn.Module):
@@ -153,7 +148,7 @@ class GatedLinear(nn.Module):
     def forward(self, x: Tensor, adapters: Adapters | None = None) -> Tensor:
         value, g = adapted(self.proj, x, adapters).chunk(2, dim=-1)
         opened = self.gate(g)
-        return value * opened if torch.is_grad_enabled() else opened.mul_(value)  # large: another tensor would cost as much again
+        return value * opened if torch.is_grad_enabled() else opened.mul_(value)  # in place: the largest activation
 
 
 def sine_gate(g: Tensor) -> Tensor:
@@ -186,6 +181,6 @@ class WeightNormConv1d(nn.Module):
             nn.init.kaiming_uniform_(self.weight_v, a=math.sqrt(5))
 
     def forward(self, x: Tensor) -> Tensor:
-        v = at(self.weight_v, x, torch.float32)
-        weight = at(self.weight_g, x, torch.float32) * v / v.flatten(1).norm(dim=1)[:, None, None]
-        return operations.conv1d(x, weight.to(x.dtype), at(self.bias, x))
+        v = cast_to(self.weight_v, x, torch.float32)
+        weight = cast_to(self.weight_g, x, torch.float32) * v / v.flatten(1).norm(dim=1)[:, None, None]
+        return backend_of(x.device).conv1d(x, weight.to(x.dtype), cast_to(self.bias, x))

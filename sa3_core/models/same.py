@@ -10,21 +10,17 @@ from torch import Tensor, nn
 
 from ..audio.waveform import check_finite
 from ..backends.ambient import independent
-from ..backends.device import put
+from ..backends.device import backend_of, to_device
 from ..config import ResamplerConfig, SAMEConfig
 from ..errors import SA3Error
 from . import operations
 from .attention import attend_difference
-from .layers import DyT, FeedForward, WeightNormConv1d, at, lean, merge_heads, rotary_table, rotate, sine_gate, turn
+from .layers import DyT, FeedForward, WeightNormConv1d, apply_rotary, cast_to, keeps_half, merge_heads, rotary_table, rotate, sine_gate
 
 REGULARIZE = 1e-3  # latent noise on decode, in units of running_std
-# Rows of SAME-S's chunks on a CPU: what a block makes of so many stays in the caches, and in memory that is used again. oneDNN takes at
-# most 256 at a time: as two parts they are its fastest, and 578 of them take a third longer than they should.
-ROWS_AT_ONCE = 512
-# Live activations of a block in rows of `width` per token: in the type of the products, and in float32.
-ROWS, FLOAT_ROWS = 12, 18
-MOST_CHUNKS, SHARE_OF_FREE = 8, 0.25  # of one batch: more chunks gain nothing; of the device's free memory
-NOISE_BLOCK = 32  # frames per draw: any stretch of a clip can be drawn alone, so chunks agree with the whole
+ROWS, FLOAT_ROWS = 12, 18  # live activations of a block, rows of `width` per token: in the type of the products, in float32
+MOST_CHUNKS, SHARE_OF_FREE = 8, 0.25  # chunks in a batch, above which nothing is gained; share of the free memory that they may take
+NOISE_BLOCK = 32  # frames per draw: any part of a clip can be drawn alone, so chunks agree with the whole
 
 
 @dataclass(frozen=True)
@@ -67,10 +63,10 @@ class DifferentialAttention(nn.Module):
         self.k_norm = DyT(head_dim, **kw)
 
     def forward(self, x: Tensor, rotary, window: int | None) -> Tensor:
-        if x.dtype == torch.float16 and lean(x) and not torch.is_grad_enabled():
-            return self._lean(x, rotary, window)
-        # DyT lets queries and keys reach +-50: in 16 bits their products, and what the two softmaxes leave of each other, are too coarse.
-        # Part by part: a CPU finds a block of memory for each of them at hand, and for all together often has to fetch one.
+        if x.dtype == torch.float16 and keeps_half(x) and not torch.is_grad_enabled():
+            return self._half(x, rotary, window)
+        # DyT lets queries and keys reach +-50: in 16 bits their products, and the difference of the softmaxes, are too coarse. Part by
+        # part: smaller blocks of memory are reused.
         q, k, v, q2, k2 = (part.float() for part in self.to_qkv(x).unflatten(-1, (5, -1, self.head_dim)).unbind(2))  # (B, N, H, D)
         q, k, q2, k2 = (
             rotate(norm(part, part.dtype), rotary) for norm, part in zip((self.q_norm, self.k_norm) * 2, (q, k, q2, k2), strict=True)
@@ -78,17 +74,17 @@ class DifferentialAttention(nn.Module):
         q, k, v, q2, k2 = (part.transpose(1, 2) for part in (q, k, v, q2, k2))
         return self.to_out(merge_heads(attend_difference(q, k, q2, k2, v, window=window)).to(x.dtype))
 
-    def _lean(self, x: Tensor, rotary, window: int | None) -> Tensor:
-        """The same in float16 throughout: flash kernels take logits and softmaxes of 16-bit queries and keys in float32 by themselves."""
+    def _half(self, x: Tensor, rotary, window: int | None) -> Tensor:
+        """`forward` in float16: fused kernels compute logits and softmaxes in float32."""
         parts = self.to_qkv(x).unflatten(-1, (5, -1, self.head_dim))  # q, k, v, q2, k2: (B, N, 5, H, D)
         tables = self._tables(rotary, x)
-        (q, k), (q2, k2) = (self._turned(pair, *tables) for pair in (parts[:, :, :2], parts[:, :, 3:]))
+        (q, k), (q2, k2) = (self._rotated(pair, *tables) for pair in (parts[:, :, :2], parts[:, :, 3:]))
         return self.to_out(merge_heads(attend_difference(q, k, q2, k2, parts[:, :, 2].transpose(1, 2), window=window)))
 
     def _tables(self, rotary, x: Tensor) -> tuple[Tensor, ...]:
-        """alpha, and the rotary table with gamma and beta of both norms in it, so that one pass does DyT's last step and the rotation."""
+        """alpha, and rotary tables that contain gamma and beta of both norms: DyT's last step and the rotation in one pass."""
         both = (self.q_norm, self.k_norm)
-        alpha, gamma, beta = (torch.stack([at(getattr(norm, name), x) for norm in both]) for name in ("alpha", "gamma", "beta"))
+        alpha, gamma, beta = (torch.stack([cast_to(getattr(norm, name), x) for norm in both]) for name in ("alpha", "gamma", "beta"))
         cos, sin = (part.to(x.dtype) for part in rotary)
         half = sin.shape[-1] // 2
         swapped = torch.cat((gamma[:, half : 2 * half], gamma[:, :half]), dim=1)
@@ -96,9 +92,9 @@ class DifferentialAttention(nn.Module):
         return alpha[:, :, None], *(part[:, :, None] for part in (start, cos[:, None] * gamma, sin[:, None] * swapped))  # (N, 2, 1, D)
 
     @staticmethod
-    def _turned(qk: Tensor, alpha: Tensor, start: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    def _rotated(qk: Tensor, alpha: Tensor, start: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
         """DyT and rotation of queries and keys (B, N, 2, H, D), each (B, H, N, D)."""
-        return tuple(part.transpose(1, 2) for part in turn((qk * alpha).tanh_(), cos, sin, start).unbind(2))
+        return tuple(part.transpose(1, 2) for part in apply_rotary((qk * alpha).tanh_(), cos, sin, start).unbind(2))
 
 
 class Block(nn.Module):
@@ -135,9 +131,9 @@ class Resampler(nn.Module):
         padded = -(-frames // c.align) * c.align
         x = F.pad(x, (0, (padded - frames) * given))
         h = (self.mapping(x) if encoding else x).transpose(1, 2).unflatten(1, (padded, given))
-        fresh = at(self.new_tokens, h).expand(*h.shape[:2], new, -1)
+        fresh = cast_to(self.new_tokens, h).expand(*h.shape[:2], new, -1)
         if noise is not None and c.mask_noise:
-            drawn = put(noise.draw(c.side, h.shape[0], frames, new * c.width), h.device, h.dtype).unflatten(-1, (new, c.width))
+            drawn = to_device(noise.draw(c.side, h.shape[0], frames, new * c.width), h.device, h.dtype).unflatten(-1, (new, c.width))
             fresh = fresh + c.mask_noise * F.pad(drawn, (0, 0, 0, 0, 0, padded - frames))
         h = self._blocks(torch.cat((h, fresh), dim=2).flatten(1, 2).float(), x.dtype).to(x.dtype)
         h = h.unflatten(1, (padded, c.stride + 1))[:, :, -new:].flatten(1, 2).transpose(1, 2)
@@ -166,7 +162,7 @@ class Resampler(nn.Module):
     def _chunked(h: Tensor, blocks, chunk: int, rotary, dtype: torch.dtype) -> Tensor:
         batch = h.shape[0]
         h = h.unflatten(1, (-1, chunk)).flatten(0, 1)
-        groups = -(-len(h) // max(1, ROWS_AT_ONCE // chunk)) if h.device.type == "cpu" else 1
+        groups = backend_of(h.device).groups(len(h), chunk)
         done = []
         for group in h.tensor_split(groups):
             for block in blocks:
@@ -186,13 +182,15 @@ class Bottleneck(nn.Module):
         self.register_buffer("running_std", torch.ones(1, **kw))
 
     def encode(self, z: Tensor) -> Tensor:
-        return (z * at(self.scaling_factor, z) + at(self.bias, z)) / at(self.running_std, z)
+        return (z * cast_to(self.scaling_factor, z) + cast_to(self.bias, z)) / cast_to(self.running_std, z)
 
     def decode(self, z: Tensor, noise: Noise | None = None) -> Tensor:
-        std = at(self.running_std, z)
+        std = cast_to(self.running_std, z)
         z = z * std
         if noise is not None:
-            z = z + REGULARIZE * std * put(noise.draw("latents", z.shape[0], z.shape[2], z.shape[1]), z.device, z.dtype).transpose(1, 2)
+            z = z + REGULARIZE * std * to_device(noise.draw("latents", z.shape[0], z.shape[2], z.shape[1]), z.device, z.dtype).transpose(
+                1, 2
+            )
         return z
 
 
@@ -271,13 +269,13 @@ class SAME(nn.Module):
         return _in_chunks(run, z.shape[-1], spf, chunk_size, overlap, self.config.decoder, progress, at_once)
 
     def chunks_at_once(self, chunk: int | None, batch: int, dtype: torch.dtype, free: int | None) -> int:
-        """How many chunks of a clip `decode` should take as one batch. free: bytes on the device; None = on a CPU, which gains nothing."""
+        """How many chunks of a clip `decode` computes as one batch. free: bytes of memory; None = one chunk at a time."""
         if chunk is None or free is None:
             return 1
         return max(1, min(MOST_CHUNKS, int(SHARE_OF_FREE * free) // (batch * self.activations(chunk, dtype))))
 
     def activations(self, frames: int, dtype: torch.dtype) -> int:
-        """Bytes that a block's activations take at most while one item of so many frames is computed in a type; an estimate."""
+        """Estimated peak of a block's activations for one item of `frames`, in bytes, with products in `dtype`."""
         side = self.config.decoder
         return frames * (side.stride + 1) * side.width * (FLOAT_ROWS * 4 + ROWS * dtype.itemsize)
 

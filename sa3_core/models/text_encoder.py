@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..backends.ambient import independent
+from ..backends.device import backend_of
 from ..errors import SA3Error
 from ..files import read_json
 
@@ -28,14 +29,13 @@ OTHERS = {"layer_types", "hidden_activation", "rope_parameters", "attention_bias
 
 
 def encoder_dtype(dtype: torch.dtype, device) -> torch.dtype:
-    """The type that the text encoder computes in where the rest of a model has `dtype`.
+    """The type of the text encoder in a model of type `dtype`.
 
-    T5Gemma's activations leave float16's range, so that becomes bfloat16 on a GPU that computes in it, else float32.
+    T5Gemma's activations exceed float16's range, so that becomes bfloat16 where the device has it, else float32.
     """
     if dtype != torch.float16:
         return dtype
-    native = torch.device(device).type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.bfloat16 if native else torch.float32
+    return torch.bfloat16 if backend_of(torch.device(device)).has_bfloat16() else torch.float32
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..backends.device import put
+from ..backends.device import to_device
 from ..errors import SA3Error
 
 
@@ -40,7 +40,7 @@ class Guidance:
 
     def apply(self, x: Tensor, t: Tensor, v_cond: Tensor, v_uncond: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
         """`combine` for the items whose t lies in the interval, v_cond for the others: an item is the same in any batch."""
-        active = put(self.active(t), x.device)[:, None, None]
+        active = to_device(self.active(t), x.device)[:, None, None]
         return torch.where(active, self.combine(x, t, v_cond, v_uncond, lengths), v_cond)
 
     def combine(self, x: Tensor, t: Tensor, v_cond: Tensor, v_uncond: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
@@ -50,7 +50,7 @@ class Guidance:
         """
         dtype = v_cond.dtype
         v_cond, v_uncond, x = v_cond.float(), v_uncond.float(), x.float()
-        time = put(t, x.device, torch.float32)[:, None, None]
+        time = to_device(t, x.device, torch.float32)[:, None, None]
         valid = _valid(x, lengths)
         diff = time * (v_uncond - v_cond)  # denoised_cond - denoised_uncond
         if self.norm_threshold > 0:
@@ -70,4 +70,4 @@ def _valid(v: Tensor, lengths: Sequence[int] | None) -> Tensor:
     if lengths is None:
         return torch.ones((), device=v.device, dtype=v.dtype)
     frames = torch.arange(v.shape[-1])[None] < torch.tensor(list(lengths))[:, None]
-    return put(frames[:, None], v.device, v.dtype)
+    return to_device(frames[:, None], v.device, v.dtype)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..backends.ambient import independent
-from ..backends.device import put
+from ..backends.device import to_device
 from ..config import ModelConfig
 from ..errors import SA3Error
 from ..timeline.durations import Lengths
@@ -116,7 +116,7 @@ def run(
 
     def noise(t: Tensor, t_next: Tensor) -> Tensor:
         drawn = draws() if pending is None else next(pending)
-        return put(drawn, x.device, x.dtype)
+        return to_device(drawn, x.device, x.dtype)
 
     out = samplers.sample(plan.sampler, velocity, x, plan.sigmas, noise, plan.eta, callback)
     return hide_padding(out, plan.lengths)
@@ -127,7 +127,7 @@ def hide_padding(x: Tensor, lengths: Lengths) -> Tensor:
     if min(lengths.valid) == x.shape[-1]:
         return x
     valid = torch.arange(x.shape[-1])[None] < torch.tensor(lengths.valid)[:, None]
-    return torch.where(put(valid[:, None], x.device), x, torch.zeros((), device=x.device, dtype=x.dtype))
+    return torch.where(to_device(valid[:, None], x.device), x, torch.zeros((), device=x.device, dtype=x.dtype))
 
 
 def _checked(name: str, x: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..backends.ambient import independent
-from ..backends.device import put
+from ..backends.device import to_device
 from ..errors import SA3Error
 
 
@@ -53,7 +53,7 @@ def _steps(sigmas: Tensor):
 
 def _like(t: Tensor, x: Tensor) -> Tensor:
     """Scalars per item (B,) as (B, 1, 1) where x lives."""
-    return put(t, x.device, x.dtype)[:, None, None]
+    return to_device(t, x.device, x.dtype)[:, None, None]
 
 
 def pingpong(velocity, x, sigmas, noise, eta, report):

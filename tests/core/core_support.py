@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from sa3_core import SA3Error
-from sa3_core.models import operations
+from sa3_core.backends import cpu
 
 DATA = Path(__file__).parents[1] / "data"
 VARIANTS = ["small", "medium", "small-base", "medium-base"]
@@ -21,7 +21,7 @@ RELEASES = ["small-music", "small-sfx", "medium", "small-music-base", "small-sfx
 TEXT_ENCODER = "t5gemma-b-b-ul2"
 needs_onednn = pytest.mark.skipif(not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="this build of torch has no oneDNN")
 needs_bfloat16 = pytest.mark.skipif(
-    not operations.by_onednn(torch.zeros(1, dtype=torch.bfloat16), torch.zeros(1)), reason="this processor has no bfloat16 for oneDNN"
+    not cpu.prefers_onednn(torch.zeros(1, dtype=torch.bfloat16), torch.zeros(1)), reason="this processor has no bfloat16 for oneDNN"
 )
 
 

@@ -6,9 +6,11 @@ from core_support import randn, rel_error
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from sa3_core.backends import cpu, device, mps
+from sa3_core.backends.cpu import CPU, SHORT
+from sa3_core.backends.mps import MPS
 from sa3_core.models import attention
-from sa3_core.models.attention import SHORT, WINDOW_BLOCK, WINDOW_BLOCKS_AT_ONCE, attend, attend_difference
-from sa3_core.models.dit import distinct_rows
+from sa3_core.models.attention import WINDOW_BLOCK, WINDOW_BLOCKS_AT_ONCE, attend, attend_difference
 
 GROUP = WINDOW_BLOCK * WINDOW_BLOCKS_AT_ONCE  # queries that the window path gathers at once
 
@@ -62,7 +64,7 @@ def test_a_short_difference_has_the_gradients_of_a_long_one(monkeypatch):
     monkeypatch.setattr(attention, "attend", lambda *args, **options: calls.append(args) or long(*args, **options))
     short = gradients()
     assert not calls
-    monkeypatch.setattr(attention, "SHORT", 33)
+    monkeypatch.setattr(cpu, "SHORT", 33)
     for found, wanted in zip(short, gradients(), strict=True):
         assert rel_error(found, wanted) < 1e-5
     assert len(calls) == 2
@@ -126,8 +128,8 @@ def test_window_and_key_mask_together(n):
     ("n", "options"), [(30, {}), (30, {"hidden": 9}), (100, {"window": 17}), (150, {"window": 60}), (300, {"window": 17})]
 )
 def test_where_torch_needs_care_it_gets_contiguous_float32_in_parts(monkeypatch, n, options, dtype):
-    monkeypatch.setattr(attention, "CAREFUL", {"cpu"})
-    monkeypatch.setattr(attention, "CAREFUL_QUERIES", 64)
+    monkeypatch.setitem(device.BACKENDS, "cpu", MPS())
+    monkeypatch.setattr(mps, "QUERIES", 64)
     plain, seen = torch.nn.functional.scaled_dot_product_attention, []
 
     def picky(q, k, v, attn_mask=None):
@@ -135,7 +137,7 @@ def test_where_torch_needs_care_it_gets_contiguous_float32_in_parts(monkeypatch,
         seen.append(attn_mask)
         return plain(q, k, v, attn_mask=attn_mask)
 
-    monkeypatch.setattr(attention.F, "scaled_dot_product_attention", picky)
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", picky)
     q, k, v = (x.to(dtype).transpose(1, 2).contiguous().transpose(1, 2) for x in heads(n))  # views, as the networks have them
     mask = (torch.arange(n) < n - options["hidden"])[None].expand(2, -1) if "hidden" in options else None
     out = attend(q, k, v, window=options.get("window"), key_mask=mask)
@@ -187,7 +189,7 @@ def test_equal_rows_of_a_context_count_by_their_number(dtype):
     context = randn(2, 60, 8, seed=9, dtype=torch.float32).to(dtype)
     context[0, 5:59] = context[0, 5]  # a short prompt, its padding, the row of seconds
     context[1] = 0  # no prompt at all
-    few, bias = distinct_rows(context)
+    few, bias = CPU().distinct_rows(context)
     assert few.shape == (2, 8, 8) and bias.shape == (2, 8)
     assert bias.exp().sum(1).tolist() == pytest.approx([60, 60], rel=1e-6)
     q = randn(2, 1, 33, 8, seed=3, dtype=torch.float32).to(dtype)
@@ -197,5 +199,5 @@ def test_equal_rows_of_a_context_count_by_their_number(dtype):
 
 def test_a_context_without_equal_rows_stays_as_it_is():
     context = randn(1, 20, 8, seed=9, dtype=torch.float32)
-    few, bias = distinct_rows(context)
+    few, bias = CPU().distinct_rows(context)
     assert few is context and bias is None

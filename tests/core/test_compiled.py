@@ -8,9 +8,8 @@ import torch._dynamo.utils
 from core_support import graphs, randn, recorded, rel_error
 from lora_support import write_lora
 
-from sa3_core.backends import compiled
+from sa3_core.backends import compiled, cpu
 from sa3_core.backends.compiled import Compiled
-from sa3_core.models import dit
 
 ROUNDING = 1e-5
 
@@ -79,7 +78,7 @@ def test_what_becomes_ready_during_a_run_waits_for_the_next(model):
 
     def callback(step, total, denoised):
         states.append(layers.state)
-        layers._compile(dict(layers._met))  # as the worker would, in the middle of the run
+        layers._compile(dict(layers._missing))  # as the worker would, in the middle of the run
 
     run(model, callback=callback)
     assert states == ["not compiled yet"] * 2
@@ -114,7 +113,7 @@ KINDS = {  # of runs that look alike, and are not to torch
 
 @pytest.mark.parametrize(("case", "inference"), [*((case, False) for case in KINDS), ("guided, then two without", True)])
 def test_nothing_is_compiled_during_a_run_that_counts_as_compiled(model, case, inference, monkeypatch):
-    monkeypatch.setattr(dit, "CONTEXT_MULTIPLE", 2)  # so that numbers of rows differ
+    monkeypatch.setattr(cpu, "CONTEXT_MULTIPLE", 2)  # so that numbers of rows differ
     tone = (44100, 0.1 * torch.sin(torch.arange(44100) / 20).expand(2, -1))
 
     def one(prompt="rain", cfg=3.0, seconds=1.0, inpaint=False):
@@ -169,7 +168,7 @@ def test_a_run_that_was_stopped_keeps_nothing(model):
     layers = model.compile(compiled=Compiled(backend="eager"))
     with pytest.raises(KeyboardInterrupt):
         run(model, callback=lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-    assert not layers._met and not layers.busy and not layers._running
+    assert not layers._missing and not layers.busy and not layers._running
 
 
 def test_lack_of_memory_is_no_fault_of_the_compiler(model):

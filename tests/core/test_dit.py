@@ -6,7 +6,8 @@ import pytest
 import torch
 from core_support import FAMILIES, randn, recorded, refused, rel_error, watched
 
-from sa3_core.models import dit
+from sa3_core.backends import cpu
+from sa3_core.backends.cpu import CPU
 
 T = 24
 
@@ -52,7 +53,7 @@ def test_what_padded_frames_hold_does_not_matter(model, case, variant):
 @pytest.mark.parametrize("variant", FAMILIES)
 def test_rows_beyond_the_tokens_change_nothing(model, case, variant, rows, monkeypatch):
     plain, masked = velocity(model, case), velocity(model, case, padding_mask=mask_of(21, 9))
-    monkeypatch.setattr(dit, "rows_for", lambda tokens: tokens + rows)
+    monkeypatch.setattr(CPU, "padded_rows", lambda self, tokens: tokens + rows)
     assert rel_error(velocity(model, case), plain) < 1e-5
     assert rel_error(velocity(model, case, padding_mask=mask_of(21, 9)), masked) < 1e-5
 
@@ -136,7 +137,7 @@ def test_padding_rows_of_the_prompt_may_be_told_once(model, case, variant, monke
     negative[:, :9] = case["cross_attn"][:, -1:].flip(0)
     options = {"cfg": 4.0, "negative_cross_attn": negative}
     once = velocity(model, case), velocity(model, case, **options)
-    monkeypatch.setattr(dit, "distinct_rows", lambda rows: (rows, None))
+    monkeypatch.setattr(CPU, "distinct_rows", lambda self, rows: (rows, None))
     for short, whole in zip(once, (velocity(model, case), velocity(model, case, **options)), strict=True):
         assert rel_error(short, whole) < 1e-5
 
@@ -146,11 +147,11 @@ def test_what_goes_at_once_fits_into_a_block_that_is_used_again(load_model, monk
     model = load_model("small")
     c = model.config.dit
     row = 2 * int(c.width * c.ff_mult) * 4  # bytes of the widest activation
-    monkeypatch.setattr(dit, "KEPT_BLOCK", 8 * 40 * row)  # a block of just that size is not used again
+    monkeypatch.setattr(cpu, "REUSED_BLOCK", 8 * 40 * row)  # a block of just that size is not used again
     with torch.no_grad():
         inputs = model.dit.prepare(randn(3, 8, c.cond_dim), randn(3, c.global_dim), None, frames)
         items = model.dit._items_at_once(inputs)
-    rows = dit.rows_for(frames + c.memory_tokens)
+    rows = CPU().padded_rows(frames + c.memory_tokens)
     assert items * rows < 8 * 40 <= (items + 1) * rows
 
 
@@ -159,7 +160,7 @@ def test_what_goes_at_once_fits_into_a_block_that_is_used_again(load_model, monk
 def test_a_batch_too_wide_for_memory_that_is_used_again_goes_in_groups(model, case, monkeypatch, cfg):
     options = {"padding_mask": mask_of(24, 9), "cfg": cfg}
     together = velocity(model, case, **options)
-    monkeypatch.setattr(dit, "KEPT_BLOCK", 1)
+    monkeypatch.setattr(cpu, "REUSED_BLOCK", 1)
     with torch.no_grad():
         grouped = velocity(model, case, **options)
     assert rel_error(grouped, together) < 1e-5

@@ -2,27 +2,29 @@
 
 import itertools
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
 from core_support import FAMILIES, randn, rel_error
 
 import sa3_core
-from sa3_core.models import attention, dit, layers, operations, same
+from sa3_core.backends import cuda, device
+from sa3_core.backends.base import SCORES_LIMIT, Backend
+from sa3_core.backends.cpu import CPU
+from sa3_core.backends.cuda import CUDA
+from sa3_core.models import attention, layers, operations, same
 
 HALF = (torch.float16, torch.bfloat16)
 
 
-def lean(x, dtype=None):
-    return (dtype or x.dtype) in HALF
+class HalfNorms(CPU):
+    keeps_half = CUDA.keeps_half
 
 
 @pytest.fixture
 def on_gpu(monkeypatch):
     """Norms and rotations as on a GPU."""
-    for module in (layers, dit, same):
-        monkeypatch.setattr(module, "lean", lean)
+    monkeypatch.setitem(device.BACKENDS, "cpu", HalfNorms())
 
 
 def velocity(model, dtype) -> torch.Tensor:
@@ -86,29 +88,26 @@ def packed(q, k, v, ends, ends_k, longest, longest_k, *, window_size):
 def test_a_kernel_for_packed_sequences_is_called_as_it_wants(batch, monkeypatch):
     q, k, v = (randn(batch, 100, 4, 16, seed=seed).transpose(1, 2) for seed in range(3))
     wanted = attention.attend(q, k, v, window=9)
-    monkeypatch.setattr(attention, "_window_kernel", lambda device, dtype: attention.windowed(packed))
+    monkeypatch.setattr(CPU, "window_kernel", lambda self, device, dtype: cuda.windowed(packed))
     with torch.no_grad():
         found = attention.attend(q, k, v, window=9)
     assert found.shape == wanted.shape and rel_error(found, wanted) < 1e-6
 
 
 def test_torchs_own_kernel_comes_before_the_package_and_neither_is_needed(monkeypatch):
-    gpu = SimpleNamespace(type="cuda")
-    attention._window_kernel.cache_clear()
+    gpu, kernel = torch.device("cuda"), cuda.window_kernel.__wrapped__
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    monkeypatch.setattr(attention, "windowed", lambda kernel: kernel)
-    monkeypatch.setattr(attention, "_torchs_varlen", lambda: "torch")
-    monkeypatch.setattr(attention, "_flash_attns_varlen", lambda: "package")
-    kernel = attention._window_kernel.__wrapped__
+    monkeypatch.setattr(cuda, "windowed", lambda kernel: kernel)
+    monkeypatch.setattr(cuda, "_torch_varlen", lambda: "torch")
+    monkeypatch.setattr(cuda, "_flash_attn_varlen", lambda: "package")
     assert kernel(gpu, torch.float16) == "torch"
-    monkeypatch.setattr(attention, "_torchs_varlen", lambda: None)
+    monkeypatch.setattr(cuda, "_torch_varlen", lambda: None)
     assert kernel(gpu, torch.bfloat16) == "package"
-    monkeypatch.setattr(attention, "_flash_attns_varlen", lambda: None)
+    monkeypatch.setattr(cuda, "_flash_attn_varlen", lambda: None)
     assert kernel(gpu, torch.float16) is None
-    for other in ((gpu, torch.float32), (SimpleNamespace(type="cpu"), torch.float16)):
-        assert kernel(*other) is None
+    assert kernel(gpu, torch.float32) is None and Backend().window_kernel(gpu, torch.float16) is None
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
-    monkeypatch.setattr(attention, "_torchs_varlen", lambda: "torch")
+    monkeypatch.setattr(cuda, "_torch_varlen", lambda: "torch")
     assert kernel(gpu, torch.float16) is None
 
 
@@ -129,15 +128,16 @@ def test_queries_in_parts_are_all_queries(monkeypatch, at_once, masked):
     q, k, v = randn(2, 3, 40, 16, seed=1), randn(2, 3, 50, 16, seed=2), randn(2, 3, 50, 16, seed=3)
     mask = torch.arange(50) < torch.tensor([[50], [31]]) if masked else None
     wanted = attention.attend(q, k, v, key_mask=mask)
-    monkeypatch.setattr(attention, "_queries_at_once", lambda *rest: at_once)
+    monkeypatch.setitem(device.BACKENDS, "cpu", Backend())
+    monkeypatch.setattr(Backend, "queries_at_once", lambda *rest: at_once)
     assert torch.allclose(attention.attend(q, k, v, key_mask=mask), wanted, atol=1e-6)
 
 
 def test_scores_stay_within_their_bound_where_there_is_no_fused_kernel():
     q = torch.empty(1, 24, 4156, 64, device="meta")
-    rows = attention._queries_at_once(q, q, q, None)
-    assert 0 < rows < 4156 and rows * 24 * 4156 * 4 <= attention.SCORES_AT_ONCE
-    assert attention._queries_at_once(q[:, :, :100], q[:, :, :100], q[:, :, :100], None) == 100
+    rows = Backend().queries_at_once(q, q)
+    assert 0 < rows < 4156 and rows * 24 * 4156 * 4 <= SCORES_LIMIT
+    assert Backend().queries_at_once(q[:, :, :100], q[:, :, :100]) >= 100
 
 
 @pytest.mark.parametrize("batch", [1, 2])
@@ -168,14 +168,7 @@ def test_how_many_chunks_follow_from_free_memory(load_model):
 @pytest.mark.parametrize("kernel", [1, 3])
 def test_a_convolution_as_a_product_is_the_convolution(kernel):
     x, weight, bias = randn(2, 8, 20), randn(5, 8, kernel, seed=1), randn(5, seed=2)
-    wanted = operations.conv1d(x, weight, bias)
-    proxy = SimpleNamespace(type="cuda")
-
-    class OnGPU(torch.Tensor):
-        device = proxy
-
-    found = operations.conv1d(x.as_subclass(OnGPU), weight, bias)
-    assert rel_error(found.as_subclass(torch.Tensor), wanted) < 1e-6
+    assert rel_error(CUDA().conv1d(x, weight, bias), Backend().conv1d(x, weight, bias)) < 1e-6
     layer = operations.Conv1d(8, 5, kernel, padding=kernel // 2)
     with torch.no_grad():
         assert torch.equal(layer(x), torch.nn.functional.conv1d(x, layer.weight, layer.bias, padding=kernel // 2))

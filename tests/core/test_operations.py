@@ -5,20 +5,21 @@ import torch
 import torch.nn.functional as F
 from core_support import needs_bfloat16, needs_onednn, randn, rel_error
 
+from sa3_core.backends import cpu
 from sa3_core.models import operations
 
 
 @pytest.fixture
 def products(monkeypatch) -> list:
     """The weights that went to oneDNN, on a processor for which MKL is fast."""
-    monkeypatch.setattr(operations, "mkl_is_slow", lambda: False)
-    seen, plain = [], operations.linear
+    monkeypatch.setattr(cpu, "mkl_is_slow", lambda: False)
+    seen, plain = [], cpu.onednn_linear
 
     def linear(x, weight, bias):
         seen.append(weight)
         return plain(x, weight, bias)
 
-    monkeypatch.setattr(operations, "linear", linear)
+    monkeypatch.setattr(cpu, "onednn_linear", linear)
     return seen
 
 
@@ -45,7 +46,7 @@ def test_a_product_with_a_bias_is_rounded_once(products, shape):
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", [(2, 5, 48), (7, 48), (1, 1, 48), (0, 48), (48,)])
 def test_where_mkl_is_slow_float32_is_onednns(products, monkeypatch, shape, bias):
-    monkeypatch.setattr(operations, "mkl_is_slow", lambda: True)
+    monkeypatch.setattr(cpu, "mkl_is_slow", lambda: True)
     linear, x = layer(torch.float32, bias), randn(*shape, seed=3)
     with torch.no_grad():
         out = linear(x)
@@ -68,17 +69,17 @@ AMD, INTEL = "vendor_id\t: AuthenticAMD\nmodel name\t: AMD Ryzen 9 7950X", "vend
     ],
 )
 def test_mkl_is_slow_on_processors_of_amd_with_avx512(monkeypatch, processor, instructions, slow):
-    monkeypatch.setattr(operations, "_processor", lambda: processor)
+    monkeypatch.setattr(cpu, "_processor", lambda: processor)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: instructions)
-    assert operations.mkl_is_slow.__wrapped__() is slow
+    assert cpu.mkl_is_slow.__wrapped__() is slow
 
 
 def test_the_system_tells_the_processor(monkeypatch):
-    monkeypatch.setattr(operations.Path, "read_text", lambda path: AMD)
-    assert "AuthenticAMD" in operations._processor()
-    monkeypatch.setattr(operations.Path, "read_text", lambda path: (_ for _ in ()).throw(FileNotFoundError))
-    monkeypatch.setattr(operations.platform, "processor", lambda: "AuthenticAMD, by another way")
-    assert "another way" in operations._processor()
+    monkeypatch.setattr(cpu.Path, "read_text", lambda path: AMD)
+    assert "AuthenticAMD" in cpu._processor()
+    monkeypatch.setattr(cpu.Path, "read_text", lambda path: (_ for _ in ()).throw(FileNotFoundError))
+    monkeypatch.setattr(cpu.platform, "processor", lambda: "AuthenticAMD, by another way")
+    assert "another way" in cpu._processor()
 
 
 @needs_bfloat16

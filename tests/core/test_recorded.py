@@ -9,15 +9,16 @@ from recorded_cases import GUIDANCE, SAME, regions_of, run_arguments
 
 import sa3_core
 from sa3_core import timeline
+from sa3_core.backends import cpu, device, mps
 from sa3_core.backends.compiled import Compiled
-from sa3_core.models import attention, operations
+from sa3_core.backends.mps import MPS
 from sa3_core.sampling import samplers, schedule
 
 MODULE, RUN, FUNCTION = 1e-5, 1e-4, 1e-6
 FOURIER = 1e-4  # the last bit of a frequency is the processor's: up to 1.2e-5 where it has AVX2; another order of the product gives 4e-3
 RUNS = [(variant, case, "plain") for variant in VARIANTS for case in index()[variant]["cases"]]
 RUNS += [(variant, case, way) for variant, case in (("small", "gen.t2a_batch.pingpong"), ("medium-base", "gen.t2a_batch.dpmpp")) for way in
-         ("traced", "careful attention", "oneDNN")]  # fmt: skip
+         ("traced", "MPS", "oneDNN")]  # fmt: skip
 RUNS = [pytest.param(*run, id="-".join(run), marks=needs_onednn if run[2] == "oneDNN" else ()) for run in RUNS]
 SCHEDULES = json.loads((DATA / "schedules.json").read_text())
 SAMPLERS = json.loads((DATA / "samplers.json").read_text())
@@ -32,13 +33,12 @@ def golden(variant):
 def way(model, monkeypatch, request):
     """One of the ways through the networks; all have to give what was recorded."""
     onednn = request.param == "oneDNN"
-    product, calls = operations.linear, []
-    monkeypatch.setattr(operations, "mkl_is_slow", lambda: onednn)
-    monkeypatch.setattr(operations, "linear", lambda *args: calls.append(args) or product(*args))
-    if request.param == "careful attention":
-        monkeypatch.setattr(attention, "CAREFUL", {"cpu"})
-        monkeypatch.setattr(attention, "CAREFUL_QUERIES", 16)
-        monkeypatch.setattr(attention, "SHORT", 0)  # so that all of it goes there
+    product, calls = cpu.onednn_linear, []
+    monkeypatch.setattr(cpu, "mkl_is_slow", lambda: onednn)
+    monkeypatch.setattr(cpu, "onednn_linear", lambda *args: calls.append(args) or product(*args))
+    if request.param == "MPS":
+        monkeypatch.setitem(device.BACKENDS, "cpu", MPS())
+        monkeypatch.setattr(mps, "QUERIES", 16)
     elif request.param == "traced":
         torch._dynamo.reset()
         model.compile(wait=True, compiled=Compiled(backend="eager"))
@@ -50,7 +50,7 @@ def way(model, monkeypatch, request):
         assert state == "compiled"
 
 
-WAYS = ["plain", "careful attention", pytest.param("oneDNN", marks=needs_onednn)]
+WAYS = ["plain", "MPS", pytest.param("oneDNN", marks=needs_onednn)]
 ways = pytest.mark.parametrize("way", WAYS, indirect=True)
 
 

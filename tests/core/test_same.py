@@ -14,7 +14,7 @@ from core_support import FAMILIES, config_dict, randn, refused, rel_error, watch
 from safetensors.torch import save_file
 
 import sa3_core
-from sa3_core.models import same
+from sa3_core.backends import cpu
 from sa3_core.models.layers import DyT
 from sa3_core.models.same import NOISE_BLOCK, Noise
 
@@ -58,7 +58,7 @@ def test_groups_of_rows_change_nothing(load_model, rows, monkeypatch):
     model = load_model("small")
     z, x = latents(41, batch=2), audio(41, batch=2)
     decoded, encoded = model.decode(z), model.encode(x)
-    monkeypatch.setattr(same, "ROWS_AT_ONCE", rows)
+    monkeypatch.setattr(cpu, "GROUP_ROWS", rows)
     assert rel_error(model.decode(z), decoded) < 1e-5 and rel_error(model.encode(x), encoded) < 1e-5
 
 
@@ -69,7 +69,7 @@ def test_a_group_has_no_more_rows_than_that(load_model, frames, batch):
     blocks = decoder.layers[3].transformers
     with torch.no_grad(), watched((block, lambda h, *_: seen.append(h.shape[:2].numel())) for block in blocks):
         decoder(latents(frames, batch), None)
-    assert max(seen) <= same.ROWS_AT_ONCE and sum(seen) > batch * frames * 17
+    assert max(seen) <= cpu.GROUP_ROWS and sum(seen) > batch * frames * 17
 
 
 @pytest.mark.parametrize("variant", FAMILIES)

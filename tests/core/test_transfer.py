@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sa3_core import timeline
 from sa3_core.backends import device
+from sa3_core.backends.base import Backend
 from sa3_core.models.release import Predictor
 from sa3_core.models.same import Noise
 from sa3_core.sampling import runs, samplers
@@ -53,7 +54,9 @@ def sent(monkeypatch) -> Sent:
         mode.pinned.append(torch.empty_strided(x.shape, x.stride(), dtype=x.dtype).copy_(x))  # as torch does
         return mode.pinned[-1]
 
-    monkeypatch.setattr(device, "PINNED", {"meta"})
+    pinning = Backend()
+    pinning.pins = True
+    monkeypatch.setitem(device.BACKENDS, "meta", pinning)
     monkeypatch.setattr(torch.Tensor, "pin_memory", pin_memory)
     return mode
 
@@ -150,16 +153,16 @@ def test_the_watch_sees_what_waits(sent):
         with pytest.raises((RuntimeError, NotImplementedError)):
             x.to("meta").sum().item()
         torch.empty(3, device="meta")[torch.tensor([0, 2])]
-        device.put(x, "meta")
-        device.put(x[:1].expand(3), "meta")
-        device.put(torch.ones(3, 2)[:, 1], "meta", torch.bfloat16)
+        device.to_device(x, "meta")
+        device.to_device(x[:1].expand(3), "meta")
+        device.to_device(torch.ones(3, 2)[:, 1], "meta", torch.bfloat16)
     assert sent.ways == ["waits"] * 5 + ["runs ahead"] * 3
 
 
 def test_what_is_put_keeps_its_values():
     x = randn(2, 3)
-    assert device.put(x, "cpu") is x
-    assert torch.equal(device.put(x, torch.device("cpu"), torch.bfloat16), x.bfloat16())
+    assert device.to_device(x, "cpu") is x
+    assert torch.equal(device.to_device(x, torch.device("cpu"), torch.bfloat16), x.bfloat16())
 
 
 @needs_gpu

@@ -1,0 +1,85 @@
+"""The interface between the networks and a kind of machine. Its defaults do nothing special."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+SCORES_LIMIT = 2**28  # bytes of attention scores held at a time where there is no fused kernel
+
+
+class Backend:
+    """A device without any special treatment. Others override what they do differently."""
+
+    pins = False  # whether copies from pinned memory run without waiting for the device
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """x (..., in) W^T + bias -> (..., out)."""
+        return F.linear(x, weight, bias)
+
+    def conv1d(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """ "same" convolution of x (B, C, T) with weight (out, C, odd kernel)."""
+        return F.conv1d(x, weight, bias, padding=(weight.shape[-1] - 1) // 2)
+
+    def rms_norm(self, x: Tensor, eps: float) -> Tensor:
+        """x / rms(x) over the last axis, float32."""
+        return F.rms_norm(x, x.shape[-1:], None, eps)
+
+    def keeps_half(self, dtype: torch.dtype) -> bool:
+        """Whether norms and rotations of this type are computed in it, not in float32."""
+        return False
+
+    def has_bfloat16(self) -> bool:
+        """Whether bfloat16 is a native type."""
+        return False
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        """softmax(q k^T / sqrt(D)) v of q (B, H, N, D), k, v (B, H, M, D). mask: its last two axes are queries, or 1, and keys."""
+        return self.attend_in_parts(q, k, v, mask, self.queries_at_once(q, k))
+
+    def attend_difference(self, q: Tensor, k: Tensor, q2: Tensor, k2: Tensor, v: Tensor) -> Tensor | None:
+        """The difference of two attentions without a mask in one pass, or None."""
+        return None
+
+    def window_kernel(self, device: torch.device, dtype: torch.dtype) -> Callable[[Tensor, Tensor, Tensor, int], Tensor] | None:
+        """A fused kernel (q, k, v, window) -> attention within the window, or None."""
+        return None
+
+    def queries_at_once(self, q: Tensor, k: Tensor) -> int:
+        """Number of queries whose scores fit into `SCORES_LIMIT`."""
+        if torch.compiler.is_compiling():
+            return q.shape[2]
+        return max(1, SCORES_LIMIT // max(1, q.shape[0] * q.shape[1] * k.shape[2] * 4))
+
+    @staticmethod
+    def attend_in_parts(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, size: int) -> Tensor:
+        """Attention of `size` queries at a time, which bounds the memory of the scores."""
+        if size >= q.shape[2]:
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        parts = []
+        for start in range(0, q.shape[2], size):
+            some = slice(start, start + size)
+            seen = mask if mask is None or mask.shape[-2] == 1 else mask[..., some, :]
+            parts.append(F.scaled_dot_product_attention(q[:, :, some].contiguous(), k, v, attn_mask=seen))
+        return torch.cat(parts, dim=2)
+
+    def distinct_rows(self, rows: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The rows (B, n, D) that cross-attention needs, and the bias (B, m) of their scores: all of them, None."""
+        return rows, None
+
+    def padded_rows(self, tokens: int) -> int:
+        """Number of rows that the transformer computes for this number of tokens."""
+        return tokens
+
+    def items_at_once(self, batch: int, size: int) -> int:
+        """Items of a batch that are computed together. size: bytes of the largest activation of one item."""
+        return batch
+
+    def groups(self, items: int, rows: int) -> int:
+        """Number of groups into which items of this many rows are cut."""
+        return 1
+
+    def free_memory(self, device: torch.device) -> int | None:
+        """Bytes that are free on the device; None where batches of chunks gain nothing."""
+        return None
