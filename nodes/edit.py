@@ -11,7 +11,7 @@ from ..sa3_core.timeline.splicing import splice, wrap_jump
 from .comfyui import model as host_model
 from .comfyui import vae as host_vae
 from .comfyui.extend import ExtendJob
-from .comfyui.latent import encode_line, mark, read_audio, read_clip
+from .comfyui.latent import encode_clip, mask_regions, read_audio, read_clip
 from .comfyui.live_preview import live_preview
 from .comfyui.preview import editor_audio
 from .comfyui.sampling import check_conditioning, check_guidance
@@ -42,7 +42,7 @@ class InpaintMask(io.ComfyNode):
 
     @classmethod
     def execute(cls, latent, regions, audio=None) -> io.NodeOutput:
-        return io.NodeOutput(*mark(latent, parse_regions(regions), SLACK), ui=editor_audio(audio, cls.hidden))
+        return io.NodeOutput(*mask_regions(latent, parse_regions(regions), SLACK), ui=editor_audio(audio, cls.hidden))
 
 
 class Continue(io.ComfyNode):
@@ -82,13 +82,13 @@ class Continue(io.ComfyNode):
         original = {"waveform": longer, "sample_rate": rate}
         latent = encode_whole(vae, original, padding, chunk_size, overlap)
         region = (given, total) if side == "after" else (0.0, added / rate)
-        return io.NodeOutput(*mark(latent, [region]), original, ui=editor_audio(audio, cls.hidden))
+        return io.NodeOutput(*mask_regions(latent, [region]), original, ui=editor_audio(audio, cls.hidden))
 
 
 def encode_whole(vae, audio: dict, padding: float, chunk_size: int, overlap: int) -> dict:
     """LATENT of a whole AUDIO."""
     clip = read_clip(audio, vae.sa3_config)
-    return encode_line(vae, clip, seconds_of(clip.shape[-1], vae.sa3_config.sample_rate), padding, chunk_size, overlap)
+    return encode_clip(vae, clip, seconds_of(clip.shape[-1], vae.sa3_config.sample_rate), padding, chunk_size, overlap)
 
 
 class Loop(io.ComfyNode):
@@ -135,7 +135,7 @@ class Loop(io.ComfyNode):
         rotated = torch.roll(waveform[..., :length], middle, dims=-1)  # the end meets the start at sample `middle`
         original = {"waveform": rotated, "sample_rate": rate, ROLL: middle}
         encoded = encode_whole(vae, original, padding, chunk_size, overlap)
-        return io.NodeOutput(*mark(encoded, [(middle / rate - seam / 2, middle / rate + seam / 2)]), original)
+        return io.NodeOutput(*mask_regions(encoded, [(middle / rate - seam / 2, middle / rate + seam / 2)]), original)
 
 
 class Splice(io.ComfyNode):

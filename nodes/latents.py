@@ -10,7 +10,7 @@ from ..sa3_core.models.same import Noise
 from ..sa3_core.sampling import hints
 from ..sa3_core.timeline.durations import check_padding, decode_frames, seconds_of
 from .comfyui import vae as host_vae
-from .comfyui.latent import FRAMES, PADDING, SECONDS, encode_line, read_clip, read_latent
+from .comfyui.latent import PADDING, SAMPLES_PER_FRAME, SECONDS, encode_clip, read_clip, read_latent
 from .comfyui.progress import Progress, warn
 from .comfyui.schema import SEED, io, schema
 from .inputs import chunk_inputs, count, number, padding_input
@@ -43,7 +43,7 @@ class EmptyLatent(io.ComfyNode):
         check_padding(padding)
         frames = -(-int((max(durations) + padding) * RATE) // FRAME)
         samples = torch.zeros(len(durations), CHANNELS, -(-frames // ALIGN) * ALIGN)
-        return io.NodeOutput({"samples": samples, "type": "audio", SECONDS: durations, PADDING: padding, FRAMES: FRAME})
+        return io.NodeOutput({"samples": samples, "type": "audio", SECONDS: durations, PADDING: padding, SAMPLES_PER_FRAME: FRAME})
 
 
 def parse_durations(text: str, seconds: float, batch: int) -> list[float]:
@@ -91,7 +91,7 @@ class SAMEEncode(io.ComfyNode):
         vae = host_vae.require(vae)
         clip = read_clip(audio, vae.sa3_config, more_channels)
         duration = seconds or seconds_of(clip.shape[-1], vae.sa3_config.sample_rate)
-        return io.NodeOutput(encode_line(vae, clip, duration, padding, chunk_size, overlap))
+        return io.NodeOutput(encode_clip(vae, clip, duration, padding, chunk_size, overlap))
 
 
 class SAMEDecode(io.ComfyNode):

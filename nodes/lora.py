@@ -1,16 +1,17 @@
-"""Nodes for LoRA files: stack them on a MODEL, look into them, convert them, merge them."""
+"""Nodes for LoRA files: stack them on a MODEL, describe, convert and merge them."""
 
 from ..sa3_core.lora import convert as lora_convert
 from ..sa3_core.lora.algebra import MODES
 from ..sa3_core.lora.formats import read_lora
 from ..sa3_core.lora.merge import merge
 from .comfyui import model as host_model
-from .comfyui.lora import add_lora, find_lora, lora_names, stack_of, state_of, weight_bases
+from .comfyui.lora import add_lora, find_lora, fingerprint, lora_names, stack_of, weight_bases
 from .comfyui.output_files import new_model_file
 from .comfyui.progress import Progress, warn
 from .comfyui.schema import io, schema
+from .inputs import noise_level_input, number
 
-LIKE_STRENGTH = -1.0
+SAME_AS_STRENGTH = -1.0
 
 
 def lora_input(tooltip: str):
@@ -20,55 +21,35 @@ def lora_input(tooltip: str):
 class LoRAStack(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        def level(name, default, tooltip):
-            return io.Float.Input(name, default=default, min=0.0, max=1.0, step=0.01, tooltip=tooltip)
-
+        layers = (
+            "Layers to leave unchanged: parts of their names, separated by commas; [a-b] is a range of numbers. "
+            "Example: layers.[0-3]., to_local_embed, seconds_total"
+        )
+        strength = "Strength of the LoRA. 0 = off, the weights stay bit-identical. DoRA types do not fade evenly."
+        seconds = (
+            "Strength for the duration embedder, which runs once before the steps: start, end and curve do not apply. "
+            "Below 0 = the same as strength. 0 = off, recommended for all but one LoRA of a stack."
+        )
+        mode = (
+            "chain: applied to the result of the LoRAs before it, as the official loader does. sum: its change of the base weights is "
+            "added, as the official merge tool does. Both are equal for LoRA types and differ for DoRA types."
+        )
+        curve = "Multipliers of strength over the steps, as SIGMAS: one per step or one per noise level. Other lengths are interpolated."
         return schema(
             "SA3_LoRAStack",
             display_name="SA3 LoRA Stack",
-            description="Puts a LoRA on a Stable Audio 3 MODEL, on top of those already there. Chain as many as wanted. Takes the files "
-            "of the official trainer (all eight types), PEFT folders and ComfyUI's format.",
+            description="Adds a LoRA to a Stable Audio 3 MODEL. Chain several nodes to stack LoRAs. Reads files of the official trainer "
+            "(all eight types), PEFT folders and ComfyUI's format.",
             inputs=[
                 io.Model.Input("model", tooltip="The MODEL of SA3 Model Loader, or of another SA3 LoRA Stack."),
-                lora_input("A file in ComfyUI's loras folder. Of a PEFT folder, its adapter_model.safetensors."),
-                io.Float.Input(
-                    "strength",
-                    default=1.0,
-                    min=-10.0,
-                    max=10.0,
-                    step=0.05,
-                    tooltip="How strongly it acts. 0 = not at all: the weights stay bit for bit. DoRA types do not fade evenly.",
-                ),
-                level("start", 0.0, "It acts from this noise level up. 0 = to the end of the run."),
-                level("end", 1.0, "It acts up to this noise level. 1 = from the start of the run."),
-                io.String.Input(
-                    "skip_layers",
-                    default="",
-                    tooltip="Layers to leave alone: parts of their names, separated by commas; [a-b] stands for numbers. "
-                    "Example: layers.[0-3]., to_local_embed, seconds_total",
-                ),
-                io.Float.Input(
-                    "seconds_strength",
-                    default=LIKE_STRENGTH,
-                    min=LIKE_STRENGTH,
-                    max=10.0,
-                    step=0.05,
-                    tooltip="Strength for the embedder of the duration, which runs before the steps, so that noise levels and curve do not "
-                    "apply. Below 0 = the same as strength; 0 = leave it out, wise for all but one LoRA of a stack.",
-                ),
-                io.Combo.Input(
-                    "mode",
-                    options=list(MODES),
-                    default="chain",
-                    tooltip="chain: acts on what the LoRAs before it made, as the official loader does. sum: its change against the base "
-                    "is added, as the official merge tool does. The same for plain LoRA, not for DoRA.",
-                ),
-                io.Sigmas.Input(
-                    "curve",
-                    optional=True,
-                    tooltip="Multipliers of the strength over the steps, any list of numbers in the form of SIGMAS: one per step, or "
-                    "one per noise level. Other lengths are stretched.",
-                ),
+                lora_input("A file in ComfyUI's loras folder. For a PEFT folder: its adapter_model.safetensors."),
+                number("strength", 1.0, -10.0, 10.0, 0.05, strength),
+                noise_level_input("start", 0.0, "Lowest noise level with the LoRA. 0 = until the end of the run."),
+                noise_level_input("end", 1.0, "Highest noise level with the LoRA. 1 = from the start of the run."),
+                io.String.Input("skip_layers", default="", tooltip=layers),
+                number("seconds_strength", SAME_AS_STRENGTH, SAME_AS_STRENGTH, 10.0, 0.05, seconds),
+                io.Combo.Input("mode", options=list(MODES), default="chain", tooltip=mode),
+                io.Sigmas.Input("curve", optional=True, tooltip=curve),
             ],
             outputs=[io.Model.Output("MODEL"), io.String.Output("report")],
             hidden=[io.Hidden.unique_id],
@@ -76,19 +57,13 @@ class LoRAStack(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, lora, **settings):
-        return state_of(lora)
+        return fingerprint(lora)
 
     @classmethod
     def execute(cls, model, lora, strength, start, end, skip_layers, seconds_strength, mode, curve=None) -> io.NodeOutput:
+        seconds = None if seconds_strength < 0 else seconds_strength
         out, stack = add_lora(
-            model,
-            lora,
-            strength=strength,
-            interval=(start, end),
-            skip_layers=skip_layers,
-            seconds_strength=None if seconds_strength < 0 else seconds_strength,
-            mode=mode,
-            curve=curve,
+            model, lora, strength=strength, interval=(start, end), skip_layers=skip_layers, seconds_strength=seconds, mode=mode, curve=curve
         )
         warn(*stack.rows[-1].warnings)
         return io.NodeOutput(out, stack.describe())
@@ -100,14 +75,14 @@ class LoRAInfo(io.ComfyNode):
         return schema(
             "SA3_LoRAInfo",
             display_name="SA3 LoRA Info",
-            description="What is in a LoRA file: its format, type, rank, the base it was trained on, the layers it changes.",
+            description="Describes a LoRA file: format, type, rank, base model and the layers it changes.",
             inputs=[lora_input("A file in ComfyUI's loras folder.")],
             outputs=[io.String.Output("info")],
         )
 
     @classmethod
     def fingerprint_inputs(cls, lora):
-        return state_of(lora)
+        return fingerprint(lora)
 
     @classmethod
     def execute(cls, lora) -> io.NodeOutput:
@@ -117,28 +92,22 @@ class LoRAInfo(io.ComfyNode):
 class LoRAConvert(io.ComfyNode):
     @classmethod
     def define_schema(cls):
+        layout = (
+            "native: as the official trainer writes. peft: a folder with adapter_model.safetensors. comfyui: for ComfyUI's LoRA loader. "
+            "peft and comfyui do not support every type."
+        )
+        name = "Name of the new file or folder, without extension. Existing files are never overwritten."
+        base = "For -xs files to peft or comfyui: the base model that the LoRA was trained on; its weights complete the LoRA."
         return schema(
             "SA3_LoRAConvert",
             display_name="SA3 LoRA Convert",
-            description="Writes a LoRA in another format into ComfyUI's loras folder, as a new file. Also the way to make a .safetensors "
-            "file of an old pickled .ckpt: only tensors and plain values are read from it, never code.",
+            description="Writes a LoRA in another format, as a new file in ComfyUI's loras folder. Also converts an old pickled .ckpt to "
+            ".safetensors: reads only tensors and simple values, and never executes code.",
             inputs=[
-                lora_input("The file to convert. Pickled files are read safely here, and only here."),
-                io.Combo.Input(
-                    "format",
-                    options=list(lora_convert.LAYOUTS),
-                    default="native",
-                    tooltip="native: as the official trainer writes. peft: a folder with adapter_model.safetensors. comfyui: keys of "
-                    "ComfyUI's own LoRA loader. peft and comfyui do not know all types.",
-                ),
-                io.String.Input(
-                    "name", default="converted", tooltip="Name of the new file or folder, without ending. Nothing is overwritten."
-                ),
-                io.Model.Input(
-                    "model",
-                    optional=True,
-                    tooltip="For -xs files into peft or comfyui: the base that the LoRA was trained on, whose weights complete it.",
-                ),
+                lora_input("The file to convert. Only this node reads pickled files, without executing code."),
+                io.Combo.Input("format", options=list(lora_convert.LAYOUTS), default="native", tooltip=layout),
+                io.String.Input("name", default="converted", tooltip=name),
+                io.Model.Input("model", optional=True, tooltip=base),
             ],
             outputs=[io.String.Output("file")],
             is_output_node=True,
@@ -157,10 +126,10 @@ class LoRAMerge(io.ComfyNode):
         return schema(
             "SA3_LoRAMerge",
             display_name="SA3 LoRA Merge",
-            description="Writes the MODEL's checkpoint with its LoRA stack merged in as a new release folder below ComfyUI's checkpoints.",
+            description="Merges the LoRA stack of a MODEL into its checkpoint, as a new release folder in ComfyUI's checkpoints folder.",
             inputs=[
-                io.Model.Input("model", tooltip="A MODEL with a stack of SA3 LoRA Stack. Scheduled LoRAs cannot be merged."),
-                io.String.Input("name", default="merged", tooltip="Name of the new folder. Nothing is overwritten."),
+                io.Model.Input("model", tooltip="A MODEL with LoRAs of SA3 LoRA Stack. Scheduled LoRAs cannot be merged."),
+                io.String.Input("name", default="merged", tooltip="Name of the new folder. Existing folders are never overwritten."),
             ],
             outputs=[io.String.Output("file")],
             is_output_node=True,

@@ -1,4 +1,4 @@
-"""Nodes that load a model and make it ready."""
+"""Nodes that load and compile models."""
 
 import torch
 
@@ -17,18 +17,18 @@ from .comfyui.schema import io, schema
 from .comfyui.vae import load_vae
 
 DTYPE_TIP = (
-    "Number format. auto: on a GPU fp16, on a CPU fp32. fp32 is exact; fp16 takes half the memory and is several times as fast on a GPU; "
-    "bf16 erred about eight times as much as fp16 in measurements. The text encoder never computes in fp16, whose range it leaves: it is "
-    "bf16 on a GPU that has it, else fp32."
+    "Number format. auto: fp16 on a GPU, fp32 on a CPU. fp32 is exact. fp16 uses half the memory and is several times faster on a GPU. "
+    "bf16 has about eight times the error of fp16. The text encoder overflows in fp16: it runs in bf16 on a GPU that supports it, "
+    "else in fp32."
 )
 SAME_DTYPE_TIP = (
-    "Number format. auto: fp16 on a GPU, which stays 55 dB or more from fp32, and fp32 on a CPU. bf16 erred about eight times as much as "
-    "fp16 in measurements."
+    "Number format. auto: fp16 on a GPU, with a signal-to-noise ratio of at least 55 dB against fp32; fp32 on a CPU. bf16 has about eight "
+    "times the error of fp16."
 )
 
 
 def chosen(widget: str, choices: dict, name: str):
-    """ComfyUI 0.3.75 does not check the choices of V3 nodes, so the API can send anything."""
+    """choices[name]. ComfyUI 0.3.75 does not validate the combo widgets of V3 nodes."""
     if name not in choices:
         raise SA3Error(f"{widget} is '{name}'; choose one of {', '.join(choices)}.")
     return choices[name]
@@ -41,43 +41,29 @@ def dtype_of(name: str) -> torch.dtype | None:
 class ModelLoader(io.ComfyNode):
     @classmethod
     def define_schema(cls):
+        model = (
+            "Release to load. auto: the first one in ComfyUI's model folders, else the embedded demo (a tiny model of tones, beats and "
+            "noises). demo-medium belongs to the medium family. -base models need about 50 steps and cfg 7."
+        )
+        file = "A model in ComfyUI's model folders. 'by name' finds the file from model, so a shared workflow works on every machine."
+        objective = "For a file without model_config.json: whether it is a base model. auto: yes if its file name contains 'base'."
         return schema(
             "SA3_ModelLoader",
             display_name="SA3 Model Loader",
-            description="Loads a Stable Audio 3 model: transformer, text encoder and autoencoder. Takes the official releases, 16-bit "
-            "mirrors of them, and the single files repackaged for ComfyUI.",
+            description="Loads a Stable Audio 3 model: transformer, text encoder and autoencoder. Reads the official releases, their "
+            "16-bit mirrors and single files repackaged for ComfyUI.",
             inputs=[
-                io.Combo.Input(
-                    "model",
-                    options=[folders.AUTO, *folders.VARIANTS, *folders.DEMOS],
-                    default=folders.AUTO,
-                    tooltip="Which release to use. auto takes the first one found in ComfyUI's model folders, and the embedded demo "
-                    "(a tiny model of tones, beats and noises) when there is none; demo-medium is one of the medium family. "
-                    "-base models need about 50 steps and cfg 7.",
-                ),
-                io.Combo.Input(
-                    "file",
-                    options=[folders.BY_NAME, *sorted(folders.releases())],
-                    default=folders.BY_NAME,
-                    tooltip="A model by its place in the model folders. 'by name' lets the choice above find it, so a shared graph "
-                    "works on every machine.",
-                ),
+                io.Combo.Input("model", options=[folders.AUTO, *folders.VARIANTS, *folders.DEMOS], default=folders.AUTO, tooltip=model),
+                io.Combo.Input("file", options=[folders.BY_NAME, *sorted(folders.releases())], default=folders.BY_NAME, tooltip=file),
                 io.Combo.Input("dtype", options=["auto", *DTYPES], default="auto", tooltip=DTYPE_TIP),
                 io.Combo.Input(
                     "text_encoder",
                     options=[folders.AUTO, *sorted(folders.text_encoders())],
                     default=folders.AUTO,
-                    tooltip="The T5Gemma text encoder. auto takes the folder beside the weights, else the one in ComfyUI's text_encoders "
-                    "folder, else the one in the Hugging Face cache.",
+                    tooltip="The T5Gemma text encoder. auto: the folder next to the weights, else ComfyUI's text_encoders folder, else the "
+                    "Hugging Face cache.",
                 ),
-                io.Combo.Input(
-                    "objective",
-                    options=list(OBJECTIVES),
-                    default="auto",
-                    optional=True,
-                    tooltip="Only for a file without a model_config.json: whether it is a base model. auto goes by the word 'base' in its "
-                    "name, since the weights do not tell.",
-                ),
+                io.Combo.Input("objective", options=list(OBJECTIVES), default="auto", optional=True, tooltip=objective),
             ],
             outputs=[io.Model.Output("MODEL"), io.Clip.Output("CLIP"), io.Vae.Output("VAE")],
             hidden=[io.Hidden.unique_id],
@@ -85,16 +71,16 @@ class ModelLoader(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, model, file, dtype, text_encoder, objective="auto"):
-        place = folders.find_release(model, file)
-        beside = [] if place.is_dir() else [place.parent / TEXT_SUBFOLDER]
-        return folders.state_of(place, *beside, *folders.text_encoders().values())
+        release = folders.find_release(model, file)
+        encoders = [] if release.is_dir() else [release.parent / TEXT_SUBFOLDER]
+        return folders.fingerprint(release, *encoders, *folders.text_encoders().values())
 
     @classmethod
     def execute(cls, model, file, dtype, text_encoder, objective="auto") -> io.NodeOutput:
         watch = run_record.Stopwatch()
         opened = open_checkpoint(folders.find_release(model, file), objective)
         if opened.config.dit is None:
-            raise SA3Error(f"{opened.path} is a standalone autoencoder; load it with SA3_AutoencoderLoader.")
+            raise SA3Error(f"{opened.path} is a standalone autoencoder; expected a full model. Load it with SA3_AutoencoderLoader.")
         encoder, bar = folders.find_text_encoder(text_encoder, opened), Progress(1)
         if opened.tensors.path.stat().st_size > LARGE:
             show_status(f"reading {opened.name}")
@@ -111,31 +97,27 @@ class ModelLoader(io.ComfyNode):
         patcher.model.sa3_loaded = run_record.load_record(opened, patcher.model.get_dtype(), patcher.load_device, watch, **kinds)
         if dtype == "fp16" and clip.dtype != torch.float16:
             name = str(clip.dtype).removeprefix("torch.")
-            warn(f"The text encoder computes in {name}: its activations leave the range of fp16.")
+            warn(f"The text encoder runs in {name}, not fp16: its activations exceed the range of fp16.")
         return io.NodeOutput(patcher, clip, vae)
 
 
 class AutoencoderLoader(io.ComfyNode):
     @classmethod
     def define_schema(cls):
+        file = "A file in ComfyUI's model folders. 'by name' finds the file from autoencoder."
         return schema(
             "SA3_AutoencoderLoader",
             display_name="SA3 Autoencoder Loader",
-            description="Loads SAME alone, for encoding and decoding: a standalone release, or the one inside a generative file.",
+            description="Loads the SAME autoencoder alone, for encoding and decoding, from a standalone release or a full model.",
             inputs=[
                 io.Combo.Input(
                     "autoencoder",
                     options=[*folders.AUTOENCODERS, *folders.DEMOS],
                     default=folders.AUTOENCODERS[0],
-                    tooltip="SAME-S belongs to the small models, SAME-L to medium. A standalone file is preferred; else it is taken out of "
-                    "a generative model on disk. demo, demo-medium: those of the embedded tiny models.",
+                    tooltip="SAME-S belongs to the small models, SAME-L to medium. A standalone file is preferred, else the autoencoder "
+                    "of a full model is loaded. demo, demo-medium: those of the embedded demo models.",
                 ),
-                io.Combo.Input(
-                    "file",
-                    options=[folders.BY_NAME, *sorted(folders.autoencoders())],
-                    default=folders.BY_NAME,
-                    tooltip="A file by its place in the model folders. 'by name' lets the choice above find it.",
-                ),
+                io.Combo.Input("file", options=[folders.BY_NAME, *sorted(folders.autoencoders())], default=folders.BY_NAME, tooltip=file),
                 io.Combo.Input("dtype", options=["auto", *DTYPES], default="auto", tooltip=SAME_DTYPE_TIP),
             ],
             outputs=[io.Vae.Output("VAE")],
@@ -143,7 +125,7 @@ class AutoencoderLoader(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, autoencoder, file, dtype):
-        return folders.state_of(folders.find_autoencoder(autoencoder, file))
+        return folders.fingerprint(folders.find_autoencoder(autoencoder, file))
 
     @classmethod
     def execute(cls, autoencoder, file, dtype) -> io.NodeOutput:
@@ -158,29 +140,24 @@ HOW = {"auto": fastest_model, "torch.compile": compiled_model, "CUDA graphs": gr
 class Compile(io.ComfyNode):
     @classmethod
     def define_schema(cls):
+        when = (
+            "in background: the first run is eager, then torch.compile works in the background; later runs differ by rounding. "
+            "before first run: the first run waits for the compiler (10 s to minutes), and all runs give the same bytes."
+        )
+        how = (
+            "auto: CUDA graphs on an NVIDIA or AMD GPU, torch.compile elsewhere. torch.compile: fuses operations; needs a C++ compiler "
+            "(on a GPU: triton) and caches its code on disk. CUDA graphs: the first step of each shape is recorded and later steps replay "
+            "it, with the same bytes; the weights stay on the GPU (medium: 3 GB in fp16)."
+        )
         return schema(
             "SA3_Compile",
             display_name="SA3 Compile",
-            description="Makes the transformer faster, with CUDA graphs or torch.compile. Where that is not possible, the run is computed "
-            "without it and says why.",
+            description="Speeds up the transformer with CUDA graphs or torch.compile. Where neither is possible, sampling runs without "
+            "and the node shows the reason.",
             inputs=[
                 io.Model.Input("model", tooltip="The MODEL of SA3 Model Loader, with or without LoRAs."),
-                io.Combo.Input(
-                    "when",
-                    options=list(WAIT),
-                    default=next(iter(WAIT)),
-                    tooltip="in background: the first run is computed eagerly and torch.compile works after it; later runs differ by "
-                    "rounding. before first run: the first run waits for the compiler (10 s to minutes), and all runs give the same bytes.",
-                ),
-                io.Combo.Input(
-                    "how",
-                    options=list(HOW),
-                    default=next(iter(HOW)),
-                    optional=True,
-                    tooltip="auto: CUDA graphs on an NVIDIA or AMD GPU, torch.compile elsewhere. torch.compile: fuses operations; needs a "
-                    "C++ compiler (on a GPU: triton), and keeps its code on disk. CUDA graphs: the first step of each shape is recorded, "
-                    "later steps replay it and give the same bytes; the weights stay on the GPU (medium: 3 GB in fp16).",
-                ),
+                io.Combo.Input("when", options=list(WAIT), default=next(iter(WAIT)), tooltip=when),
+                io.Combo.Input("how", options=list(HOW), default=next(iter(HOW)), optional=True, tooltip=how),
             ],
             outputs=[io.Model.Output("MODEL")],
         )

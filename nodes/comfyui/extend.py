@@ -13,7 +13,7 @@ from ...sa3_core.timeline.durations import decode_frames, seconds_of
 from ...sa3_core.timeline.extend import Window, windows
 from ...sa3_core.timeline.splicing import splice
 from . import sampling as host
-from .latent import encode_line, mark, read_latent
+from .latent import encode_clip, mask_regions, read_latent
 from .model import compiled_run
 from .progress import Progress, check_interrupt, logger
 from .vae import CHUNK, OVERLAP
@@ -59,7 +59,7 @@ class ExtendJob:
         """The new samples (1, C, part.new) of one window, at the model's rate, starting where the tail ends."""
         rate = self.config.sample_rate
         seconds, given = seconds_of(part.samples, rate), part.context / rate
-        latent, _ = mark(encode_line(self.vae, tail, seconds, 0.0, CHUNK, OVERLAP, quietly), [(given, seconds)])
+        latent, _ = mask_regions(encode_clip(self.vae, tail, seconds, 0.0, CHUNK, OVERLAP, quietly), [(given, seconds)])
         read = read_latent(latent, self.config)
         plan = runs.plan(self.config, read.lengths, steps=self.steps, sampler=self.sampler, seed=item_seed(self.seed, number))
         z = host.sample(self.model, self.positive, read, plan, self.guidance, self.negative, progress, self.live)

@@ -1,7 +1,8 @@
-"""Where models lie in ComfyUI's model folders, and how a name finds one."""
+"""Models in ComfyUI's model folders: what there is, and which file a choice means."""
 
 import functools
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import folder_paths
@@ -15,29 +16,23 @@ from ...sa3_core.errors import SA3Error
 from ...sa3_core.files import read_json
 from ...sa3_core.pipeline import DEMOS
 
-BY_NAME = "by name"
-AUTO = "auto"
-FOLDERS = ["checkpoints", "diffusion_models"]  # ComfyUI's keys; extra_model_paths.yaml adds to them
-KINDS = {"diffusion_cond_inpaint": "generative", "autoencoder": "autoencoder"}
-
-__all__ = [
-    "AUTO", "AUTOENCODERS", "BY_NAME", "VARIANTS", "autoencoders", "download_folder", "find_autoencoder", "find_release",
-    "find_text_encoder", "releases", "state_of", "text_encoders", "variant_of",
-]  # fmt: skip
+BY_NAME, AUTO = "by name", "auto"
+FOLDERS = ["checkpoints", "diffusion_models"]  # ComfyUI's keys; extra_model_paths.yaml adds folders to them
+KINDS = {"diffusion_cond_inpaint": "generative", "autoencoder": "autoencoder"}  # model_type of a release's config -> kind of file
 
 
 def releases() -> dict[str, Path]:
-    """Generative models on disk: the name a user sees (path below ComfyUI's folder) -> weights file."""
-    return _listed(FOLDERS, "generative")
+    """Generative models on disk: name in the widget (path below ComfyUI's folder) -> weights file."""
+    return _weights_of_kind(FOLDERS, "generative")
 
 
 def autoencoders() -> dict[str, Path]:
-    """Everything that holds a SAME, standalone or in a generative file, by the name a user sees."""
-    return {**_listed([*FOLDERS, "vae"], "generative"), **_listed(["vae", *FOLDERS], "autoencoder")}
+    """Files that contain SAME, alone or in a generative model: name in the widget -> weights file."""
+    return {**_weights_of_kind([*FOLDERS, "vae"], "generative"), **_weights_of_kind(["vae", *FOLDERS], "autoencoder")}
 
 
 def text_encoders() -> dict[str, Path]:
-    """T5Gemma in ComfyUI's text_encoders folders: repackaged files, and folders with a config.json -> file or folder."""
+    """T5Gemma in ComfyUI's text_encoders folders: name in the widget -> single file, or folder with a config.json."""
     found: dict[str, Path] = {}
     for name, path in _files("text_encoders"):
         if path.name == WEIGHTS and (path.parent / "config.json").is_file():
@@ -49,78 +44,75 @@ def text_encoders() -> dict[str, Path]:
 
 
 def find_release(model: str, file: str) -> Path:
-    """The folder or file of the chosen model. `file` wins over `model`; auto takes what there is, and the demo when there is nothing."""
+    """Folder or file of the chosen model. `file` wins over `model`; auto takes the first variant on disk, else the demo."""
     if model not in (AUTO, *VARIANTS, *DEMOS):
-        raise SA3Error(f"'{model}' is not a Stable Audio 3 model; there are {', '.join(VARIANTS)}.")
+        raise SA3Error(f"'{model}' is not a Stable Audio 3 model; expected one of {', '.join(VARIANTS)}.")
     available = releases()
     if file != BY_NAME:
-        return _place(_chosen(file, available, "Stable Audio 3 releases"))
+        return _folder_or_file(_choose(file, available, "Stable Audio 3 releases"))
     if model in DEMOS:
         return DEMOS[model]
-    wanted = VARIANTS if model == AUTO else [model]
-    for variant in wanted:
-        for name in sorted(available):
-            if variant_of(name) == variant:
-                return _place(available[name])
+    by_variant = {variant_of(name): path for name, path in sorted(available.items(), reverse=True)}  # the first name of each wins
+    for variant in VARIANTS if model == AUTO else [model]:
+        if variant in by_variant:
+            return _folder_or_file(by_variant[variant])
     if model == AUTO:
-        return _place(available[min(available)]) if available else DEMOS["demo"]
+        return _folder_or_file(available[min(available)]) if available else DEMOS["demo"]
     raise SA3Error(
-        f"No file of '{model}' was found among {_listing(available)}. Put the release's folder ({CONFIG}, {WEIGHTS}, {TEXT_SUBFOLDER}/) "
-        f"or its file repackaged for ComfyUI under {_home()}, let SA3_Download fetch it, or choose 'demo' to try the graph without any."
+        f"No file of '{model}' was found among {_names(available)}. Put the release's folder ({CONFIG}, {WEIGHTS}, {TEXT_SUBFOLDER}/) "
+        f"or its file repackaged for ComfyUI under {_example()}, download it with SA3_Download, or choose 'demo' to try the graph."
     )
 
 
 def find_autoencoder(autoencoder: str, file: str) -> Path:
-    """The folder or file that holds the chosen SAME; a standalone one comes before one inside a generative file."""
+    """Folder or file of the chosen SAME; a standalone one wins over one in a generative model."""
     available = autoencoders()
     if file != BY_NAME:
-        return _place(_chosen(file, available, "autoencoders"))
+        return _folder_or_file(_choose(file, available, "autoencoders"))
     if autoencoder in DEMOS:
         return DEMOS[autoencoder]
     if autoencoder not in AUTOENCODERS:
-        raise SA3Error(f"'{autoencoder}' is not an autoencoder of Stable Audio 3; there are {', '.join(AUTOENCODERS)}.")
-    fitting = [name for name in sorted(available) if header(available[name]).autoencoder == autoencoder]
-    fitting.sort(key=lambda name: _kind(available[name]) != "autoencoder")
-    if not fitting:
+        raise SA3Error(f"'{autoencoder}' is not an autoencoder of Stable Audio 3; expected one of {', '.join(AUTOENCODERS)}.")
+    names = [name for name, path in available.items() if header(path).autoencoder == autoencoder]
+    if not names:
         family = "small" if autoencoder == "SAME-S" else "medium"
         raise SA3Error(
-            f"{autoencoder} was not found among {_listing(available)}. Put stabilityai/{autoencoder} or any {family} release under "
-            f"{_home()}, let SA3_Download fetch it, or choose 'demo'."
+            f"{autoencoder} was not found among {_names(available)}. Put stabilityai/{autoencoder} or any {family} release under "
+            f"{_example()}, download it with SA3_Download, or choose 'demo'."
         )
-    return _place(available[fitting[0]])
+    return _folder_or_file(available[min(names, key=lambda name: (_kind(available[name]) != "autoencoder", name))])
 
 
 def find_text_encoder(choice: str, opened: Checkpoint) -> Path:
-    """The text encoder of a model: beside the weights, else in ComfyUI's text_encoders folders, else in the Hub's cache."""
+    """Text encoder of a model: the one next to the weights, else in ComfyUI's text_encoders folders, else in the Hub's cache."""
     available = text_encoders()
     if choice != AUTO:
-        return _chosen(choice, available, "T5Gemma text encoders")
+        return _choose(choice, available, "T5Gemma text encoders")
     if opened.text_encoder is not None:
         return opened.text_encoder
     width = opened.config.conditioning.cond_dim
-    for name in sorted(available):
-        path = available[name]
+    for _, path in sorted(available.items()):
         if (_folder_width(path) if path.is_dir() else header(path).width) == width:
             return path
     cached = cached_text_encoder(width)
     if cached is None:
         raise SA3Error(
-            f"{opened.path} has no text encoder: expected the folder {opened.config.conditioning.text_subfolder} beside the weights, or "
-            f"that folder or t5gemma_b_b_ul2.safetensors in {_home('text_encoders', '')}."
+            f"{opened.path} has no text encoder: expected the folder {opened.config.conditioning.text_subfolder} next to the weights, or "
+            f"that folder or t5gemma_b_b_ul2.safetensors in {_example('text_encoders', '')}."
         )
     return cached
 
 
 def download_folder(model: str) -> Path:
-    """Where SA3_Download puts a model, and the loaders look for it."""
+    """The folder into which SA3_Download puts a model, where the loaders find it."""
     release = find(model)
     return Path(folder_paths.get_folder_paths("vae" if release.is_autoencoder else FOLDERS[0])[0]) / release.folder
 
 
-def state_of(*places: Path) -> str:
-    """Changes whenever a file of these folders (or one of these files) is replaced."""
-    files = sorted(file for place in places for file in (place.rglob("*") if place.is_dir() else [place]) if file.is_file())
-    return json.dumps([[str(path), path.stat().st_mtime_ns, path.stat().st_size] for path in files])
+def fingerprint(*paths: Path) -> str:
+    """A text that changes when one of these files, or a file in one of these folders, is replaced."""
+    files = sorted(file for path in paths for file in (path.rglob("*") if path.is_dir() else [path]) if file.is_file())
+    return json.dumps([[str(file), file.stat().st_mtime_ns, file.stat().st_size] for file in files])
 
 
 def header(path: Path) -> Header:
@@ -137,17 +129,15 @@ def _header(path: Path, modified: int, size: int) -> Header:
     return detect.read_header(path)
 
 
-def _files(key: str):
-    """(name, path) of the safetensors files that ComfyUI finds for a key. Hidden folders hold unfinished downloads."""
+def _files(key: str) -> Iterator[tuple[str, Path]]:
+    """(name, path) of the safetensors files of one of ComfyUI's folder keys, without unfinished downloads in hidden folders."""
     for name in folder_paths.get_filename_list(key):
-        if any(part.startswith(".") for part in Path(name).parts):
-            continue
-        path = folder_paths.get_full_path(key, name) if name.lower().endswith(".safetensors") else None
-        if path:
+        hidden = any(part.startswith(".") for part in Path(name).parts)
+        if name.lower().endswith(".safetensors") and not hidden and (path := folder_paths.get_full_path(key, name)):
             yield name, Path(path)
 
 
-def _listed(keys: list[str], kind: str) -> dict[str, Path]:
+def _weights_of_kind(keys: list[str], kind: str) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for key in keys:
         for name, path in _files(key):
@@ -157,18 +147,18 @@ def _listed(keys: list[str], kind: str) -> dict[str, Path]:
 
 
 def _kind(path: Path) -> str | None:
-    """By the release's config where there is one, else by the header."""
+    """Kind of a weights file: by the config of its release if there is one, else by its header."""
     config = path.parent / CONFIG
     if path.name != WEIGHTS or not config.is_file():
         return header(path).kind
     try:
         return KINDS.get(read_json(config, "a release's config").get("model_type"))
     except (SA3Error, AttributeError, TypeError):
-        return None  # not a release; the loader says why when the user picks such a file
+        return None  # not offered; the loader reports the error when such a file is requested
 
 
 def _folder_width(folder: Path) -> int | None:
-    """Width of the T5Gemma in a folder, None for other models."""
+    """Width of the T5Gemma in a folder; None for another model."""
     try:
         values = read_json(folder / "config.json", "the config.json of a text encoder")
         return values["encoder"]["hidden_size"] if values["model_type"] == "t5gemma" else None
@@ -177,25 +167,26 @@ def _folder_width(folder: Path) -> int | None:
 
 
 def _label(name: str) -> str:
-    """A release's folder, or a file's own name."""
+    """Name in the widget: the folder of a release, or the path of a single file."""
     path = Path(name)
     return (path.parent if path.name == WEIGHTS and path.parent.name else path).as_posix()
 
 
-def _place(weights: Path) -> Path:
-    """The folder of a release whose weights have the usual name; a file with a name of its own stands alone."""
+def _folder_or_file(weights: Path) -> Path:
+    """The folder of a release's weights; a single file as it is."""
     return weights.parent if weights.name == WEIGHTS and (weights.parent / CONFIG).is_file() else weights
 
 
-def _chosen(file: str, available: dict[str, Path], what: str) -> Path:
+def _choose(file: str, available: dict[str, Path], what: str) -> Path:
     if file not in available:
-        raise SA3Error(f"'{file}' is not among the {what} in ComfyUI's model folders: {_listing(available)}.")
+        raise SA3Error(f"'{file}' is not among the {what} in ComfyUI's model folders: {_names(available)}.")
     return available[file]
 
 
-def _listing(available: dict[str, Path]) -> str:
+def _names(available: dict[str, Path]) -> str:
     return ", ".join(sorted(available)) or "none"
 
 
-def _home(key: str = FOLDERS[0], name: str = "stable-audio-3-…") -> str:
+def _example(key: str = FOLDERS[0], name: str = "stable-audio-3-…") -> str:
+    """Where a file of the user would be found."""
     return str(Path(folder_paths.get_folder_paths(key)[0]) / name)

@@ -1,4 +1,4 @@
-"""LATENT and AUDIO as ComfyUI passes them, read and written with this pack's keys."""
+"""LATENT and AUDIO sockets: ComfyUI's dicts with this pack's keys, checked and read against a model."""
 
 from dataclasses import dataclass
 
@@ -12,23 +12,23 @@ from ...sa3_core.timeline.durations import PADDING_SECONDS, Lengths, batch_frame
 from ...sa3_core.timeline.regions import format_regions, merge_regions
 from . import model as host_model
 
-ANCHOR_LENGTH = 2000.0  # latent frames, where length-dependent schedules are neutral
-# Keys of a LATENT: durations per item, headroom, regions of the noise mask; and core's key for samples per frame.
-SECONDS, PADDING, REGIONS, FRAMES = "sa3_seconds", "sa3_padding", "sa3_regions", "downscale_ratio_temporal"
+ANCHOR_LENGTH = 2000.0  # latent frames at which length-dependent schedules are not shifted
+SECONDS, PADDING, REGIONS = "sa3_seconds", "sa3_padding", "sa3_regions"  # keys of a LATENT: duration per item, headroom, masked regions
+SAMPLES_PER_FRAME = "downscale_ratio_temporal"  # ComfyUI's key
 
 
 @dataclass(frozen=True)
 class Latents:
-    """A LATENT read against a model: its time line, draws' indices, and what it gives the run to start from or to keep."""
+    """A LATENT of B items: their lengths, and their indices in the batch that was sampled first, which select the noise."""
 
     lengths: Lengths
     indices: tuple[int, ...]
-    samples: Tensor | None  # (B, D, T), None when empty
-    keep: Tensor | None  # (B, 1, T), 1 = given
+    samples: Tensor | None  # (B, D, T); None for an empty LATENT
+    keep: Tensor | None  # (B, 1, T), 1 = keep the frame
 
 
 def read_latent(latent, config: ModelConfig) -> Latents:
-    """Check a LATENT against the model. An empty one takes the model's own frame count, so one graph fits every model."""
+    """Check a LATENT against a model. An empty one gets the model's own number of frames, so that one graph fits every model."""
     if not isinstance(latent, dict) or not isinstance(latent.get("samples"), Tensor):
         raise SA3Error("The LATENT holds no samples; connect SA3_EmptyLatent or SA3_SAMEEncode.")
     samples, channels = latent["samples"], config.same.latent_dim
@@ -36,63 +36,58 @@ def read_latent(latent, config: ModelConfig) -> Latents:
     if samples.dim() != 3:
         raise SA3Error(f"The LATENT has shape {tuple(samples.shape)}, an image or video; expected audio (batch, {channels}, frames).")
     indices = tuple(int(i) for i in latent.get("batch_index") or range(batch))
-    seconds = latent.get(SECONDS)
-    empty = not bool(samples.any())
+    seconds, empty = latent.get(SECONDS), not bool(samples.any())
     if samples.shape[1] != channels and not (empty and seconds is not None):
-        hint = "that is Stable Audio 1 or Open" if samples.shape[1] == 64 else "it was made for another model"
+        hint = "that is Stable Audio 1 or Open" if samples.shape[1] == 64 else "it belongs to another model"
         raise SA3Error(
             f"The LATENT has {samples.shape[1]} channels ({hint}); this model has {channels}. Use SA3_EmptyLatent or SA3_SAMEEncode."
         )
     if len(indices) != batch:
-        raise SA3Error(f"The LATENT's batch_index has {len(indices)} entries for {batch} items.")
+        raise SA3Error(f"The LATENT's batch_index has {len(indices)} entries for {batch} items; expected one per item.")
     if seconds is None:
-        line = host_model.whole_latents(config, samples)
+        item_lengths = host_model.whole_latents(config, samples)
     else:
-        line = lengths(
-            config,
-            _per_item(seconds, batch, latent.get("batch_index")),
-            float(latent.get(PADDING, PADDING_SECONDS)),
-            None if empty else samples.shape[-1],
-        )
+        seconds, frames = _per_item(seconds, batch, latent.get("batch_index")), None if empty else samples.shape[-1]
+        item_lengths = lengths(config, seconds, float(latent.get(PADDING, PADDING_SECONDS)), frames)
     mask = latent.get("noise_mask")
-    keep = None if mask is None else 1 - _mask_frames(mask, batch, line.frames)
-    return Latents(line, indices, None if empty else samples, keep)
+    keep = None if mask is None else 1 - _frame_mask(mask, batch, item_lengths.frames)
+    return Latents(item_lengths, indices, None if empty else samples, keep)
 
 
-def _per_item(seconds, batch: int, picked: list[int] | None) -> list[float]:
-    """One number per item; a list longer than the batch belongs to the batch that core has picked items from."""
-    if isinstance(seconds, (list, tuple)) and not all(isinstance(value, (int, float)) for value in seconds):
+def _per_item(seconds, batch: int, indices: list[int] | None) -> list[float]:
+    """One duration per item: by the batch's indices where ComfyUI has picked items from a larger batch."""
+    if not isinstance(seconds, (list, tuple)):
+        raise SA3Error(f"The LATENT's {SECONDS} has no list for {batch} items; expected a list with one number per item.")
+    if not all(isinstance(value, (int, float)) for value in seconds):
         raise SA3Error(f"The LATENT's {SECONDS} is {list(seconds)}; expected a list of numbers.")
-    seconds = [float(value) for value in seconds] if isinstance(seconds, (list, tuple)) else None
-    if seconds is not None and picked and max(picked) < len(seconds):
-        return [seconds[i] for i in picked]
-    if seconds is None or len(seconds) != batch:
-        found = "no list" if seconds is None else f"{len(seconds)} numbers"
-        raise SA3Error(f"The LATENT's {SECONDS} has {found} for {batch} items; expected a list with one number per item.")
-    return seconds
+    if indices and max(indices) < len(seconds):
+        return [float(seconds[i]) for i in indices]
+    if len(seconds) != batch:
+        raise SA3Error(f"The LATENT's {SECONDS} has {len(seconds)} numbers for {batch} items; expected a list with one number per item.")
+    return [float(value) for value in seconds]
 
 
-def _mask_frames(mask: Tensor, batch: int, frames: int) -> Tensor:
-    """A noise mask of any of core's shapes as (B, 1, T), 1 = regenerate, by nearest neighbour."""
+def _frame_mask(mask: Tensor, batch: int, frames: int) -> Tensor:
+    """A noise mask in any of ComfyUI's shapes as (B, 1, T), 1 = regenerate, by nearest neighbour."""
     mask = mask.float().reshape(-1, 1, mask.shape[-1])
     if mask.shape[0] not in (1, batch):
-        raise SA3Error(f"The noise mask has {mask.shape[0]} rows for {batch} items.")
+        raise SA3Error(f"The noise mask has {mask.shape[0]} rows for {batch} items; expected one, or one per item.")
     return torch.nn.functional.interpolate(mask, size=frames, mode="nearest").round().clamp(0, 1).expand(batch, -1, -1)
 
 
 def schedule_lengths(latent, config: ModelConfig | None) -> Tensor | float:
-    """Frames of the asked durations, per item, for SA3_Schedule. Without a LATENT: the anchor length, where shifts are neutral."""
+    """Latent frames of each item's duration (B,), on which schedules depend. ANCHOR_LENGTH without a LATENT."""
     if latent is None:
         return ANCHOR_LENGTH
-    seconds, samples = latent.get(SECONDS), latent["samples"]
     if config is not None:
         return torch.tensor(read_latent(latent, config).lengths.effective)
+    seconds, samples = latent.get(SECONDS), latent["samples"]
     frames = [samples.shape[-1]] * samples.shape[0] if seconds is None else [-(-int(value * RATE) // FRAME) for value in seconds]
     return torch.tensor(frames)
 
 
-def read_audio(name: str, audio) -> tuple[torch.Tensor, int]:
-    """Waveform (B, C, N) and rate of an AUDIO."""
+def read_audio(name: str, audio) -> tuple[Tensor, int]:
+    """Waveform (B, C, N) and sample rate of an AUDIO. Raises SA3Error with its name when it is not valid."""
     if not isinstance(audio, dict) or "waveform" not in audio or "sample_rate" not in audio:
         raise SA3Error(f"{name} is {type(audio).__name__}, not audio; connect Load Audio or another AUDIO output.")
     check_clip(name, audio["waveform"], audio["sample_rate"])
@@ -101,41 +96,43 @@ def read_audio(name: str, audio) -> tuple[torch.Tensor, int]:
     return audio["waveform"], audio["sample_rate"]
 
 
-def read_clip(audio, config: ModelConfig, more_channels: str = "refuse") -> torch.Tensor:
-    """An AUDIO as (B, channels, N) at the model's rate; silence and broken input are refused by name."""
+def read_clip(audio, config: ModelConfig, more_channels: str = "refuse") -> Tensor:
+    """Waveform (B, C, N) of an AUDIO at the model's rate and channels. Raises SA3Error when it is invalid or silent.
+
+    more_channels: what to do with more than two: refuse, first two, mix to mono.
+    """
     waveform, rate = read_audio("The AUDIO", audio)
     if waveform.shape[1] > 2 and more_channels != "refuse":
         waveform = waveform[:, :2] if more_channels == "first two" else waveform.mean(1, keepdim=True)
     if not bool(waveform.any()):
-        raise SA3Error("The AUDIO is silent: every sample is 0. Check what feeds it.")
+        raise SA3Error("The AUDIO is silent: every sample is 0. Check the node that it comes from.")
     return to_model("The AUDIO", rate, waveform, config.sample_rate, config.same.audio_channels)
 
 
-def encode_line(vae, clip: Tensor, seconds: float, padding: float, chunk_size: int, overlap: int, progress=None) -> dict:
-    """LATENT of a clip (B, C, N) on a line of `seconds` plus headroom, cut or filled with silence."""
+def encode_clip(vae, clip: Tensor, seconds: float, padding: float, chunk_size: int, overlap: int, progress=None) -> dict:
+    """The LATENT of a clip (B, C, N), cut or padded with silence to `seconds` and `padding` seconds of headroom."""
     config = vae.sa3_config
     check_padding(padding)
-    frames = batch_frames(config, seconds, padding)
-    n = frames * config.same.samples_per_frame
+    n = batch_frames(config, seconds, padding) * config.same.samples_per_frame
     clip = torch.nn.functional.pad(clip[..., :n], (0, max(0, n - clip.shape[-1])))
     samples = vae.encode_audio(clip, chunk_size, overlap, progress)
-    line = {SECONDS: [seconds] * len(clip), PADDING: padding, FRAMES: config.same.samples_per_frame}
-    return {"samples": samples, "type": "audio", **line}
+    keys = {SECONDS: [seconds] * len(clip), PADDING: padding, SAMPLES_PER_FRAME: config.same.samples_per_frame}
+    return {"samples": samples, "type": "audio", **keys}
 
 
-def mark(latent: dict, regions: list[tuple[float, float]], slack: float = 0.0) -> tuple[dict, str]:
-    """The LATENT with a noise mask (B, 1, T), 1 = regenerate, over these regions and those it had; and all regions as text.
+def mask_regions(latent: dict, regions: list[tuple[float, float]], tolerance: float = 0.0) -> tuple[dict, str]:
+    """The LATENT with a noise mask (B, 1, T), 1 = regenerate, over these and its earlier regions; all regions as text.
 
-    slack: seconds by which a region may end behind the clip and then ends with it; browsers decode lossy files a little longer.
+    tolerance: seconds by which a region may exceed the clip, to be cut; browsers decode lossy files a little longer.
     """
     samples = latent.get("samples") if isinstance(latent, dict) else None
     if not isinstance(samples, Tensor) or samples.dim() != 3 or not bool(samples.any()):
-        raise SA3Error("The LATENT is empty; connect SA3 SAME Encode, which holds the sound around the regions.")
-    frame = latent.get(FRAMES, FRAME)
+        raise SA3Error("The LATENT is empty; connect SA3 SAME Encode, which encodes the sound around the regions.")
+    frame = latent.get(SAMPLES_PER_FRAME, FRAME)
     seconds = latent.get(SECONDS) or [samples.shape[-1] * frame / RATE] * samples.shape[0]
-    last = max(seconds)
-    regions = [(start, last if last < end <= last + slack else end) for start, end in regions]
-    merged = merge_regions([*latent.get(REGIONS, []), *regions], last)
+    end_of_clip = max(seconds)
+    regions = [(start, end_of_clip if end_of_clip < end <= end_of_clip + tolerance else end) for start, end in regions]
+    merged = merge_regions([*latent.get(REGIONS, []), *regions], end_of_clip)
     if not merged:
         raise SA3Error("No region is given; write start-end in seconds, for example: 1.5-3.")
     mask = generate_mask(merged, [int(duration * RATE) for duration in seconds], samples.shape[-1], frame, RATE)

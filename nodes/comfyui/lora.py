@@ -1,4 +1,4 @@
-"""LoRA stacks on a MODEL: weight patches for what is constant, the forward pass for what comes and goes."""
+"""LoRA stacks on a MODEL: constant LoRAs as weight patches, scheduled ones in the forward pass."""
 
 from pathlib import Path
 
@@ -15,11 +15,11 @@ from . import folders
 from . import model as host_model
 
 KEY = "loras"  # ComfyUI's folder
-KEPT_FILES = 4  # per model: an -xs file takes minutes to complete
+KEPT_FILES = 4  # per model: completing an -xs file takes minutes
 
 
 class StackAdapter(comfy.weight_adapter.WeightAdapterBase):
-    """The whole stack of one layer. ComfyUI rebuilds it from `weights` when it moves them, so all its state lies there."""
+    """All constant LoRAs of one layer, as one weight patch. ComfyUI moves it by rebuilding it from `weights`, its only state."""
 
     name = "sa3"
 
@@ -38,16 +38,15 @@ class StackAdapter(comfy.weight_adapter.WeightAdapterBase):
 
 
 def stack_of(model) -> Stack:
+    """The LoRAs of a MODEL."""
     return host_model.option(model, host_model.STACK, Stack())
 
 
 def with_stack(model, stack: Stack):
-    """A clone of a MODEL with a stack in place of the one it had. Other patches stay."""
+    """A clone of a MODEL with this stack in place of its own. Other patches are kept."""
     clone = model.clone()
-    for key, patches in list(clone.patches.items()):
-        clone.patches[key] = [patch for patch in patches if not isinstance(patch[1], StackAdapter)]
-        if not clone.patches[key]:
-            del clone.patches[key]
+    others = {key: [patch for patch in patches if not isinstance(patch[1], StackAdapter)] for key, patches in clone.patches.items()}
+    clone.patches = {key: patches for key, patches in others.items() if patches}
     clone.add_patches({f"diffusion_model.{weight_name(layer)}": StackAdapter.of(entries) for layer, entries in stack.patches().items()})
     options = clone.model_options
     clone.model_options = {
@@ -59,41 +58,42 @@ def with_stack(model, stack: Stack):
 
 
 def add_lora(model, name: str, **settings):
-    """A clone of the MODEL with one more LoRA of ComfyUI's folder, and its stack."""
+    """A clone of a MODEL with one more LoRA of ComfyUI's folder, and its stack. settings: as of `make_row`."""
     inner, path = host_model.require(model), find_lora(name)
-    cache, key = inner.sa3_adapters, state_of(name)
+    cache, key = inner.sa3_adapters, fingerprint(name)
     if key not in cache:
         cache[key] = open_lora(path, inner.diffusion_model, inner.sa3_name, inner.sa3_path, base_on_disk)
         while len(cache) > KEPT_FILES:
             del cache[next(iter(cache))]
-    row = make_row(cache[key], inner.diffusion_model, inner.sa3_name, **settings)
-    stack = stack_of(model).with_row(row)
+    stack = stack_of(model).with_row(make_row(cache[key], inner.diffusion_model, inner.sa3_name, **settings))
     return with_stack(model, stack), stack
 
 
 def lora_names() -> list[str]:
+    """The files of ComfyUI's folder."""
     return folder_paths.get_filename_list(KEY)
 
 
 def find_lora(name: str) -> Path:
+    """A file of ComfyUI's folder. Raises SA3Error when it does not exist."""
     path = folder_paths.get_full_path(KEY, name)
     if path is None:
         raise SA3Error(f"The LoRA '{name}' is not in ComfyUI's folder {folder_paths.get_folder_paths(KEY)[0]}.")
     return Path(path)
 
 
-def state_of(name: str) -> str:
-    """Changes whenever the file is replaced, or what belongs to it."""
+def fingerprint(name: str) -> str:
+    """A text that changes when a LoRA or a file that belongs to it is replaced."""
     path = find_lora(name)
-    return folders.state_of(path, path.parent / PEFT_CONFIG, path.parent / BASES)
+    return folders.fingerprint(path, path.parent / PEFT_CONFIG, path.parent / BASES)
 
 
 def base_on_disk(name: str | None) -> Path | None:
-    """The checkpoint that a LoRA was trained on, where ComfyUI's folders have it."""
+    """The checkpoint of the same variant as a LoRA's base in ComfyUI's folders; None when there is none."""
     variant = folders.variant_of(name or "")
     return next((path for found, path in sorted(folders.releases().items()) if variant and folders.variant_of(found) == variant), None)
 
 
 def weight_bases(model):
-    """SVD bases out of a MODEL's checkpoint, for converting -xs files."""
+    """SVD bases of a MODEL's checkpoint, which complete -xs files."""
     return checkpoint_bases(host_model.require(model).sa3_path)
