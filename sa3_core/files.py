@@ -1,24 +1,45 @@
-"""Atomic writes, and JSON of untrusted files."""
+"""Atomic writes, and JSON from untrusted files."""
 
 import json
 import os
 import shutil
+import uuid
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 from .errors import SA3Error
 
 
 def publish(target: Path, write: Callable[[Path], None]) -> None:
-    """Atomic write: `write(part)` creates a hidden file or folder, which then gets its name. A failure leaves nothing behind."""
+    """Atomic write of a file or folder: `write` creates a hidden one, which is then renamed to `target`. A failure leaves nothing."""
     part = target.with_name(f".{target.name}.part")
     target.parent.mkdir(parents=True, exist_ok=True)
-    _discard(part)  # left by a killed process
+    _discard(part)  # of a killed process
     try:
         write(part)
         os.rename(part, target)
     finally:
         _discard(part)
+
+
+def create(target: Path, write: Callable[[BinaryIO], None]) -> None:
+    """Atomic write of a new file; raises FileExistsError when the name is taken."""
+    part = target.with_name(f".sa3-{uuid.uuid4().hex}.part")
+    try:
+        with open(part, "x+b") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            os.link(part, target)
+        except FileExistsError:
+            raise
+        except OSError:  # a file system without hard links: reserve the name, then replace it
+            os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+            os.replace(part, target)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _discard(path: Path) -> None:
@@ -29,7 +50,7 @@ def _discard(path: Path) -> None:
 
 
 def parse_json(text: str | bytes, where: str | Path, expected: str):
-    """The value of a JSON text. Raises SA3Error where it is not JSON, or is nested too deeply."""
+    """The value of a JSON text. Raises SA3Error when it is not JSON, has NaN or Infinity, or is nested too deeply."""
     try:
         return json.loads(text, parse_constant=_refuse)
     except (ValueError, RecursionError) as error:
@@ -37,7 +58,7 @@ def parse_json(text: str | bytes, where: str | Path, expected: str):
 
 
 def _refuse(constant: str):
-    raise ValueError(f"{constant} is no JSON number")
+    raise ValueError(f"{constant} is not a JSON number")
 
 
 def read_json(path: str | Path, expected: str):

@@ -1,1 +1,1 @@
-"""Waveforms: in and out of files, measured, drawn and checked."""
+"""Waveforms: rate and channels, audio files, levels, spectrograms and checks of results."""

@@ -1,15 +1,9 @@
-"""Audio files: WAV by hand, FLAC through PyAV. Samples exact, or dithered where fewer bits must hold them; written whole or not at all.
-
-Reading is all PyAV's, whatever the format.
-"""
+"""Read and write audio files. WAV is written here, FLAC through PyAV, which also reads every format."""
 
 import contextlib
 import itertools
 import json
-import os
 import struct
-import uuid
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import SA3Error
+from ..files import create
 from .waveform import check_finite
 
 
@@ -35,26 +30,28 @@ FORMATS = {
     "flac16": Format("flac", 16),
     "flac24": Format("flac", 24),
 }
-CHUNK = b"sa3 "  # own WAV chunk: a JSON object with prompt, workflow and run record
-SPEAKERS = {1: 0x4, 2: 0x3, 3: 0x7, 4: 0x33, 5: 0x37, 6: 0x3F, 7: 0x70F, 8: 0x63F}  # WAVE_FORMAT_EXTENSIBLE's channel masks
-LAYOUTS = {1: "mono", 2: "stereo", 3: "3.0", 4: "quad", 5: "5.0", 6: "5.1", 7: "6.1", 8: "7.1"}  # the same speakers in FFmpeg's words
-WAV_LIMIT = 2**32 - 2**20
-PCM, FLOAT, EXTENSIBLE = 1, 3, 0xFFFE
-SUBFORMAT = bytes.fromhex("000000001000800000aa00389b71")  # what follows the format number in an extensible header's GUID
+CHUNK = b"sa3 "  # id of a WAV chunk that holds a JSON object with prompt, workflow and run record
+SPEAKERS = {1: 0x4, 2: 0x3, 3: 0x7, 4: 0x33, 5: 0x37, 6: 0x3F, 7: 0x70F, 8: 0x63F}  # channels -> mask of WAVE_FORMAT_EXTENSIBLE
+LAYOUTS = {1: "mono", 2: "stereo", 3: "3.0", 4: "quad", 5: "5.0", 6: "5.1", 7: "6.1", 8: "7.1"}  # channels -> FFmpeg's layout
+WAV_LIMIT = 2**32 - 2**20  # bytes of samples
+PCM, FLOAT, EXTENSIBLE = 1, 3, 0xFFFE  # format tags
+SUBFORMAT = bytes.fromhex("000000001000800000aa00389b71")  # GUID of an extensible header, after the format tag
+READABLE = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac", ".aif", ".aiff", ".wma")
+LONGEST = 4 * 3600  # seconds of the longest file that `read` accepts
 
 
 def quantize(waveform: Tensor, bits: int) -> tuple[Tensor, list[str]]:
-    """Samples (C, N) as whole numbers (int32) of `bits` bits, and a sentence if any had to be clipped.
+    """Samples (C, N) as int32 of `bits` bits (full scale 2^(bits - 1)), and a sentence if any were clipped.
 
-    Full scale is 2^(bits - 1). Samples that are whole already stay as they are; else the rounding is dithered with triangular
-    noise of two steps peak to peak, so that its error is noise and no distortion. The noise is the same each time.
+    Samples that are whole numbers at this depth stay exact. Otherwise triangular dither, two steps peak to peak and the same in every
+    call, turns the rounding error into noise instead of distortion.
     """
     full = 2 ** (bits - 1)
     scaled = waveform.double() * full
-    said = []
+    warnings = []
     beyond = waveform.abs() > 1
     if bool(beyond.any()):
-        said.append(
+        warnings.append(
             f"{int(beyond.sum())} samples exceed full scale (peak {float(waveform.abs().max()):.3f}) and were clipped at {bits} bits; "
             "wav32f keeps them."
         )
@@ -63,27 +60,27 @@ def quantize(waveform: Tensor, bits: int) -> tuple[Tensor, list[str]]:
         for _ in range(2):
             noise = torch.rand(scaled.shape, generator=generator, dtype=torch.float32, device="cpu")
             scaled += noise.double() - 0.5
-    return scaled.round().clamp(-full, full - 1).to(torch.int32), said
+    return scaled.round().clamp(-full, full - 1).to(torch.int32), warnings
 
 
 def write(path: Path, waveform: Tensor, rate: int, kind: str, metadata: dict[str, str] | None = None) -> list[str]:
-    """Write samples (C, N) to a new file. metadata: name -> text. Returns sentences about what could not be kept.
+    """Write samples (C, N) to a new file, atomically; returns warnings. kind: a key of FORMATS. metadata: name -> text.
 
-    The file appears whole under its name or not at all; FileExistsError when the name is taken.
+    Raises FileExistsError when the name is taken.
     """
     fmt = FORMATS.get(kind)
     if fmt is None:
         raise SA3Error(f"The format is '{kind}'; expected one of {', '.join(FORMATS)}.")
     waveform = _checked(waveform, rate)
-    samples, said = (waveform.float(), []) if fmt.floating else quantize(waveform, fmt.bits)
+    samples, warnings = (waveform.float(), []) if fmt.floating else quantize(waveform, fmt.bits)
     encode = _write_wav if fmt.suffix == "wav" else _write_flac
-    texts = {key: text.encode("utf-8", "replace").decode() for key, text in (metadata or {}).items()}  # JSON can hold half a character
-    _publish(path, lambda file: encode(file, samples, rate, fmt, texts))
-    return said
+    texts = {key: text.encode("utf-8", "replace").decode() for key, text in (metadata or {}).items()}  # replaces lone surrogates
+    create(path, lambda file: encode(file, samples, rate, fmt, texts))
+    return warnings
 
 
 def write_next(folder: Path, name: str, counter: int, waveform: Tensor, rate: int, kind: str, metadata=None) -> tuple[Path, list[str]]:
-    """`write` under the first free name: name_00001_.wav, name_00002_.wav, ... from `counter` on."""
+    """`write` to the first free name from `counter` on: name_00001_.wav, name_00002_.wav, ... Returns path and warnings."""
     suffix = FORMATS[kind].suffix if kind in FORMATS else kind
     for number in itertools.count(counter):
         path = folder / f"{name}_{number:05}_.{suffix}"
@@ -103,43 +100,23 @@ def _checked(waveform: Tensor, rate: int) -> Tensor:
     return waveform.detach().cpu()
 
 
-def _publish(path: Path, encode: Callable) -> None:
-    """Make a file beside its final place and give it the name only when it is complete. A taken name is never overwritten."""
-    temporary = path.with_name(f".sa3-{uuid.uuid4().hex}.part")
-    try:
-        with open(temporary, "x+b") as file:
-            encode(file)
-            file.flush()
-            os.fsync(file.fileno())
-        try:
-            os.link(temporary, path)
-        except FileExistsError:
-            raise
-        except OSError:  # a file system without hard links: hold the name, then put the file on it
-            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
-            os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def _write_wav(file, samples: Tensor, rate: int, fmt: Format, metadata: dict[str, str]) -> None:
     channels, count = samples.shape
     step = channels * fmt.bits // 8
     size = count * step
     if size > WAV_LIMIT:
         raise SA3Error(f"The audio needs {size / 2**30:.1f} GiB, more than a WAV file can hold (4 GiB); save it as flac.")
-    number = FLOAT if fmt.floating else PCM
-    extensible = channels > 2
-    header = struct.pack("<HHIIHH", EXTENSIBLE if extensible else number, channels, rate, rate * step, step, fmt.bits)
+    tag, extensible = FLOAT if fmt.floating else PCM, channels > 2
+    header = struct.pack("<HHIIHH", EXTENSIBLE if extensible else tag, channels, rate, rate * step, step, fmt.bits)
     if extensible:
-        header += struct.pack("<HHIH", 22, fmt.bits, SPEAKERS.get(channels, 0), number) + SUBFORMAT
+        header += struct.pack("<HHIH", 22, fmt.bits, SPEAKERS.get(channels, 0), tag) + SUBFORMAT
     elif fmt.floating:
         header += struct.pack("<H", 0)
     parts = [_chunk(b"fmt ", header)]
-    if number == FLOAT:
+    if fmt.floating:
         parts.append(_chunk(b"fact", struct.pack("<I", count)))
     if metadata:
-        parts.append(_chunk(CHUNK, json.dumps(_parsed(metadata)).encode()))
+        parts.append(_chunk(CHUNK, json.dumps(_json_values(metadata)).encode()))
         texts = {b"ISFT": "Stable Audio 3 for ComfyUI", b"ICMT": metadata.get("sa3", "")}
         info = b"".join(_chunk(key, text.encode() + b"\0") for key, text in texts.items() if text)
         parts.append(_chunk(b"LIST", b"INFO" + info))
@@ -163,15 +140,13 @@ def _chunk(name: bytes, content: bytes) -> bytes:
     return name + struct.pack("<I", len(content)) + content + b"\0" * (len(content) % 2)
 
 
-def _parsed(metadata: dict[str, str]) -> dict:
-    """JSON texts as what they hold, for one JSON object of everything."""
-    found = {}
+def _json_values(metadata: dict[str, str]) -> dict:
+    """The metadata with JSON texts parsed; other texts stay texts."""
+    values = dict(metadata)
     for key, text in metadata.items():
-        try:
-            found[key] = json.loads(text)
-        except ValueError:
-            found[key] = text
-    return found
+        with contextlib.suppress(ValueError):
+            values[key] = json.loads(text)
+    return values
 
 
 def _write_flac(file, samples: Tensor, rate: int, fmt: Format, metadata: dict[str, str]) -> None:
@@ -184,7 +159,7 @@ def _write_flac(file, samples: Tensor, rate: int, fmt: Format, metadata: dict[st
         raise SA3Error(f"The audio has {channels} channels; FLAC holds at most {max(LAYOUTS)}. Save it as WAV.")
     sample_format = "s16" if fmt.bits == 16 else "s32"
     values = samples.T.contiguous().numpy()
-    values = values.astype("<i2") if fmt.bits == 16 else values << 8  # FFmpeg keeps 24 bits at the top of 32
+    values = values.astype("<i2") if fmt.bits == 16 else values << 8  # FFmpeg reads the upper 24 of 32 bits
     try:
         with av.open(file, "w", format="flac") as container:
             container.metadata.update(metadata)
@@ -201,35 +176,30 @@ def _write_flac(file, samples: Tensor, rate: int, fmt: Format, metadata: dict[st
         raise SA3Error(f"The FLAC encoder refused {channels} channels at {rate} Hz ({error}); save as WAV.") from error
 
 
-READABLE = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac", ".aif", ".aiff", ".wma")
-LONGEST = 4 * 3600  # seconds of a recording that is still read into memory
-
-
 def read(path: str | Path) -> tuple[Tensor, int]:
-    """Samples (C, N) in float32, full scale 1, and rate of an audio file's first sound track. Raises SA3Error that names the file."""
+    """Samples (C, N), float32 with full scale 1, and sample rate of an audio file's first audio track."""
     try:
         import av
     except ImportError as error:
         raise SA3Error("Reading audio files needs the package 'av', which ComfyUI ships with; install it.") from error
     try:
-        lenient = {"metadata_errors": "ignore"} if int(av.__version__.partition(".")[0]) < 19 else {}  # later versions always are
+        lenient = {"metadata_errors": "ignore"} if int(av.__version__.partition(".")[0]) < 19 else {}  # the default since 19
         with av.open(str(path), **lenient) as container:
             if not container.streams.audio:
-                raise SA3Error(f"{path} holds no sound; expected an audio file.")
+                raise SA3Error(f"{path} has no audio track; expected an audio file.")
             stream = container.streams.audio[0]
             rate, parts, samples = stream.rate, [], 0
             planar = av.AudioResampler(format="fltp")
             for frame in container.decode(stream):
-                for one in planar.resample(frame):
-                    parts.append(torch.from_numpy(one.to_ndarray()))  # (C, n)
-                    samples += one.samples
+                parts += [torch.from_numpy(block.to_ndarray()) for block in planar.resample(frame)]  # (C, n)
+                samples += frame.samples
                 if samples > LONGEST * rate:
                     raise SA3Error(f"{path} is longer than {LONGEST // 3600} hours; cut it into clips.")
-            parts += [torch.from_numpy(one.to_ndarray()) for one in planar.resample(None)]
+            parts += [torch.from_numpy(block.to_ndarray()) for block in planar.resample(None)]
     except (av.FFmpegError, ValueError, OSError) as error:
         raise SA3Error(f"{path} cannot be read as audio ({error}).") from error
     if not parts:
-        raise SA3Error(f"{path} is empty: it holds no samples.")
+        raise SA3Error(f"{path} has no samples; expected a file with audio.")
     if len({len(part) for part in parts}) != 1:
-        raise SA3Error(f"{path} changes its number of channels on the way; save it anew with one layout.")
+        raise SA3Error(f"{path} changes its number of channels; expected one channel layout. Export it again.")
     return torch.cat(parts, dim=1), rate

@@ -1,4 +1,4 @@
-"""Waveforms in and out: rate, channels."""
+"""Checks, sample rate and channels of waveforms."""
 
 import math
 
@@ -8,14 +8,14 @@ from torch import Tensor
 from ..backends.ambient import float32_default, independent
 from ..errors import SA3Error
 
-SHORTEST = 256  # samples; less than one patch holds no sound
-RATES = (1000, 768_000)  # Hz; what lies outside is no recording
-ZEROS, ROLLOFF = 6, 0.99  # torchaudio's default kernel: zero crossings on each side, share of the band that is kept
-LARGEST_KERNEL = 1 << 22  # numbers; rates with hardly a common divisor would need billions
+SHORTEST = 256  # samples, one patch of SAME
+RATES = (1000, 768_000)  # Hz, lowest and highest accepted sample rate
+ZEROS, ROLLOFF = 6, 0.99  # torchaudio's default kernel: zero crossings per side, cutoff relative to the Nyquist frequency
+LARGEST_KERNEL = 1 << 22  # entries of torchaudio's table; rates with a small common divisor would need billions
 
 
 def check_clip(name: str, waveform: Tensor, rate: int) -> None:
-    """A waveform (..., C, N) with its rate, as something that can be worked on: raises SA3Error that names what is wrong."""
+    """Raise SA3Error for a waveform that is not finite floating-point (..., C, N), too short, or at an unusable sample rate (Hz)."""
     if not isinstance(waveform, Tensor) or waveform.dim() < 2 or 0 in waveform.shape[:-1]:
         found = tuple(waveform.shape) if isinstance(waveform, Tensor) else type(waveform).__name__
         raise SA3Error(f"{name} has shape {found}; expected (channels, samples).")
@@ -30,7 +30,10 @@ def check_clip(name: str, waveform: Tensor, rate: int) -> None:
 
 @independent
 def to_model(name: str, rate: int, waveform: Tensor, model_rate: int, channels: int) -> Tensor:
-    """A clip (..., C, N) at any rate as (..., channels, N') float32 at the model's rate; mono is doubled, more channels refused."""
+    """A clip (N,) or (..., C, N) resampled to (..., channels, N'), float32. Mono is copied to all channels.
+
+    Raises SA3Error for other channel counts than 1 and `channels`.
+    """
     waveform = torch.as_tensor(waveform)
     waveform = waveform[None] if waveform.dim() == 1 else waveform
     check_clip(name, waveform, rate)
@@ -48,37 +51,35 @@ def check_finite(name: str, waveform: Tensor) -> None:
 
 @independent
 def fit_channels(waveform: Tensor, channels: int) -> tuple[Tensor, list[str]]:
-    """Audio (B, c, N) as (B, channels, N), with a sentence about what was done. Down to mono: the mean. Up: left and right in turn."""
+    """Audio (B, c, N) as (B, channels, N), and a sentence about a change. To mono: the mean; else the channels are repeated in turn."""
     found = waveform.shape[1]
     if found == channels:
         return waveform, []
     if channels == 1:
         return waveform.mean(1, keepdim=True), [f"The {found} generated channels were averaged to mono."]
-    index = torch.arange(channels) % found
-    return waveform[:, index], [f"The {found} generated channels were laid on {channels} in turn."]
+    return waveform[:, torch.arange(channels) % found], [f"The {found} generated channels were repeated in turn to fill {channels}."]
 
 
 @independent
 def resample(waveform: Tensor, rate: int, target: int) -> Tensor:
-    """Band-limited resampling (windowed sinc, torchaudio's default kernel) along the last dimension."""
+    """Audio resampled from `rate` to `target` Hz along the last dimension, by a windowed sinc (torchaudio's default kernel)."""
     if rate == target:
         return waveform
-    common = math.gcd(rate, target)
-    if (rate // common) * (target // common) > LARGEST_KERNEL:
+    if rate * target // math.gcd(rate, target) ** 2 > LARGEST_KERNEL:
         return _resample_directly(waveform, rate, target)
     try:
         from torchaudio.functional import resample as sinc
-    except (ImportError, OSError):  # not there, or built for another torch
+    except (ImportError, OSError):  # not installed, or built for another torch
         return _resample_directly(waveform, rate, target)
-    with float32_default():  # its filter table
+    with float32_default():  # torchaudio creates its filter table in the default dtype
         return sinc(waveform, rate, target)
 
 
 def _resample_directly(waveform: Tensor, rate: int, target: int) -> Tensor:
-    """The same sum without a table of all phases: y(n) = sum_k x(k) h(k - n rate / target), h a sinc under a squared cosine.
+    """The same filter without a table of all phases: y(n) = sum_k x(k) h(k - n rate / target).
 
-    h(t) = s sinc(s t) cos^2(pi s t / 2 ZEROS) for |s t| < ZEROS, s = ROLLOFF min(rate, target) / rate. Places are whole numbers over
-    `target`, so that they stay exact however long the clip is.
+    h(t) = s sinc(s t) cos^2(pi s t / 2 ZEROS) for |s t| < ZEROS, s = ROLLOFF min(rate, target) / rate. Positions are integer
+    fractions of `target`, so they stay exact in long clips.
     """
     scale = ROLLOFF * min(rate, target) / rate
     width = math.ceil(ZEROS / scale)
@@ -87,8 +88,8 @@ def _resample_directly(waveform: Tensor, rate: int, target: int) -> Tensor:
     length, block = -(-waveform.shape[-1] * target // rate), max(1, (1 << 20) // len(taps))
     out = waveform.new_empty(*waveform.shape[:-1], length)
     for start in range(0, length, block):
-        places = torch.arange(start, min(start + block, length), device=waveform.device) * rate
-        first, rest = places // target, (places % target).double() / target  # the sample before, and how far behind it
+        positions = torch.arange(start, min(start + block, length), device=waveform.device) * rate
+        first, rest = positions // target, (positions % target).double() / target  # the sample before, and the distance to it
         t = (scale * (taps[None] - width - rest[:, None])).clamp(-ZEROS, ZEROS)  # (block, taps)
         kernel = scale * torch.special.sinc(t) * torch.cos(t * (math.pi / 2 / ZEROS)).square()
         pieces = padded[..., first[:, None] + taps[None]]  # (..., block, taps)

@@ -1,32 +1,7 @@
 """Durations in seconds, samples and latent frames; regions in seconds; splicing and extending audio."""
 
-from .durations import (
-    PADDING_SECONDS,
-    Lengths,
-    batch_frames,
-    check_padding,
-    check_seconds,
-    decode_frames,
-    generate_mask,
-    keep_mask,
-    lengths,
-    seconds_of,
-)
-from .regions import Region, merge_regions
+from .durations import PADDING_SECONDS, Lengths, decode_frames, keep_mask, lengths
+from .regions import merge_regions
 from .splicing import splice
 
-__all__ = [
-    "PADDING_SECONDS",
-    "Lengths",
-    "Region",
-    "batch_frames",
-    "check_padding",
-    "check_seconds",
-    "decode_frames",
-    "generate_mask",
-    "keep_mask",
-    "lengths",
-    "merge_regions",
-    "seconds_of",
-    "splice",
-]
+__all__ = ["PADDING_SECONDS", "Lengths", "decode_frames", "keep_mask", "lengths", "merge_regions", "splice"]
