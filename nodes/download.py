@@ -1,4 +1,4 @@
-"""The node that downloads, on the user's word."""
+"""The node that downloads models after confirmation."""
 
 from ..sa3_core.checkpoints import releases
 from ..sa3_core.checkpoints.checkpoint import WEIGHTS
@@ -14,8 +14,8 @@ class Download(io.ComfyNode):
         return schema(
             "SA3_Download",
             display_name="SA3 Download",
-            description="Downloads a model from the Hugging Face Hub into ComfyUI's model folders. Without confirm it only says what it "
-            "would do. " + releases.TERMS,
+            description="Downloads a model from the Hugging Face Hub into ComfyUI's model folders. Without confirm it only reports "
+            "what it would download. " + releases.TERMS,
             inputs=[
                 io.Combo.Input(
                     "model",
@@ -28,12 +28,10 @@ class Download(io.ComfyNode):
                     "source",
                     options=list(releases.SOURCES),
                     default=releases.SOURCES[0],
-                    tooltip=f"official: Stability AI's own files, pinned and checked by their hash; three models need a login. mirror: "
-                    f"16-bit copies in {releases.MIRROR}, half the size, no login, not pinned.",
+                    tooltip=f"official: Stability AI's files, pinned to a revision and checked by hash; three models need a login. "
+                    f"mirror: 16-bit copies in {releases.MIRROR}, half the size, no login, not pinned.",
                 ),
-                io.Boolean.Input(
-                    "confirm", default=False, tooltip="Really download: you have read and accept the licence named in the report."
-                ),
+                io.Boolean.Input("confirm", default=False, tooltip="Download: you have read and accept the licence in the report."),
             ],
             outputs=[io.String.Output("report")],
             hidden=[io.Hidden.unique_id],
@@ -50,14 +48,14 @@ class Download(io.ComfyNode):
         target = folders.download_folder(model)
         text = release.describe(target.parent, source)
         if (target / WEIGHTS).is_file():
-            text = f"{release.variant} is there already: {target}."
+            text = f"{release.variant} is already in {target}."
         elif confirm:
             warn(text)
             bar = Progress(1)
             download(release, target.parent, source, bar)
-            text = f"Downloaded and checked. {text}\nPress R to refresh the lists of files."
+            text = f"Downloaded and verified. {text}\nPress R to refresh the file lists."
         else:
-            text = f"Nothing was downloaded; set confirm to download:\n{text}"
+            text = f"Nothing was downloaded. Set confirm to download:\n{text}"
         return io.NodeOutput(text, ui={"text": [text]})
 
 

@@ -13,24 +13,22 @@ class SaveAudio(io.ComfyNode):
         return schema(
             "SA3_SaveAudio",
             display_name="SA3 Save Audio",
-            description="Saves audio with any number of channels, sample for sample, with the graph and the record of the run inside.",
+            description="Saves audio with any number of channels, and stores the workflow and the run record in the file.",
             inputs=[
-                io.Audio.Input("audio", tooltip="What to save; each item of a batch becomes a file."),
-                io.String.Input(
-                    "run_info", optional=True, force_input=True, tooltip="The run_info of SA3 Sampler, kept in the file's metadata."
-                ),
+                io.Audio.Input("audio", tooltip="Audio to save; each item of a batch becomes a file."),
+                io.String.Input("run_info", optional=True, force_input=True, tooltip="The run_info of SA3 Sampler, stored as metadata."),
                 io.String.Input(
                     "filename_prefix",
                     default="audio/sa3",
-                    tooltip="Sub-folder and beginning of the file's name in ComfyUI's output folder. Core's words work: %year%, %month%, "
-                    "%day%, %hour%, %minute%, %second%, %batch_num%. Existing files are never overwritten.",
+                    tooltip="Subfolder and start of the file name in ComfyUI's output folder. Placeholders: %year%, %month%, %day%, "
+                    "%hour%, %minute%, %second%, %batch_num%. Existing files are never overwritten.",
                 ),
                 io.Combo.Input(
                     "format",
                     options=list(audio_files.FORMATS),
                     default="flac",
-                    tooltip="flac (24 bits) is small and lossless. Each kind restores its graph when dropped on the canvas. wav32f keeps "
-                    "what exceeds full scale. Where 16 or 24 bits must hold finer samples they are dithered.",
+                    tooltip="flac: 24 bits, lossless, small. wav32f: keeps levels above full scale. 16 and 24 bits are dithered where the "
+                    "audio is finer. Drop a file of any format on the canvas to restore its workflow.",
                 ),
                 io.Custom("AUDIO_UI").Input("audioUI", optional=True),
             ],
@@ -42,16 +40,16 @@ class SaveAudio(io.ComfyNode):
     @classmethod
     def execute(cls, audio, filename_prefix, format, run_info=None, audioUI=None) -> io.NodeOutput:
         if not isinstance(audio, dict) or "waveform" not in audio:
-            raise SA3Error(f"The audio to save is {type(audio).__name__}; connect an AUDIO, for example of SA3_SAMEDecode.")
+            raise SA3Error(f"The audio to save is {type(audio).__name__}; expected an AUDIO, for example of SA3_SAMEDecode.")
         hidden = cls.hidden
         metadata = output_files.metadata(hidden.prompt, hidden.extra_pnginfo, run_info) if hidden else {}
-        files, said = [], []
+        files, warnings = [], []
         for i, waveform in enumerate(audio["waveform"]):
             folder, name, counter, subfolder = output_files.next_output(filename_prefix, i)
             path, messages = audio_files.write_next(folder, name, counter, waveform, audio["sample_rate"], format, metadata)
             files.append({"filename": path.name, "subfolder": subfolder, "type": "output"})
-            said += [f"{path.name}: {message}" for message in messages]
-        warn(*said)
+            warnings += [f"{path.name}: {message}" for message in messages]
+        warn(*warnings)
         return io.NodeOutput(audio, ui={"audio": files})
 
 

@@ -1,9 +1,10 @@
-"""Nodes that turn words into CONDITIONING."""
+"""Nodes for prompts."""
 
 from ..sa3_core.sampling import prompting
 from .comfyui.clip import encode_prompts, vocabulary_warnings
 from .comfyui.progress import warn
 from .comfyui.schema import io, schema
+from .inputs import number
 
 
 class TextEncode(io.ComfyNode):
@@ -12,20 +13,20 @@ class TextEncode(io.ComfyNode):
         return schema(
             "SA3_TextEncode",
             display_name="SA3 Text Encode",
-            description="Encodes a prompt for Stable Audio 3. The text is taken as it is: no weighting syntax.",
+            description="Encodes a prompt for Stable Audio 3. The text is used verbatim, without weighting syntax.",
             inputs=[
                 io.Clip.Input("clip", tooltip="The CLIP of SA3 Model Loader."),
                 io.String.Input(
                     "text",
                     multiline=True,
                     default="",
-                    tooltip='What to hear. Genre, instruments, mood and tempo for music ("lo-fi hip hop, warm Rhodes, 85 BPM"), the event '
-                    'and its place for effects ("heavy rain on a tin roof"). Up to 256 tokens; an empty prompt is allowed.',
+                    tooltip='What to hear. Music: genre, instruments, mood and tempo ("lo-fi hip hop, warm Rhodes, 85 BPM"). Effects: the '
+                    'event and its place ("heavy rain on a tin roof"). Up to 256 tokens; may be empty.',
                 ),
                 io.Boolean.Input(
                     "one_prompt_per_line",
                     default=False,
-                    tooltip="Each line becomes an item of the batch of its own; set the latent's batch size to the number of lines.",
+                    tooltip="Each line becomes one item of the batch; set the latent's batch_size to the number of lines.",
                 ),
             ],
             outputs=[io.Conditioning.Output("CONDITIONING")],
@@ -46,43 +47,33 @@ class PromptHelper(io.ComfyNode):
         def line(name, tooltip):
             return io.String.Input(name, default="", tooltip=tooltip)
 
+        track_type = "What to generate. Sets the labels at the start of the prompt, and the instruction."
+        seconds = "Duration. 0 = the default of the type: 60 s, effects 5 s, loops 8 s. Loops with a tempo get whole bars of 4/4."
         return schema(
             "SA3_PromptHelper",
             display_name="SA3 Prompt Helper",
-            description="Writes a prompt in the form of the models' training data, the duration that belongs to it, and an instruction "
-            "with which any language model node can rewrite it. Needs no network.",
+            description="Writes a prompt in the format of the training data, a suitable duration, and an instruction for any language "
+            "model node to rewrite it. Works offline.",
             inputs=[
-                io.Combo.Input(
-                    "track_type",
-                    options=list(prompting.TRACK_TYPES),
-                    default="music",
-                    tooltip="What it is to be. Chooses the labels at the start of the prompt and the instruction.",
-                ),
-                line("genre", "One style or several, separated by commas: Funk, Jazz. Each becomes a label."),
+                io.Combo.Input("track_type", options=list(prompting.TRACK_TYPES), default="music", tooltip=track_type),
+                line("genre", "One or several styles, separated by commas: Funk, Jazz. Each becomes a label."),
                 line("instruments", "Separated by commas: Guitar, Saxophone, Bass."),
                 line("mood", "Mood and energy: nostalgic, warm."),
-                io.Float.Input("bpm", default=0.0, min=0.0, max=400.0, step=0.5, tooltip="Tempo in beats per minute. 0 = not said."),
-                line("key", "Key: A minor. Empty = not said."),
-                io.Float.Input(
-                    "seconds",
-                    default=0.0,
-                    min=0.0,
-                    max=384.0,
-                    step=0.1,
-                    tooltip="Duration. 0 = usual for the type: 60 s, effects 5 s, loops 8 s. Loops with a tempo get whole bars of 4/4.",
-                ),
+                number("bpm", 0.0, 0.0, 400.0, 0.5, "Tempo in beats per minute. 0 = left out."),
+                line("key", "Musical key: A minor. Empty = left out."),
+                number("seconds", 0.0, 0.0, 384.0, 0.1, seconds),
                 io.String.Input(
                     "extra",
                     default="",
                     multiline=True,
-                    tooltip="What else is heard, in plain words. For effects: the object, what happens to it, the room, the microphone.",
+                    tooltip="Other sounds, in plain words. For effects: the object, its action, the room, the microphone.",
                 ),
                 io.String.Input(
                     "rewritten",
                     optional=True,
                     force_input=True,
-                    tooltip="The answer of a language model to the llm_instruction of another SA3 Prompt Helper. When it is not empty it "
-                    "is the prompt, without quotation marks, markdown and thinking aloud.",
+                    tooltip="A language model's answer to the llm_instruction of another SA3 Prompt Helper. If not empty, it becomes the "
+                    "prompt, without quotation marks, Markdown and reasoning.",
                 ),
             ],
             outputs=[

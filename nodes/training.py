@@ -9,95 +9,62 @@ from .comfyui import training as host
 from .comfyui.lora import add_lora
 from .comfyui.progress import warn
 from .comfyui.schema import io, schema
+from .inputs import count, number
 
 
 class TrainLoRA(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        def number(name, default, low, high, step, tooltip):
-            return io.Float.Input(name, default=default, min=low, max=high, step=step, tooltip=tooltip)
-
-        def count(name, default, low, high, tooltip):
-            return io.Int.Input(name, default=default, min=low, max=high, tooltip=tooltip)
-
+        folder = (
+            "A folder in ComfyUI's input folder: audio files, each with its caption in a .txt file of the same name, or in a table "
+            "captions.csv with the columns file and caption."
+        )
+        kind = (
+            "Type of the adapter. dora-rows: the official default. lora: the simplest. -xs: tiny files; need the base model's singular "
+            "vectors, which take minutes to compute once."
+        )
+        dtype = "Number format of the frozen base model. auto: bf16 on a GPU that supports it, else fp32. The adapter is always fp32."
+        validation = "Share of the clips held out to detect overfitting, chosen by name and always the same. 0 = none."
+        include = "Train only these layers: parts of their names, separated by commas; [a-b] is a range of numbers. Empty = all."
+        exclude = "Do not train these layers. seconds_total is the duration embedder: exclude it for small datasets and LoRAs to stack."
+        checkpointing = (
+            "Recompute the activations of the layers in the backward pass instead of storing them: about 40 % more time, much less memory. "
+            "The result is the same."
+        )
         return schema(
             "SA3_TrainLoRA",
             display_name="SA3 Train LoRA",
-            description="Trains a LoRA on a folder of audio with captions. Stopped, it saves; queued again with the same settings, it goes "
-            "on where it was. The result works on the -base model and on the post-trained one of its size.",
+            description="Trains a LoRA on a folder of audio with captions. An interrupted run is saved and resumes when it is queued again "
+            "with the same settings. The LoRA works on the -base model and on the post-trained model of the same size.",
             inputs=[
-                io.Model.Input("model", tooltip="A -base model of SA3 Model Loader. Only its file is read; the MODEL stays untouched."),
-                io.Clip.Input("clip", tooltip="The CLIP of the same loader; it reads the captions."),
-                io.Vae.Input("vae", tooltip="The VAE of the same loader; it encodes the audio, once."),
+                io.Model.Input("model", tooltip="A -base model of SA3 Model Loader. Only its file is read; the MODEL is not changed."),
+                io.Clip.Input("clip", tooltip="The CLIP of the same loader; encodes the captions."),
+                io.Vae.Input("vae", tooltip="The VAE of the same loader; encodes the audio once."),
+                io.String.Input("folder", default="training", tooltip=folder),
                 io.String.Input(
-                    "folder",
-                    default="training",
-                    tooltip="A folder below ComfyUI's input folder: audio files, each with its caption in a .txt file of the same name, or "
-                    "a table captions.csv with the columns file and caption.",
+                    "name", default="my_lora", tooltip="Name of the new file in ComfyUI's loras folder. Never overwrites others."
                 ),
+                io.Combo.Input("kind", options=list(TYPES), default="dora-rows", tooltip=kind),
+                count("rank", 16, 1, 1024, "Size of the adapter; file size and memory grow with it. The official value is 16."),
+                number("alpha", 0.0, 0.0, 10000.0, 0.5, "The adapter is scaled by alpha / rank. 0 = rank, that is no scaling."),
+                count(
+                    "steps", 1000, 1, 1_000_000, "Steps in total; the official guide suggests 1000. Raise it to continue a finished run."
+                ),
+                number("learning_rate", 1e-4, 1e-7, 0.1, 1e-6, "Constant over the run. The official value is 0.0001.", round=False),
+                count("batch_size", 1, 1, 64, "Clips per step. More is steadier, and takes proportionally more time and memory."),
+                number("seconds", 30.0, 0.5, 380.0, 0.5, "Longest excerpt of a clip, cropped at random. Determines memory and time."),
+                count("training_seed", 42, 0, 2**31 - 1, "The same seed, data and settings give the same LoRA."),
+                io.Combo.Input("dtype", options=["auto", "fp32", "bf16", "fp16"], default="auto", tooltip=dtype),
+                number("validation", 0.1, 0.0, 0.5, 0.01, validation),
+                io.String.Input("include", default="", tooltip=include),
+                io.String.Input("exclude", default="", tooltip=exclude),
+                count("save_every", 250, 0, 1_000_000, "Steps between saved LoRAs, name_step000250 and so on. 0 = only the final one."),
                 io.String.Input(
-                    "name",
-                    default="my_lora",
-                    tooltip="Name of the new file in ComfyUI's loras folder. A file of another run is never overwritten.",
+                    "prompt", default="", multiline=True, tooltip="Prompt of the previews. Empty = the folder's first caption."
                 ),
-                io.Combo.Input(
-                    "kind",
-                    options=list(TYPES),
-                    default="dora-rows",
-                    tooltip="Type of the adapter. dora-rows is the official default; lora is the plainest; the -xs types make tiny files "
-                    "and need the base's singular vectors, which takes minutes once.",
-                ),
-                count("rank", 16, 1, 1024, "Size of the adapter; file and memory grow with it. 16 is the official value."),
-                number("alpha", 0.0, 0.0, 10000.0, 0.5, "Its effect is scaled by alpha / rank. 0 = the rank, which is no scaling."),
-                count("steps", 1000, 1, 1_000_000, "Steps in all; the official guide suggests 1000. To go on with a finished run, set "
-                      "more."),
-                io.Float.Input(
-                    "learning_rate",
-                    default=1e-4,
-                    min=1e-7,
-                    max=0.1,
-                    step=1e-6,
-                    round=False,
-                    tooltip="Constant over the run. 0.0001 is the official value.",
-                ),
-                count("batch_size", 1, 1, 64, "Clips a step. More is steadier and takes as much more time and memory."),
-                number("seconds", 30.0, 0.5, 380.0, 0.5, "Longest stretch of a clip seen at once; longer clips are cropped at random. "
-                       "Decides memory and time."),
-                count("training_seed", 42, 0, 2**31 - 1, "Same seed, data and settings: the same LoRA."),
-                io.Combo.Input(
-                    "dtype",
-                    options=["auto", "fp32", "bf16", "fp16"],
-                    default="auto",
-                    tooltip="Number format of the frozen base. auto: bf16 on a GPU that has it, else fp32. The adapter is always fp32.",
-                ),
-                number("validation", 0.1, 0.0, 0.5, 0.01, "Share of the clips held out, to see whether it learns more than these very "
-                       "clips. Chosen by name, always the same. 0 = none."),
-                io.String.Input(
-                    "include",
-                    default="",
-                    tooltip="Only these layers: parts of their names, separated by commas; [a-b] stands for numbers. Empty = all.",
-                ),
-                io.String.Input(
-                    "exclude",
-                    default="",
-                    tooltip="Not these layers. seconds_total leaves out the duration's embedder: wise for small sets, and for LoRAs to be "
-                    "stacked.",
-                ),
-                count("save_every", 250, 0, 1_000_000, "Steps from one LoRA on the way to the next, name_step000250 and so on. 0 = the "
-                      "last alone."),
-                io.String.Input(
-                    "prompt", default="", multiline=True, tooltip="What the samples are made of. Empty = the first caption of the folder."
-                ),
-                count("preview_every", 250, 0, 1_000_000, "Steps from one sample to the next; each is a whole run of the model. 0 = only "
-                      "at the end."),
-                number("preview_seconds", 10.0, 0.5, 380.0, 0.5, "Length of a sample."),
-                io.Boolean.Input(
-                    "gradient_checkpointing",
-                    optional=True,
-                    default=False,
-                    tooltip="Compute the transformer's layers again in the backward pass instead of keeping what they made: some 40 % more "
-                    "time, much less memory. The result is the same.",
-                ),
+                count("preview_every", 250, 0, 1_000_000, "Steps between previews; each is a full run of the model. 0 = only at the end."),
+                number("preview_seconds", 10.0, 0.5, 380.0, 0.5, "Duration of a preview in seconds."),
+                io.Boolean.Input("gradient_checkpointing", optional=True, default=False, tooltip=checkpointing),
             ],
             outputs=[
                 io.Model.Output("MODEL"),
@@ -108,11 +75,11 @@ class TrainLoRA(io.ComfyNode):
             ],
             hidden=[io.Hidden.unique_id],
             is_output_node=True,
-        )  # fmt: skip
+        )
 
     @classmethod
     def fingerprint_inputs(cls, folder, name, **settings):
-        return host.state_of(folder, name)
+        return host.data_fingerprint(folder, name)
 
     @classmethod
     def execute(
@@ -134,7 +101,7 @@ class TrainLoRA(io.ComfyNode):
 
 
 def parts(text: str) -> tuple[str, ...]:
-    """Parts of layer names out of a list with commas."""
+    """Parts of layer names, separated by commas."""
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 

@@ -48,7 +48,7 @@ def test_with_confirm_the_loader_finds_it(sa3, server, checkpoints):
     _, info = sa3.sample(parts.model, sa3.prompt(parts.clip, "rain"), sa3.empty(0.5), steps=2)
     assert info["variant"] == "small-sfx-base" and info["sha256"] and info["revision"]
     server.requests.clear()
-    assert "there already" in sa3.run("SA3_Download", model="small-sfx-base", confirm=True)[0] and server.requests == []
+    assert "already in" in sa3.run("SA3_Download", model="small-sfx-base", confirm=True)[0] and server.requests == []
 
 
 def test_the_user_may_stop_it_and_go_on(sa3, server, checkpoints, comfy, monkeypatch):
