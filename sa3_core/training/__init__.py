@@ -1,1 +1,1 @@
-"""Training: a synthetic corpus, the autoencoder's training and flow matching of the transformer. Nothing here runs at inference."""
+"""LoRA training: datasets, adapters, the flow matching loss and the training loop."""

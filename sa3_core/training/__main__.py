@@ -99,7 +99,9 @@ def open_base(model: str, text_encoder: str | None, device: str) -> BaseModel:
 
 def parser() -> argparse.ArgumentParser:
     defaults = {field.name: None if field.default is MISSING else field.default for field in fields(LoRASettings)}
-    parser = argparse.ArgumentParser("python -m sa3_core.training", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        "python -m sa3_core.training", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = parser.add_argument
     add("--data", required=True, help="folder with audio and captions")
     add("--model", required=True, help="folder or file of a -base release, or: demo, demo-medium")

@@ -1,4 +1,4 @@
-"""Adapters of all eight types while they are trained: float32 parameters over a frozen network, in the algebra of `sa3_core.lora`."""
+"""Trainable adapters of all eight types: float32 parameters on a frozen network, with the algebra of `sa3_core.lora`."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -17,9 +17,9 @@ Bases = Callable[[str, int], tuple[Tensor, Tensor]]  # (layer, rank) -> U (out, 
 
 
 class Product(torch.autograd.Function):
-    """W x of a frozen weight (out, in), in float32: nothing but the weight as it is stored is kept for the backward pass.
+    """W x in float32 for a frozen weight W (out, in); saves only the weight in its own dtype for the backward pass.
 
-    transposed: W^T x. squared: of the squares of the weight's entries.
+    transposed: W^T x. squared: W with squared entries.
     """
 
     @staticmethod
@@ -39,9 +39,9 @@ class Product(torch.autograd.Function):
 
 
 def norms(weight: Tensor, up: Tensor, down: Tensor, squares: Tensor, transposed: bool = False, scale: Tensor | None = None) -> Tensor:
-    """Norms of the rows of V = W + up down (transposed: of its columns) without making V; scale: V's rows are multiplied by it first.
+    """Norms of the rows (transposed: columns) of V = W + up down, computed without V. scale: factor of V's rows.
 
-    |V_i|^2 = |W_i|^2 + 2 up_i . (W down^T)_i + up_i (down down^T) up_i^T. squares: |W_i|^2, of the scaled W.
+    |V_i|^2 = |W_i|^2 + 2 up_i . (W down^T)_i + up_i (down down^T) up_i^T. squares: |W_i|^2 of the scaled W.
     """
     left, right = (down.T, up) if transposed else (up, down.T)
     right = right if scale is None else scale[:, None] * right
@@ -51,30 +51,30 @@ def norms(weight: Tensor, up: Tensor, down: Tensor, squares: Tensor, transposed:
 
 
 class TrainedLayer(nn.Module):
-    """The adapter of one layer, parameters under the native format's names; it starts as no change at all.
+    """The adapter of one layer; its parameters have the native format's names. Initialised to the identity.
 
-    A is uniform as Kaiming's rule with a = sqrt 5 has it, B and the core M of an -xs adapter are zero, magnitudes are the norms.
+    A is Kaiming-uniform with a = sqrt(5), B and the core M of an -xs adapter are zero, magnitudes are the norms of the weight.
     """
 
     def __init__(self, layer: nn.Module, kind: str, rank: int, alpha: float, bases: tuple[Tensor, Tensor] | None, generator):
         super().__init__()
-        self.kind, self.rank, self.alpha, self.target = kind, rank, alpha, [layer]  # in a list, so that it is no part of this module
+        self.kind, self.rank, self.alpha, self.target = kind, rank, alpha, [layer]  # a list, so that the layer is not a submodule
         weight = layer.weight.detach().flatten(1).float()
         out, inner = weight.shape
         if bases is None:
             bound = inner**-0.5
-            made = {"lora_A": torch.empty(rank, inner).uniform_(-bound, bound, generator=generator), "lora_B": torch.zeros(out, rank)}
+            parameters = {"lora_A": torch.empty(rank, inner).uniform_(-bound, bound, generator=generator), "lora_B": torch.zeros(out, rank)}
         else:
-            made = {"M_xs": torch.zeros(rank, rank)}
+            parameters = {"M_xs": torch.zeros(rank, rank)}
             for name, basis in zip("UV", bases, strict=True):
                 self.register_buffer(name, basis[:, :rank].float().to(weight.device), persistent=False)
         axes, squares = TYPES[kind], {"r": weight.square().sum(1), "c": weight.square().sum(0)}
-        if axes == "rc":  # columns act on what the rows have left, which at the start is the weight
+        if axes == "rc":  # the columns act on the row-normalised weight, which initially is the weight
             squares["c"] = Product.apply(torch.ones_like(weight[:, 0]), layer.weight.detach().flatten(1), True, True)
         for axis in axes:
-            made[f"magnitude_{axis}" if len(axes) == 2 else "magnitude"] = squares[axis].clamp_min(1e-24).sqrt()
+            parameters[f"magnitude_{axis}" if len(axes) == 2 else "magnitude"] = squares[axis].clamp_min(1e-24).sqrt()
             self.register_buffer(f"squares_{axis}", squares[axis], persistent=False)
-        for name, value in made.items():
+        for name, value in parameters.items():
             self.register_parameter(name, nn.Parameter(value.to(weight.device)))
 
     def bases(self) -> dict[str, Tensor]:
@@ -82,11 +82,11 @@ class TrainedLayer(nn.Module):
         return {name: basis for name, basis in self.named_buffers() if name in ("U", "V")}
 
     def adapter(self, complete: bool = True) -> Adapter:
-        """As inference has it. complete: an -xs one with its bases."""
+        """The adapter as inference uses it. complete: include the bases of an -xs type."""
         return adapter_of(self.kind, dict(self.named_parameters()) | (self.bases() if complete else {}), self.alpha, self.rank)
 
     def form(self) -> Form:
-        """What the layer computes now, differentiable: `Adapter.on`, with the norms in closed form."""
+        """The adapted weight in factored form, differentiable: `Adapter.on` with the norms in closed form."""
         weight, adapter, rows = self.target[0].weight.detach().flatten(1), self.adapter(), None
         up, down = adapter.up * adapter.scale, adapter.down
         form = Form().plus(up, down)
@@ -99,14 +99,16 @@ class TrainedLayer(nn.Module):
         return form
 
     def adapted(self) -> AdaptedLinear:
+        """The layer with its adapter, for the forward pass."""
         layer = self.target[0]
         return AdaptedLinear(self.form().to(layer.weight.dtype), layer.bias)
 
 
 class Adapters(nn.Module):
-    """Adapters on every Linear and Conv1d of a Generator, and on its seconds embedder, that the lists leave.
+    """Adapters on the selected Linear and Conv1d layers of a Generator, its seconds embedder included.
 
-    include, exclude: parts of layer names, [a-b] for numbers; nothing included = all. bases: for -xs kinds.
+    include, exclude: parts of layer names, [a-b] for numbers; include empty = all. bases: U and V of a layer, for -xs types.
+    progress(done, total): after each layer of an -xs type.
     """
 
     def __init__(
@@ -128,15 +130,15 @@ class Adapters(nn.Module):
         layers = {name: layer for name, layer in targets(net).items() if selected(name, self.config)}
         if not layers:
             raise SA3Error(
-                f"include '{', '.join(include)}' and exclude '{', '.join(exclude)}' leave no layer; "
-                f"the model has layers such as '{next(iter(targets(net)))}'."
+                f"include '{', '.join(include)}' and exclude '{', '.join(exclude)}' leave no layer; expected parts of names such as "
+                f"'{next(iter(targets(net)))}'."
             )
         generator = torch.Generator().manual_seed(seed)
         self.layers: dict[str, TrainedLayer] = {}
         for done, (name, layer) in enumerate(layers.items(), 1):
             smaller = min(layer.weight.shape[0], layer.weight.flatten(1).shape[1])
             if kind.endswith("-xs") and rank > smaller:
-                raise SA3Error(f"The rank is {rank}, but the layer '{name}' has only {smaller} singular vectors; use exclude or less.")
+                raise SA3Error(f"The rank is {rank}, but the layer '{name}' has only {smaller} singular vectors; lower it or use exclude.")
             pair = bases(name, rank) if kind.endswith("-xs") else None
             self.layers[name] = TrainedLayer(layer, kind, rank, alpha, pair, generator)
             if pair is not None and progress is not None:
@@ -147,23 +149,17 @@ class Adapters(nn.Module):
         return {f"{name}.{key}": p for name, layer in self.layers.items() for key, p in layer.named_parameters()}
 
     def svd_bases(self) -> dict[str, Tensor]:
-        """U and V of -xs adapters, as `lora_files.read_bases` reads them."""
+        """U and V of -xs adapters, in the form of `lora.formats.read_bases`."""
         return {f"{name}.weight.{key}": basis for name, layer in self.layers.items() for key, basis in layer.bases().items()}
 
     def now(self) -> dict[nn.Module, AdaptedLinear]:
-        """The adapters as they are now, differentiable, for the network's forward pass."""
+        """The current adapters by layer, differentiable, for the network's forward pass."""
         return {target: layer.adapted() for layer in self.layers.values() for target in layer.target}
 
-    def lora(self, path: Path, base: str, more: dict | None = None) -> LoRA:
-        """As a file of this name would be read. more: what else its `lora_config` says."""
-        layers = {name: layer.adapter(complete=False) for name, layer in self.layers.items()}
-        layers = {name: replace(a, **{k: _detached(v) for k, v in vars(a).items() if isinstance(v, Tensor)}) for name, a in layers.items()}
-        return LoRA(path, "native", self.config["adapter_type"], layers, base, {**self.config, "base_model": base, **(more or {})})
-
     def tensors(self) -> dict[str, Tensor]:
-        """The native file's tensors."""
-        return native_tensors(self.lora(Path("trained.safetensors"), ""))
-
-
-def _detached(tensor: Tensor) -> Tensor:
-    return tensor.detach().cpu()
+        """The tensors of a LoRA file in the native format."""
+        layers = {}
+        for name, layer in self.layers.items():
+            adapter = layer.adapter(complete=False)
+            layers[name] = replace(adapter, **{key: t.detach().cpu() for key, t in vars(adapter).items() if isinstance(t, Tensor)})
+        return native_tensors(LoRA(Path("trained.safetensors"), "native", self.config["adapter_type"], layers, "", self.config))

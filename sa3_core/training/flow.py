@@ -1,6 +1,6 @@
-"""Flow matching of the transformer, as the public code trains it: one step's draws, and its loss.
+"""Flow matching loss of the transformer and its random draws, as in the public trainer.
 
-t = 0 is data, t = 1 is noise; x_t = (1 - t) z + t n; the network predicts n - z. Masks here are True where audio is given.
+t = 0 is data, t = 1 is noise; x_t = (1 - t) z + t n; the network predicts n - z. Masks are True where audio is given.
 """
 
 import math
@@ -16,18 +16,20 @@ from ..models.conditioning import Condition
 from ..models.dit import DiTInputs
 from ..models.release import Generator
 from ..sampling.schedule import SHIFTS
+from .trainer import Loss
 
-TRUNCATION = 0.075  # of the logit-normal draw, before it is flipped
+TRUNCATION = 0.075  # lower bound of the truncated logit-normal, before t is flipped
 TIMES = ("uniform", "logit_normal", "trunc_logit_normal", "log_snr", "log_snr_uniform")
+LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)  # noise levels t of `fixed_noise_loss`
 
 
 @dataclass(frozen=True)
 class FlowSettings:
-    """times: how t is drawn (TIMES). masks: chances of random segments, nothing given, a given beginning.
+    """times: distribution of t (TIMES). masks: probabilities of random segments, nothing given, a given beginning.
 
-    base_shift, max_shift: of logit(t), from min_length to max_length frames. silence: mean seconds of silence left behind the clip.
-    context_weight: of the loss over given frames. prompt_dropout: chance that the whole cross-attention input is zero.
-    pairing: noises go to the items of a batch by optimal transport.
+    base_shift, max_shift: shift of logit(t) at min_length and max_length frames. silence: mean seconds of silence kept after a clip.
+    context_weight: weight of the loss over given frames. prompt_dropout: probability of an all-zero cross-attention input.
+    pairing: assign the noise of a batch to its items by optimal transport.
     """
 
     times: str = "trunc_logit_normal"
@@ -45,24 +47,29 @@ class FlowSettings:
         if self.times not in TIMES:
             raise SA3Error(f"times is '{self.times}', expected one of {', '.join(TIMES)}.")
         if len(self.masks) != 3 or min(self.masks) < 0 or abs(sum(self.masks) - 1) > 1e-6:
-            raise SA3Error(f"masks are {self.masks}, expected three chances that sum to 1: segments, full, causal.")
+            raise SA3Error(f"masks are {self.masks}, expected three probabilities that sum to 1: segments, full, causal.")
 
 
 @dataclass(frozen=True)
 class Batch:
-    """latents (B, D, T), silence behind the clips; lengths: valid frames per item; condition: what the transformer is told.
+    """latents (B, D, T), padded with silence; lengths: valid frames per item.
 
-    effective: frames of the duration that each item is told, by which times are shifted; None = lengths.
+    durations: frames of the duration that each item is conditioned on, for the shift of t; None = lengths.
     """
 
     latents: Tensor
     lengths: Sequence[int]
     condition: Condition
-    effective: Sequence[int] | None = None
+    durations: Sequence[int] | None = None
+
+    @property
+    def shift_lengths(self) -> Sequence[int]:
+        """The lengths in frames that shift the noise levels."""
+        return self.lengths if self.durations is None else self.durations
 
 
 def draw_times(name: str, n: int, generator: torch.Generator) -> Tensor:
-    """n noise levels in (0, 1], float32."""
+    """n noise levels in (0, 1], float32 (n,)."""
     if name == "uniform":
         seed = int(torch.randint(2**31, (), generator=generator))
         return torch.quasirandom.SobolEngine(1, scramble=True, seed=seed).draw(n)[:, 0]
@@ -79,137 +86,124 @@ def draw_times(name: str, n: int, generator: torch.Generator) -> Tensor:
 
 
 def _phi(z: Tensor) -> Tensor:
+    """The cumulative distribution function of the standard normal."""
     return 0.5 * (1 + torch.erf(z / math.sqrt(2)))
 
 
 def shift_times(t: Tensor, lengths: Sequence[int], settings: FlowSettings) -> Tensor:
-    """Longer clips are trained at higher noise: t (B,) shifted as the schedule `full` does for lengths in frames."""
-    return SHIFTS["full"](
-        t,
-        torch.tensor(list(lengths), dtype=torch.float32),
-        base_shift=settings.base_shift,
-        max_shift=settings.max_shift,
-        min_length=settings.min_length,
-        max_length=settings.max_length,
-    )
+    """t (B,) shifted by the schedule `full`, so that longer clips are trained at higher noise. lengths: frames per item."""
+    options = {name: getattr(settings, name) for name in ("base_shift", "max_shift", "min_length", "max_length")}
+    return SHIFTS["full"](t, torch.tensor(list(lengths), dtype=torch.float32), **options)
 
 
 def extend_lengths(lengths: Sequence[int], mean_frames: float, frames: int, generator: torch.Generator) -> list[int]:
-    """Valid frames with a random stretch of silence behind them, exponential with `mean_frames`, at most `frames` in all."""
+    """Valid frames plus exponentially distributed silence with a mean of `mean_frames`; at most `frames` in total."""
     if mean_frames <= 0:
         return list(lengths)
     extra = -mean_frames * torch.rand(len(lengths), generator=generator).clamp_min(1e-9).log()
     return [min(frames, n + int(more)) for n, more in zip(lengths, extra.tolist(), strict=True)]
 
 
-def draw_given(lengths: Sequence[int], frames: int, chances: Sequence[float], generator: torch.Generator) -> Tensor:
-    """Inpainting masks (B, frames), True = given: segments are made anew, everything is, or all behind a given beginning."""
+def draw_masks(lengths: Sequence[int], frames: int, probabilities: Sequence[float], generator: torch.Generator) -> Tensor:
+    """Inpainting masks (B, frames), True = given: random segments to generate, everything to generate, or a given beginning."""
 
-    def whole(low: int, high: int) -> int:
+    def integer(low: int, high: int) -> int:
         return int(torch.randint(low, high + 1, (), generator=generator))
 
     given = torch.zeros(len(lengths), frames, dtype=torch.bool)
     for row, n in zip(given, lengths, strict=True):
-        kind = float(torch.rand((), generator=generator))
-        if kind < chances[0]:
+        draw = float(torch.rand((), generator=generator))
+        if draw < probabilities[0]:
             row[:n] = True
-            count = whole(1, 10)
+            count = integer(1, 10)
             for _ in range(count):
-                length = whole(1, max(1, n // count))
-                start = whole(0, n - length)
+                length = integer(1, max(1, n // count))
+                start = integer(0, n - length)
                 row[start : start + length] = False
-        elif kind >= chances[0] + chances[1]:
-            row[: whole(0, n)] = True
+        elif draw >= probabilities[0] + probabilities[1]:
+            row[: integer(0, n)] = True
     return given
 
 
-def pair_noise(z: Tensor, noise: Tensor, rounds: int = 20) -> Tensor:
-    """The noises (B, ...) in the order in which they lie near the items of z, by entropic optimal transport (arXiv 2407.03648).
+def pair_noise(z: Tensor, noise: Tensor, iterations: int = 20) -> Tensor:
+    """The noise (B, ...) reordered to lie near the items of z (B, ...), by entropic optimal transport (arXiv 2407.03648).
 
-    Sinkhorn on log P = -C / mean(C), C the squared distances; then each item in turn takes its likeliest noise that is left.
+    Sinkhorn iterations on log P = -C / mean(C), C the squared distances; then each item in turn takes its most probable unused noise.
     """
     cost = torch.cdist(z.flatten(1).float(), noise.flatten(1).float()).square()
     plan = -cost / cost.mean().clamp_min(1e-12)
-    for _ in range(rounds):
+    for _ in range(iterations):
         plan = plan - plan.logsumexp(1, keepdim=True)
         plan = plan - plan.logsumexp(0, keepdim=True)
-    order, left = [], list(range(len(noise)))
+    order, unused = [], list(range(len(noise)))
     for row in plan.tolist():
-        order.append(max(left, key=row.__getitem__))
-        left.remove(order[-1])
+        order.append(max(unused, key=row.__getitem__))
+        unused.remove(order[-1])
     return noise[order]
 
 
-def loss(
+def training_loss(
     net: Generator, batches: Callable[[torch.Generator], Batch], settings: FlowSettings, frame_rate: float, checkpointing: bool = False
-) -> Callable:
-    """The loss of one step for `loop.Trainer`. batches(generator) -> a Batch; frame_rate: latent frames per second.
+) -> Loss:
+    """The loss of a `Trainer`. batches(generator) -> Batch; frame_rate: latent frames per second; checkpointing: see `flow_loss`."""
 
-    checkpointing: as in `flow_loss`.
-    """
-
-    def step_loss(step: int, generator: torch.Generator) -> dict[str, Tensor]:
+    def loss(step: int, generator: torch.Generator) -> dict[str, Tensor]:
         batch = batches(generator)
         z = batch.latents
-        effective = batch.lengths if batch.effective is None else batch.effective
-        t = shift_times(draw_times(settings.times, len(z), generator), effective, settings)
+        t = shift_times(draw_times(settings.times, len(z), generator), batch.shift_lengths, settings)
         noise = torch.randn(z.shape, generator=generator).to(z)
         noise = pair_noise(z, noise) if settings.pairing and len(z) > 1 else noise
         lengths = extend_lengths(batch.lengths, settings.silence * frame_rate, z.shape[-1], generator)
-        given = draw_given(lengths, z.shape[-1], settings.masks, generator)
-        kept = torch.rand(len(z), generator=generator) >= settings.prompt_dropout
-        return flow_loss(net, z, noise, t, lengths, given, batch.condition, kept, settings.context_weight, checkpointing)
+        given = draw_masks(lengths, z.shape[-1], settings.masks, generator)
+        prompted = torch.rand(len(z), generator=generator) >= settings.prompt_dropout
+        return flow_loss(net, z, noise, t, lengths, given, batch.condition, prompted, settings.context_weight, checkpointing)
 
-    return step_loss
+    return loss
 
 
 def flow_loss(
-    net: Generator, z: Tensor, noise: Tensor, t: Tensor, lengths: Sequence[int], given: Tensor, condition: Condition, kept: Tensor,
+    net: Generator, z: Tensor, noise: Tensor, t: Tensor, lengths: Sequence[int], given: Tensor, condition: Condition, prompted: Tensor,
     context_weight: float = 1.0, checkpointing: bool = False,
 ) -> dict[str, Tensor]:  # fmt: skip
-    """The loss for these draws. z, noise (B, D, T); t (B,); given (B, T); kept (B,): items that see their prompt.
+    """The loss over generated and over given frames, and their weighted sum, for given draws.
 
-    Every item counts alike, whatever its length; frames beyond `lengths` cost nothing. checkpointing: keep only the inputs of the
-    transformer's layers, and compute the layers again in the backward pass.
+    z, noise (B, D, T); t (B,); given (B, T) bool; prompted (B,) bool: items whose prompt is not dropped. The mean over the items, each
+    averaged over its valid frames (`lengths`). checkpointing: recompute the transformer's layers in the backward pass.
     """
-    device = z.device
-    level, given = t.to(z)[:, None, None], given.to(device)
+    level, given = t.to(z)[:, None, None], given.to(z.device)
     x = (1 - level) * z + level * noise
-    cross = condition.cross_attn * kept.to(condition.cross_attn)[:, None, None]
-    inputs = prepare(net, z, given, replace(condition, cross_attn=cross), lengths)
-    frames = inputs.frames
-    error = (
-        (net.dit(x, t, inputs, _checkpointed if checkpointing else None) - (noise - z)).float().square().mean(1)[:, :frames]
-    )  # (B, frames)
-    valid = (torch.arange(frames)[None] < torch.tensor(list(lengths))[:, None]).to(device)
-    generated, context = valid & ~given[:, :frames], valid & given[:, :frames]
-    main = ((error * generated).sum(1) / (generated.sum(1) + 1e-8)).mean()
-    side = ((error * context).sum(1) / (context.sum(1) + 1e-8)).mean()
-    return {"loss": main + context_weight * side, "generated": main, "context": side}
+    cross = condition.cross_attn * prompted.to(condition.cross_attn)[:, None, None]
+    inputs = prepare_inputs(net, z, given, replace(condition, cross_attn=cross), lengths)
+    velocity = net.dit(x, t, inputs, _checkpointed if checkpointing else None)
+    error = (velocity - (noise - z)).float().square().mean(1)[:, : inputs.frames]  # (B, frames)
+    valid = (torch.arange(inputs.frames)[None] < torch.tensor(list(lengths))[:, None]).to(z.device)
+    given = given[:, : inputs.frames]
+
+    def mean(mask: Tensor) -> Tensor:
+        return ((error * mask).sum(1) / (mask.sum(1) + 1e-8)).mean()
+
+    generated, context = mean(valid & ~given), mean(valid & given)
+    return {"loss": generated + context_weight * context, "generated": generated, "context": context}
 
 
 def _checkpointed(layer: torch.nn.Module, *args) -> Tensor:
     return checkpoint(layer, *args, use_reentrant=False, preserve_rng_state=False)
 
 
-def prepare(net: Generator, z: Tensor, given: Tensor, condition: Condition, lengths: Sequence[int]) -> DiTInputs:
-    """The transformer's inputs: its condition, and the frames of z (B, D, T) that are given (B, T)."""
+def prepare_inputs(net: Generator, z: Tensor, given: Tensor, condition: Condition, lengths: Sequence[int]) -> DiTInputs:
+    """The transformer's inputs: the condition, the mask `given` (B, T) and the given frames of z (B, D, T)."""
     known = given[:, None].to(z)
     local = torch.cat((known, known * z), dim=1).to(condition.cross_attn)
     return net.dit.prepare(condition.cross_attn, condition.global_cond, local, z.shape[-1], lengths, condition.adapters)
 
 
-LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
-
-
 @torch.no_grad()
-def fixed_loss(net: Generator, batch: Batch, seed: int, levels: Sequence[float] = LEVELS) -> dict[float, float]:
-    """The loss of a batch at each noise level, nothing given and every prompt seen; the same noise whenever it is asked."""
+def fixed_noise_loss(net: Generator, batch: Batch, seed: int, levels: Sequence[float] = LEVELS) -> dict[float, float]:
+    """The loss of a batch at each noise level with the noise of `seed`, nothing given and no prompt dropped."""
     z, n = batch.latents, len(batch.latents)
     noise = torch.randn(z.shape, generator=torch.Generator().manual_seed(seed)).to(z)
-    given, kept = torch.zeros(n, z.shape[-1], dtype=torch.bool), torch.ones(n, dtype=torch.bool)
-    found = {}
-    for level in levels:
-        terms = flow_loss(net, z, noise, torch.full((n,), level), batch.lengths, given, batch.condition, kept)
-        found[level] = float(terms["generated"])
-    return found
+    given, prompted = torch.zeros(n, z.shape[-1], dtype=torch.bool), torch.ones(n, dtype=torch.bool)
+    return {
+        level: float(flow_loss(net, z, noise, torch.full((n,), level), batch.lengths, given, batch.condition, prompted)["generated"])
+        for level in levels
+    }

@@ -1,17 +1,13 @@
-"""Training a LoRA on a base model, as the public trainer does it: frozen base, adapters in float32, exact resumption.
+"""LoRA training on a base model as in the public trainer: frozen base, float32 adapters, exact resumption.
 
-A run keeps its state, curves and samples in a folder of its own. LoRAs appear beside `out`: `name_step000250.safetensors` on the way
-and when a run is interrupted, `name.safetensors` at the end.
+LoRAs are saved as `name_step000250.safetensors` at intervals and on interruption, and as `name.safetensors` at the end.
 """
 
-import dataclasses
-import functools
-import hashlib
 import json
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -21,319 +17,241 @@ from torch import Tensor, nn
 from .. import __version__
 from ..audio import files as audio_files
 from ..errors import SA3Error
-from ..files import publish, read_json
-from ..lora.algebra import TYPES
+from ..files import publish
 from ..lora.formats import BASES, read_bases, read_lora
 from ..lora.stack import checkpoint_bases
 from ..models.conditioning import Condition
 from . import dataset
 from .adapters import Adapters
-from .base import DTYPES, Source, load_base, sample
-from .flow import Batch, FlowSettings, fixed_loss
-from .flow import loss as flow_loss
-from .loop import STATE, Settings, Trainer
+from .base import BaseModel, load_network, sample
+from .flow import Batch, fixed_noise_loss, training_loss
+from .run_files import RunFiles
+from .settings import LoRASettings
+from .trainer import Trainer, TrainerSettings
 
-RECORD_EVERY, MEASURE_EVERY, PROBES = 20, 100, 4  # steps; clips of each side of the split that the fixed losses are measured on
-FLOW = FlowSettings(pairing=True)
-
-
-@dataclass(frozen=True)
-class LoRASettings:
-    """kind: one of the eight types. alpha: None = rank. seconds: longest crop. include, exclude: parts of layer names, [a-b] for
-    numbers. dtype: of the frozen base (DTYPES). validation: share of the clips held out. save_every: steps from one LoRA on the way
-    to the next, preview_every: to the next sample of `prompt`; 0 = none. preview_seconds: of a sample. clip:
-    largest norm of the gradients, 0 = any. checkpointing: the backward pass computes the layers again, for less memory."""
-
-    kind: str = "dora-rows"
-    rank: int = 16
-    alpha: float | None = None
-    steps: int = 1000
-    lr: float = 1e-4
-    batch: int = 1
-    seconds: float = 30.0
-    include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
-    dtype: str = "fp32"
-    seed: int = 42
-    validation: float = 0.1
-    save_every: int = 250
-    preview_every: int = 250
-    prompt: str = ""
-    preview_seconds: float = 10.0
-    preview_steps: int | None = None
-    weight_decay: float = 0.01
-    clip: float = 0.0
-    checkpointing: bool = False
-    flow: FlowSettings = FLOW
-
-    def __post_init__(self):
-        for name, allowed in (("kind", tuple(TYPES)), ("dtype", tuple(DTYPES))):
-            if getattr(self, name) not in allowed:
-                raise SA3Error(f"{name} is '{getattr(self, name)}'; expected one of {', '.join(allowed)}.")
-        for name, least in (("steps", 1), ("batch", 1), ("save_every", 0), ("preview_every", 0), ("seed", 0)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**63:
-                raise SA3Error(f"{name} is {value}; expected a whole number of at least {least}.")
-        for name in ("lr", "seconds", "preview_seconds"):
-            if not 0 < getattr(self, name) < 1e5:
-                raise SA3Error(f"{name} is {getattr(self, name)}; expected more than 0.")
-
-    def identity(self) -> dict:
-        """What must stay when a run is resumed: all but how long it goes on, and what it shows."""
-        passing = {"steps", "checkpointing", "save_every", "preview_every", "prompt", "preview_seconds", "preview_steps"}
-        return {key: value for key, value in json.loads(json.dumps(dataclasses.asdict(self))).items() if key not in passing}
+RECORD_EVERY, EVALUATE_EVERY = 20, 100  # steps
+EVALUATION_CLIPS = 4  # of each side of the split
+TEXT_BATCH = 8  # captions encoded at once
 
 
-class Watch:
-    """What is told while it goes on. `stage` and `step` may raise to stop the run; it goes on where it was when started again."""
+class Callbacks:
+    """Progress of a run. `stage` and `step` may raise to stop it; a later call of `train` resumes."""
 
-    def stage(self, done: int, total: int, words: str) -> None:
-        """Before the first step."""
+    def stage(self, done: int, total: int, text: str) -> None:
+        """During preparation and sampling."""
 
     def step(self, step: int, steps: int, loss: float) -> None:
         """After each step."""
 
     def record(self, history: list[dict]) -> None:
-        """After each record: the history so far."""
+        """After each record, with all records."""
 
     def sample(self, step: int, waveform: Tensor, rate: int) -> None:
-        """A sample (C, N) made with the adapters as they are."""
+        """After a sample (C, N) was generated."""
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """The LoRA, the run's records, its loss curves (PNG), the last sample (C, N) if any was made, a report in words, and a sentence for
-    each file that was left out."""
+class TrainingResult:
+    """path: the LoRA. history: records. curves: PNG of the losses. sample (C, N): the last one. skipped: a sentence per skipped file."""
 
     path: Path
     history: list[dict]
     curves: Path
     sample: Tensor | None
     report: str
-    rejected: list[str]
+    skipped: list[str]
 
 
 def train(
-    source: Source, data: str | Path, out: str | Path, folder: str | Path, settings: LoRASettings, watch: Watch | None = None
-) -> Outcome:
-    """Train on the folder `data`, keep the run in `folder`, write the LoRA `out`. Started again with the same settings, it goes on.
+    base: BaseModel, data: str | Path, out: str | Path, folder: str | Path, settings: LoRASettings, callbacks: Callbacks | None = None
+) -> TrainingResult:
+    """Train a LoRA on the audio folder `data` and write it to `out`; an unfinished run in `folder` is resumed.
 
-    Raises SA3Error before any work when the base is post-trained, `out` belongs to something else, or the run was begun otherwise.
+    Raises SA3Error before any training when the base is post-trained, or when `out` or `folder` belongs to another run.
     """
-    out, folder, watch = Path(out), Path(folder), watch or Watch()
-    if not source.config.is_base:
+    callbacks = callbacks or Callbacks()
+    if not base.config.is_base:
         raise SA3Error(
-            f"{source.name} is post-trained for few steps; LoRAs are trained on the -base model of the same size and then used on both. "
+            f"{base.name} is post-trained for few steps; LoRAs are trained on the -base model of the same size and then work on both. "
             "Load that one."
         )
-    if out.suffix != ".safetensors":
-        raise SA3Error(f"The LoRA's file is {out.name}; expected a name that ends in .safetensors.")
-    run = _Run(source, out, folder, settings, watch)
-    run.claim()
-    clips = dataset.prepare(
-        data, source.config, source.autoencoder, source.encode, settings.validation,
-        lambda done, total, name: watch.stage(done, total, f"encoding {name}"),
+    files = RunFiles(Path(out), Path(folder), {"base": base.name, "autoencoder": base.autoencoder, **settings.identity()})
+    files.create()
+    clips = dataset.load(
+        data, base.config, base.autoencoder, base.load_encoder, settings.validation,
+        lambda done, total, name: callbacks.stage(done, total, f"encoding {name}"),
     )  # fmt: skip
-    run.begin(clips)
+    run = _Run(base, clips, files, settings, callbacks)
     if run.trainer.step < settings.steps:
-        run.go()
-    return run.outcome()
+        run.train()
+    return run.finish()
 
 
-@dataclass
 class _Run:
-    source: Source
-    out: Path
-    folder: Path
-    settings: LoRASettings
-    watch: Watch
-    rows: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)  # caption -> embeddings (n, dim), mask (n,)
-    last_sample: Tensor | None = None
+    """A training run: network, adapters, data and trainer."""
 
-    @functools.cached_property
-    def identity(self) -> dict:
-        return {"base": self.source.name, "autoencoder": self.source.autoencoder, **self.settings.identity()}
-
-    @functools.cached_property
-    def word(self) -> str:
-        return hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()[:16]
-
-    def claim(self) -> None:
-        """Check that folder and file are free, or of this very run."""
-        note = self.folder / "run.json"
-        if note.is_file():
-            begun = read_json(note, "the settings of a training run")
-            begun = begun if isinstance(begun, dict) else {}
-            other = [f"{key} {begun.get(key)} is now {value}" for key, value in self.identity.items() if begun.get(key) != value]
-            if other:
-                raise SA3Error(
-                    f"The run in {self.folder} was begun with other settings ({'; '.join(other)}); give another name, or set them back."
-                )
-        if self.out.exists() and (not (self.folder / STATE).is_file() or read_lora(self.out).config.get("run") != self.word):
-            raise SA3Error(f"{self.out} exists already and is not of this run; choose another name.")
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            note.write_text(json.dumps(self.identity, indent=1) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise SA3Error(f"The run cannot be kept in {self.folder} ({error}).") from error
-
-    def begin(self, clips: dataset.Dataset) -> None:
-        """Everything that a step needs."""
-        settings, source = self.settings, self.source
-        self.clips = clips
-        self.watch.stage(0, 1, "encoding captions")
-        captions = list(dict.fromkeys(clip.caption for clip in (*clips.training, *clips.validation)))
-        for start in range(0, len(captions), 8):
-            group = captions[start : start + 8]
-            self.rows |= dict(zip(group, zip(*source.texts(group), strict=True), strict=True))
-        self.watch.stage(0, 1, f"reading {source.name}")
-        self.net = load_base(source, settings.dtype)
-        bases = None
-        if settings.kind.endswith("-xs"):
-            kept = self.folder / BASES
-            bases = read_bases(kept) if kept.is_file() else checkpoint_bases(source.checkpoint)
-        self.adapters = Adapters(
-            self.net, settings.kind, settings.rank, settings.alpha, settings.include, settings.exclude, settings.seed, bases,
-            lambda done, total: self.watch.stage(done, total, "SVD bases, layer"),
-        )  # fmt: skip
-        if bases is not None and not (self.folder / BASES).is_file():
-            tensors = {name: basis.cpu().contiguous() for name, basis in self.adapters.svd_bases().items()}
-            publish(self.folder / BASES, lambda part: save_file(tensors, part))
-        loop = Settings(
-            settings.steps, settings.lr, (0.9, 0.95), settings.weight_decay, warmup=0, final=1.0, clip=settings.clip or math.inf, ema=0.0,
-            record_every=RECORD_EVERY, save_every=settings.save_every or max(settings.steps, 1), seed=settings.seed % 2**31,
+    def __init__(self, base: BaseModel, clips: dataset.Dataset, files: RunFiles, settings: LoRASettings, callbacks: Callbacks):
+        self.base, self.clips, self.files, self.settings, self.callbacks = base, clips, files, settings, callbacks
+        self.embeddings: dict[str, tuple[Tensor, Tensor]] = {}  # caption -> (n, dim), mask (n,)
+        self.last_sample: Tensor | None = None
+        callbacks.stage(0, 1, "encoding captions")
+        self.embed(list(dict.fromkeys(clip.caption for clip in clips.clips)))
+        callbacks.stage(0, 1, f"loading {base.name}")
+        self.net = load_network(base, settings.dtype)
+        self.adapters = self.create_adapters()
+        trainer_settings = TrainerSettings(
+            settings.steps, settings.lr, weight_decay=settings.weight_decay, clip=settings.clip or math.inf, record_every=RECORD_EVERY,
+            save_every=settings.save_every or settings.steps, seed=settings.seed % 2**31,
             loss_scale=1024.0 if settings.dtype == "fp16" else 1.0,
         )  # fmt: skip
-        self.trainer = Trainer(self.adapters.trained(), loop, self.folder)
-        self.resumed = self.trainer.step
-        spf = source.config.same.samples_per_frame
-        longest = source.config.sample_size // spf
-        self.window = max(1, min(longest, math.ceil(settings.seconds * source.config.sample_rate / spf)))
+        self.trainer = Trainer(self.adapters.trained(), trainer_settings, files.folder)
+        self.resumed_step = self.trainer.step
+        config, spf = base.config, base.config.same.samples_per_frame
+        self.crop_frames = max(1, min(config.sample_size // spf, math.ceil(settings.seconds * config.sample_rate / spf)))
 
-    def go(self) -> None:
-        trainer, settings = self.trainer, self.settings
-        rate = self.source.config.sample_rate / self.source.config.same.samples_per_frame
-        inner = flow_loss(self.net, self._draw, settings.flow, rate, settings.checkpointing)
+    def embed(self, captions: list[str]) -> None:
+        """Add captions to `embeddings`."""
+        for start in range(0, len(captions), TEXT_BATCH):
+            group = captions[start : start + TEXT_BATCH]
+            self.embeddings |= dict(zip(group, zip(*self.base.encode_texts(group), strict=True), strict=True))
+
+    def create_adapters(self) -> Adapters:
+        """The adapters of the settings. The bases of -xs types are cached in the run's folder, because their SVD takes minutes."""
+        settings, path, bases = self.settings, self.files.folder / BASES, None
+        if settings.kind.endswith("-xs"):
+            bases = read_bases(path) if path.is_file() else checkpoint_bases(self.base.checkpoint)
+        adapters = Adapters(
+            self.net, settings.kind, settings.rank, settings.alpha, settings.include, settings.exclude, settings.seed, bases,
+            lambda done, total: self.callbacks.stage(done, total, "SVD bases, layer"),
+        )  # fmt: skip
+        if bases is not None and not path.is_file():
+            tensors = {name: basis.cpu().contiguous() for name, basis in adapters.svd_bases().items()}
+            publish(path, lambda part: save_file(tensors, part))
+        return adapters
+
+    def train(self) -> None:
+        """Train to the last step; an interruption saves the adapters first."""
+        trainer, settings, files = self.trainer, self.settings, self.files
+        flow_loss = training_loss(self.net, self.random_batch, settings.flow, self.clips.frame_rate, settings.checkpointing)
 
         def loss(step: int, generator: torch.Generator) -> dict[str, Tensor]:
-            return {"loss": inner(step, generator)["loss"]}
+            return {"loss": flow_loss(step, generator)["loss"]}
 
-        def measure() -> dict[str, float]:
-            return self._fixed() if trainer.step % MEASURE_EVERY == 0 or trainer.step == settings.steps else {}
+        def evaluate() -> dict[str, float]:
+            return self.evaluate() if trainer.step % EVALUATE_EVERY == 0 or trainer.step == settings.steps else {}
 
-        def report(step: int, means: dict) -> None:
-            self.watch.record(trainer.history)
-
-        def between(step: int, terms: dict) -> None:
-            if settings.save_every and step % settings.save_every == 0 and step < settings.steps:
-                self._write(self._at(step))
-            if settings.prompt and settings.preview_every and step % settings.preview_every == 0 and step < settings.steps:
-                self._sample(step)
-            if step < settings.steps:
-                self.watch.step(step, settings.steps, terms["loss"])
+        def on_step(step: int, terms: dict) -> None:
+            if step == settings.steps:
+                return
+            if settings.save_every and step % settings.save_every == 0:
+                self.save(files.lora_at(step))
+            if settings.prompt and settings.preview_every and step % settings.preview_every == 0:
+                self.sample(step)
+            self.callbacks.step(step, settings.steps, terms["loss"])
 
         if trainer.step == 0 and not trainer.history:
-            trainer.history.append({"step": 0, **self._fixed()})
+            trainer.history.append({"step": 0, **self.evaluate()})
         try:
-            trainer.run(loss, report, measure, between)
+            trainer.run(loss, lambda step, means: self.callbacks.record(trainer.history), evaluate, on_step)
         except BaseException:
-            if 0 < trainer.step < settings.steps and not self._at(trainer.step).exists():
-                self._write(self._at(trainer.step))
+            if 0 < trainer.step < settings.steps and not files.lora_at(trainer.step).exists():
+                self.save(files.lora_at(trainer.step))
             raise
 
-    @property
-    def curves(self) -> Path:
-        return self.folder / "losses.png"
-
-    def _at(self, step: int) -> Path:
-        return self.out.with_name(f"{self.out.stem}_step{step:06}.safetensors")
-
-    def _draw(self, generator: torch.Generator) -> Batch:
-        """A batch of different clips where there are enough of them, seen by the adapters as they are now."""
+    def random_batch(self, generator: torch.Generator) -> Batch:
+        """Random crops of random training clips; no clip twice unless the batch is larger than the dataset."""
         clips, n = self.clips.training, self.settings.batch
         order = torch.cat([torch.randperm(len(clips), generator=generator) for _ in range(-(-n // len(clips)))])[:n]
-        return self._batch([clips[i] for i in order.tolist()], generator)
+        return self.batch([clips[i] for i in order.tolist()], generator)
 
-    def _batch(self, clips: Sequence[dataset.Encoded], generator: torch.Generator | None) -> Batch:
-        config, device = self.source.config, self.source.device
-        crops = [self.clips.crop(clip, self.window, generator) for clip in clips]
+    def batch(self, clips: Sequence[dataset.EncodedClip], generator: torch.Generator | None) -> Batch:
+        """Crops of clips (without a generator: their beginnings), conditioned through the current adapters."""
+        config = self.base.config
+        crops = [self.clips.crop(clip, self.crop_frames, generator) for clip in clips]
         seconds = [float(clip.seconds) for clip in clips]
-        effective = [-(-int(s * config.sample_rate) // config.same.samples_per_frame) for s in seconds]
-        condition = self._condition([clip.caption for clip in clips], seconds)
-        return Batch(torch.stack([z for z, _ in crops]).to(device), [n for _, n in crops], condition, effective)
+        durations = [-(-int(s * config.sample_rate) // config.same.samples_per_frame) for s in seconds]
+        condition = self.condition([clip.caption for clip in clips], seconds)
+        return Batch(torch.stack([z for z, _ in crops]).to(self.base.device), [n for _, n in crops], condition, durations)
 
-    def _condition(self, captions: Sequence[str], seconds: Sequence[float]) -> Condition:
-        rows, masks = (nn.utils.rnn.pad_sequence([self.rows[caption][i] for caption in captions], batch_first=True) for i in (0, 1))
+    def condition(self, captions: Sequence[str], seconds: Sequence[float]) -> Condition:
+        """The condition of a batch, with the current adapters."""
+        pairs = zip(*(self.embeddings[caption] for caption in captions), strict=True)
+        embeddings, mask = (nn.utils.rnn.pad_sequence(list(rows), batch_first=True) for rows in pairs)
         dtype = next(self.net.parameters()).dtype
-        return self.net.conditioner(rows.to(self.source.device, dtype), masks, seconds, adapters=self.adapters.now())
+        return self.net.conditioner(embeddings.to(self.base.device, dtype), mask, seconds, adapters=self.adapters.now())
 
     @torch.no_grad()
-    def _fixed(self) -> dict[str, float]:
-        """Mean loss at fixed noise levels over the beginnings of a few clips, trained on and held out."""
-        found = {}
+    def evaluate(self) -> dict[str, float]:
+        """Mean loss at fixed noise over the beginnings of a few training and validation clips."""
+        values = {}
         for name, clips in (("training", self.clips.training), ("validation", self.clips.validation)):
-            levels = [fixed_loss(self.net, self._batch([clip], None), i) for i, clip in enumerate(clips[:PROBES])]
-            if levels:
-                found[name] = sum(sum(level.values()) / len(level) for level in levels) / len(levels)
-        return found
+            losses = [fixed_noise_loss(self.net, self.batch([clip], None), i) for i, clip in enumerate(clips[:EVALUATION_CLIPS])]
+            if losses:
+                values[name] = sum(sum(loss.values()) / len(loss) for loss in losses) / len(losses)
+        return values
 
-    def _sample(self, step: int) -> None:
-        settings, source = self.settings, self.source
-        seconds = min(settings.preview_seconds, source.config.max_seconds)
-        if settings.prompt not in self.rows:
-            self.rows[settings.prompt] = tuple(part[0] for part in source.texts([settings.prompt]))
+    def sample(self, step: int) -> None:
+        """Generate audio of the prompt with the current adapters and save it."""
+        settings, rate = self.settings, self.base.config.sample_rate
+        seconds = min(settings.preview_seconds, self.base.config.max_seconds)
+        if settings.prompt not in self.embeddings:
+            self.embed([settings.prompt])
 
         def progress(done: int, total: int, denoised: Tensor) -> None:
-            self.watch.stage(done + 1, total, f"a sample at step {step}:")
+            self.callbacks.stage(done + 1, total, f"a sample at step {step}:")
 
         with torch.no_grad():
-            condition = self._condition([settings.prompt], [seconds])
-            audio = sample(source, self.net, condition, seconds, settings.seed, settings.preview_steps, progress)
+            condition = self.condition([settings.prompt], [seconds])
+            audio = sample(self.base, self.net, condition, seconds, settings.seed, settings.preview_steps, progress)
         self.last_sample = audio
-        with_name = self.folder / f"sample_step{step:06}.wav"
-        with_name.unlink(missing_ok=True)
-        audio_files.write(with_name, audio, source.config.sample_rate, "wav16")
-        self.watch.sample(step, audio, source.config.sample_rate)
+        self.files.sample_at(step).unlink(missing_ok=True)
+        audio_files.write(self.files.sample_at(step), audio, rate, "wav16")
+        self.callbacks.sample(step, audio, rate)
 
-    def _write(self, path: Path) -> None:
-        settings, clips = self.settings, self.clips
-        minutes = sum(clip.valid for clip in (*clips.training, *clips.validation)) / clips.frame_rate / 60
-        more = {
-            "step": self.trainer.step, "epoch": self.trainer.step * settings.batch // max(1, len(clips.training)), "lr": settings.lr,
-            "batch": settings.batch, "seed": settings.seed, "seconds": settings.seconds, "base_dtype": settings.dtype,
-            "clips": len(clips.training), "held_out": len(clips.validation), "minutes": round(minutes, 2), "data": clips.digest(),
-            "run": self.word, "trainer": f"sa3_core {__version__}",
-        }  # fmt: skip
+    def save(self, path: Path) -> None:
+        """Write the adapters as a LoRA with their settings in its metadata (atomically)."""
+        settings, clips, step = self.settings, self.clips, self.trainer.step
+        epoch = step * settings.batch // max(1, len(clips.training))
         tensors = {name: tensor.contiguous() for name, tensor in self.adapters.tensors().items()}
-        bad = next((name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())), None)
-        if bad is not None:
-            raise SA3Error(f"The tensor '{bad}' is beyond 16-bit numbers at step {self.trainer.step}; train with a lower rate.")
-        # One key, because the order of several is not fixed and the same run shall give the same file.
-        header = {"lora_config": json.dumps({**self.adapters.config, "base_model": self.source.name, **more})}
-        publish(path, lambda part: save_file(tensors, part, header))
+        overflow = next((name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())), None)
+        if overflow is not None:
+            raise SA3Error(f"The tensor '{overflow}' exceeds the range of float16 at step {step}; train with a lower learning rate.")
+        # One metadata key: safetensors does not fix the order of several, and the same run must give the same file.
+        config = {
+            **self.adapters.config, "base_model": self.base.name, "step": step, "epoch": epoch, "lr": settings.lr,
+            "batch": settings.batch, "seed": settings.seed, "seconds": settings.seconds, "base_dtype": settings.dtype,
+            "clips": len(clips.training), "held_out": len(clips.validation), "minutes": round(clips.minutes, 2),
+            "data": clips.fingerprint(), "run": self.files.run_id, "trainer": f"sa3_core {__version__}",
+        }  # fmt: skip
+        publish(path, lambda part: save_file(tensors, part, {"lora_config": json.dumps(config)}))
 
-    def outcome(self) -> Outcome:
-        trainer, settings = self.trainer, self.settings
-        new = True
-        if self.out.exists():
-            before = read_lora(self.out).config.get("step")
-            new = before != trainer.step
-            if new:
-                os.replace(self.out, self._at(int(before)))  # the same run, shorter: kept under its step
-        if new:
-            self._write(self.out)
-        if settings.prompt:
-            self._sample(trainer.step)
-        measured = [row for row in trainer.history if "training" in row]
-        shape = f"{settings.kind}, rank {settings.rank}, {len(self.adapters.layers)} layers"
-        lines = [f"{self.out.name}: {shape}, trained on {self.source.name}"]
-        lines.append(f"{trainer.step} steps" + (f", {self.resumed} of them before" if self.resumed else "") + f" of batch {settings.batch}")
+    def finish(self) -> TrainingResult:
+        """Save the LoRA and a last sample. A shorter result of the same run is renamed to its step."""
+        out, step = self.files.out, self.trainer.step
+        saved = read_lora(out).config.get("step") if out.exists() else None
+        if saved != step:
+            if saved is not None:
+                os.replace(out, self.files.lora_at(int(saved)))
+            self.save(out)
+        if self.settings.prompt:
+            self.sample(step)
+        return TrainingResult(out, self.trainer.history, self.files.curves, self.last_sample, self.report(), self.clips.skipped)
+
+    def report(self) -> str:
+        """The LoRA, the number of steps, the losses and the dataset, as lines of text."""
+        settings, history = self.settings, self.trainer.history
+        resumed = f", {self.resumed_step} of them before" if self.resumed_step else ""
+        lines = [
+            f"{self.files.out.name}: {settings.kind}, rank {settings.rank}, {len(self.adapters.layers)} layers, "
+            f"trained on {self.base.name}",
+            f"{self.trainer.step} steps{resumed} of batch {settings.batch}",
+        ]
+        rows = [row for row in history if "training" in row]
         for name in ("training", "validation"):
-            if measured and name in measured[-1]:
-                best = min(measured, key=lambda row: row.get(name, math.inf))
+            if rows and name in rows[-1]:
+                best = min(rows, key=lambda row: row.get(name, math.inf))
                 lines.append(
-                    f"{name} loss at fixed noise: {measured[0].get(name, math.nan):.4f} before, {measured[-1][name]:.4f} now, "
+                    f"{name} loss at fixed noise: {rows[0].get(name, math.nan):.4f} before, {rows[-1][name]:.4f} now, "
                     f"lowest {best[name]:.4f} at step {best['step']}"
                 )
-        lines.append(self.clips.describe())
-        return Outcome(self.out, trainer.history, self.curves, self.last_sample, "\n".join(lines), self.clips.rejected)
+        return "\n".join([*lines, self.clips.describe()])

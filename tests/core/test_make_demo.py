@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import sa3_core
-from sa3_core.training.loop import Settings
+from tools.demo.trainer import Settings
 
 RECIPE = Path(__file__).parents[2] / "tools" / "demo" / "make_demo.py"
 

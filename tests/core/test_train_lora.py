@@ -1,4 +1,4 @@
-"""LoRA training on a tiny base: it starts at the base, changes only the adapters, resumes to the byte, and its files work."""
+"""LoRA training on a tiny base: it starts at the base, changes only the adapters, resumes bit for bit, and its files load."""
 
 import contextlib
 import dataclasses
@@ -19,10 +19,11 @@ from sa3_core.lora.formats import SECONDS, read_lora
 from sa3_core.lora.stack import targets
 from sa3_core.models.layers import adapted
 from sa3_core.training import dataset, flow
-from sa3_core.training.__main__ import main, source_of
+from sa3_core.training.__main__ import main, open_base
 from sa3_core.training.adapters import Adapters
-from sa3_core.training.base import load_base
-from sa3_core.training.lora import LoRASettings, Watch, train
+from sa3_core.training.base import load_network
+from sa3_core.training.lora import Callbacks, train
+from sa3_core.training.settings import LoRASettings
 
 RATE = 44100
 QUICK = LoRASettings(rank=2, steps=6, seconds=1.0, save_every=0, preview_every=0, validation=0.25)
@@ -39,7 +40,7 @@ def base(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def source(base):
-    return source_of(str(base), None, "cpu")
+    return open_base(str(base), None, "cpu")
 
 
 def write_clip(file, seconds=0.6, seed=0, caption="a new sound", kind="wav16", channels=2, level=0.2):
@@ -97,7 +98,7 @@ def stirred(adapters, size=0.05):
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize("kind", TYPES)
 def test_training_starts_exactly_at_the_base(source, kind, dtype):
-    net = load_base(source, dtype)
+    net = load_network(source, dtype)
     plain, layers = loss_of(net), targets(net)
     inputs = {name: randn(2, *reversed(layer.weight.shape[1:]), 5, seed=1).squeeze(1).to(layer.weight) for name, layer in layers.items()}
     inputs = {name: x if isinstance(layers[name], torch.nn.Conv1d) else x.mT for name, x in inputs.items()}
@@ -112,7 +113,7 @@ def test_training_starts_exactly_at_the_base(source, kind, dtype):
 
 @pytest.mark.parametrize("kind", TYPES)
 def test_gradients_reach_every_adapter_and_nothing_else(source, kind):
-    net = load_base(source)
+    net = load_network(source)
     adapters = stirred(Adapters(net, kind, 3, bases=bases_of(net)))
     loss_of(net, adapters).backward()
     assert all(p.grad is None for p in net.parameters())
@@ -123,7 +124,7 @@ def test_gradients_reach_every_adapter_and_nothing_else(source, kind):
 @pytest.mark.parametrize("kind", TYPES)
 def test_gradients_are_those_of_the_changed_weights(source, kind):
     """The same loss with the weights themselves replaced, as inference has them, gives the same gradients."""
-    net = load_base(source)
+    net = load_network(source)
     adapters = stirred(Adapters(net, kind, 3, include=["layers.0.ff", "to_cond_embed"], bases=bases_of(net)))
     parameters = adapters.trained()
     loss = loss_of(net, adapters)
@@ -142,7 +143,7 @@ def test_gradients_are_those_of_the_changed_weights(source, kind):
 
 @pytest.mark.parametrize("kind", ["dora-rows", "bora-xs"])
 def test_checkpointing_changes_no_gradient(source, kind):
-    net = load_base(source)
+    net = load_network(source)
     adapters, kept = stirred(Adapters(net, kind, 3, bases=bases_of(net))), []
     gradients = []
     for checkpointing in (False, True):
@@ -170,7 +171,7 @@ class Whole(torch.nn.Module):
 
 
 def test_include_and_exclude_choose_layers(source):
-    net = load_base(source)
+    net = load_network(source)
     some = Adapters(net, "lora", 2, include=["layers.[0-1].", "seconds_total"], exclude=["to_qkv"])
     names = set(some.layers)
     assert SECONDS in names and all("layers.0." in n or "layers.1." in n or n == SECONDS for n in names)
@@ -206,42 +207,42 @@ def test_pairing_lowers_the_cost_and_a_single_item_keeps_its_noise():
 
 
 def test_fixed_losses_are_the_same_each_time_and_named_by_their_level(source):
-    net = load_base(source)
+    net = load_network(source)
     z, condition = batch(net)
     one = flow.Batch(z, [6, 4], condition)
-    found = flow.fixed_loss(net, one, 0)
-    assert list(found) == [0.1, 0.3, 0.5, 0.7, 0.9] and found == flow.fixed_loss(net, one, 0) != flow.fixed_loss(net, one, 1)
+    found = flow.fixed_noise_loss(net, one, 0)
+    assert list(found) == [0.1, 0.3, 0.5, 0.7, 0.9] and found == flow.fixed_noise_loss(net, one, 0) != flow.fixed_noise_loss(net, one, 1)
 
 
 # --- data
 
 
-def prepared(source, folder, **more):
-    return dataset.prepare(folder, source.config, source.autoencoder, source.encode, **more)
+def load(source, folder, **more):
+    return dataset.load(folder, source.config, source.autoencoder, source.load_encoder, **more)
 
 
 def test_a_folder_becomes_latents_once(source, tmp_path):
     write_clip(tmp_path / "a.wav", 1.0, 1, "one")
     write_clip(tmp_path / "deep" / "b.flac", 0.5, 2, "two\nlines", "flac16", channels=1)
-    clips = prepared(source, tmp_path, validation=0.0)
+    clips = load(source, tmp_path, validation=0.0)
     assert [(clip.name, clip.caption, clip.seconds) for clip in clips.training] == [("a.wav", "one", 1), ("deep/b.flac", "two lines", 1)]
     frames = source.config.same.samples_per_frame
     assert clips.training[0].valid == -(-RATE // frames)
     with torch.no_grad():
         waveform = dataset.read_clip(tmp_path / "a.wav", source.config)
         room = torch.nn.functional.pad(waveform, (0, 40 * frames - waveform.shape[-1]))
-        alone = source.encode()(room[None])[0]
+        alone = source.load_encoder()(room[None])[0]
     z, valid = clips.crop(clips.training[0], 24, None)
     assert valid == clips.training[0].valid and rel_error(z, alone[:, :24]) < 1e-5  # silence behind the clip, as if encoded with it
-    again = dataset.prepare(tmp_path, source.config, source.autoencoder, lambda: pytest.fail("encoded again"), 0.0)
+    again = dataset.load(tmp_path, source.config, source.autoencoder, lambda: pytest.fail("encoded again"), 0.0)
     assert torch.equal(again.training[1].latents, clips.training[1].latents)
     with pytest.raises(pytest.fail.Exception):
-        dataset.prepare(tmp_path, source.config, "another", lambda: pytest.fail("encoded again"), 0.0)
+        dataset.load(tmp_path, source.config, "another", lambda: pytest.fail("encoded again"), 0.0)
 
 
 def test_crops_stay_inside_and_flip(source, tmp_path):
     write_clip(tmp_path / "long.wav", 3.0, 1)
-    (clip,) = prepared(source, tmp_path, validation=0.0).training
+    (clip,) = load(source, tmp_path, validation=0.0).training
     clips = dataset.Dataset([clip], [], torch.zeros(clip.latents.shape[1], 2), 10.0)
     places = set()
     for seed in range(40):
@@ -275,8 +276,8 @@ def test_tables(source, tmp_path):
 @pytest.mark.parametrize(
     ("table", "words"),
     [
-        ("file,caption\n../x.wav,hello\n", ("row 2", "leads out")),
-        ("file,caption\n/etc/passwd,hello\n", ("row 2", "leads out")),
+        ("file,caption\n../x.wav,hello\n", ("row 2", "outside the folder")),
+        ("file,caption\n/etc/passwd,hello\n", ("row 2", "outside the folder")),
         ("file,caption\nnone.wav,hello\n", ("row 2", "none.wav", "not in")),
         ("name,words\na.wav,hello\n", ("row 2", "columns file and caption")),
     ],
@@ -289,12 +290,12 @@ def test_tables_name_what_is_wrong(tmp_path, table, words):
 
 
 def test_what_cannot_be_used_is_named(source, tmp_path):
-    with refused("is no folder"):
+    with refused("is not a folder"):
         dataset.find_clips(tmp_path / "none")
-    with refused("holds no audio"):
+    with refused("contains no audio files"):
         dataset.find_clips(tmp_path)
     write_clip(tmp_path / "a.wav", caption="")
-    with refused("a.txt beside a.wav"):
+    with refused("a.txt next to a.wav"):
         dataset.find_clips(tmp_path)
     (tmp_path / "a.txt").write_bytes(b"\xff\xfe\x00")
     with refused("a.txt", "utf-8"):
@@ -307,22 +308,22 @@ def test_what_cannot_be_used_is_named(source, tmp_path):
     with wave.open(str(tmp_path / "empty.wav"), "wb") as file:
         file.setparams((2, 2, RATE, 0, "NONE", ""))
     (tmp_path / "empty.txt").write_text("nothing", encoding="utf-8")
-    clips = prepared(source, tmp_path, validation=0.0)
+    clips = load(source, tmp_path, validation=0.0)
     assert [clip.name for clip in clips.training] == ["a.wav"]
-    said = "\n".join(clips.rejected)
+    said = "\n".join(clips.skipped)
     for name, why in (("silent", "below -60 dB"), ("short", "0.050 s long"), ("words", "cannot be read"), ("empty", "empty")):
-        assert any(name in line and why in line for line in clips.rejected), said
-    assert all(line in clips.describe() for line in clips.rejected) and clips.describe().startswith("1 clips, ")
+        assert any(name in line and why in line for line in clips.skipped), said
+    assert all(line in clips.describe() for line in clips.skipped) and clips.describe().startswith("1 clips, ")
     (tmp_path / "a.wav").unlink()
     with refused("none of the", "can be used"):
-        prepared(source, tmp_path)
+        load(source, tmp_path)
 
 
 # --- runs
 
 
-class Stop(Watch):
-    """Stops after given steps, as an interruption does."""
+class Stop(Callbacks):
+    """Interrupts the run after the given steps."""
 
     def __init__(self, *stops):
         self.stops, self.steps, self.samples = stops, [], []
@@ -339,12 +340,12 @@ class Stop(Watch):
 def test_a_run_that_was_stopped_ends_in_the_same_bytes(source, data, tmp_path):
     settings = dataclasses.replace(QUICK, batch=2, kind="bora")
     train(source, data, tmp_path / "a.safetensors", tmp_path / "a", settings)
-    watch = Stop(2, 4)
+    callbacks = Stop(2, 4)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
-            train(source, data, tmp_path / "b" / "a.safetensors", tmp_path / "b", settings, watch)
-    done = train(source, data, tmp_path / "b" / "a.safetensors", tmp_path / "b", settings, watch)
-    assert watch.steps == [1, 2, 3, 4, 5]
+            train(source, data, tmp_path / "b" / "a.safetensors", tmp_path / "b", settings, callbacks)
+    done = train(source, data, tmp_path / "b" / "a.safetensors", tmp_path / "b", settings, callbacks)
+    assert callbacks.steps == [1, 2, 3, 4, 5]
     assert (tmp_path / "a.safetensors").read_bytes() == done.path.read_bytes()
     assert (tmp_path / "a" / "state.safetensors").read_bytes() == (tmp_path / "b" / "state.safetensors").read_bytes()
     assert "4 of them before" in done.report
@@ -382,12 +383,12 @@ def test_what_the_file_computes_is_what_was_trained(source, data, tmp_path):
     done = train(source, data, tmp_path / "a.safetensors", tmp_path / "run", settings)
     model = sa3_core.load(source.checkpoint)
     model.add_lora(done.path)
-    clips = prepared(source, data, validation=0.25)
+    clips = load(source, data, validation=0.25)
     values = []
     for i, clip in enumerate(clips.training):
         z, valid = clips.crop(clip, 11, None)
         condition = model.condition(model.encode_text(clip.caption), [float(clip.seconds)])
-        found = flow.fixed_loss(model.module, flow.Batch(z[None], [valid], condition), i)
+        found = flow.fixed_noise_loss(model.module, flow.Batch(z[None], [valid], condition), i)
         values.append(sum(found.values()) / len(found))
     assert sum(values) / len(values) == pytest.approx(done.history[-1]["training"], rel=2e-3)
     assert done.history[-1]["training"] != pytest.approx(done.history[0]["training"], rel=2e-3)
@@ -455,7 +456,7 @@ def test_what_belongs_to_something_else_is_left_alone(source, data, tmp_path):
 def test_the_base_must_be_a_base(tmp_path, data):
     post = lay_out(tmp_path / "stable-audio-3-small-music", "small")
     with refused("post-trained", "-base"):
-        train(source_of(str(post), None, "cpu"), data, tmp_path / "a.safetensors", tmp_path / "run", QUICK)
+        train(open_base(str(post), None, "cpu"), data, tmp_path / "a.safetensors", tmp_path / "run", QUICK)
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
@@ -475,10 +476,10 @@ def test_it_learns(source, data, tmp_path):
 
 
 def test_samples_on_the_way(source, data, tmp_path):
-    watch = Stop()
+    callbacks = Stop()
     settings = dataclasses.replace(QUICK, prompt="sound 1", preview_every=4, preview_seconds=0.5, preview_steps=2, save_every=4)
-    done = train(source, data, tmp_path / "a.safetensors", tmp_path / "run", settings, watch)
-    assert watch.samples == [(4, (2, RATE // 2), RATE), (6, (2, RATE // 2), RATE)]
+    done = train(source, data, tmp_path / "a.safetensors", tmp_path / "run", settings, callbacks)
+    assert callbacks.samples == [(4, (2, RATE // 2), RATE), (6, (2, RATE // 2), RATE)]
     assert (tmp_path / "run" / "sample_step000004.wav").is_file() and (tmp_path / "a_step000004.safetensors").is_file()
     model = sa3_core.load(source.checkpoint)
     model.add_lora(done.path)
@@ -508,17 +509,17 @@ def test_ctrl_c_stops_after_the_step_and_the_command_goes_on(base, data, tmp_pat
 
     words = ["--data", str(data), "--model", str(base), "--out", str(tmp_path / "x.safetensors"), "--rank", "2", "--steps", "5",
              "--seconds", "1", "--device", "cpu"]  # fmt: skip
-    told = command.Lines.step
+    original = command.ConsoleCallbacks.step
 
     def step(self, number, steps, loss):
         if number == 2:
             signal.raise_signal(signal.SIGINT)
-        told(self, number, steps, loss)
+        original(self, number, steps, loss)
 
     with monkeypatch.context() as patched:
-        patched.setattr(command.Lines, "step", step)
+        patched.setattr(command.ConsoleCallbacks, "step", step)
         assert main(words) == 130
-    assert "goes on from here" in capsys.readouterr().err and (tmp_path / "x_step000002.safetensors").is_file()
+    assert "same command resumes" in capsys.readouterr().err and (tmp_path / "x_step000002.safetensors").is_file()
     with contextlib.suppress(FileNotFoundError):
         (tmp_path / "x.safetensors").stat()
         pytest.fail("a stopped run has written its last file")
@@ -532,7 +533,7 @@ def test_the_medium_family_is_trained_too(data, tmp_path):
     for checkpointing in (False, True):
         folder = tmp_path / str(checkpointing)
         settings = dataclasses.replace(QUICK, checkpointing=checkpointing)
-        files.append(train(source_of(str(base), None, "cpu"), data, folder / "new.safetensors", folder / "run", settings).path)
+        files.append(train(open_base(str(base), None, "cpu"), data, folder / "new.safetensors", folder / "run", settings).path)
     plain, checkpointed = files
     assert plain.read_bytes() == checkpointed.read_bytes()
     model = sa3_core.load(base)

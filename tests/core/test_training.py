@@ -1,4 +1,4 @@
-"""The training kit: the corpus says what it holds, the draws follow the public code, a stopped run goes on as if it had not been."""
+"""Training: the corpus matches its captions, the random draws follow the public code, a resumed run equals an uninterrupted one."""
 
 import dataclasses
 import itertools
@@ -14,8 +14,10 @@ from sa3_core.models.conditioning import Condition
 from sa3_core.models.release import Generator, Predictor
 from sa3_core.sampling.guidance import Guidance
 from sa3_core.sampling.schedule import build as build_schedule
-from sa3_core.training import curves, flow, loop
+from sa3_core.training import curves, flow
+from sa3_core.training.trainer import Trainer, TrainerSettings
 from tools.demo import autoencoder, corpus, distil, metrics
+from tools.demo.trainer import EMATrainer, Settings
 
 
 def generator(seed=0):
@@ -92,7 +94,7 @@ def test_noise_is_flatter_than_a_tone():
 
 
 @pytest.mark.parametrize("name", flow.TIMES)
-def test_times_lie_in_range_and_are_drawn_anew(name):
+def test_times_lie_in_range_and_depend_on_the_generator(name):
     t = flow.draw_times(name, 4096, generator())
     assert t.min() >= 0 and t.max() <= 1 and t.std() > 0.1
     assert torch.equal(t, flow.draw_times(name, 4096, generator())) and not torch.equal(t, flow.draw_times(name, 4096, generator(1)))
@@ -117,7 +119,7 @@ def test_the_shift_is_the_formula_of_the_full_schedule():
         assert torch.allclose(flow.shift_times(t, [length] * 9, flow.FlowSettings()), full.float(), atol=1e-6)
 
 
-def test_silence_behind_the_clip_has_the_mean_asked_for():
+def test_silence_after_the_clip_has_the_requested_mean():
     more = flow.extend_lengths([0] * 20_000, 86.0, 10**6, generator())
     assert sum(more) / len(more) == pytest.approx(85.5, rel=0.03)
     assert max(flow.extend_lengths([50] * 100, 86.0, 64, generator())) == 64
@@ -125,7 +127,7 @@ def test_silence_behind_the_clip_has_the_mean_asked_for():
 
 
 def test_masks_come_in_the_three_kinds_at_their_chances():
-    given = flow.draw_given([40] * 6000, 64, (0.1, 0.8, 0.1), generator())
+    given = flow.draw_masks([40] * 6000, 64, (0.1, 0.8, 0.1), generator())
     assert not given[:, 40:].any()
     empty = ~given.any(1)
     beginning = torch.stack([(row[:40].long().diff() <= 0).all() and row[0] for row in given]) & ~empty
@@ -214,8 +216,8 @@ def test_a_path_is_the_guided_way_of_the_teacher(case):
     net, z, _, _, lengths, given, condition, _ = case
     paths = paths_of(case, [0, 1, 2])
     assert paths.states.shape == (3, 3, *z.shape[1:]) and paths.times.shape == (3, 3) and torch.all(paths.times[:, 0] == 1)
-    cond = flow.prepare(net, z, given, condition, lengths)
-    blank = flow.prepare(net, z, given, dataclasses.replace(condition, cross_attn=torch.zeros_like(condition.cross_attn)), lengths)
+    cond = flow.prepare_inputs(net, z, given, condition, lengths)
+    blank = flow.prepare_inputs(net, z, given, dataclasses.replace(condition, cross_attn=torch.zeros_like(condition.cross_attn)), lengths)
     velocity = Predictor(net.dit, cond, blank, Guidance(cfg=3.0, apg=0.0), lengths)
     levels = torch.cat((paths.times, torch.zeros(3, 1)), 1)
     some = paths.pick([2, 0])
@@ -266,7 +268,7 @@ def test_a_student_autoencoder_comes_to_share_its_teachers_latents(clips, tmp_pa
     weights = autoencoder.Weights(waveform=0.0, spectral=0.0, soft_norm=0.0, latent=1.0)
     loss = autoencoder.loss(same, lambda g: audio[:4], 30, weights, teacher)
     before = loss(0, generator())["latent"].item()
-    loop.Trainer(dict(same.named_parameters()), loop.Settings(steps=30, lr=2e-3, warmup=5, ema=0.0), tmp_path).run(loss)
+    EMATrainer(dict(same.named_parameters()), Settings(steps=30, lr=2e-3, warmup=5, ema=0.0), tmp_path).run(loss)
     assert loss(0, generator())["loss"].item() < 0.6 * before
 
 
@@ -321,8 +323,8 @@ def test_training_lowers_the_error_and_sets_the_scale(clips, tmp_path):
             return float(autoencoder.waveform_loss(same.decode(same.encode(audio)), audio))
 
     before = error()
-    settings = loop.Settings(steps=40, lr=2e-3, warmup=5, ema=0.0)
-    trainer = loop.Trainer(dict(same.named_parameters()), settings, tmp_path)
+    settings = Settings(steps=40, lr=2e-3, warmup=5, ema=0.0)
+    trainer = EMATrainer(dict(same.named_parameters()), settings, tmp_path)
     trainer.run(autoencoder.loss(same, crops, 40, autoencoder.Weights()))
     assert error() < 0.8 * before
     with torch.no_grad():
@@ -353,7 +355,7 @@ def trained(folder, stops):
     parameter = torch.nn.Parameter(torch.zeros(4, 4))
     for stop in stops:
         parameter = torch.nn.Parameter(torch.zeros(4, 4))
-        trainer = loop.Trainer({"p": parameter}, loop.Settings(steps=30, warmup=3, record_every=5, save_every=10), folder)
+        trainer = EMATrainer({"p": parameter}, Settings(steps=30, warmup=3, record_every=5, save_every=10), folder)
         inner = quadratic(parameter)
 
         def loss(step, g, inner=inner, stop=stop):
@@ -368,7 +370,7 @@ def trained(folder, stops):
     return parameter, trainer
 
 
-def test_a_stopped_run_goes_on_as_if_it_had_not_been(tmp_path):
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
     a, whole = trained(tmp_path / "a", [None])
     b, resumed = trained(tmp_path / "b", [17, 25, None])
     assert torch.equal(a, b) and torch.equal(whole.averaged()["p"], resumed.averaged()["p"])
@@ -378,11 +380,11 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(tmp_path):
 def test_a_state_of_another_network_is_refused(tmp_path):
     trained(tmp_path, [None])
     with pytest.raises(SA3Error, match="another network"):
-        loop.Trainer({"q": torch.nn.Parameter(torch.zeros(2))}, loop.Settings(steps=3), tmp_path)
+        Trainer({"q": torch.nn.Parameter(torch.zeros(2))}, TrainerSettings(steps=3), tmp_path)
 
 
 def test_a_loss_that_is_not_a_number_stops_the_run(tmp_path):
-    trainer = loop.Trainer({"p": torch.nn.Parameter(torch.zeros(2))}, loop.Settings(steps=3), tmp_path)
+    trainer = Trainer({"p": torch.nn.Parameter(torch.zeros(2))}, TrainerSettings(steps=3), tmp_path)
     with pytest.raises(SA3Error, match="nan at step 0"):
         trainer.run(lambda step, g: {"loss": trainer.parameters["p"].sum() * float("nan")})
 

@@ -103,7 +103,7 @@ def test_what_is_wrong_is_said_before_any_work(sa3, load, train, at_rest, base_d
         train("x", steps=-1)
     for file in folder.glob("*.txt"):
         file.unlink()
-    with sa3.refused("0.txt beside 0.wav"):
+    with sa3.refused("0.txt next to 0.wav"):
         train("x")
 
 

@@ -14,7 +14,7 @@ from sa3_core.models.conditioning import Condition
 from sa3_core.models.release import Generator, Predictor
 from sa3_core.sampling import samplers, schedule
 from sa3_core.sampling.guidance import Guidance
-from sa3_core.training.flow import Batch, prepare
+from sa3_core.training.flow import Batch, prepare_inputs
 
 
 @dataclass(frozen=True)
@@ -53,12 +53,11 @@ def follow(
 ) -> Paths:  # fmt: skip
     """The teacher's paths to the items of a batch. lengths: frames to generate per item; given (B, T): frames known from the batch."""
     z, condition = batch.latents, batch.condition
-    effective = batch.lengths if batch.effective is None else batch.effective
     options = dict(teacher.config.schedule)
-    sigmas = schedule.build(options.pop("kind"), steps, 1.0, torch.tensor(list(effective)), **options).expand(len(z), -1)
-    cond = prepare(teacher, z, given, condition, lengths)
+    sigmas = schedule.build(options.pop("kind"), steps, 1.0, torch.tensor(list(batch.shift_lengths)), **options).expand(len(z), -1)
+    cond = prepare_inputs(teacher, z, given, condition, lengths)
     blank = teacher.conditioner.unconditional(len(z), condition.cross_attn)
-    uncond = prepare(teacher, z, given, replace(condition, cross_attn=blank), lengths)
+    uncond = prepare_inputs(teacher, z, given, replace(condition, cross_attn=blank), lengths)
     velocity, states = Predictor(teacher.dit, cond, uncond, guidance, lengths), []
 
     def recorded(x: Tensor, t: Tensor) -> Tensor:
@@ -93,7 +92,7 @@ def distil_loss(student: Generator, paths: Paths, items: Tensor, places: Tensor)
     x, t = paths.states[items, places].float(), paths.times[items, places]
     lengths = paths.lengths[items].tolist()
     known, given = paths.latents[items].float(), paths.given[items]
-    inputs = prepare(student, known, given, Condition(paths.cross_attn[items], paths.global_cond[items]), lengths)
+    inputs = prepare_inputs(student, known, given, Condition(paths.cross_attn[items], paths.global_cond[items]), lengths)
     level = t.to(x)[:, None, None]
     made = x - level * student.dit(x, t, inputs).float()
     error = ((made - paths.ends[items].float()).square() / level).mean(1)  # (B, T)

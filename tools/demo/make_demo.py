@@ -35,9 +35,9 @@ from sa3_core.models.same import SAME
 from sa3_core.models.text_encoder import config_from
 from sa3_core.sampling.guidance import Guidance
 from sa3_core.training import flow
-from sa3_core.training.loop import Settings, Trainer
 from tools.demo import autoencoder, corpus, demo_config, distil, metrics
 from tools.demo.demo_config import FRAME, SPECIALS, VOCABULARY
+from tools.demo.trainer import EMATrainer, Settings
 
 SEED = 0
 CLIPS = 6000  # of 2.2 s, for the autoencoder
@@ -132,16 +132,16 @@ def train_autoencoder(work: Path, recipe: Base, before: sa3_core.Model | None) -
     for phase, (settings, weights) in recipe.same.items():
         for part in (same.encoder, same.bottleneck):
             part.requires_grad_(phase != DECODER)
-        trainer = Trainer({name: p for name, p in same.named_parameters() if p.requires_grad}, settings, work / phase)
+        trainer = EMATrainer({name: p for name, p in same.named_parameters() if p.requires_grad}, settings, work / phase)
         if trainer.step < settings.steps:
             bank = torch.stack([corpus.clip(SEED, i, 2.2).audio.half() for i in range(CLIPS)]) if bank is None else bank
             if trainer.step == 0:
                 if before is None and phase == next(iter(recipe.same)):
                     autoencoder.block_pca_start(same, bank[:500].float(), torch.Generator().manual_seed(SEED))
-                trainer.restart_average()
+                trainer.reset_average()
             loss = autoencoder.loss(same, functools.partial(crops, bank), settings.steps, weights, teacher if weights.latent else None)
             trainer.run(loss, report(phase))
-        take_averages(trainer)
+        trainer.copy_average()
     same.requires_grad_(False)
     autoencoder.measure_scale(same, [corpus.clip(SEED, i, CROP / corpus.RATE).audio[None] for i in range(200)])
     return same
@@ -203,7 +203,7 @@ def encode_corpus(work: Path, same: SAME) -> None:
 
 
 class Corpus:
-    """Batches of encoded clips with their conditions, for `flow.loss`. chances: of each window."""
+    """Batches of encoded clips with their conditions, for `flow.training_loss`. chances: of each window."""
 
     def __init__(self, work: Path, net: Generator, text: torch.nn.Module, chances: dict[str, float]):
         self.net, self.text, self.windows = net, text, {}
@@ -253,18 +253,11 @@ def train_transformer(work: Path, recipe: Base, before: sa3_core.Model | None) -
         text.load_state_dict(before.text_encoder.model.state_dict())
     parameters = dict(net.named_parameters()) | {f"text.{name}": p for name, p in text.named_parameters()}
     for name, (settings, chances) in recipe.transformer.items():
-        trainer = Trainer(parameters, settings, work / name)
+        trainer = EMATrainer(parameters, settings, work / name)
         if trainer.step < settings.steps:
-            trainer.run(flow.loss(net, Corpus(work, net, text, chances), FLOW, corpus.RATE / FRAME), report(name))
-        take_averages(trainer)
+            trainer.run(flow.training_loss(net, Corpus(work, net, text, chances), FLOW, corpus.RATE / FRAME), report(name))
+        trainer.copy_average()
     return net, text
-
-
-@torch.no_grad()
-def take_averages(trainer: Trainer) -> None:
-    """The network becomes what is kept of its training."""
-    for name, mean in trainer.averaged().items():
-        trainer.parameters[name].copy_(mean)
 
 
 @torch.no_grad()
@@ -294,10 +287,10 @@ def post_train(work: Path, recipe: PostTraining, before: sa3_core.Model, latents
         window = list(banks)[int(torch.multinomial(chances, 1, generator=generator))]
         return banks[window], WINDOWS[window].batch
 
-    trainer = Trainer(dict(student.dit.named_parameters()), recipe.settings, work / "distil")
+    trainer = EMATrainer(dict(student.dit.named_parameters()), recipe.settings, work / "distil")
     if trainer.step < recipe.settings.steps:
         trainer.run(distil.loss(student, draw), report("distil"))
-    take_averages(trainer)
+    trainer.copy_average()
     return student
 
 
@@ -315,7 +308,7 @@ def teacher_paths(work: Path, recipe: PostTraining, window: str, batches: Corpus
             batch, captions, seconds = batches.draw(generator)
         frames = batch.latents.shape[-1]
         lengths = flow.extend_lengths(batch.lengths, FLOW.silence * corpus.RATE / FRAME, frames, generator)
-        given = flow.draw_given(lengths, frames, FLOW.masks, generator)
+        given = flow.draw_masks(lengths, frames, FLOW.masks, generator)
         part = distil.follow(batches.net, batch, lengths, given, recipe.guidance, recipe.steps, generator)
         with torch.no_grad():
             audio = same.decode(part.ends)
