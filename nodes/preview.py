@@ -74,11 +74,11 @@ def split_items(name: str, audios) -> list[tuple]:
     return items
 
 
-def one_per_item(originals: list, count: int) -> list:
-    """The originals, a single one repeated for each of `count` items."""
-    if len(originals) not in (0, 1, count):
-        raise SA3Error(f"The original has {len(originals)} items for {count} of the AUDIO; connect one for all items, or one per item.")
-    return originals * count if len(originals) == 1 else originals
+def one_per_item(originals: list, total: int) -> list:
+    """The originals, a single one repeated for each of `total` items."""
+    if len(originals) not in (0, 1, total):
+        raise SA3Error(f"The original has {len(originals)} items for {total} of the AUDIO; connect one for all items, or one per item.")
+    return originals * total if len(originals) == 1 else originals
 
 
 def join_items(items: list[tuple]) -> list[dict]:
