@@ -74,8 +74,8 @@ def duration(seconds: float) -> str:
     return f"{minutes}:{rest:02} min" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02}:{rest:02} h"
 
 
-def check_interrupt() -> None:
-    """Raise ComfyUI's interruption if the user has cancelled the run."""
+def check_interrupt(*progress) -> None:
+    """Raise ComfyUI's interruption if the user has cancelled the run. Also a progress callback that shows nothing."""
     comfy.model_management.throw_exception_if_processing_interrupted()
 
 
