@@ -1,4 +1,4 @@
-"""While it runs: the picture of what is coming, its budget, and the words under the node. The result knows nothing of them."""
+"""The live preview while sampling and its time budget, and the status line under a node. Neither changes the result."""
 
 import importlib
 import itertools
@@ -18,16 +18,16 @@ def live(sa3):
 
 
 @pytest.fixture(scope="module")
-def words(sa3):
+def host(sa3):
     return importlib.import_module("sa3_pack.nodes.comfyui.progress")
 
 
 @pytest.fixture
-def browser(words, monkeypatch):
-    """A browser that looks on, and was told nothing yet: .lines of (node, text), .pictures, .bars of (done, total)."""
+def browser(host, monkeypatch):
+    """A connected browser; what it receives: .lines of (node, text), .pictures, .bars of (done, total)."""
     from comfy_execution.utils import CurrentNodeContext
 
-    words._warnings.clear()
+    host._warnings.clear()
     # Newer versions of ComfyUI leave out bars that come too fast, by a clock that is not the tests'.
     monkeypatch.setattr("comfy.utils.PROGRESS_THROTTLE_MIN_INTERVAL", 0.0, raising=False)
     seen = SimpleNamespace(lines=[], pictures=[], bars=[])
@@ -146,18 +146,18 @@ def test_low_tones_are_low_and_later_is_further_right(live):
     assert int(early.argmax()) > 170 and int(late.argmax()) < 80
 
 
-# -- words --------------------------------------------------------------------------------------------------------------
+# -- status line --------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def clock(words, monkeypatch):
+def clock(host, monkeypatch):
     clock = Clock()
-    monkeypatch.setattr(words, "time", SimpleNamespace(monotonic=clock))
+    monkeypatch.setattr(host, "time", SimpleNamespace(monotonic=clock))
     return clock
 
 
-def test_a_stage_and_the_time_left(words, browser, clock):
-    progress = words.Progress(8, "decoding chunk")
+def test_a_stage_and_the_time_left(host, browser, clock):
+    progress = host.Progress(8, "decoding chunk")
     for done in range(1, 9):
         clock.now += 10
         progress(done, 8)
@@ -168,22 +168,22 @@ def test_a_stage_and_the_time_left(words, browser, clock):
     assert browser.bars == [(done, 8) for done in range(1, 9)]
 
 
-def test_a_short_stage_says_nothing_and_a_fast_one_little(words, browser, clock):
-    progress = words.Progress(4, "decoding chunk")
+def test_short_stages_show_no_status_and_fast_ones_little(host, browser, clock):
+    progress = host.Progress(4, "decoding chunk")
     for done in range(1, 5):
         clock.now += 0.2
         progress(done, 4)
     progress.finish()
     assert browser.lines == []
-    progress = words.Progress(1000, "step")
+    progress = host.Progress(1000, "step")
     for done in range(1, 1001):
         clock.now += 0.01
         progress(done, 1000)
     assert 10 <= len(browser.lines) <= 20
 
 
-def test_parts_count_as_one(words, browser, clock):
-    progress = words.Progress(1, "decoding chunk")
+def test_parts_count_as_one(host, browser, clock):
+    progress = host.Progress(1, "decoding chunk")
     for item in range(2):
         part = progress.part(item, 2, "item")
         for done in range(1, 3):
@@ -196,23 +196,23 @@ def test_parts_count_as_one(words, browser, clock):
     ]  # fmt: skip
 
 
-def test_what_was_said_stays(words, browser, clock):
-    words.warn("Mind the gap.")
-    progress = words.Progress(2, "step")
+def test_warnings_stay_below_the_status_line(host, browser, clock):
+    host.warn("Mind the gap.")
+    progress = host.Progress(2, "step")
     clock.now += 5
     progress(1, 2)
     progress.finish()
     assert [text for _, text in browser.lines] == ["Mind the gap.", "step 1 of 2, 5 s left\nMind the gap.", "done in 5 s\nMind the gap."]
 
 
-def test_the_sampler_counts_its_steps(sa3, load, words, browser, monkeypatch):
-    monkeypatch.setattr(words, "STATUS_DELAY", 0.0)
-    monkeypatch.setattr(words, "STATUS_INTERVAL", 0.0)
+def test_the_sampler_counts_its_steps(sa3, load, host, browser, monkeypatch):
+    monkeypatch.setattr(host, "STATUS_DELAY", 0.0)
+    monkeypatch.setattr(host, "STATUS_INTERVAL", 0.0)
     sampled(sa3, load("small"), preview="off")
     texts = [text for node, text in browser.lines if node == "17"]
     assert texts[0].startswith("step 1 of 4, ") and texts[2].startswith("step 3 of 4, ") and texts[-1].startswith("done in ")
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0.4, "0 s"), (59.4, "59 s"), (59.6, "1:00 min"), (3725, "1:02:05 h")])
-def test_durations(words, seconds, text):
-    assert words.duration(seconds) == text
+def test_durations(host, seconds, text):
+    assert host.duration(seconds) == text

@@ -1,6 +1,6 @@
 // Finds the audio to show on a node: the file of a loader upstream, which needs no run, else the node's own result of its last run.
 
-const KEY = "sa3_waveform" // of the node's ui result, written in nodes/host/
+const KEY = "sa3_waveform" // of the node's ui result, written in nodes/comfyui/preview.py
 const SUBGRAPH_INPUT = -10 // LiteGraph's id of the input node of a subgraph
 const MUTED = [2, 4] // modes of nodes that do not run: never, bypassed
 const BYPASSED = 4
