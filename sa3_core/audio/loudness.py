@@ -1,6 +1,6 @@
-"""Levels: loudness and true peak as ITU-R BS.1770-4 and EBU R128 measure them, and a gain or a limiter where one is asked for.
+"""Loudness and true peak after ITU-R BS.1770-4 and EBU R128; normalization and a limiter.
 
-Everything is computed in float64 along the last dimension; waveforms are (C, N), full scale is 1.
+Waveforms are (C, N) with full scale 1. Levels are computed in float64.
 """
 
 import math
@@ -13,26 +13,27 @@ from torch import Tensor
 from ..errors import SA3Error
 from .waveform import check_clip, resample
 
-ABSOLUTE_GATE, RELATIVE_GATE = -70.0, -10.0  # LUFS; LU below the loudness of what passes the absolute gate
-MOMENTARY, SHORT_TERM, HOP = 0.4, 3.0, 0.1  # seconds: windows of the norm, and how far apart they start
+ABSOLUTE_GATE, RELATIVE_GATE = -70.0, -10.0  # LUFS; LU relative to the loudness above the absolute gate
+MOMENTARY, SHORT_TERM, HOP = 0.4, 3.0, 0.1  # seconds: window lengths, hop
 OVERSAMPLING = 4
-RINGING = 0.5  # seconds after which the weighting's impulse response is below 1e-40
-BLOCK = 1 << 19  # samples worked on at once
-ATTACK, RELEASE = 0.005, 60.0  # of the limiter: seconds of look-ahead, dB per second
-SURROUND = 10**0.15  # weight of the rear channels, +1.5 dB
-FLOOR = -math.inf  # what silence measures
+RINGING = 0.5  # seconds after which the K-weighting's impulse response is below 1e-40
+BLOCK = 1 << 19  # samples per FFT or oversampling block
+ATTACK, RELEASE = 0.005, 60.0  # limiter: seconds of look-ahead, dB per second
+SURROUND = 10**0.15  # weight of the surround channels, +1.5 dB
+FLOOR = -math.inf  # level of silence
+NORMALIZE = ("off", "peak", "loudness")
 
 
 @dataclass(frozen=True)
 class Levels:
-    """What a clip measures. LUFS, dBTP and dBFS; -inf where there is nothing to measure."""
+    """Levels of a clip; -inf for silence."""
 
-    integrated: float
-    short_term: float  # loudest 3 s
-    momentary: float  # loudest 0.4 s
-    true_peak: float
-    peak: float
-    rms: float  # a full-scale sine has -3.01
+    integrated: float  # LUFS
+    short_term: float  # LUFS, loudest 3 s
+    momentary: float  # LUFS, loudest 0.4 s
+    true_peak: float  # dBTP
+    peak: float  # dBFS
+    rms: float  # dBFS; -3.01 for a full-scale sine
     seconds: float
 
     @property
@@ -51,11 +52,11 @@ class Levels:
 def measure(waveform: Tensor, rate: int) -> Levels:
     """All levels of a clip (C, N)."""
     check_clip("The audio", waveform, rate)
-    blocks, windows = _powers(waveform, rate)
+    momentary, short_term = _window_powers(waveform, rate)
     return Levels(
-        integrated=_gated(blocks),
-        short_term=_loudness(windows.max()),
-        momentary=_loudness(blocks.max()),
+        integrated=_gated(momentary),
+        short_term=_loudness(short_term.max()),
+        momentary=_loudness(momentary.max()),
         true_peak=decibels(float(true_peaks(waveform).max())),
         peak=decibels(float(waveform.abs().max())),
         rms=decibels(float(waveform.double().square().mean().sqrt())),
@@ -64,27 +65,28 @@ def measure(waveform: Tensor, rate: int) -> Levels:
 
 
 def integrated(waveform: Tensor, rate: int) -> float:
-    """Integrated loudness of a clip (C, N) in LUFS, gated; -inf for silence. Shorter than 0.4 s: the mean over what there is."""
+    """Gated integrated loudness of a clip (C, N) in LUFS; -inf for silence. A clip shorter than 0.4 s is one window."""
     check_clip("The audio", waveform, rate)
-    return _gated(_powers(waveform, rate)[0])
+    return _gated(_window_powers(waveform, rate)[0])
 
 
 def db(value: float) -> str:
-    """A level in words."""
-    return f"{value:.1f}" if math.isfinite(value) else "-inf"
+    """A level as text."""
+    return f"{value:.1f}"
 
 
 def decibels(amplitude: float) -> float:
+    """An amplitude in dB relative to full scale; -inf for 0."""
     return 20 * math.log10(amplitude) if amplitude > 0 else FLOOR
 
 
 def k_weighting(frequency: Tensor, rate: int) -> Tensor:
-    """Complex response of the norm's two filters at frequencies in Hz, for any rate.
+    """Complex response of the K-weighting at frequencies in Hz, for any sample rate.
 
-    The norm gives coefficients for 48 kHz only. These are the analogue filters behind them (a shelf of +4 dB above 1682 Hz and a
-    high pass at 38 Hz), through the bilinear transform at this rate; at 48 kHz they are the norm's to 1e-8.
+    BS.1770 gives coefficients for 48 kHz only. These are the underlying analogue filters (a shelf of +4 dB above 1682 Hz, a high pass
+    at 38 Hz) after a bilinear transform; at 48 kHz they agree with the published coefficients to 1e-8.
     """
-    z = torch.exp(-2j * torch.pi * frequency.double() / rate)  # one sample's delay
+    z = torch.exp(-2j * torch.pi * frequency.double() / rate)  # a delay of one sample
     k, q = math.tan(math.pi * 1681.974450955533 / rate), 0.7071752369554196
     high, middle = 10 ** (3.999843853973347 / 20), 10 ** (3.999843853973347 / 20 * 0.4996667741545416)
     shelf = (high + middle * k / q + k * k) + 2 * (k * k - high) * z + (high - middle * k / q + k * k) * z**2
@@ -95,10 +97,10 @@ def k_weighting(frequency: Tensor, rate: int) -> Tensor:
 
 
 def weighted(waveform: Tensor, rate: int) -> Tensor:
-    """K-weighted samples (C, N), float64, as the recursive filters would give them."""
+    """K-weighted samples (C, N), float64, by overlap-add FFT convolution."""
     ring = round(RINGING * rate)
     size = max(BLOCK, 1 << (4 * ring - 1).bit_length())
-    step = size - 2 * ring  # behind a block room for its ringing, and for what the grid of frequencies folds back
+    step = size - 2 * ring  # room for the ringing after the block, and for its time aliasing
     response = k_weighting(torch.fft.rfftfreq(size, 1 / rate, dtype=torch.float64), rate).to(waveform.device)
     out = torch.zeros(waveform.shape[0], waveform.shape[-1] + 2 * ring, dtype=torch.float64, device=waveform.device)
     for start in range(0, waveform.shape[-1], step):
@@ -109,7 +111,7 @@ def weighted(waveform: Tensor, rate: int) -> Tensor:
 
 
 def channel_weights(channels: int) -> Tensor:
-    """Of the norm: 1 for mono and front channels, +1.5 dB for the surrounds of 5.0 (L R C Ls Rs) and 5.1, 0 for its LFE."""
+    """Channel weights of BS.1770: +1.5 dB for the surrounds of 5.0 (L R C Ls Rs) and 5.1, 0 for the LFE of 5.1, else 1."""
     if channels == 5:
         return torch.tensor([1, 1, 1, SURROUND, SURROUND], dtype=torch.float64)
     if channels == 6:
@@ -117,26 +119,24 @@ def channel_weights(channels: int) -> Tensor:
     return torch.ones(channels, dtype=torch.float64)
 
 
-def _powers(waveform: Tensor, rate: int) -> tuple[Tensor, Tensor]:
-    """Weighted power of every window of 0.4 s and of 3 s, each 0.1 s after the last; a shorter clip is one window."""
+def _window_powers(waveform: Tensor, rate: int) -> list[Tensor]:
+    """Mean weighted power of all windows of 0.4 s and of all windows of 3 s, every 0.1 s; a shorter clip is one window."""
     power = channel_weights(waveform.shape[0]).to(waveform.device) @ weighted(waveform, rate).square()
-    total = F.pad(power.cumsum(0), (1, 0))
-    return tuple(_window_means(total, round(seconds * rate), rate) for seconds in (MOMENTARY, SHORT_TERM))
+    total, powers = F.pad(power.cumsum(0), (1, 0)), []
+    for seconds in (MOMENTARY, SHORT_TERM):
+        width = min(round(seconds * rate), power.numel())
+        count = int((power.numel() - width) / (HOP * rate)) + 1
+        starts = (torch.arange(count, device=power.device) * HOP * rate).round().long()
+        powers.append(((total[starts + width] - total[starts]) / width).clamp(min=0))
+    return powers
 
 
-def _window_means(total: Tensor, width: int, rate: int) -> Tensor:
-    length = total.numel() - 1
-    width = min(width, length)
-    count = int((length - width) / (HOP * rate)) + 1
-    starts = (torch.arange(count, device=total.device) * HOP * rate).round().long()
-    return ((total[starts + width] - total[starts]) / width).clamp(min=0)
-
-
-def _gated(blocks: Tensor) -> float:
-    heard = blocks[blocks > 10 ** ((ABSOLUTE_GATE + 0.691) / 10)]
-    if not heard.numel():
+def _gated(powers: Tensor) -> float:
+    """Loudness of the windows above the absolute and the relative gate, in LUFS."""
+    gated = powers[powers > 10 ** ((ABSOLUTE_GATE + 0.691) / 10)]
+    if not gated.numel():
         return FLOOR
-    return _loudness(heard[heard > heard.mean() * 10 ** (RELATIVE_GATE / 10)].mean())
+    return _loudness(gated[gated > gated.mean() * 10 ** (RELATIVE_GATE / 10)].mean())
 
 
 def _loudness(power: Tensor) -> float:
@@ -144,8 +144,8 @@ def _loudness(power: Tensor) -> float:
 
 
 def true_peaks(waveform: Tensor) -> Tensor:
-    """Per sample the largest magnitude (N,) of any channel (C, N) there and up to the next sample, oversampled four times."""
-    edge = 64  # samples of context that a block's interpolation sees on either side
+    """Largest magnitude (N,) of any channel (C, N) from each sample up to the next, oversampled four times."""
+    edge = 64  # samples of context on either side of a block
     length, parts = waveform.shape[-1], []
     padded = F.pad(waveform.double(), (edge, edge))
     for start in range(0, length, BLOCK):
@@ -156,48 +156,45 @@ def true_peaks(waveform: Tensor) -> Tensor:
 
 
 def limit(waveform: Tensor, rate: int, ceiling: float) -> Tensor:
-    """A clip (C, N) whose true peak stays at or below `ceiling` dBTP.
+    """The clip (C, N) with its true peak limited to `ceiling` dBTP, by one gain for all channels.
 
-    The gain, the same for all channels, starts to fall 5 ms before a peak, is down when it comes, and recovers by 60 dB a second.
-    Where nothing has to be turned down every sample stays as it is; a clip below the ceiling is returned itself.
+    The gain falls within 5 ms before a peak and recovers at 60 dB per second. Samples without reduction stay bit-identical; a clip
+    below the ceiling is returned itself.
     """
     check_clip("The audio", waveform, rate)
     highest = 10 ** (ceiling / 20)
     out, gain = waveform, torch.ones(waveform.shape[-1], dtype=torch.float64, device=waveform.device)
-    for _ in range(8):  # a moving gain moves the peaks between samples a little, so a second look may find a rest
+    for _ in range(8):  # a changing gain moves the peaks between samples, so some may remain after a pass
         peaks = true_peaks(out)
         if bool(peaks.max() <= highest):
             return out
-        # Always a hair below, or the rest would shrink for ever without vanishing.
+        # 0.9999: aiming at the ceiling itself would converge without reaching it.
         gain = gain * _smooth(torch.where(peaks > highest, 0.9999 * highest / peaks, 1.0), rate)
         out = torch.where(gain < 1, waveform.double() * gain, waveform.double()).to(waveform.dtype)
     return out * min(1.0, 0.9999 * highest / float(true_peaks(out).max()))
 
 
-def _smooth(wanted: Tensor, rate: int) -> Tensor:
-    """A smooth gain (N,) that is nowhere above the wanted one and is 1 where no reduction is near."""
-    falling = torch.arange(wanted.numel(), dtype=torch.float64, device=wanted.device) * (RELEASE / rate)
-    released = torch.cummin(20 * wanted.log10() - falling, 0).values + falling  # in dB, recovering at a steady rate
+def _smooth(gain: Tensor, rate: int) -> Tensor:
+    """A smooth gain (N,), nowhere above `gain`, and 1 where no reduction is near."""
+    recovery = torch.arange(gain.numel(), dtype=torch.float64, device=gain.device) * (RELEASE / rate)
+    released = torch.cummin(20 * gain.log10() - recovery, 0).values + recovery  # dB
     reach = max(1, round(ATTACK * rate))
     held = -F.max_pool1d(F.pad(-released.clamp(max=0), (reach, reach), value=-math.inf)[None], 2 * reach + 1, 1)[0]
-    kernel = torch.hann_window(2 * reach + 3, periodic=False, dtype=torch.float64, device=wanted.device)[1:-1]
-    # A mean of values each of which is at most the wanted one, so the mean is too.
+    kernel = torch.hann_window(2 * reach + 3, periodic=False, dtype=torch.float64, device=gain.device)[1:-1]
+    # Every averaged value is at most the given gain, so the mean is too.
     mean = F.conv1d(F.pad(held[None, None], (reach, reach), mode="replicate"), (kernel / kernel.sum())[None, None])[0, 0]
     return torch.where(mean > -1e-9, 1.0, 10 ** (mean / 20))
 
 
-NORMALIZE = ("off", "peak", "loudness")
-
-
 def normalized(waveform: Tensor, rate: int, kind: str, target: float) -> tuple[Tensor, float]:
-    """A clip (C, N) at `target` (dBTP for peak, LUFS for loudness) by one gain, and that gain in dB. Silence stays silence."""
+    """The clip (C, N) scaled to `target` (dBTP for peak, LUFS for loudness), and the gain in dB. Silence is returned unchanged."""
     if kind not in NORMALIZE:
         raise SA3Error(f"normalize is '{kind}'; choose one of {', '.join(NORMALIZE)}.")
     if kind == "off":
         return waveform, 0.0
     check_clip("The audio", waveform, rate)
-    found = integrated(waveform, rate) if kind == "loudness" else decibels(float(true_peaks(waveform).max()))
-    if not math.isfinite(found):
+    level = integrated(waveform, rate) if kind == "loudness" else decibels(float(true_peaks(waveform).max()))
+    if not math.isfinite(level):
         return waveform, 0.0
-    gain = target - found
+    gain = target - level
     return (waveform.double() * 10 ** (gain / 20)).to(waveform.dtype), gain
