@@ -581,13 +581,13 @@ def lora(lab: Lab) -> Rows:
         model = lab.model(case.family, "fp16")
         plain = lab.ms(step_of(model, case), 7)
         for kind in ("lora", "dora-rows"):
-            row = lora_benchmark.random_rows(model.module, kind, 16)
+            row = lora_benchmark.random_lora(model.module, kind, 16)
             found = {"model": f"{case}, fp16", "kind": f"{kind}, rank 16", "plain step ms": plain}
             found["apply ms"] = 1e3 * lab.once(functools.partial(model._apply, Stack((row,))))
             found["step ms, constant"] = lab.ms(step_of(model, case), 7)
             found["remove ms"] = 1e3 * lab.once(model.remove_loras)
             step = step_of(model, case)
-            stack = Stack((lora_benchmark.random_rows(model.module, kind, 16, curve=(1.0, 1.0)),))
+            stack = Stack((lora_benchmark.random_lora(model.module, kind, 16, curve=(1.0, 1.0)),))
             job = functools.partial(stack.velocity, step.dit, step.x, step.t, step.inputs)
             found["first scheduled ms"] = 1e3 * lab.once(job)
             found["step ms, scheduled"] = lab.ms(job, 7)

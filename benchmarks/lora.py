@@ -22,7 +22,7 @@ import json
 from sa3_core.checkpoints.tensors import DTYPES
 from sa3_core.lora.algebra import TYPES, Adapter, apply_stack
 from sa3_core.lora.formats import SECONDS, LoRA
-from sa3_core.lora.stack import Row, Stack, targets
+from sa3_core.lora.stack import Stack, StackedLoRA, targets
 from sa3_core.models.release import build
 
 RELEASES = {"small": "small-music", "medium": "medium"}
@@ -42,14 +42,14 @@ def random_release(family: str, device: str, dtype: torch.dtype) -> torch.nn.Mod
     return module.eval()
 
 
-def random_rows(module, kind: str, rank: int, **schedule) -> Row:
+def random_lora(module, kind: str, rank: int, **schedule) -> StackedLoRA:
     layers, axes = {}, TYPES[kind]
     for name, layer in targets(module).items():
         weight = layer.weight.flatten(1).float()
         up, down = (torch.randn(*shape) * 0.02 for shape in ((weight.shape[0], rank), (rank, weight.shape[1])))
         rows, cols = (weight.norm(dim=dim).cpu() if axis in axes else None for axis, dim in (("r", 1), ("c", 0)))
         layers[name] = Adapter(up, down, 1.0, rows, cols)
-    return Row(LoRA(Path("random"), "native", kind, layers), layers, seconds_strength=0.0, **schedule)
+    return StackedLoRA(LoRA(Path("random"), "native", kind, layers), layers, seconds_strength=0.0, **schedule)
 
 
 def clock(function, device: str) -> tuple[float, float]:
@@ -78,14 +78,14 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     module = random_release(options.family, options.device, DTYPES[options.dtype])
     dit, config = module.dit, module.config.dit
-    stack = Stack((random_rows(module, options.kind, options.rank, curve=(1.0, 1.0)),))
+    stack = Stack((random_lora(module, options.kind, options.rank, curve=(1.0, 1.0)),))
     like = {"device": options.device, "dtype": DTYPES[options.dtype]}
     inputs = dit.prepare(
         torch.randn(1, 257, config.cond_dim, **like), torch.randn(1, config.global_dim, **like),
         torch.zeros(1, config.local_dim, options.frames, **like), options.frames,
     )  # fmt: skip
     x, t = torch.randn(1, config.io_channels, options.frames, device=options.device), torch.tensor([0.5])
-    constant = {name: [(adapter, 1.0, "chain")] for name, adapter in stack.rows[0].layers.items() if name != SECONDS}
+    constant = {name: [(adapter, 1.0, "chain")] for name, adapter in stack.loras[0].layers.items() if name != SECONDS}
     layers = targets(module)
 
     def first_step() -> None:  # the state's forms and constants are made anew

@@ -65,7 +65,7 @@ class LoRAStack(io.ComfyNode):
         out, stack = add_lora(
             model, lora, strength=strength, interval=(start, end), skip_layers=skip_layers, seconds_strength=seconds, mode=mode, curve=curve
         )
-        warn(*stack.rows[-1].warnings)
+        warn(*stack.loras[-1].warnings)
         return io.NodeOutput(out, stack.describe())
 
 

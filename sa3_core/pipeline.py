@@ -19,7 +19,8 @@ from .checkpoints.download import cached_text_encoder
 from .config import ModelConfig
 from .errors import SA3Error
 from .lora.algebra import apply_stack
-from .lora.stack import Stack, make_row, open_lora, targets
+from .lora.fit import fit_lora, open_lora
+from .lora.stack import Stack, targets
 from .models.conditioning import Condition
 from .models.dit import DiTInputs
 from .models.release import Predictor, Release, build
@@ -92,8 +93,8 @@ class Model:
         """
         module = self._generative()
         lora = open_lora(path, module, self.name, self.path, None if base is None else Path(base))
-        row = make_row(lora, module, self.name, strength, interval, skip_layers, seconds_strength, mode, curve)
-        self._apply(self.loras.with_row(row))
+        fitted = fit_lora(lora, module, self.name, strength, interval, skip_layers, seconds_strength, mode, curve)
+        self._apply(self.loras.with_lora(fitted))
         return self.loras.describe()
 
     def remove_loras(self) -> None:

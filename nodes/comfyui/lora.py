@@ -9,8 +9,9 @@ from torch import Tensor
 
 from ...sa3_core.errors import SA3Error
 from ...sa3_core.lora.algebra import Adapter, apply_stack
+from ...sa3_core.lora.fit import checkpoint_bases, fit_lora, open_lora
 from ...sa3_core.lora.formats import BASES, PEFT_CONFIG
-from ...sa3_core.lora.stack import Stack, checkpoint_bases, make_row, open_lora, weight_name
+from ...sa3_core.lora.stack import Stack, weight_name
 from . import folders
 from . import model as host_model
 
@@ -58,14 +59,14 @@ def with_stack(model, stack: Stack):
 
 
 def add_lora(model, name: str, **settings):
-    """A clone of a MODEL with one more LoRA of ComfyUI's folder, and its stack. settings: as of `make_row`."""
+    """A clone of a MODEL with one more LoRA of ComfyUI's folder, and its stack. settings: as of `fit_lora`."""
     inner, path = host_model.require(model), find_lora(name)
     cache, key = inner.sa3_adapters, fingerprint(name)
     if key not in cache:
         cache[key] = open_lora(path, inner.diffusion_model, inner.sa3_name, inner.sa3_path, base_on_disk)
         while len(cache) > KEPT_FILES:
             del cache[next(iter(cache))]
-    stack = stack_of(model).with_row(make_row(cache[key], inner.diffusion_model, inner.sa3_name, **settings))
+    stack = stack_of(model).with_lora(fit_lora(cache[key], inner.diffusion_model, inner.sa3_name, **settings))
     return with_stack(model, stack), stack
 
 

@@ -142,7 +142,7 @@ def train_lora(model, clip, vae, folder: str, name: str, settings: LoRASettings)
                 raise
             raise SA3Error("Out of memory while training. Use fewer seconds, batch_size 1, dtype bf16, or a smaller rank.") from error
     callbacks.bar.finish()
-    stacked = [row.lora.name for row in stack_of(model).rows]
+    stacked = [stacked.lora.name for stacked in stack_of(model).loras]
     warnings = [f"{', '.join(stacked)} on the MODEL is ignored: training starts from the base's file."] if stacked else []
     return result, [*warnings, *(f"Skipped: {sentence}" for sentence in result.skipped)]
 

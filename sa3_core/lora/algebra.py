@@ -1,16 +1,16 @@
-"""LoRA adapters of all eight official types as one algebra.
+"""LoRA adapters of all eight official types in one algebra.
 
-Every type starts from a low-rank update, V = W + s B A, with s = alpha / rank * strength. DoRA then gives the rows or the columns
-of V new norms, BoRA both: multiplications by diagonal matrices. Whatever is stacked on a layer, its weight keeps the form
+Every type starts from a low-rank update, V = W + s B A, with s = alpha / rank * strength. DoRA then sets the norms of the rows or the
+columns of V, BoRA both: multiplications by diagonal matrices. Any stack of adapters on a layer keeps its weight in the form
 
     W' = sum_k  R_k W C_k  +  P Q        R_k, C_k diagonal, P (out, r), Q (r, in)
 
-* an update appends columns to P and rows to Q;
-* new row norms multiply every R_k and P from the left, new column norms every C_k and Q from the right;
-* a delta against the base, W' + (V - W), appends V's terms and the term -W. Terms with C = 1 add up to one, and so do terms with
-  R = 1, so that only a sum over DoRA or BoRA needs more than a single term.
+* a low-rank update appends columns to P and rows to Q;
+* new row norms multiply all R_k and P from the left, new column norms all C_k and Q from the right;
+* a delta against the base, W' + (V - W), appends V's terms and the term -W. Terms with C = 1 add up to one term, and so do terms with
+  R = 1, so only a sum over DoRA or BoRA needs more than one.
 
-So an adapter stack can be made into a weight, or run beside an untouched weight as scale, low rank, scale.
+A stack can therefore be merged into the weight, or run in the forward pass next to an unchanged weight: scale, low rank, scale.
 """
 
 from collections.abc import Iterable, Mapping
@@ -26,18 +26,18 @@ MODES = ("chain", "sum")
 # adapter_type -> its magnitudes: r = one per row (output), c = one per column (input)
 TYPES = {"lora": "", "dora": "r", "dora-rows": "r", "dora-cols": "c", "bora": "rc"}
 TYPES |= {f"{name}-xs": axes for name, axes in TYPES.items() if name != "dora"}
-Factor = Tensor | float  # a diagonal matrix; a float is a multiple of the identity
+Factor = Tensor | float  # a diagonal matrix as its diagonal, or a multiple of the identity
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """One adapter of one layer. Matrices keep the type they were stored in; the algebra computes in float32 or better."""
+    """One adapter of one layer. Matrices keep their stored type; the algebra computes in float32 or better."""
 
-    up: Tensor  # (out, r); before `with_bases` of an -xs adapter: its core (r, r)
-    down: Tensor | None  # (r, in); None: an -xs adapter without its bases
+    up: Tensor  # B (out, r); the core M (r, r) of an -xs adapter without its bases
+    down: Tensor | None  # A (r, in); None: an -xs adapter without its bases
     scale: float  # alpha / rank
-    rows: Tensor | None = None  # (out,)
-    cols: Tensor | None = None  # (in,)
+    rows: Tensor | None = None  # magnitudes (out,)
+    cols: Tensor | None = None  # magnitudes (in,)
 
     @property
     def rank(self) -> int:
@@ -45,85 +45,84 @@ class Adapter:
 
     @property
     def kind(self) -> str:
-        return {(False, False): "lora", (True, False): "dora-rows", (False, True): "dora-cols"}.get(
-            (self.rows is not None, self.cols is not None), "bora"
-        )
+        return {(False, False): "lora", (True, False): "dora-rows", (False, True): "dora-cols", (True, True): "bora"}[
+            self.rows is not None, self.cols is not None
+        ]
 
     def with_bases(self, u: Tensor, v: Tensor) -> "Adapter":
-        """An -xs adapter, core M (r, r), as a plain one: its update is U M V^T with U (out, >= r), V (in, >= r)."""
+        """An -xs adapter with core M (r, r) as B = U M and A = V^T, for U (out, >= r) and V (in, >= r)."""
         r = self.rank
         if u.shape[-1] < r or v.shape[-1] < r:
-            raise SA3Error(f"The SVD bases have {min(u.shape[-1], v.shape[-1])} columns, the adapter needs {r}.")
+            raise SA3Error(f"The SVD bases have {min(u.shape[-1], v.shape[-1])} columns; the adapter needs {r}.")
         return replace(self, up=u[:, :r].float() @ self.up.float(), down=v[:, :r].float().T.contiguous())
 
     def to(self, device, dtype: torch.dtype) -> "Adapter":
-        def moved(x):
-            return None if x is None else x.to(device, dtype)
-
-        return replace(self, up=moved(self.up), down=moved(self.down), rows=moved(self.rows), cols=moved(self.cols))
+        tensors = {name: value.to(device, dtype) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **tensors)
 
     def misfit(self, shape: tuple[int, int]) -> str | None:
         """What does not fit a weight of shape (out, in), or None."""
-        out, inner = shape
         if self.down is not None and (self.up.shape[0], self.down.shape[1]) != shape:
             return f"an update of {self.up.shape[0]} x {self.down.shape[1]}"
-        for name, values, length in (("row", self.rows, out), ("column", self.cols, inner)):
+        for name, values, length in zip(("row", "column"), (self.rows, self.cols), shape, strict=True):
             if values is not None and values.numel() != length:
                 return f"{values.numel()} {name} magnitudes"
         return None
 
-    def on(self, form: "Form", weight: Tensor, strength: float) -> "Form":
-        """This adapter on top of a form over the weight (out, in)."""
-        form = form.plus(self.up.to(weight) * (self.scale * strength), self.down.to(weight))
-        if self.rows is None and self.cols is None:
-            return form
-        v = form.weight(weight)
-        if self.rows is not None:
-            rows = self.rows.to(weight) / (v.norm(dim=1) + EPS)
-            form, v = form.scaled(rows=rows), rows[:, None] * v
-        if self.cols is not None:
-            form = form.scaled(cols=self.cols.to(weight) / (v.norm(dim=0) + EPS))
-        return form
-
 
 @dataclass(frozen=True)
-class Form:
-    """sum_k R_k W C_k + P Q for some W (out, in). Without arguments: W itself."""
+class AdaptedWeight:
+    """sum_k R_k W C_k + P Q as an expression in a base weight W (out, in). Without arguments: W itself."""
 
-    terms: tuple[tuple[Factor, Factor], ...] = ((1.0, 1.0),)
-    up: Tensor | None = None
-    down: Tensor | None = None
+    terms: tuple[tuple[Factor, Factor], ...] = ((1.0, 1.0),)  # R_k (out,), C_k (in,)
+    up: Tensor | None = None  # P (out, r)
+    down: Tensor | None = None  # Q (r, in)
 
-    def plus(self, up: Tensor, down: Tensor) -> "Form":
+    def plus(self, up: Tensor, down: Tensor) -> "AdaptedWeight":
+        """self + up down, for up (out, r) and down (r, in)."""
         if self.up is None:
             return replace(self, up=up, down=down)
         return replace(self, up=torch.cat((self.up, up), dim=1), down=torch.cat((self.down, down)))
 
-    def scaled(self, rows: Factor = 1.0, cols: Factor = 1.0) -> "Form":
+    def scaled(self, rows: Factor = 1.0, cols: Factor = 1.0) -> "AdaptedWeight":
+        """diag(rows) self diag(cols)."""
         up = self.up if self.up is None else _column(rows) * self.up
         down = self.down if self.down is None else self.down * cols
-        return Form(tuple((rows * r, c * cols) for r, c in self.terms), up, down)
+        return AdaptedWeight(tuple((rows * r, c * cols) for r, c in self.terms), up, down)
 
-    def with_delta(self, other: "Form") -> "Form":
+    def plus_delta(self, other: "AdaptedWeight") -> "AdaptedWeight":
         """self + (other - W)."""
-        form = self if other.up is None else self.plus(other.up, other.down)
-        return replace(form, terms=_collected((*self.terms, *other.terms, (-1.0, 1.0))))
+        total = self if other.up is None else self.plus(other.up, other.down)
+        return replace(total, terms=_collected((*self.terms, *other.terms, (-1.0, 1.0))))
+
+    def with_adapter(self, adapter: Adapter, w: Tensor, strength: float) -> "AdaptedWeight":
+        """The adapter applied to self. w (out, in): the base weight, read only for the norms of DoRA and BoRA."""
+        adapted = self.plus(adapter.up.to(w) * (adapter.scale * strength), adapter.down.to(w))
+        if adapter.rows is None and adapter.cols is None:
+            return adapted
+        v = adapted.weight(w)
+        if adapter.rows is not None:
+            rows = adapter.rows.to(w) / (v.norm(dim=1) + EPS)
+            adapted, v = adapted.scaled(rows=rows), rows[:, None] * v
+        if adapter.cols is not None:
+            adapted = adapted.scaled(cols=adapter.cols.to(w) / (v.norm(dim=0) + EPS))
+        return adapted
 
     def weight(self, w: Tensor) -> Tensor:
-        """The matrix that this form is over w."""
+        """The value (out, in) for a base weight w (out, in)."""
         parts = (w if _is_one(c) else w * c for _, c in self.terms)
         parts = [part if _is_one(r) else _column(r) * part for part, (r, _) in zip(parts, self.terms, strict=True)]
         out = parts[0] if len(parts) == 1 else sum(parts)
         return out if self.up is None else torch.addmm(out, self.up, self.down)
 
-    def to(self, dtype: torch.dtype) -> "Form":
+    def to(self, dtype: torch.dtype) -> "AdaptedWeight":
         def cast(x):
             return x.to(dtype) if isinstance(x, Tensor) else x
 
-        return Form(tuple((cast(r), cast(c)) for r, c in self.terms), cast(self.up), cast(self.down))
+        return AdaptedWeight(tuple((cast(r), cast(c)) for r, c in self.terms), cast(self.up), cast(self.down))
 
     def linear(self, x: Tensor, base, bias: Tensor | None) -> Tensor:
-        """x (..., in) through this form, where base(x) is x W^T + bias: (..., out)."""
+        """x (..., in) W'^T + bias -> (..., out), where base(x) computes x W^T + bias."""
         if len(self.terms) == 1:
             (r, c) = self.terms[0]
             out = base(x if _is_one(c) else x * c)
@@ -135,7 +134,7 @@ class Form:
         if self.up is None:
             return out
         low = torch.nn.functional.linear(x, self.down)
-        flat = out.flatten(0, -2)  # fresh, so it may be added to
+        flat = out.flatten(0, -2)  # a new tensor, so adding in place is safe
         return flat.addmm_(low.flatten(0, -2), self.up.T).view(out.shape)
 
 
@@ -148,9 +147,9 @@ def _column(factor: Factor) -> Factor:
 
 
 def _collected(terms: Iterable[tuple[Factor, Factor]]) -> tuple[tuple[Factor, Factor], ...]:
-    """As few terms as the same sum needs."""
-    rows: Factor = 0.0  # with C = 1
-    cols: Factor = 0.0  # with R = 1
+    """The same sum with as few terms as possible."""
+    rows: Factor = 0.0  # the sum of the terms with C = 1
+    cols: Factor = 0.0  # the sum of the other terms with R = 1
     both = []
     for r, c in terms:
         if isinstance(c, float):
@@ -168,37 +167,40 @@ def _collected(terms: Iterable[tuple[Factor, Factor]]) -> tuple[tuple[Factor, Fa
     return tuple(both)
 
 
-def compose(weight: Tensor, entries: Iterable[tuple[Adapter, float, str]]) -> Form:
-    """The form of a stack, (adapter, strength, mode) from bottom to top, over a weight (out, in). Strength 0 leaves an adapter out.
+def compose(weight: Tensor, stack: Iterable[tuple[Adapter, float, str]]) -> AdaptedWeight:
+    """The adapted weight of a stack of (adapter, strength, mode), from bottom to top, on a weight (out, in). Strength 0 has no effect.
 
-    chain: the adapter acts on the result so far, as the public loader does. sum: its delta against the weight is added, as the
-    public merge tool does.
+    chain: the adapter acts on the result so far, as in the public loader. sum: its delta against the base weight is added, as in the
+    public merge tool.
     """
-    form = Form()
-    for adapter, strength, mode in entries:
+    adapted = AdaptedWeight()
+    for adapter, strength, mode in stack:
         if strength == 0:
             continue
-        form = form.with_delta(adapter.on(Form(), weight, strength)) if mode == "sum" else adapter.on(form, weight, strength)
-    return form
+        if mode == "sum":
+            adapted = adapted.plus_delta(AdaptedWeight().with_adapter(adapter, weight, strength))
+        else:
+            adapted = adapted.with_adapter(adapter, weight, strength)
+    return adapted
 
 
-def apply_stack(weight: Tensor, entries: Iterable[tuple[Adapter, float, str]]) -> Tensor:
-    """A weight of any shape (out, ...) with a stack applied, in its own type; the weight itself when nothing in it is active."""
-    entries = [entry for entry in entries if entry[1] != 0]
-    if not entries:
+def apply_stack(weight: Tensor, stack: Iterable[tuple[Adapter, float, str]]) -> Tensor:
+    """A weight (out, ...) with a stack of (adapter, strength, mode) applied, in its own type; the weight itself if all strengths are 0."""
+    stack = [entry for entry in stack if entry[1] != 0]
+    if not stack:
         return weight
     flat = weight.flatten(1).to(torch.promote_types(weight.dtype, torch.float32))
-    return compose(flat, entries).weight(flat).view(weight.shape).to(weight.dtype)
+    return compose(flat, stack).weight(flat).view(weight.shape).to(weight.dtype)
 
 
 def apply(
     weight: Tensor, adapter_type: str, tensors: Mapping[str, Tensor], strength: float = 1.0,
     alpha: float | None = None, rank: int | None = None,
 ) -> Tensor:  # fmt: skip
-    """A weight (out, in) or (out, in, kernel) with one official adapter.
+    """A weight (out, in) or (out, in, kernel) with one official adapter applied.
 
-    tensors: lora_A (rank, in) and lora_B (out, rank), or M_xs (rank, rank) with U (out, rank), V (in, rank), without which they come
-    from the weight's own SVD; magnitude, or magnitude_r and magnitude_c. alpha: None = rank. Strength 0 returns the weight itself.
+    tensors: lora_A (rank, in) and lora_B (out, rank), or M_xs (rank, rank) with U (out, rank) and V (in, rank), which default to the
+    weight's own SVD; magnitude, or magnitude_r and magnitude_c. alpha: None = rank. Strength 0 returns the weight itself.
     """
     if strength == 0:
         return weight
@@ -214,13 +216,13 @@ def apply(
 def adapter_of(
     adapter_type: str, tensors: Mapping[str, Tensor], alpha: float | None = None, rank: int | None = None, where: str = "the adapter"
 ) -> Adapter:  # fmt: skip
-    """An adapter from the tensors of one layer under their native names. rank, where given, is the divisor of alpha."""
+    """The adapter made of one layer's tensors under their native names, checked. rank: the divisor of alpha (None: the matrices' rank)."""
     if adapter_type not in TYPES:
         raise SA3Error(f"{where}: the adapter type '{adapter_type}' is unknown; expected one of {', '.join(TYPES)}.")
 
-    def need(name: str, dims: int = 2) -> Tensor:
+    def tensor_of(name: str, dims: int = 2) -> Tensor:
         if name not in tensors:
-            raise SA3Error(f"{where}: the tensor '{name}' is missing, which adapter type '{adapter_type}' needs.")
+            raise SA3Error(f"{where}: the tensor '{name}' is missing; adapter type '{adapter_type}' needs it.")
         tensor = tensors[name]
         if dims == 2 and tensor.dim() > 2:
             tensor = tensor.flatten(1)  # of a convolution
@@ -229,31 +231,31 @@ def adapter_of(
         return tensor
 
     core = adapter_type.endswith("-xs")
-    up, down = (need("M_xs"), None) if core else (need("lora_B"), need("lora_A"))
+    up, down = (tensor_of("M_xs"), None) if core else (tensor_of("lora_B"), tensor_of("lora_A"))
     if core and up.shape[0] != up.shape[1]:
         raise SA3Error(f"{where}: M_xs has shape {list(up.shape)}, expected a square.")
     if not core and up.shape[1] != down.shape[0]:
         raise SA3Error(f"{where}: lora_B {list(up.shape)} and lora_A {list(down.shape)} are not (out, rank) and (rank, in) of one rank.")
     axes = TYPES[adapter_type]
     if adapter_type == "dora" and "magnitude" in tensors and tensors["magnitude"].dim() == 2 and tensors["magnitude"].shape[0] == 1:
-        axes = "c"  # the legacy form (1, in)
+        axes = "c"  # the legacy shape (1, in)
     if 0 in up.shape or (down is not None and 0 in down.shape):
         raise SA3Error(f"{where}: its matrices are empty, {list(up.shape)}; expected at least rank 1.")
-    found = {axis: need(f"magnitude_{axis}" if len(axes) == 2 else "magnitude", 1).flatten() for axis in axes}
+    magnitudes = {axis: tensor_of(f"magnitude_{axis}" if len(axes) == 2 else "magnitude", 1).flatten() for axis in axes}
     rank = rank or up.shape[1]
     scale = (rank if alpha is None else alpha) / rank
     if not abs(scale) < 1e9:
-        raise SA3Error(f"{where}: alpha {alpha} over rank {rank} is no scale; expected a finite number.")
-    adapter = Adapter(up, down, scale, found.get("r"), found.get("c"))
+        raise SA3Error(f"{where}: alpha {alpha} over rank {rank} is not a usable scale; expected less than 1e9.")
+    adapter = Adapter(up, down, scale, magnitudes.get("r"), magnitudes.get("c"))
     if core and "U" in tensors and "V" in tensors:
-        adapter = adapter.with_bases(need("U"), need("V"))
+        adapter = adapter.with_bases(tensor_of("U"), tensor_of("V"))
     return adapter
 
 
 def svd_bases(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """U (out, rank) and V (in, rank) of a weight (out, in): its leading singular vectors in float32.
 
-    Signs as the trainer fixes them: the entry of largest magnitude in each column of U is positive.
+    Signs as in the official trainer: the entry of largest magnitude in each column of U is positive.
     """
     u, _, vh = torch.linalg.svd(weight.detach().cpu().float(), full_matrices=False)
     signs = u[u.abs().argmax(dim=0), torch.arange(u.shape[1])].sign()

@@ -1,4 +1,4 @@
-"""LoRA files -> adapters by layer, in the three formats that are around.
+"""LoRA files of the three formats in use -> adapters by layer.
 
 native    `<layer>.parametrizations.weight.0.<tensor>`, JSON `lora_config` in the header: the official trainer
 PEFT      a folder with adapter_model.safetensors and adapter_config.json; DoRA as lora_magnitude_vector
@@ -11,7 +11,7 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -22,6 +22,8 @@ from ..checkpoints.tensors import PICKLES, TensorFile
 from ..errors import SA3Error
 from ..files import parse_json, read_json
 from .algebra import Adapter, adapter_of
+
+Bases = Callable[[str, int], tuple[Tensor, Tensor]]  # (layer, rank) -> U (out, >= rank), V (in, >= rank)
 
 SECONDS = "conditioners.seconds_total.embedder.embedding.1"
 BASES = "svd_bases.safetensors"
@@ -35,19 +37,19 @@ _PREFIXES = ("base_model.model.", "diffusion_model.", "model.", "conditioner.", 
 _TENSORS = {"lora_A", "lora_B", "M_xs", "U", "V", "magnitude", "magnitude_r", "magnitude_c"}
 _IGNORED = {"baked_vnorm_row", "lora_dropout_mask", "lora_strength"}
 _RANGE = re.compile(r"\[(\d{1,9})-(\d{1,9})\]")
-MAX_NAMES = 10_000  # that one pattern of layers may stand for
+MAX_NAMES = 10_000  # that one layer pattern may expand to
 
 
 @dataclass(frozen=True, eq=False)
 class LoRA:
-    """A LoRA file. kind: its adapter type. base: the model it was trained on, as the file says. config: what else the file says."""
+    """The contents of a LoRA file."""
 
     path: Path
-    layout: str
-    kind: str
+    layout: str  # native | peft | comfyui
+    kind: str  # its adapter types
     layers: dict[str, Adapter]
-    base: str | None = None
-    config: dict = field(default_factory=dict)
+    base: str | None = None  # the model it was trained on, if the file names it
+    config: dict = field(default_factory=dict)  # lora_config or adapter_config.json
     warnings: tuple[str, ...] = ()
 
     @property
@@ -62,8 +64,8 @@ class LoRA:
     def needs_bases(self) -> bool:
         return any(adapter.down is None for adapter in self.layers.values())
 
-    def with_bases(self, bases) -> "LoRA":
-        """bases(layer, rank) -> U, V for the layers of an -xs file that lack them."""
+    def with_bases(self, bases: Bases) -> "LoRA":
+        """The LoRA with SVD bases for the layers of an -xs file that lack them."""
         layers = {
             name: adapter if adapter.down is not None else adapter.with_bases(*bases(name, adapter.rank))
             for name, adapter in self.layers.items()
@@ -76,7 +78,7 @@ class LoRA:
         return f"{self.name}: {self.kind}, {rank}, trained on {self.base or 'an unnamed base'}"
 
     def details(self) -> str:
-        """A page about the file."""
+        """A report of several lines: type, ranks, layers, config, warnings."""
         parts: dict[str, int] = {}
         for layer in self.layers:
             part = re.sub(r"\d+", "*", layer)
@@ -96,7 +98,7 @@ class LoRA:
 
 
 def read_lora(path: str | Path) -> LoRA:
-    """Read a LoRA: a .safetensors file in any of the formats, or a PEFT folder."""
+    """Read a LoRA from a .safetensors file in any of the formats, or from a PEFT folder."""
     path = Path(path)
     path = path / PEFT_FILE if path.is_dir() else path
     if path.suffix.lower() in PICKLES:
@@ -111,8 +113,8 @@ def read_lora(path: str | Path) -> LoRA:
 
 
 def from_tensors(path: Path, tensors: Mapping[str, Tensor], config: dict) -> LoRA:
-    """A LoRA from a file's tensors, checked, and its `lora_config`."""
-    config = _checked(path, config)
+    """The LoRA made of a file's tensors and its `lora_config`, both checked."""
+    config = _check_config(path, config)
     grouped, native = _by_layer(path, tensors)
     warnings: list[str] = []
     if native:
@@ -130,16 +132,16 @@ def from_tensors(path: Path, tensors: Mapping[str, Tensor], config: dict) -> LoR
     for name, group in grouped.items():
         where = f"{path}, layer '{name}'"
         kind = config.get("adapter_type") if native else None
-        kind = _guess(group, where) if kind is None else kind
+        kind = _infer_type(group, where) if kind is None else kind
         layers[name] = adapter_of(kind, group, *scale_of[name], where=where)
         kinds.add(layers[name].kind if kind == "dora" else kind)
     if not layers:
-        raise SA3Error(f"{path} holds no adapter: {len(tensors)} tensors, none of a layer that its include and exclude lists leave.")
+        raise SA3Error(f"{path} holds no adapter: {len(tensors)} tensors, none for a layer that its include and exclude lists select.")
     return LoRA(path, layout, ", ".join(sorted(kinds)), layers, base if isinstance(base, str) else None, config, tuple(warnings))
 
 
 def _by_layer(path: Path, tensors: Mapping[str, Tensor]) -> tuple[dict[str, dict[str, Tensor]], bool]:
-    """Layer -> native tensor name -> tensor, and whether the file is in the native format."""
+    """Layer -> native tensor name -> tensor, checked; and whether the file is in the native format."""
     grouped: dict[str, dict[str, Tensor]] = {}
     native = any(_NATIVE.fullmatch(name) for name in tensors)
     for key in sorted(tensors):
@@ -149,8 +151,8 @@ def _by_layer(path: Path, tensors: Mapping[str, Tensor]) -> tuple[dict[str, dict
             continue
         if found is None or (native and tensor not in _TENSORS):
             raise SA3Error(
-                f"{path}: the tensor '{key}' belongs to no known kind of LoRA; expected the files of the official trainer (lora, dora, "
-                "bora and -xs types), PEFT or ComfyUI. LoHa, LoKr and other families are not among them."
+                f"{path}: the tensor '{key}' belongs to no supported kind of LoRA; expected a file of the official trainer (lora, dora, "
+                "bora and -xs types), PEFT or ComfyUI. LoHa, LoKr and other families are not supported."
             )
         value = tensors[key]
         if not value.is_floating_point() and (value.numel() != 1 or value.is_complex()):
@@ -159,20 +161,20 @@ def _by_layer(path: Path, tensors: Mapping[str, Tensor]) -> tuple[dict[str, dict
             raise SA3Error(f"{path}: the tensor '{key}' contains NaN or infinite values; the file is damaged or its training diverged.")
         group = grouped.setdefault(layer_name(found["layer"]), {})
         if tensor in group:
-            raise SA3Error(f"{path}: the tensor '{key}' is there twice, under two spellings of its layer.")
+            raise SA3Error(f"{path}: the tensor '{key}' occurs twice, under two spellings of its layer.")
         group[tensor] = value if value.is_floating_point() else value.float()
     return grouped, native
 
 
 def layer_name(key: str) -> str:
-    """A layer's own name, without what the writers put in front of it."""
+    """A layer's name without the prefixes that writers add."""
     while prefix := next((p for p in _PREFIXES if key.startswith(p)), ""):
         key = key.removeprefix(prefix)
     return key
 
 
-def _guess(group: Mapping[str, Tensor], where: str) -> str:
-    """The adapter type of a layer whose file does not say."""
+def _infer_type(group: Mapping[str, Tensor], where: str) -> str:
+    """The adapter type of a layer, from its tensors' names and shapes."""
     suffix = "-xs" if "M_xs" in group else ""
     if "magnitude_r" in group or "magnitude_c" in group:
         return f"bora{suffix}"
@@ -194,8 +196,8 @@ def _alpha(path: Path, layer: str, value: Tensor) -> float:
     return float(value)
 
 
-def _checked(path: Path, config) -> dict:
-    """A `lora_config` or adapter_config.json whose values are of the kinds that are computed with."""
+def _check_config(path: Path, config) -> dict:
+    """A `lora_config` or adapter_config.json, the types and ranges of its values checked."""
     if not isinstance(config, dict):
         raise SA3Error(f"{path}: its lora_config is {type(config).__name__}; expected a JSON object.")
     numbers = {key: config.get(key) for key in ("rank", "alpha", "r", "lora_alpha")}
@@ -220,17 +222,17 @@ def _checked(path: Path, config) -> dict:
 def _peft_config(path: Path, warnings: list[str]) -> dict:
     file = path.parent / PEFT_CONFIG
     if not file.is_file():
-        warnings.append(f"{path.name} has no {PEFT_CONFIG} beside it; its alpha is taken to be its rank.")
+        warnings.append(f"{path.name} has no {PEFT_CONFIG} next to it; alpha is assumed to equal the rank.")
         return {}
-    return _checked(file, read_json(file, "the adapter_config.json of PEFT"))
+    return _check_config(file, read_json(file, "the adapter_config.json of PEFT"))
 
 
 def _peft_scale(path: Path, name: str, config: dict) -> tuple[float | None, float | None]:
-    """alpha of a PEFT layer, and what to divide it by: the rank, or its root with rank-stabilised scaling."""
+    """alpha of a PEFT layer and its divisor: None for the rank, its square root with rank-stabilised scaling."""
 
     def of(pattern: str, default: str):
         for key, value in (config.get(pattern) or {}).items():
-            # PEFT takes regular expressions; one from a file could run for ever, so only names are taken
+            # PEFT allows regular expressions; an untrusted one could run forever, so only names are accepted.
             layer = re.sub(r"\\(.)", r"\1", key.removesuffix("$"))
             if re.search(r"[*+?{}()|\[\]]", layer):
                 raise SA3Error(f"{path}: '{pattern}' names layers by the expression '{key[:80]}'; expected a layer's name.")
@@ -250,7 +252,7 @@ def expand(pattern: str) -> list[str]:
     ends = [(int(low), int(high)) for low, high in zip(parts[1::3], parts[2::3], strict=True)]
     ranges = [range(a, b + 1) if a <= b else range(a, b - 1, -1) for a, b in ends]
     if math.prod(map(len, ranges)) > MAX_NAMES:
-        raise SA3Error(f"The layers '{pattern[:80]}' stand for more than {MAX_NAMES} names; give smaller ranges.")
+        raise SA3Error(f"The layers '{pattern[:80]}' stand for more than {MAX_NAMES} names; use smaller ranges.")
     return [
         "".join(itertools.chain.from_iterable(zip(parts[0::3], (*map(str, pick), ""), strict=True))) for pick in itertools.product(*ranges)
     ]
@@ -263,28 +265,25 @@ def matches(layer: str, patterns: Iterable[str]) -> bool:
 
 
 def selected(layer: str, config: Mapping) -> bool:
-    """Whether the include and exclude lists of a `lora_config` leave a layer."""
+    """Whether the include and exclude lists of a `lora_config` select a layer."""
     include, exclude = config.get("include"), config.get("exclude")
     include, exclude = ([one] if isinstance(one, str) else one for one in (include, exclude))
     return (include is None or matches(layer, include)) and not (exclude and matches(layer, exclude))
 
 
-# Bases of -xs adapters
-
-
-def read_bases(path: str | Path):
-    """bases(layer, rank) from a safetensors conversion of a release's svd_bases.pt."""
+def read_bases(path: str | Path) -> Bases:
+    """SVD bases of -xs adapters from a safetensors conversion of a release's svd_bases.pt."""
     file = TensorFile(path)
     names = {}
     for key in file.names:
         stem, _, part = key.rpartition(".")
         if part not in ("U", "V"):
-            raise SA3Error(f"{path}: the tensor '{key}' is no SVD basis; expected names ending in .U and .V.")
+            raise SA3Error(f"{path}: the tensor '{key}' is not an SVD basis; expected names ending in .U and .V.")
         names[layer_name(stem.removesuffix(".weight")), part] = key
 
     def bases(layer: str, rank: int) -> tuple[Tensor, Tensor]:
         if (layer, "U") not in names or (layer, "V") not in names:
-            raise SA3Error(f"{path} has no SVD basis for the layer '{layer}'; use the one of the base that the LoRA was trained on.")
+            raise SA3Error(f"{path} has no SVD basis for the layer '{layer}'; use the file of the base that the LoRA was trained on.")
         return file.read(names[layer, "U"]), file.read(names[layer, "V"])
 
     return bases

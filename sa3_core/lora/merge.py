@@ -1,4 +1,4 @@
-"""A stack merged into a checkpoint file, tensor by tensor: neither the model nor the file is ever in memory as a whole."""
+"""Merging a stack into a checkpoint file tensor by tensor, without loading the model as a whole."""
 
 import json
 import os
@@ -8,27 +8,28 @@ from pathlib import Path
 import torch
 
 from ..checkpoints.checkpoint import CONFIG, WEIGHTS, open_checkpoint
+from ..checkpoints.tensors import STORED
 from ..errors import SA3Error
 from ..files import publish
 from ..models.release import build
 from .algebra import apply_stack
 from .stack import Stack, weight_name
 
-TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-
 
 def merge(checkpoint: str | Path, stack: Stack, target: str | Path, progress=None) -> Path:
-    """Write a checkpoint with a stack in its weights as a new release folder, under the release's own names and in its types.
+    """Write a checkpoint with a stack merged into its weights as a new release folder and return the new weights file.
 
-    The text encoder, where it lies beside the checkpoint, is linked or copied. Nothing is overwritten; the folder appears only when
-    complete. progress(tensors done, tensors in all). Returns the new weights file.
+    Names and types stay those of the checkpoint; its text encoder is linked or copied. The folder is written atomically and never
+    overwrites another. progress(tensors done, tensors in total).
     """
     target, patches = Path(target), stack.patches()
     if not patches:
         raise SA3Error("There is no LoRA on this model to merge.")
     if stack.scheduled:
-        names = ", ".join(row.lora.name for row in stack.rows if row.scheduled)
-        raise SA3Error(f"{names} acts at some noise levels only, or along a curve: that cannot be merged into a file.")
+        names = ", ".join(stacked.lora.name for stacked in stack.loras if stacked.scheduled)
+        raise SA3Error(
+            f"{names} acts at some noise levels only or along a curve, which a file cannot contain; use the whole interval and no curve."
+        )
     if target.exists():
         raise SA3Error(f"{target} exists already; choose another name.")
     opened = open_checkpoint(checkpoint)
@@ -36,7 +37,7 @@ def merge(checkpoint: str | Path, stack: Stack, target: str | Path, progress=Non
     header, end = {"__metadata__": {"format": "pt", "sa3_loras": json.dumps(stack.record())}}, 0
     for name, tensor in build(opened.config).state_dict().items():
         kind = opened.tensors.dtype(opened.prefix + name)
-        size = tensor.numel() * TYPES[kind].itemsize
+        size = tensor.numel() * STORED[kind].itemsize
         header[name] = {"dtype": kind, "shape": list(tensor.shape), "data_offsets": [end, end + size]}
         end += size
     head = json.dumps(header).encode()
@@ -64,5 +65,5 @@ def merge(checkpoint: str | Path, stack: Stack, target: str | Path, progress=Non
 def _link(source: str, target: str) -> None:
     try:
         os.link(source, target)
-    except OSError:  # another disk, or one without links
+    except OSError:  # another disk, or one without hard links
         shutil.copyfile(source, target)

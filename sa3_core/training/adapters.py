@@ -8,12 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import SA3Error
-from ..lora.algebra import EPS, TYPES, Adapter, Form, adapter_of
+from ..lora.algebra import EPS, TYPES, AdaptedWeight, Adapter, adapter_of
 from ..lora.convert import native_tensors
-from ..lora.formats import LoRA, selected
+from ..lora.formats import Bases, LoRA, selected
 from ..lora.stack import AdaptedLinear, targets
-
-Bases = Callable[[str, int], tuple[Tensor, Tensor]]  # (layer, rank) -> U (out, rank), V (in, rank)
 
 
 class Product(torch.autograd.Function):
@@ -85,23 +83,23 @@ class TrainedLayer(nn.Module):
         """The adapter as inference uses it. complete: include the bases of an -xs type."""
         return adapter_of(self.kind, dict(self.named_parameters()) | (self.bases() if complete else {}), self.alpha, self.rank)
 
-    def form(self) -> Form:
-        """The adapted weight in factored form, differentiable: `Adapter.on` with the norms in closed form."""
+    def adapted_weight(self) -> AdaptedWeight:
+        """The adapted weight in factored form, differentiable: `AdaptedWeight.with_adapter` with the norms in closed form."""
         weight, adapter, rows = self.target[0].weight.detach().flatten(1), self.adapter(), None
         up, down = adapter.up * adapter.scale, adapter.down
-        form = Form().plus(up, down)
+        adapted = AdaptedWeight().plus(up, down)
         if adapter.rows is not None:
             rows = adapter.rows / (norms(weight, up, down, self.squares_r) + EPS)
-            form = form.scaled(rows=rows)
+            adapted = adapted.scaled(rows=rows)
         if adapter.cols is not None:
             squares = self.squares_c if rows is None else Product.apply(rows.square(), weight, True, True)
-            form = form.scaled(cols=adapter.cols / (norms(weight, up, down, squares, True, rows) + EPS))
-        return form
+            adapted = adapted.scaled(cols=adapter.cols / (norms(weight, up, down, squares, True, rows) + EPS))
+        return adapted
 
     def adapted(self) -> AdaptedLinear:
         """The layer with its adapter, for the forward pass."""
         layer = self.target[0]
-        return AdaptedLinear(self.form().to(layer.weight.dtype), layer.bias)
+        return AdaptedLinear(self.adapted_weight().to(layer.weight.dtype), layer.bias)
 
 
 class Adapters(nn.Module):

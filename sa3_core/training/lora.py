@@ -18,8 +18,8 @@ from .. import __version__
 from ..audio import files as audio_files
 from ..errors import SA3Error
 from ..files import publish
+from ..lora.fit import checkpoint_bases
 from ..lora.formats import BASES, read_bases, read_lora
-from ..lora.stack import checkpoint_bases
 from ..models.conditioning import Condition
 from . import dataset
 from .adapters import Adapters

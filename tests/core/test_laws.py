@@ -228,10 +228,10 @@ def test_adapters(kind, rng):
     strength = rng.uniform(-1, 2)
     one, other = adapter(rng, kind, weight), adapter(rng, rng.choice(KINDS), weight)
     for entries in ([(one, strength, "chain")], [(one, strength, "chain"), (other, 0.7, rng.choice(MODES))]):
-        form = compose(weight, entries)
+        adapted = compose(weight, entries)
         x = randn(3, 4, weight.shape[1], seed=rng.randrange(999)).double()
         made = apply_stack(weight, entries)
-        assert rel_error(form.linear(x, lambda rows: rows @ weight.T, None), x @ made.T) < 1e-8  # beside the weight or in it
+        assert rel_error(adapted.linear(x, lambda rows: rows @ weight.T, None), x @ made.T) < 1e-8  # in the forward pass or merged
     assert apply_stack(weight, [(one, 0.0, "chain")]) is weight
     summed = [(one, 0.5, "sum"), (other, 0.8, "sum")]
     assert rel_error(apply_stack(weight, summed), apply_stack(weight, summed[::-1])) < 1e-8  # sums have no order

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 import sa3_core
 from sa3_core.lora import convert as lora_convert
 from sa3_core.lora import formats as lora_files
-from sa3_core.lora.algebra import MODES, Form, adapter_of, apply, apply_stack, compose, svd_bases
+from sa3_core.lora.algebra import MODES, AdaptedWeight, adapter_of, apply, apply_stack, compose, svd_bases
 from sa3_core.lora.merge import merge
 from sa3_core.lora.stack import SECONDS, targets
 
@@ -97,10 +97,10 @@ def test_a_stack_of_eight_is_one_adapter_after_the_other(seed):
     assert rel_error(apply_stack(weight, entries), chained) < TIGHT
     x = torch.randn(3, 5, inner, generator=torch.Generator().manual_seed(1))
     bias = torch.linspace(-1, 1, out)
-    form = compose(weight, entries)
-    beside = form.linear(x, lambda rows: torch.nn.functional.linear(rows, weight, bias), bias)
-    assert rel_error(beside, x.double() @ chained.T + bias) < TIGHT
-    assert rel_error(form.linear(x, lambda rows: rows @ weight.T, None), x.double() @ chained.T) < TIGHT
+    adapted = compose(weight, entries)
+    forward = adapted.linear(x, lambda rows: torch.nn.functional.linear(rows, weight, bias), bias)
+    assert rel_error(forward, x.double() @ chained.T + bias) < TIGHT
+    assert rel_error(adapted.linear(x, lambda rows: rows @ weight.T, None), x.double() @ chained.T) < TIGHT
 
 
 def test_a_chain_is_a_single_scaled_copy_of_the_weight():
@@ -127,7 +127,7 @@ def test_nothing_active_is_the_weight_itself():
     weight = torch.randn(4, 3)
     adapter = adapter_of("bora", tensors_of("bora", weight, 1, 0))
     assert apply_stack(weight, [(adapter, 0.0, "chain"), (adapter, 0.0, "sum")]) is weight
-    assert Form().weight(weight).equal(weight)
+    assert AdaptedWeight().weight(weight).equal(weight)
 
 
 def test_sixteen_bit_weights_are_computed_in_float32():
@@ -273,9 +273,9 @@ def test_items_at_different_levels_each_follow_their_own(model, tmp_path):
 def test_curve_runs_over_the_steps(model, tmp_path, curve, expected):
     model.add_lora(write_lora(tmp_path / "a.safetensors", model.module), curve=curve)
     sigmas = torch.tensor([[1.0, 0.7, 0.3, 0.0]])
-    (row,) = model.loras.rows
-    assert row.at(sigmas[0, :3], sigmas.expand(3, -1)) == pytest.approx(expected)
-    assert row.at(torch.tensor([0.5]), sigmas) == pytest.approx(expected[1:2])  # held between the levels
+    (stacked,) = model.loras.loras
+    assert stacked.strengths_at(sigmas[0, :3], sigmas.expand(3, -1)) == pytest.approx(expected)
+    assert stacked.strengths_at(torch.tensor([0.5]), sigmas) == pytest.approx(expected[1:2])  # held between the levels
 
 
 def test_skipped_layers_and_the_seconds_embedder(model, tmp_path):

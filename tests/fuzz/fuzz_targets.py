@@ -28,8 +28,9 @@ from sa3_core.audio import files as audio_files
 from sa3_core.checkpoints import checkpoint, detect, download
 from sa3_core.lora import convert as lora_convert
 from sa3_core.lora.algebra import apply_stack
+from sa3_core.lora.fit import fit_lora, open_lora
 from sa3_core.lora.formats import read_bases, read_lora
-from sa3_core.lora.stack import Stack, make_row, open_lora, targets
+from sa3_core.lora.stack import Stack, targets
 from sa3_core.sampling import prompting
 from sa3_core.timeline import (
     regions,
@@ -221,8 +222,8 @@ def lora(corpus: Corpus, rng: random.Random, folder: Path):
     def run():
         read_lora(path).details()
         opened = open_lora(path, module, "small-music", corpus.release)
-        row = make_row(opened, module, "small-music", skip_layers=skip, interval=(0.2, 1) if scheduled else (0, 1))
-        stack = Stack().with_row(row)
+        lora = fit_lora(opened, module, "small-music", skip_layers=skip, interval=(0.2, 1) if scheduled else (0, 1))
+        stack = Stack().with_lora(lora)
         stack.describe(), stack.record()
         known = targets(module)
         for name, entries in list(stack.patches().items())[:3]:
@@ -300,7 +301,7 @@ def words(corpus: Corpus, rng: random.Random, folder: Path):
         lambda: prompting.write("instrument loop", line, line, line, rng.choice([0.0, 120.0]), line, 8.0, line),
         lambda: prompting.estimated_tokens(line),
         lambda: corpus.model.text_encoder.tokenize([prompt], 32),
-        lambda: make_row(read_lora(corpus.loras[0]), corpus.model.module, "small-music", skip_layers=line),
+        lambda: fit_lora(read_lora(corpus.loras[0]), corpus.model.module, "small-music", skip_layers=line),
         lambda: checks.parse_items(line, 8),
         lambda: checks.item_seeds([line, prompt], 8),
         lambda: regions.format_regions(regions.merge_regions(regions.parse_regions(line), 100.0)),
