@@ -1,1 +1,1 @@
-"""The only place that touches ComfyUI's internals."""
+"""Adapters between ComfyUI and sa3_core; no other package imports comfy."""

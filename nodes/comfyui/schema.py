@@ -10,10 +10,10 @@ SEED = {"min": 0, "max": 2**64 - 1, "control_after_generate": True}
 __all__ = ["CATEGORY", "SEED", "ComfyExtension", "io", "schema"]
 
 
-def schema(node_id: str, **keywords) -> io.Schema:
-    """io.Schema with the pack's category; keywords that this ComfyUI does not know yet are left out."""
+def schema(node_id: str, **options) -> io.Schema:
+    """An io.Schema in the pack's category. Options that this version of ComfyUI does not know are omitted."""
+    for output in options.get("outputs", ()):
+        output.display_name = output.display_name or output.id  # ComfyUI would show the type
+    options = {"category": CATEGORY, "search_aliases": ["stable audio", "sa3"], **options}
     known = inspect.signature(io.Schema).parameters
-    for output in keywords.get("outputs", ()):
-        output.display_name = output.display_name or output.id  # ComfyUI shows the mere type otherwise
-    values = {"category": CATEGORY, "search_aliases": ["stable audio", "sa3"], **keywords}
-    return io.Schema(node_id=node_id, **{key: value for key, value in values.items() if key in known})
+    return io.Schema(node_id=node_id, **{name: value for name, value in options.items() if name in known})
