@@ -115,9 +115,9 @@ def _stack(spectra: list[Tensor], rate: int) -> Tensor:
     images = []
     for i, power in enumerate(spectra):
         top, bottom = height * i // len(spectra), height * (i + 1) // len(spectra)
-        levels = spectrogram.rows(power, rate, bottom - top).clamp(min=1e-20).log10()
+        levels = spectrogram.row_power(power, rate, bottom - top).clamp(min=1e-20).log10()
         levels = torch.nn.functional.interpolate(levels[None], size=width, mode="linear", align_corners=True)[0]
-        images.append(spectrogram.coloured(10**levels))
+        images.append(spectrogram.colours(10**levels))
         if i:
             images[i][0] = 0
     return torch.cat(images)

@@ -1,4 +1,4 @@
-"""Pictures of sound: waveform and spectrogram as RGB tensors (H, W, 3) between 0 and 1. The same clip gives the same picture."""
+"""Waveforms and spectrograms as images: RGB tensors (H, W, 3) between 0 and 1."""
 
 import itertools
 import math
@@ -11,11 +11,11 @@ from ..errors import SA3Error
 from .waveform import check_clip
 
 KINDS, SCALES = ("both", "waveform", "spectrogram"), ("mel", "log", "linear")
-WINDOW = 0.046  # seconds of a spectrum, to the nearest power of two in samples
-LOWEST = 20.0  # Hz, where a logarithmic scale begins
-FRAMES = 512  # spectra worked on at once
-QUIET, LOUD = -100.0, -10.0  # dB below a full-scale sine: the dark and the bright end
-BACKGROUND, ENVELOPE, CORE, BEYOND = (0.055, 0.063, 0.086), (0.23, 0.48, 0.68), (0.55, 0.80, 0.94), (0.96, 0.36, 0.30)
+WINDOW = 0.046  # seconds per FFT, rounded to a power of two in samples
+LOWEST = 20.0  # Hz, lower end of the logarithmic scale
+FRAMES = 512  # FFTs per block
+QUIET, LOUD = -100.0, -10.0  # dB relative to a full-scale sine, of the darkest and the brightest colour
+BACKGROUND, ENVELOPE, CORE, CLIPPED = (0.055, 0.063, 0.086), (0.23, 0.48, 0.68), (0.55, 0.80, 0.94), (0.96, 0.36, 0.30)
 GRADIENT = [(0.02, 0.02, 0.05), (0.13, 0.08, 0.31), (0.38, 0.11, 0.48), (0.68, 0.19, 0.45), (0.92, 0.40, 0.31), (0.99, 0.70, 0.35),
             (1.0, 0.97, 0.78)]  # fmt: skip
 GLYPHS = {  # 3 x 5 pixels, rows from the top
@@ -28,15 +28,15 @@ def draw(
     clip: Tensor, rate: int, width: int = 1024, height: int = 512, kind: str = "both", scale: str = "mel",
     quiet: float = QUIET, loud: float = LOUD, axes: bool = True,
 ) -> Tensor:  # fmt: skip
-    """A clip (C, N) as (height, width, 3): its waveform, its spectrogram, or the one (a third of the height) above the other.
+    """An image (height, width, 3) of a clip (C, N): its waveform, its spectrogram, or both (waveform in the upper third).
 
     quiet, loud: dB relative to a full-scale sine, of the darkest and the brightest colour. axes: seconds and Hz at the edges.
     """
     check_clip("The audio", clip, rate)
     if kind not in KINDS or scale not in SCALES:
-        raise SA3Error(f"The picture is '{kind}' on the scale '{scale}'; choose of {', '.join(KINDS)} and of {', '.join(SCALES)}.")
+        raise SA3Error(f"The image is '{kind}' on the scale '{scale}'; choose of {', '.join(KINDS)} and of {', '.join(SCALES)}.")
     if width < 16 or height < 16:
-        raise SA3Error(f"The picture would be {width} x {height}; expected at least 16 x 16 pixels.")
+        raise SA3Error(f"The image would be {width} x {height}; expected at least 16 x 16 pixels.")
     if loud <= quiet:
         raise SA3Error(f"The loud end is {loud:g} dB and the quiet end {quiet:g} dB; the loud one must be higher.")
     clip = clip.detach().float()
@@ -46,13 +46,13 @@ def draw(
         parts.append(waveform(clip, width, upper))
     if upper < height:
         lower = spectrogram(clip, rate, width, height - upper, scale, quiet, loud)
-        parts.append(_hertz(lower, rate, scale) if axes else lower)
-    out = torch.cat(parts)
-    return _seconds(out, clip.shape[-1] / rate) if axes else out
+        parts.append(_frequency_axis(lower, rate, scale) if axes else lower)
+    image = torch.cat(parts)
+    return _time_axis(image, clip.shape[-1] / rate) if axes else image
 
 
 def waveform(clip: Tensor, width: int, height: int) -> Tensor:
-    """Lowest and highest sample of each column, the RMS as a brighter core, a lane per channel; red where full scale is exceeded."""
+    """An image with one lane per channel: range of samples per column, RMS as a brighter core, red where full scale is exceeded."""
     lanes = min(clip.shape[0], max(1, height // 8))
     bounds = [height * i // lanes for i in range(lanes + 1)]
     high, low = (F.adaptive_max_pool1d(sign * clip[None, :lanes], width)[0] * sign for sign in (1, -1))  # (C, W)
@@ -60,27 +60,26 @@ def waveform(clip: Tensor, width: int, height: int) -> Tensor:
     out = torch.tensor(BACKGROUND, device=clip.device, dtype=torch.float32).repeat(height, width, 1)
     for lane, (top, bottom) in enumerate(itertools.pairwise(bounds)):
         rows = bottom - top
-        centre = 1 - (2 * torch.arange(rows, device=clip.device) + 1)[:, None] / rows  # amplitude at each row's middle
+        centre = 1 - (2 * torch.arange(rows, device=clip.device) + 1)[:, None] / rows  # amplitude at the centre of each row
         for lower, upper, colour in ((low[lane], high[lane], ENVELOPE), (-rms[lane], rms[lane], CORE)):
             middle, half = (upper + lower) / 2, ((upper - lower) / 2).clamp(min=0.5 / rows if colour is ENVELOPE else 0)
             top_edge, bottom_edge = (middle + half).clamp(-1, 1), (middle - half).clamp(-1, 1)
             covered = torch.minimum(top_edge, centre + 1 / rows) - torch.maximum(bottom_edge, centre - 1 / rows)
-            out[top:bottom] = _laid(out[top:bottom], colour, (covered * rows / 2).clamp(0, 1))
-        edge = torch.zeros(rows, width, device=clip.device, dtype=torch.float32)
-        edge[: max(1, rows // 16)] = (high[lane] > 1).float()
-        edge[-max(1, rows // 16) :] = (low[lane] < -1).float()
-        out[top:bottom] = _laid(out[top:bottom], BEYOND, edge)
+            out[top:bottom] = _blend(out[top:bottom], colour, (covered * rows / 2).clamp(0, 1))
+        clipped = torch.zeros(rows, width, device=clip.device, dtype=torch.float32)
+        clipped[: max(1, rows // 16)] = (high[lane] > 1).float()
+        clipped[-max(1, rows // 16) :] = (low[lane] < -1).float()
+        out[top:bottom] = _blend(out[top:bottom], CLIPPED, clipped)
     return out
 
 
 def spectrogram(clip: Tensor, rate: int, width: int, height: int, scale: str = "mel", quiet: float = QUIET, loud: float = LOUD) -> Tensor:
-    """Power over time and frequency, low tones at the bottom, the mean of all channels."""
-    power = column_power(clip, rate, width)
-    return coloured(rows(power, rate, height, scale), quiet, loud)
+    """An image of the power over time and frequency, averaged over channels, low frequencies at the bottom."""
+    return colours(row_power(column_power(clip, rate, width), rate, height, scale), quiet, loud)
 
 
 def column_power(clip: Tensor, rate: int, columns: int) -> Tensor:
-    """Mean power spectrum (bins, columns) of each stretch of a clip (C, N); a full-scale sine has 1 in its bin."""
+    """Power spectra (bins, columns) of a clip (C, N), averaged within each column; 1 = a full-scale sine in its bin."""
     size = 1 << max(6, round(math.log2(WINDOW * rate)))
     length = clip.shape[-1]
     hop = max(1, min(size // 2, length // columns))
@@ -92,13 +91,13 @@ def column_power(clip: Tensor, rate: int, columns: int) -> Tensor:
         spectra = torch.fft.rfft(frames[:, start : start + FRAMES] * window).abs().square().mean(0)  # (F, bins)
         out.index_add_(1, column[start : start + FRAMES], spectra.T.contiguous())
     counts = torch.bincount(column, minlength=columns)
-    # A clip shorter than the picture is wide has columns without a frame of their own.
+    # In a short clip, a column without a frame repeats the one before.
     filled = torch.cummax(torch.where(counts > 0, torch.arange(columns, device=clip.device), 0), 0).values
     return (out / counts.clamp(min=1))[:, filled] / (window.sum() / 2).square()
 
 
-def rows(power: Tensor, rate: int, height: int, scale: str = "mel") -> Tensor:
-    """Power (bins, W) gathered into rows (height, W) of the picture by triangles as wide as a row or a bin, whichever is wider."""
+def row_power(power: Tensor, rate: int, height: int, scale: str = "mel") -> Tensor:
+    """Power (bins, W) summed into image rows (height, W) by triangular filters, each as wide as a row or a bin, whichever is wider."""
     bins = power.shape[0]
     grid = frequencies(rate, height, scale).to(power.device) / (rate / 2) * (bins - 1)  # in bins
     reach = (grid[:-1] - grid[1:]).clamp(min=1).to(power)
@@ -108,33 +107,33 @@ def rows(power: Tensor, rate: int, height: int, scale: str = "mel") -> Tensor:
 
 
 def frequencies(rate: int, height: int, scale: str) -> Tensor:
-    """The frequency in Hz at the middle of each row (height,), highest first."""
-    place = 1 - (torch.arange(height, dtype=torch.float64) + 0.5) / height
+    """Frequencies (height,) in Hz at the centres of the rows, highest first."""
+    position = 1 - (torch.arange(height, dtype=torch.float64) + 0.5) / height
     top = rate / 2
     if scale == "linear":
-        return place * top
+        return position * top
     if scale == "log":
-        return LOWEST * (top / LOWEST) ** place
-    return 700 * ((1 + top / 700) ** place - 1)  # mel: 2595 lg(1 + f / 700)
+        return LOWEST * (top / LOWEST) ** position
+    return 700 * ((1 + top / 700) ** position - 1)  # mel: 2595 lg(1 + f / 700)
 
 
-def coloured(power: Tensor, quiet: float = QUIET, loud: float = LOUD) -> Tensor:
-    """Power (H, W) as colours (H, W, 3), in decibels between the two ends."""
+def colours(power: Tensor, quiet: float = QUIET, loud: float = LOUD) -> Tensor:
+    """Colours (H, W, 3) of power (H, W), on a scale in dB from `quiet` to `loud`."""
     level = ((10 * torch.log10(power.clamp(min=1e-20)) - quiet) / (loud - quiet)).clamp(0, 1)
     stops = torch.tensor(GRADIENT, device=power.device, dtype=power.dtype)
-    place = level * (len(stops) - 1)
-    index = place.long().clamp(max=len(stops) - 2)
-    return torch.lerp(stops[index], stops[index + 1], (place - index)[..., None])
+    position = level * (len(stops) - 1)
+    index = position.long().clamp(max=len(stops) - 2)
+    return torch.lerp(stops[index], stops[index + 1], (position - index)[..., None])
 
 
-def _laid(picture: Tensor, colour, cover: Tensor) -> Tensor:
-    """A colour over the picture (H, W, 3), by coverage (H, W)."""
-    return torch.lerp(picture, torch.tensor(colour, device=picture.device, dtype=picture.dtype).expand_as(picture), cover[..., None])
+def _blend(image: Tensor, colour: tuple, alpha: Tensor) -> Tensor:
+    """A colour blended over an image (H, W, 3) by alpha (H, W)."""
+    return torch.lerp(image, torch.tensor(colour, device=image.device, dtype=image.dtype).expand_as(image), alpha[..., None])
 
 
-def _seconds(picture: Tensor, duration: float) -> Tensor:
-    """Ticks and times along the bottom."""
-    height, width, _ = picture.shape
+def _time_axis(image: Tensor, duration: float) -> Tensor:
+    """The image with ticks and times along the bottom edge."""
+    height, width, _ = image.shape
     most = max(1, width // 100)
     step = next(s for k in range(-4, 6) for s in (10.0**k, 2 * 10.0**k, 5 * 10.0**k) if duration / s <= most)
     step = next((s for s in (15, 30, 60, 120, 300, 600) if s >= step), step) if step >= 10 else step
@@ -143,39 +142,34 @@ def _seconds(picture: Tensor, duration: float) -> Tensor:
         minutes, rest = divmod(round(time), 60)
         text = f"{minutes}:{rest:02}" if duration >= 60 else f"{time:.4f}".rstrip("0").rstrip(".") + "s"
         x = round(time / duration * width)
-        picture = write(picture, text, height - 1, x + 4)
-        picture[-6:, min(x, width - 1)] = 0.9
-    return picture
+        image = draw_text(image, text, height - 1, x + 4)
+        image[-6:, min(x, width - 1)] = 0.9
+    return image
 
 
-def _hertz(picture: Tensor, rate: int, scale: str) -> Tensor:
-    """Frequencies at the left."""
-    height = picture.shape[0]
-    grid, last = frequencies(rate, height, scale), height - 24  # above the times
+def _frequency_axis(image: Tensor, rate: int, scale: str) -> Tensor:
+    """The image with ticks and frequencies along the left edge."""
+    height = image.shape[0]
+    grid, last = frequencies(rate, height, scale), height - 24  # above the time axis
     for hertz in (50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000):
         y = int((grid - hertz).abs().argmin())
         if hertz >= rate / 2 or y > last or y < 12:
             continue
-        picture = write(picture, f"{hertz // 1000}k" if hertz >= 1000 else f"{hertz}", y + 6, 8)
-        picture[y, :5] = 0.9
+        image = draw_text(image, f"{hertz // 1000}k" if hertz >= 1000 else f"{hertz}", y + 6, 8)
+        image[y, :5] = 0.9
         last = y - 26
-    return picture
+    return image
 
 
-def write(picture: Tensor, text: str, bottom: int, left: int) -> Tensor:
-    """Words with their lower left corner at (bottom, left), in double size on a darker ground; what does not fit is left out."""
-    pixels = torch.cat([_glyph(one) for one in text], dim=1)[:, :-1].repeat_interleave(2, 0).repeat_interleave(2, 1)
-    ground = F.pad(pixels, (2, 2, 2, 2)).to(picture)
-    height, width = ground.shape
+def draw_text(image: Tensor, text: str, bottom: int, left: int) -> Tensor:
+    """The image with text on a darkened background, its lower left corner at (bottom, left); unchanged where the text does not fit."""
+    bits = torch.tensor([[int(row) >> shift & 1 for character in text for row in GLYPHS[character] for shift in (3, 2, 1, 0)]])
+    alpha = F.pad(bits.view(-1, 5, 4).transpose(0, 1).flatten(1)[:, 1:].repeat_interleave(2, 0).repeat_interleave(2, 1), (2, 2, 2, 2))
+    height, width = alpha.shape
     top = bottom - height
-    if top < 0 or left < 0 or left + width > picture.shape[1]:
-        return picture
-    out = picture.clone()
-    place = out[top:bottom, left : left + width]
-    out[top:bottom, left : left + width] = torch.lerp(place * 0.45, torch.full_like(place, 0.92), ground[..., None])
+    if top < 0 or left < 0 or left + width > image.shape[1]:
+        return image
+    out = image.clone()
+    box = out[top:bottom, left : left + width]
+    out[top:bottom, left : left + width] = torch.lerp(box * 0.45, torch.full_like(box, 0.92), alpha.to(image)[..., None])
     return out
-
-
-def _glyph(character: str) -> Tensor:
-    """(5, 4): the glyph and a column of space."""
-    return torch.tensor([[int(digit) >> (2 - x) & 1 if x < 3 else 0 for x in range(4)] for digit in GLYPHS[character]], dtype=torch.float32)
