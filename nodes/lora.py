@@ -126,7 +126,7 @@ class LoRAMerge(io.ComfyNode):
         return schema(
             "SA3_LoRAMerge",
             display_name="SA3 LoRA Merge",
-            description="Merges the LoRA stack of a MODEL into its checkpoint, as a new release folder in ComfyUI's checkpoints folder.",
+            description="Merges a MODEL's LoRA stack into its checkpoint and writes a new release folder in ComfyUI's checkpoints folder.",
             inputs=[
                 io.Model.Input("model", tooltip="A MODEL with LoRAs of SA3 LoRA Stack. Scheduled LoRAs cannot be merged."),
                 io.String.Input("name", default="merged", tooltip="Name of the new folder. Existing folders are never overwritten."),

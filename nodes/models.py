@@ -152,8 +152,8 @@ class Compile(io.ComfyNode):
         return schema(
             "SA3_Compile",
             display_name="SA3 Compile",
-            description="Speeds up the transformer with CUDA graphs or torch.compile. Where neither is possible, sampling runs without "
-            "and the node shows the reason.",
+            description="Speeds up the transformer with CUDA graphs or torch.compile. Where neither is possible, sampling runs eagerly and "
+            "the node shows the reason.",
             inputs=[
                 io.Model.Input("model", tooltip="The MODEL of SA3 Model Loader, with or without LoRAs."),
                 io.Combo.Input("when", options=list(WAIT), default=next(iter(WAIT)), tooltip=when),

@@ -136,7 +136,7 @@ class Levels(io.ComfyNode):
         return schema(
             "SA3_Levels",
             display_name="SA3 Levels",
-            description="Measures loudness (EBU R128), true peak, RMS and crest factor. Normalizes and limits on request.",
+            description="Measures loudness (EBU R128), true peak, RMS and crest factor. Normalises and limits on request.",
             inputs=[
                 io.Audio.Input("audio", tooltip="Audio to measure; each item of a batch separately."),
                 io.Combo.Input("normalize", options=list(loudness.NORMALIZE), default="off", tooltip=normalize),

@@ -10,7 +10,7 @@ import sys
 import urllib.request
 from pathlib import Path
 
-PAGE = Path(__file__).with_name("api.md")
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "api.md"
 START, END = "<!-- nodes: written by tools/docs/node_tables.py -->", "<!-- end of nodes -->"
 FROM_DISK = ("file", "text_encoder", "lora", "audio")  # choices that depend on the user's files
 MOST_OPTIONS = 12
