@@ -135,7 +135,7 @@ class SAMEDecode(io.ComfyNode):
             part(1, 1)  # a short clip is a single chunk, which reports nothing
             clips += [audio[j : j + 1, :, : read.lengths.samples[i]] for j, i in enumerate(items)]
         bar.finish()
-        warn(*dict.fromkeys([*warnings, *(sentence for clip in clips for sentence in hints.after(clip))]))
+        warn(*dict.fromkeys([*warnings, *(sentence for clip in clips for sentence in hints.audio_warnings(clip))]))
         if len({clip.shape[-1] for clip in clips}) == 1:
             clips = [torch.cat(clips)]
         return io.NodeOutput([{"waveform": clip, "sample_rate": vae.sa3_config.sample_rate} for clip in clips])

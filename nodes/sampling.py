@@ -131,7 +131,7 @@ class Sampler(io.ComfyNode):
             indices=read.indices,
         )  # fmt: skip
         settings = dataclasses.replace(host.check_guidance(guidance), cfg=cfg or config.default_cfg)
-        warnings = [*hints.before(config, plan, settings), *host.before(model)]
+        warnings = [*hints.request_warnings(config, plan, settings), *host.before(model)]
         warn(*warnings)
         live = live_preview(preview, attached_autoencoder(model))
         remarks: list[str] = []

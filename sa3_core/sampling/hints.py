@@ -1,4 +1,4 @@
-"""What a friend would say before time is spent and after it was: sentences for the user, which stop nobody."""
+"""Warnings about a request and about its result. Never raises."""
 
 import types
 
@@ -10,53 +10,52 @@ from ..config import ModelConfig
 from .guidance import Guidance
 from .runs import Plan
 
-RENOISING = ("pingpong", "dpmpp-2m-sde", "dpmpp-3m-sde")
-SILENT, CLIPPED, STATIC = 1e-4, 0.01, 0.7  # peak; share of samples beyond 1; spectral flatness
+RENOISING = ("pingpong", "dpmpp-2m-sde", "dpmpp-3m-sde")  # samplers that add noise at every step
+SILENT, CLIPPED, NOISE = 1e-4, 0.01, 0.7  # peak; share of samples beyond full scale; spectral flatness
 
 
-def before(config: ModelConfig, plan: Plan, guidance: Guidance) -> list[str]:
-    """Doubts about a plan."""
-    said = []
-    kind = "base" if config.is_base else "post-trained"
-    usual = config.default_steps
+def request_warnings(config: ModelConfig, plan: Plan, guidance: Guidance) -> list[str]:
+    """Sentences about settings that often harm the result."""
+    warnings, usual = [], config.default_steps
     if config.is_base and plan.sampler in RENOISING and plan.eta != 0 and guidance.cfg >= 4:
-        said.append(
-            f"The sampler {plan.sampler} adds fresh noise at every step; on a base model at cfg {guidance.cfg:g} that ends near silence. "
+        warnings.append(
+            f"The sampler {plan.sampler} adds noise at every step, which on a base model at cfg {guidance.cfg:g} ends near silence. "
             "Use euler or dpmpp."
         )
     if not config.is_base and guidance.cfg != 1:
-        said.append(f"This is a post-trained model, made for cfg 1; cfg {guidance.cfg:g} doubles the time and often harms the sound.")
+        warnings.append(f"This is a post-trained model, made for cfg 1; cfg {guidance.cfg:g} doubles the time and often harms the sound.")
     if not usual / 2 <= plan.steps <= usual * 4:
-        said.append(f"{plan.steps} steps are far from the {usual} that this {kind} model is meant for.")
+        kind = "base" if config.is_base else "post-trained"
+        warnings.append(f"{plan.steps} steps are far from the {usual} that suit this {kind} model.")
     longest = max(plan.lengths.seconds)
     if longest > 0.95 * config.max_seconds:
-        said.append(f"{longest:g} s is close to the model's limit of {config.max_seconds:.1f} s; endings may be cut short.")
+        warnings.append(f"{longest:g} s is close to the model's limit of {config.max_seconds:.1f} s; endings may be cut short.")
     if not isinstance(F.scaled_dot_product_attention, types.BuiltinFunctionType):
-        said.append("Another node pack has replaced torch's attention. Quantised attention garbles Stable Audio 3; switch it off.")
-    return said
+        warnings.append("Another node pack has replaced torch's attention. Quantised attention garbles Stable Audio 3; switch it off.")
+    return warnings
 
 
-def after(audio: Tensor) -> list[str]:
-    """Doubts about decoded audio (B, C, N)."""
-    said = []
+def audio_warnings(audio: Tensor) -> list[str]:
+    """Sentences about decoded audio (B, C, N) that is broken, silent, noise or clipped, with a likely cause."""
+    warnings = []
     for i, clip in enumerate(audio):
         name = f"Item {i + 1}: the audio" if len(audio) > 1 else "The audio"
         if not bool(torch.isfinite(clip).all()):
-            said.append(f"{name} contains NaN. Likely cause: a 16-bit overflow or a damaged file; try dtype fp32.")
+            warnings.append(f"{name} contains NaN. Likely cause: a 16-bit overflow or a damaged file; try dtype fp32.")
             continue
-        peak = float(clip.abs().max())
-        beyond = float((clip.abs() > 1).float().mean())
+        peak, clipped = float(clip.abs().max()), float((clip.abs() > 1).float().mean())
         if peak < SILENT:
-            said.append(f"{name} is silent (peak {peak:.1e}). Likely cause: a re-noising sampler at high cfg, or two LoRAs on the seconds.")
-        elif flatness(clip) > STATIC:
-            said.append(f"{name} is close to white noise. Likely cause: random or wrong weights, quantised attention, or 16-bit SAME.")
-        if beyond > CLIPPED:
-            said.append(f"{name} exceeds full scale in {100 * beyond:.1f} % of its samples (peak {peak:.2f}); players will clip it.")
-    return said
+            cause = "a re-noising sampler at high cfg, or two LoRAs on the seconds"
+            warnings.append(f"{name} is silent (peak {peak:.1e}). Likely cause: {cause}.")
+        elif flatness(clip) > NOISE:
+            warnings.append(f"{name} is close to white noise. Likely cause: random or wrong weights, quantised attention, or 16-bit SAME.")
+        if clipped > CLIPPED:
+            warnings.append(f"{name} exceeds full scale in {100 * clipped:.1f} % of its samples (peak {peak:.2f}); players will clip it.")
+    return warnings
 
 
 def flatness(clip: Tensor, size: int = 2048) -> float:
-    """Spectral flatness of a clip (C, N): geometric over arithmetic mean of its average power spectrum; white noise is near 1."""
+    """Spectral flatness of a clip (C, N): geometric over arithmetic mean of its average power spectrum; near 1 for white noise."""
     mono = clip.float().mean(0)
     if mono.numel() < size:
         return 0.0

@@ -1,23 +1,20 @@
-"""Prompts in the form of the models' training data (AudioSparx tags, then a description), and instructions for a language model."""
-
-from __future__ import annotations
+"""Prompts in the format of the training data (AudioSparx tags, then a description), and instructions for a language model."""
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..errors import SA3Error
 
-MAX_TOKENS = 256  # what the text encoder reads
+MAX_TOKENS = 256  # longest prompt of the text encoder
 BEATS_PER_BAR = 4
 
 
 @dataclass(frozen=True)
 class TrackType:
-    tags: tuple[str, ...]  # how such items are labelled in the training data
-    word: str  # said once in the description, where the label alone is not enough
-    seconds: float  # when nothing is asked for
-    instruction: str  # for a language model
+    tags: tuple[str, ...]  # labels of the training data
+    word: str  # added to the description where the tags alone are ambiguous
+    seconds: float  # default duration
+    instruction: str  # task for a language model
 
 
 TRACK_TYPES = {
@@ -54,15 +51,15 @@ TRACK_TYPES = {
         "no speech that can be understood.",
     ),
 }
-FRAME = (
+INSTRUCTION = (
     "You write prompts for a model that turns text into sound. {task} The clip lasts {seconds:g} seconds; put no more into it than fits. "
     "Keep every fact of the draft below and invent what is missing. Begin with exactly these labels: {tags}. Go on in plain English, "
     "60 to 120 words, one paragraph. Answer with the prompt alone: no quotation marks, no list, no remark.\n\nDraft: {draft}"
 )
-LONGEST_ANSWER = 20_000  # characters that are looked at; 256 tokens are read in the end
+LONGEST_ANSWER = 20_000  # characters of a language model's answer that are parsed
 FENCE = re.compile(r"^```[^\n]*\n(.*?)\n?```\s*$", re.S)
 THOUGHT = re.compile(r"<think(?:ing)?>.*?</think(?:ing)?>", re.S | re.I)
-MARKS = re.compile(r"^[ \t]*(?:#{1,6}|[-*+>]|\d{1,3}[.)])[ \t]+", re.M)  # headings, bullets, quotations
+MARKS = re.compile(r"^[ \t]*(?:#{1,6}|[-*+>]|\d{1,3}[.)])[ \t]+", re.M)  # Markdown headings, bullets, quotations
 LABEL = re.compile(r"^(?:(?:final|rewritten|improved)\s+)?prompt\s*:\s*", re.I)
 QUOTES = {'"': '"', "'": "'", "“": "”", "‘": "’", "«": "»", "「": "」", "`": "`"}
 
@@ -74,30 +71,24 @@ class Written:
     instruction: str
 
 
-def names(text: str) -> list[str]:
-    """The parts of a list written with commas, semicolons or lines."""
+def split_list(text: str) -> list[str]:
+    """The parts of a text, separated by commas, semicolons or new lines."""
     return [part.strip() for part in re.split(r"[,;\n、，；]", text) if part.strip()]
 
 
 def loop_seconds(seconds: float, bpm: float) -> float:
-    """The nearest length of whole 4/4 bars, one at least."""
+    """The nearest duration of whole 4/4 bars, at least one."""
     bar = BEATS_PER_BAR * 60 / bpm
     return max(1, round(seconds / bar)) * bar
 
 
 def write(
-    track_type: str,
-    genre: str = "",
-    instruments: str = "",
-    mood: str = "",
-    bpm: float = 0.0,
-    key: str = "",
-    seconds: float = 0.0,
+    track_type: str, genre: str = "", instruments: str = "", mood: str = "", bpm: float = 0.0, key: str = "", seconds: float = 0.0,
     extra: str = "",
-) -> Written:
-    """A prompt, its duration in seconds (0 = usual for the type; loops get whole bars), and the instruction to have it rewritten.
+) -> Written:  # fmt: skip
+    """A prompt, its duration, and an instruction for a language model to rewrite the prompt.
 
-    SA3Error for an unknown track type.
+    track_type: a key of TRACK_TYPES. seconds: 0 = the type's default; loops are rounded to whole bars when bpm is given.
     """
     if track_type not in TRACK_TYPES:
         raise SA3Error(f"The track type is '{track_type}'; expected one of: {', '.join(TRACK_TYPES)}.")
@@ -105,30 +96,26 @@ def write(
     length = seconds or kind.seconds
     if track_type == "instrument loop" and bpm:
         length = loop_seconds(length, bpm)
-    labels = [f"Genre: {name}" for name in names(genre)]
-    if names(instruments):
-        labels.append(f"Instruments: {', '.join(names(instruments))}")
-    facts = [*names(mood), kind.word, f"{bpm:g} BPM" if bpm else "", key.strip(), tidy(extra)]
-    prompt = joined([*kind.tags, *labels, *facts])
-    instruction = FRAME.format(task=kind.instruction, seconds=round(length, 2), tags=joined(kind.tags), draft=prompt)
+    labels = [f"Genre: {name}" for name in split_list(genre)]
+    if split_list(instruments):
+        labels.append(f"Instruments: {', '.join(split_list(instruments))}")
+    facts = [*split_list(mood), kind.word, f"{bpm:g} BPM" if bpm else "", key.strip(), single_line(extra)]
+    prompt = ", ".join(filter(None, [*kind.tags, *labels, *facts]))
+    instruction = INSTRUCTION.format(task=kind.instruction, seconds=round(length, 2), tags=", ".join(kind.tags), draft=prompt)
     return Written(prompt, length, instruction)
 
 
-def joined(parts: Sequence[str]) -> str:
-    return ", ".join(part for part in parts if part)
-
-
-def tidy(text: str) -> str:
-    """One line, single spaces."""
+def single_line(text: str) -> str:
+    """The text with every run of white space replaced by one space."""
     return " ".join(text.split())
 
 
 def clean(text: str) -> str:
-    """A language model's answer as a prompt: no thinking aloud, fences, quotation marks, markdown or label; one line."""
+    """The prompt in a language model's answer: one line without reasoning, code fence, Markdown, label and enclosing quotation marks."""
     text = THOUGHT.sub("", text[:LONGEST_ANSWER]).strip()
     fenced = FENCE.match(text)
     text = MARKS.sub("", fenced[1] if fenced else text)
-    text = tidy(text.replace("**", "").replace("__", ""))
+    text = single_line(text.replace("**", "").replace("__", ""))
     while True:
         bare = LABEL.sub("", text).strip()
         if len(bare) > 1 and QUOTES.get(bare[0]) == bare[-1] and bare.count(bare[0]) <= 2:
@@ -139,6 +126,6 @@ def clean(text: str) -> str:
 
 
 def estimated_tokens(text: str) -> int:
-    """About how many tokens a prompt has: 4 characters each in Latin script, one each elsewhere."""
-    latin = sum(char.isascii() for char in text)
-    return -(-latin // 4) + len(text) - latin
+    """Approximate number of tokens: one per 4 ASCII characters, one per other character."""
+    ascii_count = sum(char.isascii() for char in text)
+    return -(-ascii_count // 4) + len(text) - ascii_count
