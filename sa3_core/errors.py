@@ -1,5 +1,5 @@
-"""The one error class of the project."""
+"""The error class of the project."""
 
 
 class SA3Error(Exception):
-    """What the user can act on: a sentence with the value found, the value expected and the way out."""
+    """An error that the user can fix. The message names the value found, the value expected and what to do."""

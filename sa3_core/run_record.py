@@ -1,4 +1,4 @@
-"""The record of a run: what made this sound, in plain values. No paths beyond a file's own name, nothing of the user."""
+"""The record of a run as JSON values. Paths are reduced to a folder and file name, so that it contains no personal data."""
 
 import importlib.metadata
 import time
@@ -14,13 +14,14 @@ from .sampling.runs import Plan
 
 
 class Stopwatch:
-    """Seconds since its making, and between laps."""
+    """Wall-clock seconds since creation, and per stage."""
 
     def __init__(self):
         self.start = self.last = time.perf_counter()
         self.stages: dict[str, float] = {}
 
     def lap(self, stage: str) -> None:
+        """Add the time since the last lap to `stage`."""
         now = time.perf_counter()
         self.stages[stage] = round(self.stages.get(stage, 0.0) + now - self.last, 3)
         self.last = now
@@ -31,7 +32,7 @@ class Stopwatch:
 
 
 def load_record(opened: Checkpoint, dtype, device, watch: Stopwatch, **more_dtypes) -> dict:
-    """What was loaded, from where, in which types, and how long it took."""
+    """The loaded checkpoint: variant, layout, file, provenance, dtypes, device and load times."""
     path = opened.tensors.path
     return {
         "variant": variant_of(opened.name) or opened.name,
@@ -48,7 +49,7 @@ def load_record(opened: Checkpoint, dtype, device, watch: Stopwatch, **more_dtyp
 
 
 def _provenance(file) -> dict:
-    """Repository, revision and sha256, where this pack downloaded the file and checked it."""
+    """Repository, revision and sha256 of a verified download; empty for other files."""
     try:
         values = read_json(file, "the record of a download")
         return {key: str(values[key]) for key in ("repository", "revision", "sha256")}
@@ -56,25 +57,20 @@ def _provenance(file) -> dict:
         return {}
 
 
-def versions(**more: str) -> dict[str, str]:
-    """Of the pack and of what it computes with."""
-    found = {"pack": __version__}
-    for package in ("torch", "transformers"):
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[package] = "unknown"
-    return {**found, **more}
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
 
 
 def record(
     model: str, plan: Plan, guidance: Guidance, warnings: list[str], *, loaded: dict | None = None, loras=(), stages: dict | None = None,
     host: dict | None = None, **more,
 ) -> dict:  # fmt: skip
-    """A JSON-ready dict. Noise levels are listed once, or per item where they differ.
+    """The record of a run. Sigmas are listed once, or per item where they differ.
 
-    loaded: from `load_record`. loras: as the adapters describe themselves. stages: seconds each stage of the run took.
-    host: versions of what the run happened in.
+    loaded: from `load_record`. loras: one dict per adapter. stages: seconds per stage. host: name -> version of host programs.
     """
     rows = [[round(value, 6) for value in row] for row in plan.sigmas.tolist()]
     return {
@@ -92,7 +88,7 @@ def record(
         "loras": list(loras),
         "warnings": warnings,
         "stages_s": dict(stages or {}),
-        "versions": versions(**(host or {})),
+        "versions": {"pack": __version__, **{name: _version(name) for name in ("torch", "transformers")}, **(host or {})},
         "licence": LICENCE,
         **more,
     }
