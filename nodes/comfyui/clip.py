@@ -8,6 +8,7 @@ import comfy.sd
 import torch
 from comfy.cli_args import args
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from ...sa3_core.checkpoints import checkpoint
 from ...sa3_core.config import ConditioningConfig
@@ -167,9 +168,6 @@ def _concatenate(parts: list[list]) -> list:
     """One CONDITIONING of several with one entry each, padded to the longest prompt."""
     if len(parts) == 1:
         return parts[0]
-    rows = [(embeddings, values["attention_mask"]) for ((embeddings, values),) in parts]
-    n = max(embeddings.shape[1] for embeddings, _ in rows)
-    pad = torch.nn.functional.pad
-    embeddings = torch.cat([pad(embeddings, (0, 0, 0, n - embeddings.shape[1])) for embeddings, _ in rows])
-    mask = torch.cat([pad(mask, (0, n - mask.shape[1])) for _, mask in rows])
+    embeddings = pad_sequence([row for ((rows, _),) in parts for row in rows], batch_first=True)
+    mask = pad_sequence([row for ((_, values),) in parts for row in values["attention_mask"]], batch_first=True)
     return [[embeddings, {**parts[0][0][1], "attention_mask": mask}]]

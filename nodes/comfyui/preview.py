@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
 import folder_paths
@@ -26,23 +27,35 @@ BROWSER_FORMATS = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a")
 
 def audio_file(clip: Tensor, rate: int) -> dict[str, str]:
     """Write a clip (C, N) as a 16-bit WAV, in which every browser can seek; its name for ComfyUI's /view."""
-    clip = clip.detach().cpu().float().nan_to_num(0, 0, 0)
-    path = _temporary_path(clip, f"{rate}", "wav")
-    if not path.exists():
+
+    def write(clip: Tensor, path: Path) -> None:
         rounded = clip.mul(32768).round_().clamp_(-32768, 32767).div_(32768)  # leaves nothing to dither
-        with contextlib.suppress(FileExistsError):
-            audio_files.write(path, rounded, rate, "wav16")
-    return _view(path)
+        audio_files.write(path, rounded, rate, "wav16")
+
+    return _write_once(clip, f"{rate}", "wav", write)
 
 
 def image_file(clip: Tensor, rate: int) -> dict[str, str]:
     """Write waveform and spectrogram of a clip (C, N) as a PNG; its name for ComfyUI's /view."""
-    clip = clip.detach().cpu().float().nan_to_num(0, 0, 0)
-    path = _temporary_path(clip, f"{rate} {SIZE}", "png")
-    if not path.exists():
+
+    def write(clip: Tensor, path: Path) -> None:
         image = to_pil(spectrogram.draw(clip, rate, *SIZE, axes=False))
         publish(path, lambda part: image.save(part, format="PNG", compress_level=4))
-    return _view(path)
+
+    return _write_once(clip, f"{rate} {SIZE}", "png", write)
+
+
+def _write_once(clip: Tensor, kind: str, suffix: str, write: Callable[[Tensor, Path], None]) -> dict[str, str]:
+    clip = clip.detach().cpu().float().nan_to_num(0, 0, 0)
+    digest = hashlib.sha256(f"{kind} {tuple(clip.shape)}".encode())
+    digest.update(clip.contiguous().numpy().data)
+    folder = Path(folder_paths.get_temp_directory())
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"sa3_{digest.hexdigest()[:24]}.{suffix}"
+    if not path.exists():
+        with contextlib.suppress(FileExistsError):
+            write(clip, path)
+    return {"filename": path.name, "subfolder": "", "type": "temp"}
 
 
 def to_pil(pixels: Tensor) -> Image.Image:
@@ -76,15 +89,3 @@ def _is_loaded_file(prompt: dict, node_id: str) -> bool:
     source = prompt.get(link[0], {}) if isinstance(link, list) else {}
     file = source.get("inputs", {}).get("audio")
     return source.get("class_type") == "LoadAudio" and isinstance(file, str) and file.lower().endswith(BROWSER_FORMATS)
-
-
-def _temporary_path(clip: Tensor, kind: str, suffix: str) -> Path:
-    digest = hashlib.sha256(f"{kind} {tuple(clip.shape)}".encode())
-    digest.update(clip.contiguous().numpy().data)
-    folder = Path(folder_paths.get_temp_directory())
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder / f"sa3_{digest.hexdigest()[:24]}.{suffix}"
-
-
-def _view(path: Path) -> dict[str, str]:
-    return {"filename": path.name, "subfolder": "", "type": "temp"}

@@ -38,24 +38,6 @@ class SA3VAE(comfy.sd.VAE):
         self.audio_sample_rate = config.sample_rate
         self.disable_offload, self.size, self.not_video = False, None, False
 
-    def throw_exception_if_invalid(self) -> None:
-        pass
-
-    def model_size(self) -> int:
-        return comfy.model_management.module_size(self.first_stage_model)
-
-    def get_sd(self) -> dict:
-        return self.first_stage_model.state_dict()
-
-    def spacial_compression_encode(self) -> int:
-        return self.downscale_ratio
-
-    def spacial_compression_decode(self) -> int:
-        return self.upscale_ratio
-
-    def temporal_compression_decode(self) -> int:
-        return self.upscale_ratio
-
     def decode(self, samples_in: Tensor, vae_options: dict | None = None, **kwargs) -> Tensor:
         return self.decode_latents(samples_in).movedim(1, -1)
 
