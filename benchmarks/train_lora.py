@@ -27,8 +27,8 @@ from sa3_core.audio import files as audio_files
 from sa3_core.training.__main__ import ConsoleCallbacks, open_base
 from sa3_core.training.lora import train
 from sa3_core.training.settings import LoRASettings
-from tools.demo import evaluate
-from tools.demo.corpus import RATE, Draw
+from tools.demo import evaluation
+from tools.demo.corpus import RATE, Random
 from tools.demo.metrics import centroid, mono
 
 OTHERS = ("a low tone", "a high tone", "a pluck", "wind", "a kick every half second", "a rising chirp")
@@ -53,7 +53,7 @@ SOUNDS = {
 
 def make_clip(sound: NewSound, index: int, seed: int = 0) -> torch.Tensor:
     """A clip (2, N) of 2 to 3.5 s."""
-    d = Draw(seed + 900, index)
+    d = Random(seed + 900, index)
     n = round(d.uniform(2.0, 3.5) * RATE)
     t = torch.arange(n) / RATE
     wave = sum(d.uniform(0.8, 1.2) * torch.sin(2 * math.pi * f * t + d.uniform(0, 6.28)) for f in sound.partials)
@@ -98,7 +98,7 @@ def show(title: str, model, prompts, seed: int = 40) -> None:
     """How much of each new sound, and brightness in Hz, medians of four clips of 2.5 s."""
     print(f"\n{title}\n| prompt | " + " | ".join(f"of '{name}'" for name in SOUNDS) + " | brightness, Hz |\n|---|---|---|---|")
     for prompt in prompts:
-        clips = [mono(clip) for clip in evaluate.make(model, [prompt] * 4, 2.5, seed)]
+        clips = [mono(clip) for clip in evaluation.generate(model, [prompt] * 4, 2.5, seed)]
         found = [*(of(sound, clips) for sound in SOUNDS.values()), f"{statistics.median(map(centroid, clips)):.0f}"]
         print(f"| {prompt} | " + " | ".join(found) + " |", flush=True)
 

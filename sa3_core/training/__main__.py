@@ -10,7 +10,7 @@ import argparse
 import signal
 import sys
 import time
-from dataclasses import MISSING, fields
+from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -42,24 +42,22 @@ class ConsoleCallbacks(Callbacks):
         print("stopping after this step; press Ctrl-C again to stop immediately", flush=True)
         signal.signal(signal.SIGINT, self.previous_handler)
 
-    def _check_interrupt(self) -> None:
+    def _print(self, text: str, always: bool = False) -> None:
+        """Print a line of progress when the last one is old enough. Raises KeyboardInterrupt after Ctrl-C."""
+        if always or time.monotonic() - self.printed >= INTERVAL:
+            self.printed = time.monotonic()
+            print(text, flush=True)
         if self.interrupted:
             raise KeyboardInterrupt
 
     def stage(self, done: int, total: int, text: str) -> None:
-        self._check_interrupt()
-        if done in (0, total) or time.monotonic() - self.printed >= INTERVAL:
-            self.printed = time.monotonic()
-            print(text + (f" {done} of {total}" if total > 1 else ""), flush=True)
+        self._print(text + (f" {done} of {total}" if total > 1 else ""), done in (0, total))
 
     def step(self, step: int, steps: int, loss: float) -> None:
-        now = time.monotonic()
-        self.started = self.started or (now, step)
-        if now - self.printed >= INTERVAL and step > self.started[1]:
-            self.printed = now
-            remaining = (now - self.started[0]) / (step - self.started[1]) * (steps - step)
-            print(f"step {step} of {steps}, loss {loss:.4f}, {remaining / 60:.1f} minutes left", flush=True)
-        self._check_interrupt()
+        self.started = self.started or (time.monotonic(), step)
+        begin, first = self.started
+        minutes = (time.monotonic() - begin) / max(1, step - first) * (steps - step) / 60
+        self._print(f"step {step} of {steps}, loss {loss:.4f}" + (f", {minutes:.1f} minutes left" if step > first else ""))
 
     def record(self, history: list[dict]) -> None:
         if "training" in history[-1]:
@@ -98,10 +96,9 @@ def open_base(model: str, text_encoder: str | None, device: str) -> BaseModel:
 
 
 def parser() -> argparse.ArgumentParser:
-    defaults = {field.name: None if field.default is MISSING else field.default for field in fields(LoRASettings)}
-    parser = argparse.ArgumentParser(
-        "python -m sa3_core.training", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    defaults = LoRASettings()
+    style = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("python -m sa3_core.training", description=__doc__, formatter_class=style)
     add = parser.add_argument
     add("--data", required=True, help="folder with audio and captions")
     add("--model", required=True, help="folder or file of a -base release, or: demo, demo-medium")
@@ -110,7 +107,7 @@ def parser() -> argparse.ArgumentParser:
     add("--text-encoder", help="folder t5gemma-b-b-ul2, when it is not next to the model")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add("--threads", type=int, help="CPU threads")
-    add("--kind", choices=list(TYPES), default=defaults["kind"], help=f"adapter type ({defaults['kind']})")
+    add("--kind", choices=list(TYPES), default=defaults.kind, help=f"adapter type ({defaults.kind})")
     add("--dtype", choices=["auto", *DTYPES], default="auto", help="of the frozen base; auto: bf16 on a GPU, else fp32")
     add("--alpha", type=float, help="the update is scaled by alpha / rank (rank)")
     for name, text in {
@@ -118,7 +115,7 @@ def parser() -> argparse.ArgumentParser:
         "validation": "share of the clips held out", "save_every": "steps; 0 = only at the end", "preview_every": "steps; 0 = at the end",
         "preview_seconds": "", "weight_decay": "", "clip": "largest norm of the gradients; 0 = no clipping",
     }.items():  # fmt: skip
-        default = defaults[name]
+        default = getattr(defaults, name)
         add(f"--{name.replace('_', '-')}", type=type(default), default=default, help=f"{text} ({default})".strip())
     add("--prompt", default="", help="prompt of the samples")
     add("--preview-steps", type=int, help="sampling steps of a sample (the model's default)")

@@ -31,8 +31,7 @@ class Product(torch.autograd.Function):
 
     @staticmethod
     def _matrix(weight: Tensor, transposed: bool, squared: bool) -> Tensor:
-        w = weight.float()
-        w = w.square() if squared else w
+        w = weight.float().square() if squared else weight.float()
         return w.T if transposed else w
 
 
@@ -96,11 +95,6 @@ class TrainedLayer(nn.Module):
             adapted = adapted.scaled(cols=adapter.cols / (norms(weight, up, down, squares, True, rows) + EPS))
         return adapted
 
-    def adapted(self) -> AdaptedLinear:
-        """The layer with its adapter, for the forward pass."""
-        layer = self.target[0]
-        return AdaptedLinear(self.adapted_weight().to(layer.weight.dtype), layer.bias)
-
 
 class Adapters(nn.Module):
     """Adapters on the selected Linear and Conv1d layers of a Generator, its seconds embedder included.
@@ -121,10 +115,8 @@ class Adapters(nn.Module):
         alpha = float(rank if alpha is None else alpha)
         if not 0 < alpha < 1e6:
             raise SA3Error(f"alpha is {alpha:g}; expected more than 0.")
-        self.config = {
-            "rank": rank, "alpha": alpha, "adapter_type": kind, "dropout": 0.0, "include": list(include) or None,
-            "exclude": list(exclude) or None,
-        }  # fmt: skip
+        lists = {"include": list(include) or None, "exclude": list(exclude) or None}
+        self.config = {"rank": rank, "alpha": alpha, "adapter_type": kind, "dropout": 0.0, **lists}
         layers = {name: layer for name, layer in targets(net).items() if selected(name, self.config)}
         if not layers:
             raise SA3Error(
@@ -152,7 +144,8 @@ class Adapters(nn.Module):
 
     def now(self) -> dict[nn.Module, AdaptedLinear]:
         """The current adapters by layer, differentiable, for the network's forward pass."""
-        return {target: layer.adapted() for layer in self.layers.values() for target in layer.target}
+        pairs = [(layer.target[0], layer.adapted_weight()) for layer in self.layers.values()]
+        return {target: AdaptedLinear(weight.to(target.weight.dtype), target.bias) for target, weight in pairs}
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors of a LoRA file in the native format."""

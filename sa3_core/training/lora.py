@@ -27,7 +27,7 @@ from .base import BaseModel, load_network, sample
 from .flow import Batch, fixed_noise_loss, training_loss
 from .run_files import RunFiles
 from .settings import LoRASettings
-from .trainer import Trainer, TrainerSettings
+from .trainer import CURVES, Trainer, TrainerSettings
 
 RECORD_EVERY, EVALUATE_EVERY = 20, 100  # steps
 EVALUATION_CLIPS = 4  # of each side of the split
@@ -184,8 +184,9 @@ class _Run:
     def evaluate(self) -> dict[str, float]:
         """Mean loss at fixed noise over the beginnings of a few training and validation clips."""
         values = {}
-        for name, clips in (("training", self.clips.training), ("validation", self.clips.validation)):
-            losses = [fixed_noise_loss(self.net, self.batch([clip], None), i) for i, clip in enumerate(clips[:EVALUATION_CLIPS])]
+        for name in ("training", "validation"):
+            clips = getattr(self.clips, name)[:EVALUATION_CLIPS]
+            losses = [fixed_noise_loss(self.net, self.batch([clip], None), i) for i, clip in enumerate(clips)]
             if losses:
                 values[name] = sum(sum(loss.values()) / len(loss) for loss in losses) / len(losses)
         return values
@@ -204,8 +205,9 @@ class _Run:
             condition = self.condition([settings.prompt], [seconds])
             audio = sample(self.base, self.net, condition, seconds, settings.seed, settings.preview_steps, progress)
         self.last_sample = audio
-        self.files.sample_at(step).unlink(missing_ok=True)
-        audio_files.write(self.files.sample_at(step), audio, rate, "wav16")
+        path = self.files.folder / f"sample_step{step:06}.wav"
+        path.unlink(missing_ok=True)
+        audio_files.write(path, audio, rate, "wav16")
         self.callbacks.sample(step, audio, rate)
 
     def save(self, path: Path) -> None:
@@ -235,7 +237,7 @@ class _Run:
             self.save(out)
         if self.settings.prompt:
             self.sample(step)
-        return TrainingResult(out, self.trainer.history, self.files.curves, self.last_sample, self.report(), self.clips.skipped)
+        return TrainingResult(out, self.trainer.history, self.files.folder / CURVES, self.last_sample, self.report(), self.clips.skipped)
 
     def report(self) -> str:
         """The LoRA, the number of steps, the losses and the dataset, as lines of text."""

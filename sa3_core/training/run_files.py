@@ -9,7 +9,7 @@ from pathlib import Path
 from ..errors import SA3Error
 from ..files import read_json
 from ..lora.formats import read_lora
-from .trainer import CURVES, STATE
+from .trainer import STATE
 
 
 @dataclass(frozen=True)
@@ -25,17 +25,9 @@ class RunFiles:
         """A hash of the identity, 16 hex digits; saved in each LoRA of the run."""
         return hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()[:16]
 
-    @property
-    def curves(self) -> Path:
-        return self.folder / CURVES
-
     def lora_at(self, step: int) -> Path:
         """Path of the LoRA saved at a step."""
         return self.out.with_name(f"{self.out.stem}_step{step:06}.safetensors")
-
-    def sample_at(self, step: int) -> Path:
-        """Path of the audio sample of a step."""
-        return self.folder / f"sample_step{step:06}.wav"
 
     def create(self) -> None:
         """Create the folder and its run.json. Raises SA3Error when the folder or `out` belongs to another run."""

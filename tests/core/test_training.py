@@ -51,8 +51,7 @@ def test_captions_use_the_vocabulary_and_the_hold_out_splits_them():
 
 @pytest.mark.parametrize("index", range(6))
 def test_a_rhythm_has_the_spacing_that_it_states(index):
-    d = corpus.Draw(11, index)
-    part = corpus._rhythm(d, 4 * corpus.RATE, "kick")
+    part = corpus._rhythm(corpus.Random(11, index), 4 * corpus.RATE, "kick")
     assert metrics.spacing(part.audio) == pytest.approx(part.spacing, abs=0.02)
 
 
@@ -65,7 +64,7 @@ def test_a_caption_that_is_one_rhythm_says_its_spacing():
 
 
 def test_a_rhythm_keeps_time_unless_hits_are_missing_or_late():
-    hit = corpus.SOUNDS["kick"].make(corpus.Draw(1, 1), corpus.RATE // 4, 0.0)
+    hit = corpus.SOUNDS["kick"].synthesise(corpus.Random(1, 1), corpus.RATE // 4, 0.0)
     steady = corpus.repeated(hit, 4 * corpus.RATE, 0.1, 0.5)
     assert metrics.keeps_time(steady, 0.5)
     assert not metrics.keeps_time(steady, 0.25) and not metrics.keeps_time(steady, 1.0)

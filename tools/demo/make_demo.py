@@ -184,7 +184,7 @@ def encode_corpus(work: Path, same: SAME) -> None:
             continue
 
         def one(i: int, number=number, window=window) -> tuple[Tensor, str, float]:
-            seconds = corpus.Draw(SEED, -1 - 100_000 * number - i).uniform(*window.seconds)
+            seconds = corpus.Random(SEED, -1 - 100_000 * number - i).uniform(*window.seconds)
             seconds = round(seconds) if i % 2 else seconds  # whole seconds are asked for most
             kind = window.kinds[i % len(window.kinds)]
             clip = corpus.clip(SEED + 2 + 2 * number, i, seconds, kind, window.rhythmic)
