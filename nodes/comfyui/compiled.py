@@ -9,6 +9,7 @@ from ...sa3_core.backends.accelerator import Accelerator
 from ...sa3_core.backends.compiled import Compiled
 from ...sa3_core.backends.graphs import Graphs
 from . import model as host_model
+from . import run_options
 from .patchers import resident_clone
 from .progress import show_status
 
@@ -37,17 +38,15 @@ def fastest_model(model, wait: bool):
 
 def _with(model, accelerator: Accelerator, wait: bool):
     accelerator.retry()
-    inner = host_model.require(model)
-    clone, begin = resident_clone(model), partial(accelerator.run, wait)
+    inner, clone = host_model.require(model), resident_clone(model)
     host_model.same_release(clone.model, inner)
+    clone.model_options = run_options.changed(clone.model_options, accelerator=accelerator, wait=wait)
     clone.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, KEY)
-    clone.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, partial(_run, begin))
-    options = clone.model_options
-    more = {host_model.COMPILED: accelerator, host_model.COMPILED_RUN: begin}
-    clone.model_options = {**options, "transformer_options": {**options.get("transformer_options", {}), **more}}
+    clone.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, partial(_sample, accelerator, wait))
     return clone
 
 
-def _run(begin, sample, *args, **kwargs):
-    with begin():
+def _sample(accelerator: Accelerator, wait: bool, sample, *args, **kwargs):
+    """Core's sampling as one run."""
+    with accelerator.run(wait):
         return sample(*args, **kwargs)

@@ -15,10 +15,10 @@ from ...sa3_core.sampling.guidance import Guidance
 from ...sa3_core.timeline.durations import decode_frames, seconds_of
 from ...sa3_core.timeline.extend import Window, windows
 from ...sa3_core.timeline.splicing import splice
+from . import run_options
 from . import sampling as host
 from .latent import encode_clip, mask_regions, read_latent
 from .live_preview import LivePreview
-from .model import compiled_run
 from .progress import Progress, check_interrupt, logger
 from .vae import CHUNK, OVERLAP, SA3VAE
 
@@ -61,7 +61,7 @@ class ExtendJob:
         if finished:
             logger.warning("Resuming after %d of %d windows, which were finished before an interruption.", len(finished), len(parts))
         bar = Progress(1)
-        with compiled_run(self.model):
+        with run_options.read(self.model.model_options).run():
             for i, part in enumerate(parts):
                 if i == len(finished):
                     finished.append(self._generate(tail[..., -part.context :], part, i, bar.part(i, len(parts), "window")))

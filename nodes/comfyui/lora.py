@@ -12,7 +12,7 @@ from ...sa3_core.lora.algebra import Adapter, apply_stack
 from ...sa3_core.lora.fit import checkpoint_bases, fit_lora, open_lora
 from ...sa3_core.lora.formats import BASES, PEFT_CONFIG
 from ...sa3_core.lora.stack import Stack, weight_name
-from . import folders
+from . import folders, run_options
 from . import model as host_model
 
 KEY = "loras"  # ComfyUI's folder
@@ -40,7 +40,7 @@ class StackAdapter(comfy.weight_adapter.WeightAdapterBase):
 
 def stack_of(model) -> Stack:
     """The LoRAs of a MODEL."""
-    return host_model.option(model, host_model.STACK, Stack())
+    return run_options.read(model.model_options).stack
 
 
 def with_stack(model, stack: Stack):
@@ -49,12 +49,7 @@ def with_stack(model, stack: Stack):
     others = {key: [patch for patch in patches if not isinstance(patch[1], StackAdapter)] for key, patches in clone.patches.items()}
     clone.patches = {key: patches for key, patches in others.items() if patches}
     clone.add_patches({f"diffusion_model.{weight_name(layer)}": StackAdapter.of(entries) for layer, entries in stack.patches().items()})
-    options = clone.model_options
-    clone.model_options = {
-        **options,
-        host_model.LORAS: stack.record(),
-        "transformer_options": {**options.get("transformer_options", {}), host_model.STACK: stack},
-    }
+    clone.model_options = run_options.changed(clone.model_options, stack=stack)
     return clone
 
 

@@ -1,7 +1,7 @@
 """The MODEL socket: a ModelPatcher over Stable Audio 3's transformer and conditioner."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,14 +27,10 @@ from ...sa3_core.errors import SA3Error
 from ...sa3_core.models.dit import DiTInputs, LocalInput
 from ...sa3_core.models.release import Generator
 from ...sa3_core.timeline.durations import Lengths, lengths
+from . import run_options
 from .operations import Operations
 from .patchers import patcher_over
 
-LORAS = "sa3_loras"  # key of a MODEL's options: how its adapters describe themselves, for the run's record
-STACK, SIGMAS = "sa3_lora_stack", "sa3_sigmas"  # keys of its transformer_options: the adapters themselves, a run's levels per item
-# Keys of its transformer_options: a sa3_core.backends.accelerator.Accelerator, and what begins a run of it.
-COMPILED, COMPILED_RUN = "sa3_compiled", "sa3_compiled_run"
-TIMES = "sa3_times"  # key of its transformer_options: a step's t (B,) as core has it, and on the CPU, where it is read without waiting
 CAST = "its weights are moved or converted in every step"
 RUN = "sa3_run"  # key of a conditioning entry: what our Sampler tells the model of its run
 # Live activations of a layer in rows of `width` per token (the gated feed-forward holds 12, attention and residuals the rest).
@@ -87,15 +83,16 @@ class Denoiser(Generator):
         self.dtype = dtype
 
     def forward(self, x, t, context=None, control=None, transformer_options=None, sa3_inputs: DiTInputs | None = None, **kwargs):
-        options = transformer_options or {}
-        times = known_times(options, options.get("sigmas"))
+        core = transformer_options or {}
+        options = run_options.read(core)
+        times = options.times_of(core.get("sigmas"))
         if times is not None:
             t = times.repeat(len(x) // len(times))  # core runs all conditions as one batch, or one by one
-        network, stack = self._network(options.get(COMPILED)), options.get(STACK)
-        if stack is None or not stack.scheduled:
+        network = self._network(options.accelerator)
+        if not options.stack.scheduled:
             return network(x, t, sa3_inputs)
-        sigmas = options.get(SIGMAS, options.get("sample_sigmas"))
-        return stack.velocity(self.dit, x, t, sa3_inputs, sigmas, read_weight, network)
+        sigmas = core.get("sample_sigmas") if options.sigmas is None else options.sigmas
+        return options.stack.velocity(self.dit, x, t, sa3_inputs, sigmas, read_weight, network)
 
     def _network(self, accelerator: Accelerator | None) -> Callable[..., Tensor]:
         """(x, t, inputs) -> velocity: the transformer, through the accelerator where its weights stay as they are."""
@@ -264,38 +261,20 @@ def read_weight(layer, like: Tensor) -> tuple[Tensor, Tensor | None]:
     return copies
 
 
-def known_times(options: dict, timestep) -> Tensor | None:
-    """What our sampler told of these times (B,), if they are the ones that it handed to core: other nodes may ask at others."""
-    on_device, times = options.get(TIMES, (None, None))
-    return times if on_device is not None and on_device is timestep else None
-
-
-def option(model, key: str, default=None):
-    """One of a MODEL's transformer_options."""
-    return model.model_options.get("transformer_options", {}).get(key, default)
-
-
-def compiled_run(model):
-    """A context: what is sampled inside is one run for the compiler."""
-    begin = option(model, COMPILED_RUN)
-    return nullcontext() if begin is None else begin()
-
-
 def remarks(model) -> list[str]:
-    """What the user should know of a run that is over."""
-    compiled = option(model, COMPILED)
-    return [] if compiled is None else compiled.remarks
+    """What the user should know of the latest run."""
+    accelerator = run_options.read(model.model_options).accelerator
+    return [] if accelerator is None else accelerator.remarks
 
 
 def run_facts(model) -> dict:
-    """What sa3_core.run_record.record wants to know of a MODEL. cache_hit: it was loaded for an earlier run."""
-    inner = require(model)
+    """A MODEL's part of sa3_core.run_record.record. cache_hit: it was loaded for an earlier run."""
+    inner, options = require(model), run_options.read(model.model_options)
     loaded = dict(inner.sa3_loaded)
     inner.sa3_loaded = {**loaded, "cache_hit": True}
-    compiled = option(model, COMPILED)
     return {
         "loaded": loaded,
-        "loras": model.model_options.get(LORAS, []),
+        "loras": options.stack.record(),
         "host": {"comfyui": comfyui_version.__version__},
-        **({} if compiled is None else {"compiled": compiled.state}),
+        **({} if options.accelerator is None else {"compiled": options.accelerator.state}),
     }

@@ -16,6 +16,7 @@ from ...sa3_core.sampling.finite import finite
 from ...sa3_core.sampling.guidance import Guidance
 from ...sa3_core.sampling.runs import Plan
 from . import model as host_model
+from . import run_options
 from .latent import Latents
 from .live_preview import LivePreview
 from .out_of_memory import halvings, retry_smaller
@@ -38,7 +39,7 @@ class Guider(comfy.samplers.CFGGuider):
         check_interrupt()
         if FOREIGN_GUIDANCE in options:
             return super().predict_noise(x, timestep, options, seed)
-        known = host_model.known_times(options.get("transformer_options", {}), timestep)
+        known = run_options.read(options).times_of(timestep)
         t = timestep.float().cpu() if known is None else known
         scale = self.guidance.cfg if bool(self.guidance.active(t).any()) else 1.0
         if scale != 1:
@@ -48,13 +49,15 @@ class Guider(comfy.samplers.CFGGuider):
         return comfy.samplers.sampling_function(self.inner_model, x, timestep, negative, positive, scale, options, seed)
 
     def _guided(self, t: Tensor, args: dict) -> Tensor:
-        """The guided x - D of core's two: x - D (B, C, T) of the positive and of the negative, at levels t (B,), also on the CPU."""
-        time = args["timestep"][:, None, None]
-        return time * self.guidance.apply(args["input"], t, args["cond"] / time, args["uncond"] / time, self.valid)
+        """The guided x - D (B, C, T) of core's two. args: x - D of the positive and of the negative. t (B,): their times, on the CPU."""
+        time = args["timestep"]
+        v_cond, v_uncond = (velocity_of(args[name], time) for name in ("cond", "uncond"))
+        return time[:, None, None] * self.guidance.apply(args["input"], t, v_cond, v_uncond, self.valid)
 
 
-def on_device(t: Tensor, x: Tensor) -> Tensor:
-    return to_device(t, x.device, torch.float32)
+def velocity_of(removed: Tensor, t: Tensor) -> Tensor:
+    """Velocity (B, C, T) from x - D, core's unit, where D is the denoised data at times t (B,)."""
+    return removed / t[:, None, None]
 
 
 class RunSampler(comfy.samplers.Sampler):
@@ -65,10 +68,9 @@ class RunSampler(comfy.samplers.Sampler):
 
     def sample(self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False):
         def velocity(x: Tensor, t: Tensor) -> Tensor:
-            time = on_device(t, x)
-            options = extra_args.get("model_options", {})
-            told = {**options, "transformer_options": {**options.get("transformer_options", {}), host_model.TIMES: (time, t.float())}}
-            return (x - model_wrap(x, time, **{**extra_args, "model_options": told})) / time[:, None, None]
+            time = to_device(t, x.device, torch.float32)
+            options = run_options.changed(extra_args.get("model_options", {}), times=(time, t.float()))
+            return velocity_of(x - model_wrap(x, time, **{**extra_args, "model_options": options}), time)
 
         self.begin()  # the weights are where they belong
         return runs.run(velocity, self.plan, channels=self.channels, device=noise.device, init=self.init, callback=self.callback)
@@ -113,7 +115,7 @@ def sample(
 
             parts.append(finite("The latents", inner.compute_dtype, compute, remark))
 
-    with host_model.compiled_run(model):
+    with run_options.read(model.model_options).run():
         retry_smaller("sampling", "items", "Shorten the clip, or use a 16-bit dtype.", halvings(_group_size(model, plan)), rest)
     if progress is None:
         bar.finish()
@@ -148,8 +150,7 @@ def _sample_group(model, positive, negative, latents: Latents, plan: Plan, guida
     run = host_model.Run(part.lengths, local)
     guider = Guider(model, guidance, part.lengths.valid)
     guider.set_conds(_for_run(positive, run, rows, batch), _for_run(negative, run, rows, batch) if _needs_negative(model, guidance) else [])
-    options = guider.model_options.get("transformer_options", {})
-    guider.model_options = {**guider.model_options, "transformer_options": {**options, host_model.SIGMAS: part.sigmas}}
+    guider.model_options = run_options.changed(guider.model_options, sigmas=part.sigmas)
     sampler = RunSampler(part, channels, samples if part.noise_level < 1 else None, report, begin)
     # The run draws its own noise, per item and on the CPU; core needs only the shape.
     blank = torch.zeros(len(rows), channels, part.lengths.frames)
@@ -210,7 +211,7 @@ def core_sampler(name: str, eta: float) -> comfy.samplers.KSAMPLER:
 
         def velocity(x: Tensor, t: Tensor) -> Tensor:
             time = to_device(t, x.device, x.dtype)
-            return (x - model(x, time, **extra_args)) / time[:, None, None]
+            return velocity_of(x - model(x, time, **extra_args), time)
 
         def report(step: int, total: int, denoised: Tensor) -> None:
             if callback is not None:

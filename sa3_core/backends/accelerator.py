@@ -33,9 +33,6 @@ class Accelerator:
         self._outcomes: dict[tuple[Outcome, str], None] = {}
         self._cached: dict = {}
 
-    def __deepcopy__(self, memo) -> "Accelerator":
-        return self  # hosts copy their options deeply
-
     def velocity(self, dit: DiT, x: Tensor, t: Tensor, inputs: DiTInputs) -> Tensor:
         """`dit(x, t, inputs)`."""
         raise NotImplementedError

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from ..models.dit import DiT, DiTInputs, row_index
-from ..models.layers import Adapters
 from .algebra import AdaptedWeight, Adapter, compose
 from .formats import SECONDS, LoRA
 
@@ -113,9 +112,6 @@ class Stack:
 
     loras: tuple[StackedLoRA, ...] = ()
 
-    def __deepcopy__(self, memo) -> "Stack":
-        return self  # ComfyUI deep-copies its options; an immutable stack can be shared
-
     def with_lora(self, lora: StackedLoRA) -> "Stack":
         shared = [other.lora.name for other in self.loras if SECONDS in other.active] if SECONDS in lora.active else []
         if shared:
@@ -175,7 +171,7 @@ class Stack:
             sigmas = sigmas.repeat(len(t) // len(sigmas), 1)
         strengths = list(zip(*(lora.strengths_at(t, sigmas) for lora in self.loras), strict=True))
         groups = {one: [i for i, other in enumerate(strengths) if other == one] for one in dict.fromkeys(strengths)}
-        scheduled, run = self._on_device(inputs), run or dit
+        scheduled, run, read = self._on_device(inputs), run or dit, read or _read
         if len(groups) == 1:
             return run(x, t, _inputs_at(strengths[0], dit, inputs, scheduled, read))
         out = torch.empty_like(x)
@@ -207,33 +203,26 @@ class AdaptedLinear:
         return self.weight.linear(x.mT, lambda rows: layer(rows.mT).mT, self.bias).mT
 
 
-def _inputs_at(strengths: tuple[float, ...], dit: DiT, inputs: DiTInputs, scheduled: Scheduled, read: ReadWeight | None) -> DiTInputs:
+def _inputs_at(strengths: tuple[float, ...], dit: DiT, inputs: DiTInputs, scheduled: Scheduled, read: ReadWeight) -> DiTInputs:
     """The run's constants with the adapters at these strengths of the LoRAs, cached."""
     cache = inputs.cache.setdefault("strengths", {})
-    if strengths not in cache:
-        adapters, names = _adapters_at(strengths, dit, inputs, scheduled, read or _read)
-        cache[strengths] = dit.refresh(inputs, names, adapters) if adapters else inputs
-        while len(cache) > CACHED_STRENGTHS:
-            del cache[next(iter(cache))]
-    return cache[strengths]
-
-
-def _adapters_at(
-    strengths: tuple[float, ...], dit: DiT, inputs: DiTInputs, scheduled: Scheduled, read: ReadWeight
-) -> tuple[Adapters, list[str]]:  # fmt: skip
-    """The adapters that are active at these strengths, by module, and the names of their layers."""
+    if strengths in cache:
+        return cache[strengths]
     device, dtype, adapters, names = inputs.cross_attn.device, inputs.cross_attn.dtype, {}, []
     for name, stack in scheduled.items():
         active = [(adapter, strengths[i], mode) for i, adapter, mode in stack if strengths[i] != 0]
         if not active:
             continue
         layer, bias, weight = dit.get_submodule(name), None, torch.empty(0, device=device, dtype=torch.float32)
-        if any(adapter.rows is not None or adapter.cols is not None for adapter, *_ in active):
+        if any(adapter.rows is not None or adapter.cols is not None for adapter, *_ in active):  # norms need the base weight
             weight, bias = read(layer, inputs.cross_attn)
             weight = weight.flatten(1)
         adapters[layer] = AdaptedLinear(compose(weight, active).to(dtype), None if bias is None else bias.to(dtype))
         names.append(name)
-    return adapters, names
+    cache[strengths] = dit.refresh(inputs, names, adapters) if adapters else inputs
+    while len(cache) > CACHED_STRENGTHS:
+        del cache[next(iter(cache))]
+    return cache[strengths]
 
 
 def _read(layer: nn.Module, like: Tensor) -> tuple[Tensor, Tensor | None]:

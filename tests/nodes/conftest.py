@@ -126,7 +126,7 @@ def sa3(node_classes: dict[str, type]) -> Pack:
             "sampling.runs",
         ),
         nodes=modules("nodes", "latents", "models", "sampling"),
-        host=modules("nodes.comfyui", "folders", "model", "sampling", "vae"),
+        host=modules("nodes.comfyui", "folders", "model", "run_options", "sampling", "vae"),
     )
 
 

@@ -54,7 +54,7 @@ def test_cores_samplers_are_faster_too(sa3, load, comfy, shared, variant):
     positive, latent, model = sa3.prompt(parts.clip, "rain"), sa3.empty(1.0), compiled(sa3, parts.model)
     plain = through_core(comfy, parts.model, positive, latent)
     assert rel_error(through_core(comfy, model, positive, latent), plain) < ROUNDING
-    assert sa3.host.model.option(model, sa3.host.model.COMPILED).state == "compiled"
+    assert sa3.host.run_options.read(model.model_options).accelerator.state == "compiled"
 
 
 def test_weights_that_are_cast_in_every_step_are_not_compiled_and_it_is_said(sa3, load, shared, monkeypatch):
@@ -78,7 +78,7 @@ def test_two_of_them_are_one_and_the_last_one_counts(sa3, load, shared):
 def test_auto_is_cuda_graphs_on_a_gpu_that_has_them(sa3, load, comfy, shared, monkeypatch, device, accelerator):
     monkeypatch.setattr(importlib.import_module("comfy.model_management"), "get_torch_device", lambda: torch.device(device))
     model = sa3.run("SA3_Compile", model=load("small").model, when="before first run")[0]
-    assert type(sa3.host.model.option(model, sa3.host.model.COMPILED)).__name__ == accelerator
+    assert type(sa3.host.run_options.read(model.model_options).accelerator).__name__ == accelerator
 
 
 def test_an_unknown_choice_is_refused(sa3, load):

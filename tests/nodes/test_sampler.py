@@ -228,7 +228,7 @@ def test_no_step_waits_for_the_device(sa3, load, monkeypatch, cfg):
 
         return sample(name, watched, x.as_subclass(OnDevice), *rest).as_subclass(torch.Tensor)
 
-    monkeypatch.setattr(sa3.host.sampling, "on_device", lambda t, x: t.clone().as_subclass(OnDevice))
+    monkeypatch.setattr(sa3.host.sampling, "to_device", lambda t, device, dtype: t.clone().as_subclass(OnDevice))
     monkeypatch.setattr(sa3.core.runs.samplers, "sample", counted)
     monkeypatch.setattr(OnDevice, "reads", [])
     out, _ = sa3.sample(parts.model, positive, latent, seed=1, steps=steps, cfg=cfg, preview="off")
