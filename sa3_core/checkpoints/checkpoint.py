@@ -115,14 +115,14 @@ def _read_config(tensors: TensorFile) -> ModelConfig | None:
 
 def _infer_config(tensors: TensorFile, objective: str, autoencoder: bool) -> tuple[ModelConfig, str]:
     """Config and prefix of a file without a config, from names and shapes."""
-    kind = detect.kind_of(tensors.names)
+    kind, shapes = detect.kind_of(tensors.names), {name: tensors.shape(name) for name in tensors.names}
     try:
         if kind == "generative" and not autoencoder:
             base = detect.is_base_name(display_name(tensors.path)) if objective == "auto" else objective == "base"
-            return detect.model_config(tensors.names, tensors.shape, base), ""
+            return detect.model_config(shapes, base), ""
         if kind in ("generative", "autoencoder"):
             prefix = detect.PRETRANSFORM if any(name.startswith(detect.PRETRANSFORM) for name in tensors.names) else ""
-            return detect.autoencoder_config(tensors.names, tensors.shape, prefix), prefix
+            return detect.autoencoder_config(shapes, prefix), prefix
     except SA3Error as error:
         raise SA3Error(f"{tensors.path} has no {CONFIG} next to it, and its tensors do not imply one: {error}.") from error
     if tensors.metadata().get("format") == "mlx":
@@ -180,8 +180,8 @@ def load_text_encoder(path: str | Path, dtype: torch.dtype | None = None, device
     if path.is_file():
         file = TensorFile(path)
         files = dict.fromkeys(file.names - {sentencepiece.SPIECE}, file)
-        config = config_from(sentencepiece.config_values(file.names, file.shape, str(path)), path)
-        tokenizer = sentencepiece.read_spiece(file.read, file.names, str(path))
+        config = config_from(sentencepiece.config_values(file), path)
+        tokenizer = sentencepiece.read_tokenizer(file)
         sources = [path]
     else:
         tokenizer = read_tokenizer(path)

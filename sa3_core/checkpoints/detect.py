@@ -1,7 +1,7 @@
 """What a file is, from the names and shapes of its tensors: its kind, and its config where model_config.json is missing."""
 
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from ..files import parse_json
 from .sentencepiece import PREFIXES as TEXT_PREFIXES
 from .tensors import MAX_HEADER
 
-Shape = Callable[[str], tuple[int, ...]]
+Shapes = Mapping[str, Sequence[int]]  # tensor names and shapes of a file
 
 OBJECTIVES = {"auto": None, "post-trained": "rf_denoiser", "base": "rectified_flow"}  # the user's term -> the config's
 PRETRANSFORM = "pretransform.model."
@@ -65,7 +65,7 @@ def kind_of(names: Collection[str]) -> str | None:
     return None
 
 
-def _same_of(shapes: Mapping[str, Sequence[int]]) -> str | None:
+def _same_of(shapes: Shapes) -> str | None:
     """SAME-S or SAME-L, by the kernel of the decoder's output convolution."""
     found = [shapes[prefix + MAPPING] for prefix in ("", PRETRANSFORM) if prefix + MAPPING in shapes]
     return KERNELS.get(found[0][-1]) if found and found[0] else None
@@ -76,62 +76,61 @@ def is_base_name(name: str) -> bool:
     return re.search(r"(?<![a-z0-9])base(?![a-z0-9])", name.lower()) is not None
 
 
-def model_config(names: Collection[str], shape: Shape, base: bool) -> ModelConfig:
+def model_config(shapes: Shapes, base: bool) -> ModelConfig:
     """The config of a generative file with these tensors. base: whether it is a base checkpoint, which the weights do not tell.
 
     Raises SA3Error naming the first tensor that is missing or has an impossible shape.
     """
-    same = same_config(names, shape, PRETRANSFORM)
-    width, latent_dim = _shape(names, shape, DIT + "project_in.weight", 2)
-    depth = _count(names, DIT + "layers.")
-    rows = _shape(names, shape, DIT + "layers.0.self_attn.to_qkv.weight", 2)[0]
+    same = _same_config(shapes, PRETRANSFORM)
+    width, latent_dim = _shape(shapes, DIT + "project_in.weight", 2)
+    depth = _count(shapes, DIT + "layers.")
+    rows = _shape(shapes, DIT + "layers.0.self_attn.to_qkv.weight", 2)[0]
     if rows not in (3 * width, 5 * width):
         raise SA3Error(f"'{DIT}layers.0.self_attn.to_qkv.weight' has {rows} rows, expected 3 or 5 times the width {width}")
-    (head_dim,) = _shape(names, shape, DIT + "layers.0.self_attn.q_norm.gamma", 1)
+    (head_dim,) = _shape(shapes, DIT + "layers.0.self_attn.q_norm.gamma", 1)
     if width % head_dim or head_dim < 32:
         raise SA3Error(f"the heads have {head_dim} channels; expected at least 32, and the width {width} a multiple of it")
-    ff_rows = _shape(names, shape, DIT + "layers.0.ff.ff.0.proj.weight", 2)[0]
-    local_dim = _shape(names, shape, DIT + "layers.0.to_local_embed.0.weight", 2)[1]
-    cond_dim, global_dim = (_shape(names, shape, f"model.model.{name}.0.weight", 2)[1] for name in ("to_cond_embed", "to_global_embed"))
-    memory_tokens = _shape(names, shape, DIT + "memory_tokens", 2)[0]
+    ff_rows = _shape(shapes, DIT + "layers.0.ff.ff.0.proj.weight", 2)[0]
+    local_dim = _shape(shapes, DIT + "layers.0.to_local_embed.0.weight", 2)[1]
+    cond_dim, global_dim = (_shape(shapes, f"model.model.{name}.0.weight", 2)[1] for name in ("to_cond_embed", "to_global_embed"))
+    memory_tokens = _shape(shapes, DIT + "memory_tokens", 2)[0]
     differential = rows == 5 * width
     dit = DiTConfig(
         latent_dim, width, depth, width // head_dim, cond_dim, global_dim, local_dim, differential, ff_rows / (2 * width), memory_tokens
     )
-    (prompt_dim,) = _shape(names, shape, PROMPT, 1)
+    (prompt_dim,) = _shape(shapes, PROMPT, 1)
     conditioning = ConditioningConfig(prompt_dim, MAX_TOKENS, "learned", TEXT_SUBFOLDER, *SECONDS_RANGE)
-    objective = OBJECTIVES["base" if base else "post-trained"]
     longest = LONGEST["medium" if differential else "small", base]
     align = (same.encoder.chunk_size or CHUNK) // STRIDE
-    return ModelConfig(RATE, longest, same, dit, conditioning, objective, {"kind": "logsnr"}, align)
+    return ModelConfig(RATE, longest, same, dit, conditioning, OBJECTIVES["base" if base else "post-trained"], {"kind": "logsnr"}, align)
 
 
-def autoencoder_config(names: Collection[str], shape: Shape, prefix: str) -> ModelConfig:
+def autoencoder_config(shapes: Shapes, prefix: str) -> ModelConfig:
     """The config of the SAME whose tensors lie below `prefix`."""
-    same = same_config(names, shape, prefix)
+    same = _same_config(shapes, prefix)
     return ModelConfig(RATE, None, same, align=same.encoder.align)
 
 
-def same_config(names: Collection[str], shape: Shape, prefix: str) -> SAMEConfig:
+def _same_config(shapes: Shapes, prefix: str) -> SAMEConfig:
     """The config of SAME-S (convolution over three patches, chunked attention) or SAME-L (kernel 1, sliding window)."""
-    kernel = _shape(names, shape, prefix + MAPPING, 3)[2]
+    kernel = _shape(shapes, prefix + MAPPING, 3)[2]
     if kernel not in KERNELS:
         raise SA3Error(f"'{prefix}{MAPPING}' has a kernel of {kernel}, expected 3 (SAME-S) or 1 (SAME-L)")
     kind = KERNELS[kernel]
-    encoder, decoder = (_resampler(names, shape, prefix, side, kind) for side in ("encoder", "decoder"))
+    encoder, decoder = (_resampler(shapes, prefix, side, kind) for side in ("encoder", "decoder"))
     patch = encoder.patch_channels // AUDIO_CHANNELS
     if patch < 1 or encoder.patch_channels % AUDIO_CHANNELS:
         raise SA3Error(f"patches have {encoder.patch_channels} channels; expected a multiple of {AUDIO_CHANNELS}")
     return SAMEConfig(encoder, decoder, AUDIO_CHANNELS, patch, encoder.latent_dim, patch * STRIDE, True)
 
 
-def _resampler(names: Collection[str], shape: Shape, prefix: str, side: str, kind: str) -> ResamplerConfig:
+def _resampler(shapes: Shapes, prefix: str, side: str, kind: str) -> ResamplerConfig:
     block = f"{prefix}{side}.layers.{0 if side == 'encoder' else 3}."
-    rows, columns, kernel = _shape(names, shape, block + "mapping.weight_v", 3)
+    rows, columns, kernel = _shape(shapes, block + "mapping.weight_v", 3)
     patch_channels, width = (columns, rows) if side == "encoder" else (rows, columns)
-    latent_dim = _shape(names, shape, prefix + "encoder.layers.2.weight", 2)[0]
-    depth = _count(names, block + "transformers.")
-    (head_dim,) = _shape(names, shape, block + "transformers.0.self_attn.q_norm.gamma", 1)
+    latent_dim = _shape(shapes, prefix + "encoder.layers.2.weight", 2)[0]
+    depth = _count(shapes, block + "transformers.")
+    (head_dim,) = _shape(shapes, block + "transformers.0.self_attn.q_norm.gamma", 1)
     if width % head_dim:
         raise SA3Error(f"the {side}'s heads have {head_dim} channels; expected the width {width} to be a multiple of it")
     chunked = kind == "SAME-S"
@@ -142,13 +141,13 @@ def _resampler(names: Collection[str], shape: Shape, prefix: str, side: str, kin
     )  # fmt: skip
 
 
-def _shape(names: Collection[str], shape: Shape, name: str, dims: int) -> tuple[int, ...]:
-    if name not in names:
+def _shape(shapes: Shapes, name: str, dims: int) -> tuple[int, ...]:
+    if name not in shapes:
         raise SA3Error(f"tensor '{name}' is missing; this is not a complete Stable Audio 3 model")
-    found = tuple(shape(name))
-    if len(found) != dims or 0 in found:
-        raise SA3Error(f"tensor '{name}' has shape {list(found)}, expected {dims} dimensions")
-    return found
+    shape = shapes[name]
+    if len(shape) != dims or 0 in shape:
+        raise SA3Error(f"tensor '{name}' has shape {list(shape)}, expected {dims} dimensions")
+    return tuple(shape)
 
 
 def _count(names: Collection[str], prefix: str) -> int:

@@ -23,8 +23,6 @@ from .detect import TEXT_SUBFOLDER
 from .releases import DOWNLOADED, RELEASES, Release, find
 from .tensors import check_file, sha256
 
-Progress = Callable[[int, int], None]  # bytes done, bytes in total
-
 PAGES = "https://huggingface.co"
 RESERVE = 200_000_000  # bytes of disk space that stay free
 ACCESS_SECONDS = 60.0  # how long the result of an access check is cached
@@ -42,7 +40,9 @@ class RemoteFile:
     sha256: str | None  # published for large files only
 
 
-def download(release: Release, folder: str | Path, source: str = "official", progress: Progress | None = None) -> Path:
+def download(
+    release: Release, folder: str | Path, source: str = "official", progress: Callable[[int, int], None] | None = None
+) -> Path:  # fmt: skip
     """Download a model into folder/<release.folder> and return that folder; a complete one is not downloaded again.
 
     An interrupted download stays in a hidden folder next to the target and is resumed. progress(bytes done, bytes in total) may raise
@@ -60,7 +60,7 @@ def download(release: Release, folder: str | Path, source: str = "official", pro
         files = _files_of(release, repository, revision, prefix, token)
         partial = target.with_name(f".{target.name}.part")
         _check_space(partial, files)
-        _fetch_all(partial, files, token, progress)
+        _fetch_all(partial, files, token, progress or (lambda done, total: None))
     except Exception as error:
         if not _is_download_error(error):
             raise  # SA3Error, or what `progress` raised to stop
@@ -186,7 +186,7 @@ def _received(partial: Path, file: RemoteFile) -> int:
     return next((p.stat().st_size for p in (partial / file.local, partial / f"{file.local}.part") if p.is_file()), 0)
 
 
-def _fetch_all(partial: Path, files: list[RemoteFile], token: str | None, progress: Progress | None) -> None:
+def _fetch_all(partial: Path, files: list[RemoteFile], token: str | None, progress: Callable[[int, int], None]) -> None:
     total = sum(file.size for file in files)
     done = 0
     for file in files:
@@ -194,29 +194,27 @@ def _fetch_all(partial: Path, files: list[RemoteFile], token: str | None, progre
         place.parent.mkdir(parents=True, exist_ok=True)
         if not place.is_file():
             part = place.with_name(f"{place.name}.part")
-            _fetch(file, part, token, None if progress is None else lambda n, before=done: progress(before + n, total))
-            _verify(file, part, None if progress is None else lambda _, size, before=done: progress(before + size, total))
+            _fetch(file, part, token, lambda size, before=done: progress(before + size, total))
+            _verify(file, part, lambda _, size, before=done: progress(before + size, total))
             os.replace(part, place)
         done += file.size
-        if progress is not None:
-            progress(done, total)
+        progress(done, total)
 
 
 class _Counting:
     """A file that reports its size after each write of huggingface_hub's transfer."""
 
-    def __init__(self, file, progress: Callable[[int], None] | None):
+    def __init__(self, file, progress: Callable[[int], None]):
         self.file, self.progress = file, progress
         self.seek, self.tell, self.truncate, self.flush = file.seek, file.tell, file.truncate, file.flush
 
     def write(self, data: bytes) -> int:
         written = self.file.write(data)
-        if self.progress is not None:
-            self.progress(self.file.tell())
+        self.progress(self.file.tell())
         return written
 
 
-def _fetch(file: RemoteFile, part: Path, token: str | None, progress: Callable[[int], None] | None) -> None:
+def _fetch(file: RemoteFile, part: Path, token: str | None, progress: Callable[[int], None]) -> None:
     """Append the missing bytes of a file to `part`."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.file_download import http_get
@@ -237,7 +235,7 @@ def _fetch(file: RemoteFile, part: Path, token: str | None, progress: Callable[[
         http_get(remote.location, _Counting(out, progress), **{key: value for key, value in options.items() if key in known})
 
 
-def _verify(file: RemoteFile, part: Path, progress: Progress | None) -> None:
+def _verify(file: RemoteFile, part: Path, progress: Callable[[int, int], None]) -> None:
     """Delete a file of the wrong size or hash and raise SA3Error."""
     size = part.stat().st_size
     if file.size and size != file.size:

@@ -25,20 +25,23 @@ class Release:
     """A published model."""
 
     variant: str
-    repository: str
     revision: str
     sha256: str  # of model.safetensors
     gigabytes: float  # of model.safetensors
-    gated: bool
-
-    @property
-    def folder(self) -> str:
-        """The name of the model's folder on disk."""
-        return self.repository.split("/")[1]
+    gated: bool = False
 
     @property
     def is_autoencoder(self) -> bool:
         return self.variant.startswith("SAME")
+
+    @property
+    def folder(self) -> str:
+        """The name of the model's folder on disk."""
+        return self.variant if self.is_autoencoder else f"stable-audio-3-{self.variant}"
+
+    @property
+    def repository(self) -> str:
+        return f"stabilityai/{self.folder}"
 
     def location(self, source: str) -> tuple[str, str | None, str]:
         """(repository, revision, prefix of the file names) at a source. The mirror is not pinned: its revision is None."""
@@ -62,30 +65,25 @@ class Release:
         return f"{self.variant}: {repository} ({at}), about {self.size(source):.1f} GB, into {folder / self.folder}.\n{gated}\n{TERMS}"
 
 
-def _release(variant: str, revision: str, sha256: str, gigabytes: float, gated: bool = False) -> Release:
-    name = variant if variant.startswith("SAME") else f"stable-audio-3-{variant}"
-    return Release(variant, f"stabilityai/{name}", revision, sha256, gigabytes, gated)
-
-
 RELEASES = {
     release.variant: release
     for release in (
-        _release("small-music", "0fef1392cd842149a2b6d445e181c97608faac06",
-                 "da85866b11b01d0694d990785f6abbd79c8064df1b0e6f8aea52935e0ef84b64", 2.27, gated=True),
-        _release("small-sfx", "ae12755283df9d62ca39a9b050a39a0b607b8c20",
-                 "ed9cf1b6172f1a8c2921a9560c21109ff3239524563ced9dce6dcdef41e2f515", 2.27, gated=True),
-        _release("medium", "27b5a21b791b1b033d193a9e1e3ce78493f102f9",
-                 "48d9c65e290e7bcd5194e0633bfc2424a59ee9683f5c2d58762d997b7d8ce0b5", 9.22, gated=True),
-        _release("small-music-base", "eab5ceee5ad9c1ed38800aff30a8e49d1161c539",
-                 "79691fac2a08a99a229b98963f8377ddc78c16f5c63f7e3a022375c311093ab4", 2.27),
-        _release("small-sfx-base", "cc5ddb990e30daa68336ac61c140c37c7033ab7c",
-                 "0c7cddb22cd7bf5e8169c6731a9eb7690c27ef5b53e8a4f9b4b2aaf8afcdaea2", 2.27),
-        _release("medium-base", "b32993f73c3bdc3864043a72d8032606bba737c8",
-                 "c443fcc4d491475064cd0ff3eb92459b1e5f5060e86d96d016f048e528e24195", 9.22),
-        _release("SAME-S", "fbeb3dcf53a326e5682f38e22e7f740202d44232",
-                 "c19698ce3a0b462acb967ee495e9eb7945221f236968c50206cce8cf22b3d305", 0.43),
-        _release("SAME-L", "41acf79dd242877d6499a1108ca5dba5d5eecfc5",
-                 "8cf93d5345c559307fc429bde896f594516fd6a1a23014c2f6055f78d8e13378", 3.41),
+        Release("small-music", "0fef1392cd842149a2b6d445e181c97608faac06",
+                "da85866b11b01d0694d990785f6abbd79c8064df1b0e6f8aea52935e0ef84b64", 2.27, gated=True),
+        Release("small-sfx", "ae12755283df9d62ca39a9b050a39a0b607b8c20",
+                "ed9cf1b6172f1a8c2921a9560c21109ff3239524563ced9dce6dcdef41e2f515", 2.27, gated=True),
+        Release("medium", "27b5a21b791b1b033d193a9e1e3ce78493f102f9",
+                "48d9c65e290e7bcd5194e0633bfc2424a59ee9683f5c2d58762d997b7d8ce0b5", 9.22, gated=True),
+        Release("small-music-base", "eab5ceee5ad9c1ed38800aff30a8e49d1161c539",
+                "79691fac2a08a99a229b98963f8377ddc78c16f5c63f7e3a022375c311093ab4", 2.27),
+        Release("small-sfx-base", "cc5ddb990e30daa68336ac61c140c37c7033ab7c",
+                "0c7cddb22cd7bf5e8169c6731a9eb7690c27ef5b53e8a4f9b4b2aaf8afcdaea2", 2.27),
+        Release("medium-base", "b32993f73c3bdc3864043a72d8032606bba737c8",
+                "c443fcc4d491475064cd0ff3eb92459b1e5f5060e86d96d016f048e528e24195", 9.22),
+        Release("SAME-S", "fbeb3dcf53a326e5682f38e22e7f740202d44232",
+                "c19698ce3a0b462acb967ee495e9eb7945221f236968c50206cce8cf22b3d305", 0.43),
+        Release("SAME-L", "41acf79dd242877d6499a1108ca5dba5d5eecfc5",
+                "8cf93d5345c559307fc429bde896f594516fd6a1a23014c2f6055f78d8e13378", 3.41),
     )
 }  # fmt: skip
 VARIANTS = [name for name, release in RELEASES.items() if not release.is_autoencoder]  # in the order in which loaders try them

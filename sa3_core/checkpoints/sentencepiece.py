@@ -1,21 +1,20 @@
-"""The text encoder as one file, repackaged for ComfyUI: its config from shapes, its tokenizer from the SentencePiece model inside."""
+"""The text encoder as a single file repackaged for ComfyUI: config from its shapes, tokenizer from the SentencePiece model in it."""
 
 import re
-from collections.abc import Callable, Collection
 from types import SimpleNamespace
 
 import torch
-from torch import Tensor
 
 from ..errors import SA3Error
+from .tensors import TensorFile
 
 SPIECE = "spiece_model"  # uint8 tensor: the bytes of a SentencePiece model
 PREFIXES = ("model.encoder.", "encoder.")
-HEAD_DIM = 64  # of every T5Gemma that a Stable Audio 3 was trained on; not in the weights
+HEAD_DIM = 64  # of the T5Gemma of every Stable Audio 3 model; not in the weights
 
 
 class SentencePieceTokenizer:
-    """A SentencePiece model behind the one method of `tokenizers.Tokenizer` that the text encoder calls."""
+    """A SentencePiece model with the one method of `tokenizers.Tokenizer` that the text encoder calls."""
 
     def __init__(self, model: bytes, where: str):
         try:
@@ -29,13 +28,13 @@ class SentencePieceTokenizer:
             self.processor = SentencePieceProcessor(model_proto=model)
         except (RuntimeError, ValueError, TypeError) as error:
             raise SA3Error(f"{where}: the tensor '{SPIECE}' is not a SentencePiece model ({error}). Download the file again.") from error
-        # SentencePiece never finds control pieces in a text, the release's tokenizer.json does.
+        # SentencePiece never matches control pieces in a text, the release's tokenizer.json does.
         ids = range(self.processor.get_piece_size())
         control = [self.processor.id_to_piece(i) for i in ids if self.processor.is_control(i) or self.processor.is_unknown(i)]
         self.control = re.compile("(" + "|".join(map(re.escape, sorted(control, key=len, reverse=True))) + ")") if control else None
 
     def encode(self, text: str, add_special_tokens: bool = False) -> SimpleNamespace:
-        """`.ids` of a text as it is: no BOS, no EOS; bytes where the vocabulary has no piece."""
+        """`.ids` of an unnormalised text, without BOS and EOS; bytes where the vocabulary has no piece."""
         ids = []
         for i, part in enumerate(self.control.split(text) if self.control else [text]):
             if i % 2:
@@ -45,34 +44,33 @@ class SentencePieceTokenizer:
         return SimpleNamespace(ids=ids)
 
 
-def read_spiece(read: Callable[[str], Tensor], names: Collection[str], where: str) -> SentencePieceTokenizer:
-    if SPIECE not in names:
+def read_tokenizer(file: TensorFile) -> SentencePieceTokenizer:
+    """The tokenizer stored in a repackaged file."""
+    if SPIECE not in file.names:
         raise SA3Error(
-            f"{where} has no tensor '{SPIECE}', so its tokenizer is missing; expected the repackaged t5gemma_b_b_ul2.safetensors, "
+            f"{file.path} has no tensor '{SPIECE}', so its tokenizer is missing; expected the repackaged t5gemma_b_b_ul2.safetensors, "
             "or the release's t5gemma-b-b-ul2 folder."
         )
-    model = read(SPIECE)
+    model = file.read(SPIECE)
     if model.dtype != torch.uint8:
-        raise SA3Error(f"{where}: the tensor '{SPIECE}' holds {model.dtype}; expected the bytes of a SentencePiece model.")
-    return SentencePieceTokenizer(model.numpy().tobytes(), where)
+        raise SA3Error(f"{file.path}: the tensor '{SPIECE}' holds {model.dtype}; expected the bytes of a SentencePiece model.")
+    return SentencePieceTokenizer(model.numpy().tobytes(), str(file.path))
 
 
-def config_values(names: Collection[str], shape: Callable[[str], tuple[int, ...]], where: str) -> dict:
-    """The values of a T5Gemma config.json that the encoder's tensors imply."""
-    prefix = next((p for p in PREFIXES if p + "embed_tokens.weight" in names), None)
-    if prefix is None or f"{prefix}layers.0.pre_feedforward_layernorm.weight" not in names:
-        example = min(names, default="nothing")
-        raise SA3Error(f"{where} is the text encoder of another model (it holds '{example}'); expected T5Gemma, t5gemma_b_b_ul2.")
-    layer = prefix + "layers.0."
-    matrices = [
-        prefix + "embed_tokens.weight",
-        *(f"{layer}{name}.weight" for name in ("self_attn.q_proj", "self_attn.k_proj", "mlp.gate_proj")),
-    ]
-    for name in matrices:
-        if name not in names or len(shape(name)) != 2:
-            raise SA3Error(f"{where}: the matrix '{name}' is missing or has another form; expected T5Gemma, t5gemma_b_b_ul2.")
-    (vocabulary, width), (queries, _), (keys, _), (inner, _) = map(shape, matrices)
-    depth = len({name[len(prefix) + 7 :].split(".")[0] for name in names if name.startswith(prefix + "layers.")})
+def config_values(file: TensorFile) -> dict:
+    """The values of a T5Gemma config.json that the shapes of the encoder's tensors imply."""
+    prefix = next((p for p in PREFIXES if p + "embed_tokens.weight" in file.names), None)
+    if prefix is None or f"{prefix}layers.0.pre_feedforward_layernorm.weight" not in file.names:
+        example = min(file.names, default="nothing")
+        raise SA3Error(f"{file.path} is the text encoder of another model (it holds '{example}'); expected T5Gemma, t5gemma_b_b_ul2.")
+    shapes = []
+    for name in ("embed_tokens", "layers.0.self_attn.q_proj", "layers.0.self_attn.k_proj", "layers.0.mlp.gate_proj"):
+        name = f"{prefix}{name}.weight"
+        if name not in file.names or len(file.shape(name)) != 2:
+            raise SA3Error(f"{file.path}: the matrix '{name}' is missing or not two-dimensional; expected T5Gemma, t5gemma_b_b_ul2.")
+        shapes.append(file.shape(name))
+    (vocabulary, width), (queries, _), (keys, _), (inner, _) = shapes
+    depth = len({name[len(prefix) + 7 :].split(".")[0] for name in file.names if name.startswith(prefix + "layers.")})
     part = {
         "vocab_size": vocabulary,
         "hidden_size": width,

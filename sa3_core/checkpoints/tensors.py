@@ -16,15 +16,8 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16} 
 STORED = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}  # what weights can be stored as
 STORED_INTEGERS = ("I64", "I32", "I16", "I8", "U8", "BOOL")  # also readable: the bytes of a tokenizer, an alpha
 PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
-OPTIMIZED = {
-    ".onnx": "ONNX",
-    ".engine": "TensorRT",
-    ".plan": "TensorRT",
-    ".trt": "TensorRT",
-    ".tflite": "TFLite",
-    ".npz": "MLX",
-    ".gguf": "GGUF",
-}
+ENGINES = {".onnx": "ONNX", ".engine": "TensorRT", ".plan": "TensorRT", ".trt": "TensorRT", ".tflite": "TFLite"}
+ENGINES |= {".npz": "MLX", ".gguf": "GGUF"}
 MAX_HEADER = 10_000_000  # bytes; the header of a release has 0.2 MB, and parsing takes ten times the header's size in memory
 MAX_NAME = 512  # characters of a tensor's name
 
@@ -125,7 +118,7 @@ def check_file(path: Path) -> None:
 
 def refuse_optimized(path: Path) -> None:
     """Raise SA3Error for a file made for another inference engine."""
-    if engine := OPTIMIZED.get(path.suffix.lower()):
+    if engine := ENGINES.get(path.suffix.lower()):
         raise SA3Error(
             f"{path} is an optimized file for {engine}, as in stabilityai/stable-audio-3-optimized; it has no PyTorch weights to load. "
             "Use the model's own release with its model.safetensors."

@@ -1,4 +1,4 @@
-"""LoRA files from one format into another, and the only place that opens pickled ones: for tensors and plain values, never for code."""
+"""Conversion of LoRA files between formats, and the only reader of pickles: tensors and plain values, never code."""
 
 import json
 import re
@@ -11,46 +11,40 @@ from torch import Tensor
 from ..checkpoints.tensors import PICKLES
 from ..errors import SA3Error
 from ..files import publish
-from .formats import PEFT_CONFIG, PEFT_FILE, LoRA, from_tensors, read_lora
+from .formats import PEFT_CONFIG, PEFT_FILE, Bases, LoRA, from_tensors, read_lora
 
 LAYOUTS = ("native", "peft", "comfyui")
 
 
 def read_pickle(path: str | Path) -> LoRA:
-    """A legacy .ckpt LoRA. Only tensors and plain values are read (torch's weights_only); anything else is refused."""
-    tensors, config = _unpickled(Path(path))
-    return from_tensors(Path(path), tensors, config)
+    """A legacy .ckpt LoRA. Only tensors and plain values are read (torch's weights_only); anything else is an SA3Error."""
+    content = _plain_values(Path(path))
+    state = content.get("state_dict", content) if isinstance(content, dict) else None
+    if not isinstance(state, dict) or not state or not all(isinstance(key, str) and _is_dense(state[key]) for key in state):
+        raise SA3Error(f"{path} is not a LoRA: expected a state_dict of tensors and a lora_config.")
+    return from_tensors(Path(path), state, content.get("lora_config") or {})
 
 
 def _plain_values(path: Path):
+    """The contents of a pickle, read without running code."""
     if not path.is_file():
         raise SA3Error(f"{path} does not exist.")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds, depending on where a foreign object turns up
-        raise SA3Error(
-            f"{path} is damaged or holds more than tensors and plain values; it is not read ({type(error).__name__})."
-        ) from error
+    except Exception as error:  # the class depends on where torch meets a foreign object
+        raise SA3Error(f"{path} is not read: damaged, or more than tensors and plain values ({type(error).__name__}).") from error
 
 
-def _unpickled(path: Path) -> tuple[dict[str, Tensor], dict]:
-    content = _plain_values(path)
-    state = content.get("state_dict", content) if isinstance(content, dict) else None
-    if not isinstance(state, dict) or not state or not all(isinstance(key, str) and _is_plain(state[key]) for key in state):
-        raise SA3Error(f"{path} is no LoRA: expected a state_dict of tensors and a lora_config.")
-    return state, content.get("lora_config") or {}
-
-
-def _is_plain(value) -> bool:
-    """Whether a value is an ordinary tensor on the CPU."""
+def _is_dense(value) -> bool:
+    """Whether a value is a dense, unquantised tensor on the CPU."""
     return type(value) is Tensor and value.layout == torch.strided and value.device.type == "cpu" and not value.is_quantized
 
 
-def convert(source: str | Path, target: str | Path, layout: str = "native", bases=None) -> Path:
-    """Write a LoRA in another format; also the way to read a pickled one. Returns the new file.
+def convert(source: str | Path, target: str | Path, layout: str = "native", bases: Bases | None = None) -> Path:
+    """Write a LoRA, possibly a pickled one, in another format and return the new file.
 
-    target: a .safetensors file, for peft a folder; nothing that exists is overwritten. bases: for -xs files without U and V, whose
-    adapters become plain ones in peft and comfyui.
+    target: a .safetensors file, for peft a folder; never overwritten. bases: for -xs files without U and V, which peft and comfyui
+    store as ordinary low-rank updates.
     """
     if layout not in LAYOUTS:
         raise SA3Error(f"The format '{layout}' is unknown; choose one of {', '.join(LAYOUTS)}.")
@@ -58,13 +52,13 @@ def convert(source: str | Path, target: str | Path, layout: str = "native", base
     lora = read_pickle(source) if source.suffix.lower() in PICKLES else read_lora(source)
     if lora.needs_bases and layout != "native":
         if bases is None:
-            raise SA3Error(f"{lora.name} is of type {lora.kind} and has no bases in it; give those of {lora.base or 'its base'}.")
+            raise SA3Error(f"{lora.name} is of type {lora.kind} and contains no bases; supply those of {lora.base or 'its base'}.")
         lora = lora.with_bases(bases)
     writer = {"native": _native, "peft": _peft, "comfyui": _comfyui}[layout]
     tensors, metadata, config = writer(lora)
     file = target / PEFT_FILE if layout == "peft" else target
     if file.suffix != ".safetensors":
-        raise SA3Error(f"{file} must end in .safetensors.")
+        raise SA3Error(f"The target is {file}; expected a name that ends in .safetensors.")
     if target.exists():
         raise SA3Error(f"{target} exists already; choose another name.")
 
@@ -84,11 +78,11 @@ def _save(tensors: dict[str, Tensor], file: Path, metadata: dict[str, str] | Non
 
 
 def native_tensors(lora: LoRA) -> dict[str, Tensor]:
-    """Under the trainer's names, in half precision as it writes them. The scale goes into B where it differs between layers."""
-    tensors, core, alike = {}, lora.needs_bases, _alike(lora)
+    """The tensors of a native file, float16 as the trainer writes them. The scale is part of B where it differs between layers."""
+    tensors, core, uniform = {}, lora.needs_bases, _is_uniform(lora)
     for layer, adapter in lora.layers.items():
         stem = f"{layer if layer.startswith('conditioners.') else f'model.{layer}'}.parametrizations.weight.0."
-        update = adapter.up if alike else adapter.up.float() * adapter.scale
+        update = adapter.up if uniform else adapter.up.float() * adapter.scale
         tensors |= {f"{stem}M_xs": update} if core else {f"{stem}lora_A": adapter.down, f"{stem}lora_B": update}
         both = adapter.rows is not None and adapter.cols is not None
         for suffix, values in (("_r", adapter.rows), ("_c", adapter.cols)):
@@ -97,7 +91,8 @@ def native_tensors(lora: LoRA) -> dict[str, Tensor]:
     return {name: tensor.half() for name, tensor in tensors.items()}
 
 
-def _alike(lora: LoRA) -> bool:
+def _is_uniform(lora: LoRA) -> bool:
+    """Whether all layers have one scale and one rank."""
     return len({adapter.scale for adapter in lora.layers.values()}) == 1 and len(lora.ranks) == 1
 
 
@@ -107,7 +102,7 @@ def _native(lora: LoRA):
         raise SA3Error(f"{lora.name} mixes adapter types ({', '.join(sorted(kinds))}); a native file has one for all its layers.")
     config = {key: lora.config[key] for key in ("include", "exclude") if lora.config.get(key)}
     config["adapter_type"] = kinds.pop() + ("-xs" if lora.needs_bases else "")
-    if _alike(lora):
+    if _is_uniform(lora):
         rank = lora.ranks[0]
         config |= {"rank": rank, "alpha": next(iter(lora.layers.values())).scale * rank}
     config |= {"base_model": lora.base} if lora.base else {}
@@ -151,14 +146,14 @@ def _comfyui(lora: LoRA):
 
 
 def convert_bases(source: str | Path, target: str | Path) -> Path:
-    """A release's svd_bases.pt as safetensors, read without unpickling code. Put it beside the LoRA as svd_bases.safetensors."""
+    """Convert a release's svd_bases.pt to safetensors without running code; its place is next to the LoRA as svd_bases.safetensors."""
     source, target = Path(source), Path(target)
     if target.exists():
         raise SA3Error(f"{target} exists already; choose another name.")
     content = _plain_values(source)
     pairs = list(content.values()) if isinstance(content, dict) else []
-    if not pairs or not all(isinstance(pair, dict) and all(_is_plain(pair.get(part)) for part in ("U", "V")) for pair in pairs):
-        raise SA3Error(f"{source} holds no SVD bases: expected U and V for each weight.")
+    if not pairs or not all(isinstance(pair, dict) and all(_is_dense(pair.get(part)) for part in ("U", "V")) for pair in pairs):
+        raise SA3Error(f"{source} has no SVD bases; expected U and V for each weight.")
     tensors = {f"{name}.{part}": pair[part] for name, pair in content.items() for part in ("U", "V")}
     publish(target, lambda part: _save(tensors, part))
     return target

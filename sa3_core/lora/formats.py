@@ -119,15 +119,18 @@ def from_tensors(path: Path, tensors: Mapping[str, Tensor], config: dict) -> LoR
     warnings: list[str] = []
     if native:
         layout, base = "native", config.get("base_model") or config.get("norm_base")
-        scale_of = dict.fromkeys(grouped, (config.get("alpha"), None))
         grouped = {name: group for name, group in grouped.items() if selected(name, config)}
+        scale_of = dict.fromkeys(grouped, (config.get("alpha"), None))
     elif path.name == PEFT_FILE or any(name.startswith("base_model.") for name in tensors):
-        layout, config = "peft", _peft_config(path, warnings)
-        base = config.get("base_model_name_or_path")
+        file = path.parent / PEFT_CONFIG
+        config = _check_config(file, read_json(file, "the adapter_config.json of PEFT")) if file.is_file() else {}
+        if not file.is_file():
+            warnings.append(f"{path.name} has no {PEFT_CONFIG} next to it; alpha is assumed to equal the rank.")
+        layout, base = "peft", config.get("base_model_name_or_path")
         scale_of = {name: _peft_scale(path, name, config) for name in grouped}
     else:
         layout, base = "comfyui", config.get("base_model")
-        scale_of = {name: (_alpha(path, name, group["alpha"]) if "alpha" in group else None, None) for name, group in grouped.items()}
+        scale_of = {name: (float(group["alpha"]) if "alpha" in group else None, None) for name, group in grouped.items()}
     layers, kinds = {}, set()
     for name, group in grouped.items():
         where = f"{path}, layer '{name}'"
@@ -162,6 +165,8 @@ def _by_layer(path: Path, tensors: Mapping[str, Tensor]) -> tuple[dict[str, dict
         group = grouped.setdefault(layer_name(found["layer"]), {})
         if tensor in group:
             raise SA3Error(f"{path}: the tensor '{key}' occurs twice, under two spellings of its layer.")
+        if tensor == "alpha" and value.numel() != 1:
+            raise SA3Error(f"{path}: the tensor '{key}': alpha has shape {list(value.shape)}; expected a single number.")
         group[tensor] = value if value.is_floating_point() else value.float()
     return grouped, native
 
@@ -190,12 +195,6 @@ def _infer_type(group: Mapping[str, Tensor], where: str) -> str:
     return "dora-cols" if as_columns else "dora-rows"
 
 
-def _alpha(path: Path, layer: str, value: Tensor) -> float:
-    if value.numel() != 1:
-        raise SA3Error(f"{path}, layer '{layer}': alpha has shape {list(value.shape)}; expected a single number.")
-    return float(value)
-
-
 def _check_config(path: Path, config) -> dict:
     """A `lora_config` or adapter_config.json, the types and ranges of its values checked."""
     if not isinstance(config, dict):
@@ -217,14 +216,6 @@ def _check_config(path: Path, config) -> dict:
     if not isinstance(config.get("adapter_type", ""), str):
         raise SA3Error(f"{path}: 'adapter_type' in its lora_config is {str(config['adapter_type'])[:80]}; expected a name.")
     return config
-
-
-def _peft_config(path: Path, warnings: list[str]) -> dict:
-    file = path.parent / PEFT_CONFIG
-    if not file.is_file():
-        warnings.append(f"{path.name} has no {PEFT_CONFIG} next to it; alpha is assumed to equal the rank.")
-        return {}
-    return _check_config(file, read_json(file, "the adapter_config.json of PEFT"))
 
 
 def _peft_scale(path: Path, name: str, config: dict) -> tuple[float | None, float | None]:

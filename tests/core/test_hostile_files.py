@@ -212,7 +212,7 @@ def test_a_lora_of_rank_0_or_of_no_scale(load_model, tmp_path):
 @pytest.mark.parametrize("content", [{"state_dict": {"a": 1}}, {"a": torch.ones(2).to_sparse()}, {1: torch.ones(2)}, [torch.ones(2)], {}])
 def test_a_pickle_of_anything_else(tmp_path, content):
     torch.save(content, tmp_path / "a.ckpt")
-    with refused("no LoRA"):
+    with refused("not a LoRA"):
         lora_convert.convert(tmp_path / "a.ckpt", tmp_path / "b.safetensors")
     assert not (tmp_path / "b.safetensors").exists()
 

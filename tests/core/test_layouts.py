@@ -42,17 +42,17 @@ def test_a_real_release_is_known_by_its_tensors(name):
     shapes = table(name)
     if name.startswith("SAME"):
         assert detect.kind_of(shapes) == "autoencoder"
-        found = detect.autoencoder_config(shapes, shapes.get, "")
+        found = detect.autoencoder_config(shapes, "")
     else:
         assert detect.kind_of(shapes) == "generative"
-        found = detect.model_config(shapes, shapes.get, detect.is_base_name(name))
+        found = detect.model_config(shapes, detect.is_base_name(name))
     assert found == config.read(DATA / "releases" / f"{name}.json")
 
 
 @pytest.mark.parametrize("name", ["small-music", "medium"])
 def test_same_taken_out_of_a_real_generative_file(name):
     shapes = table(name)
-    found = detect.autoencoder_config(shapes, shapes.get, SAME)
+    found = detect.autoencoder_config(shapes, SAME)
     assert found.same == config.read(DATA / "releases" / f"{'SAME-L' if name == 'medium' else 'SAME-S'}.json").same
     assert found.dit is None
 
