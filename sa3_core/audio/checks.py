@@ -13,7 +13,7 @@ from ..errors import SA3Error
 from ..files import parse_json
 from ..sampling.draws import item_seed
 from ..sampling.hints import SILENT
-from .loudness import FLOOR, Levels, db, measure
+from .loudness import FLOOR, Levels, measure
 
 CLIPPED = 1e-4  # largest share of samples beyond full scale
 WINDOW, AUDIBLE, SPARSE = 0.05, 1e-3, 0.25  # seconds; RMS of a window with sound; smallest share of such windows
@@ -29,14 +29,11 @@ class Item:
 
     def __str__(self) -> str:
         levels = self.levels
-        parts = [
-            f"{levels.seconds:.3f} s",
-            f"{db(levels.integrated)} LUFS",
-            f"RMS {db(levels.rms)} dBFS",
-            f"true peak {db(levels.true_peak)} dBTP",
-            self.verdict,
-        ]
-        return ", ".join(parts if self.seed is None else [f"seed {self.seed}", *parts])
+        seed = "" if self.seed is None else f"seed {self.seed}, "
+        return (
+            f"{seed}{levels.seconds:.3f} s, {levels.integrated:.1f} LUFS, RMS {levels.rms:.1f} dBFS, "
+            f"true peak {levels.true_peak:.1f} dBTP, {self.verdict}"
+        )
 
     def record(self) -> dict:
         """The item for JSON. Infinite levels are null; the seed is text, since browsers round large numbers."""

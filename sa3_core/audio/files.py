@@ -128,12 +128,10 @@ def _write_wav(file, samples: Tensor, rate: int, fmt: Format, metadata: dict[str
 
 
 def _interleaved(samples: Tensor, fmt: Format) -> bytes:
-    flat = samples.T.contiguous()
-    if fmt.floating:
-        return flat.numpy().astype("<f4").tobytes()
-    if fmt.bits == 16:
-        return flat.numpy().astype("<i2").tobytes()
-    return flat.numpy().astype("<i4").view("u1").reshape(-1, 4)[:, :3].tobytes()
+    values = samples.T.contiguous().numpy()
+    if fmt.bits == 24:
+        return values.astype("<i4").view("u1").reshape(-1, 4)[:, :3].tobytes()
+    return values.astype("<f4" if fmt.floating else "<i2").tobytes()
 
 
 def _chunk(name: bytes, content: bytes) -> bytes:

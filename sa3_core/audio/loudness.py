@@ -20,6 +20,7 @@ RINGING = 0.5  # seconds after which the K-weighting's impulse response is below
 BLOCK = 1 << 19  # samples per FFT or oversampling block
 ATTACK, RELEASE = 0.005, 60.0  # limiter: seconds of look-ahead, dB per second
 SURROUND = 10**0.15  # weight of the surround channels, +1.5 dB
+CHANNEL_WEIGHTS = {5: [1, 1, 1, SURROUND, SURROUND], 6: [1, 1, 1, 0, SURROUND, SURROUND]}  # L R C (LFE) Ls Rs; other layouts: all 1
 FLOOR = -math.inf  # level of silence
 NORMALIZE = ("off", "peak", "loudness")
 
@@ -43,9 +44,9 @@ class Levels:
 
     def __str__(self) -> str:
         return (
-            f"{db(self.integrated)} LUFS integrated, short-term max {db(self.short_term)} LUFS, momentary max "
-            f"{db(self.momentary)} LUFS, true peak {db(self.true_peak)} dBTP, sample peak {db(self.peak)} dBFS, "
-            f"RMS {db(self.rms)} dBFS, crest {self.crest:.1f} dB, {self.seconds:.3f} s"
+            f"{self.integrated:.1f} LUFS integrated, short-term max {self.short_term:.1f} LUFS, momentary max {self.momentary:.1f} LUFS, "
+            f"true peak {self.true_peak:.1f} dBTP, sample peak {self.peak:.1f} dBFS, RMS {self.rms:.1f} dBFS, crest {self.crest:.1f} dB, "
+            f"{self.seconds:.3f} s"
         )
 
 
@@ -68,11 +69,6 @@ def integrated(waveform: Tensor, rate: int) -> float:
     """Gated integrated loudness of a clip (C, N) in LUFS; -inf for silence. A clip shorter than 0.4 s is one window."""
     check_clip("The audio", waveform, rate)
     return _gated(_window_powers(waveform, rate)[0])
-
-
-def db(value: float) -> str:
-    """A level as text."""
-    return f"{value:.1f}"
 
 
 def decibels(amplitude: float) -> float:
@@ -110,18 +106,10 @@ def weighted(waveform: Tensor, rate: int) -> Tensor:
     return out[:, : waveform.shape[-1]]
 
 
-def channel_weights(channels: int) -> Tensor:
-    """Channel weights of BS.1770: +1.5 dB for the surrounds of 5.0 (L R C Ls Rs) and 5.1, 0 for the LFE of 5.1, else 1."""
-    if channels == 5:
-        return torch.tensor([1, 1, 1, SURROUND, SURROUND], dtype=torch.float64)
-    if channels == 6:
-        return torch.tensor([1, 1, 1, 0, SURROUND, SURROUND], dtype=torch.float64)
-    return torch.ones(channels, dtype=torch.float64)
-
-
 def _window_powers(waveform: Tensor, rate: int) -> list[Tensor]:
     """Mean weighted power of all windows of 0.4 s and of all windows of 3 s, every 0.1 s; a shorter clip is one window."""
-    power = channel_weights(waveform.shape[0]).to(waveform.device) @ weighted(waveform, rate).square()
+    weights = CHANNEL_WEIGHTS.get(len(waveform), [1] * len(waveform))
+    power = torch.tensor(weights, dtype=torch.float64, device=waveform.device) @ weighted(waveform, rate).square()
     total, powers = F.pad(power.cumsum(0), (1, 0)), []
     for seconds in (MOMENTARY, SHORT_TERM):
         width = min(round(seconds * rate), power.numel())

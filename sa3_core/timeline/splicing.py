@@ -96,20 +96,14 @@ def _crossfaded(original: Tensor, piece: Tensor, a: int, b: int, fade: int) -> T
     # Half a sample inside the ends: the first and last sample of the fade are mixtures, not copies.
     phase = (torch.arange(fade, device=new.device, dtype=new.dtype) + 0.5) / fade * (math.pi / 2)
     rise, fall = phase.sin(), phase.cos()
+    edges = []
     if a > 0:
-        old = original[..., a : a + fade].to(new.dtype)
-        if bool(old.any()):
-            new[..., :fade] = old * fall + new[..., :fade] * rise
-        else:
-            step = original[..., a - 1 : a].to(new.dtype) - piece[..., :1]
-            new[..., :fade] += step * fall.square()
+        edges.append((slice(0, fade), a, original[..., a - 1 : a].to(new.dtype) - piece[..., :1], rise, fall))
     if b < n:
-        old = original[..., b - fade : b].to(new.dtype)
-        if bool(old.any()):
-            new[..., -fade:] = old * rise + new[..., -fade:] * fall
-        else:
-            step = original[..., b : b + 1].to(new.dtype) - piece[..., -1:]
-            new[..., -fade:] += step * rise.square()
+        edges.append((slice(-fade, None), b - fade, original[..., b : b + 1].to(new.dtype) - piece[..., -1:], fall, rise))
+    for inside, start, step, fade_in, fade_out in edges:
+        old = original[..., start : start + fade].to(new.dtype)
+        new[..., inside] = old * fade_out + new[..., inside] * fade_in if bool(old.any()) else new[..., inside] + step * fade_out.square()
     return new
 
 
