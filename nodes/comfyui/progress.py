@@ -67,11 +67,11 @@ class Progress:
 
 def duration(seconds: float) -> str:
     """5 s, 1:05 min, 2:00:00 h."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    minutes, rest = divmod(whole, 60)
-    return f"{minutes}:{rest:02} min" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02}:{rest:02} h"
+    minutes, s = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours}:{minutes:02}:{s:02} h"
+    return f"{minutes}:{s:02} min" if minutes else f"{s} s"
 
 
 def check_interrupt(*progress) -> None:

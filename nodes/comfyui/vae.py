@@ -44,7 +44,7 @@ class SA3VAE(comfy.sd.VAE):
     def decode_tiled(self, samples: Tensor, tile_x=None, tile_y=None, overlap=None, **kwargs) -> Tensor:
         """Decode in tiles of frames, rounded to the decoder's alignment, with at least the overlap of a seamless join."""
         align = self.sa3_config.same.decoder.align
-        overlap = max(OVERLAP, (OVERLAP if overlap is None else int(overlap)) // align * align)
+        overlap = max(OVERLAP, int(overlap or 0) // align * align)
         tile = max(2 * overlap, (CHUNK if tile_x is None else int(tile_x)) // align * align)
         return self.decode_latents(samples, tile, overlap).movedim(1, -1)
 

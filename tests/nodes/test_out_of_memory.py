@@ -1,4 +1,4 @@
-"""Out of memory at each stage: less at once, said aloud, the same sound; or a sentence, and the memory is free again."""
+"""Out of memory in each stage: the retry with less at once gives the same result; else an error, and the memory is free again."""
 
 import gc
 import logging
@@ -88,7 +88,7 @@ def test_less_at_once_gives_the_same(sa3, load, short, caplog, monkeypatch, vari
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_what_never_fits_is_a_sentence_and_holds_nothing(sa3, load, short, comfy, stage):
+def test_what_never_fits_is_an_error_that_holds_no_memory(sa3, load, short, comfy, stage):
     one = load("small")
     cls, job = jobs(sa3, one)[stage]
     before = job()
@@ -114,7 +114,7 @@ def test_what_never_fits_is_a_sentence_and_holds_nothing(sa3, load, short, comfy
     assert torch.equal(job(), before)  # the next run is as if nothing had been
 
 
-def test_other_errors_are_nobodys_memory(sa3, load, monkeypatch):
+def test_other_errors_are_not_retried(sa3, load, monkeypatch):
     one = load("small")
     cls, job = jobs(sa3, one)["decode"]
     calls = []
@@ -129,7 +129,7 @@ def test_other_errors_are_nobodys_memory(sa3, load, monkeypatch):
     assert len(calls) == 1
 
 
-def test_the_user_hears_it_on_the_node(sa3, load, short, monkeypatch):
+def test_the_node_shows_the_retry(sa3, load, short, monkeypatch):
     import server
     from comfy_execution.utils import CurrentNodeContext
 
