@@ -153,10 +153,9 @@ class _Section:
 
     def value(self, key: str, kind: type, default=None):
         """The value of a key, of type `kind`. A key without a default is required."""
-        value = self.get(key, default)
         if key not in self.values and default is None:
             raise SA3Error(f"model_config.json: '{self.where}.{key}' is missing; the file is not a complete Stable Audio 3 config.")
-        return self.checked(key, value, kind)
+        return self.checked(key, self.get(key, default), kind)
 
     def integer(self, key: str, default: int | None = None) -> int:
         return self.value(key, int, default)
@@ -302,8 +301,9 @@ def _resampler(s: _Section, side: str, patch_channels: int, latent_dim: int) -> 
     if not isinstance(sinusoidal, list) or len(sinusoidal) != 1 or not isinstance(sinusoidal[0], int):
         raise s.refuse("sinusoidal_blocks", sinusoidal, "expected a list of one whole number")
     return ResamplerConfig(
-        side, patch_channels, width, latent_dim, stride, s.single("transformer_depths"), head_dim, bool(s.get("conv_mapping")), chunk,
-        midpoint_shift, window, sinusoidal[0], s.value("mask_noise", float, 0.0),
+        side=side, patch_channels=patch_channels, width=width, latent_dim=latent_dim, stride=stride, depth=s.single("transformer_depths"),
+        head_dim=head_dim, conv_mapping=bool(s.get("conv_mapping")), chunk_size=chunk, midpoint_shift=midpoint_shift, window=window,
+        sinusoidal=sinusoidal[0], mask_noise=s.value("mask_noise", float, 0.0),
     )  # fmt: skip
 
 
@@ -325,13 +325,10 @@ def _conditioning(s: _Section) -> ConditioningConfig:
     if not high > low:
         raise seconds.refuse("max_val", high, f"expected more than min_val, {low}")
     return ConditioningConfig(
-        cond_dim=s.integer("cond_dim"),
-        max_tokens=prompt.integer("max_length", 128),
+        cond_dim=s.integer("cond_dim"), max_tokens=prompt.integer("max_length", 128),
         padding_mode=prompt.choice("padding_mode", ["learned", "zero"], "zero"),
-        text_subfolder=prompt.value("subfolder", str) if prompt.get("subfolder") else "",
-        seconds_min=low,
-        seconds_max=high,
-    )
+        text_subfolder=prompt.value("subfolder", str) if prompt.get("subfolder") else "", seconds_min=low, seconds_max=high,
+    )  # fmt: skip
 
 
 def _dit(s: _Section, latent_dim: int, conditioner_dim: int) -> DiTConfig:
@@ -349,16 +346,12 @@ def _dit(s: _Section, latent_dim: int, conditioner_dim: int) -> DiTConfig:
         raise ff.refuse("mult", mult, f"expected more than 0 and at most {LARGEST['mult']}")
     return DiTConfig(
         io_channels=s.equal("io_channels", latent_dim, "the autoencoder's latent channels", required=True),
-        width=width,
-        depth=s.integer("depth"),
-        heads=heads,
+        width=width, depth=s.integer("depth"), heads=heads, memory_tokens=s.integer("num_memory_tokens"),
+        differential=bool(attention.get("differential")), ff_mult=mult,
         cond_dim=s.equal("cond_token_dim", conditioner_dim, "the conditioner's width", required=True),
         global_dim=s.equal("global_cond_dim", conditioner_dim, "the conditioner's width", required=True),
         local_dim=s.equal("local_add_cond_dim", latent_dim + 1, "one mask channel and the masked latents", required=True),
-        differential=bool(attention.get("differential")),
-        ff_mult=mult,
-        memory_tokens=s.integer("num_memory_tokens"),
-    )
+    )  # fmt: skip
 
 
 def _schedule(s: _Section) -> dict:

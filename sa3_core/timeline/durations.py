@@ -67,20 +67,15 @@ def lengths(config: ModelConfig, seconds: Sequence[float], padding: float = PADD
     spf, rate = config.same.samples_per_frame, config.sample_rate
     own = [batch_frames(config, value, padding) for value in seconds]
     frames = max(own) if frames is None else frames
-    samples = [int(value * rate) for value in seconds]
-    effective = [-(-n // spf) for n in samples]
-    headroom = int(padding * rate / spf)
+    own = tuple(min(n, frames) for n in own)
+    samples = tuple(int(value * rate) for value in seconds)
+    effective = tuple(-(-n // spf) for n in samples)
     for value, n in zip(seconds, effective, strict=True):
         if n > frames:
             raise SA3Error(f"The latents have {frames} frames ({frames * spf / rate:.2f} s), too few for {value} s; expected at least {n}.")
-    return Lengths(
-        tuple(seconds),
-        tuple(samples),
-        frames,
-        tuple(min(n, frames) for n in own),
-        tuple(min(frames, alone, n + headroom) for n, alone in zip(effective, own, strict=True)),
-        tuple(effective),
-    )
+    headroom = int(padding * rate / spf)
+    valid = tuple(min(n + headroom, limit) for n, limit in zip(effective, own, strict=True))
+    return Lengths(tuple(seconds), samples, frames, own, valid, effective)
 
 
 def batch_frames(config: ModelConfig, seconds: float, padding: float) -> int:
