@@ -27,7 +27,7 @@ class Request:
 
 @dataclass
 class Hub:
-    """repositories by name; tokens that may pass gates; budget: bytes of the store that arrive before the line stays broken."""
+    """repositories by name; tokens with access to gated ones; budget: bytes that the file store sends before the connection breaks."""
 
     repositories: dict[str, Repository] = field(default_factory=dict)
     tokens: set[str] = field(default_factory=set)

@@ -1,4 +1,4 @@
-"""Tiny LoRA files of every kind, made at run time."""
+"""Tiny LoRA files of every adapter type, written at run time."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ KINDS = list(TYPES)
 
 
 def tensors_of(kind: str, weight: torch.Tensor, rank: int, seed: int, size: float = 0.3) -> dict[str, torch.Tensor]:
-    """The native tensors of one adapter for a weight (out, ...), about `size` of it in strength. -xs ones bring U and V."""
+    """The native tensors of one adapter for a weight (out, ...). size: of the update relative to the weight. -xs types include U and V."""
     g = torch.Generator().manual_seed(seed)
     w = weight.flatten(1).float()
     out, inner = w.shape
@@ -40,7 +40,7 @@ def write_lora(
     path: Path, module, kind: str = "lora", rank: int = 2, alpha: float | None = None, seed: int = 0, size: float = 0.3,
     only=lambda layer: True, **config,
 ) -> Path:  # fmt: skip
-    """A native file for a Generator: every layer that `only` allows. config: more of its lora_config."""
+    """Write a native file for the layers of a ConditionedDiT that `only` selects. config: further keys of its lora_config."""
     tensors = {}
     for i, (layer, part) in enumerate(targets(module).items()):
         if only(layer):

@@ -1,4 +1,4 @@
-"""Files: what is loaded, and what is refused with a sentence that names it."""
+"""Releases and text encoders on disk: accepted files, and refused ones with the reason."""
 
 import io
 import json
@@ -38,18 +38,18 @@ def velocity(model):
     return model.velocity(*(golden[f"dit.{name}"] for name in ("x", "t", "cross_attn", "global", "local_add")))
 
 
-# What is loaded
+# Accepted files
 
 
 @pytest.mark.parametrize("file", ["", "model.safetensors"])
-def test_a_folder_and_the_weights_in_it_are_the_same_release(release, file):
+def test_load_a_folder_or_its_weights_file(release, file):
     folder = release("small")
     model = sa3_core.load(folder / file)
     assert rel_error(velocity(model), recorded("small/golden")["dit.v"]) < 1e-5
     assert model.text_encoder is not None and model.name == "small"
 
 
-def test_a_path_may_be_text(release):
+def test_a_path_may_be_a_string(release):
     assert sa3_core.load(str(release("small"))).config.dit
 
 
@@ -67,28 +67,28 @@ def test_weights_stored_in_16_bit_are_float32_in_memory(release):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_the_type_asked_for(release, dtype):
+def test_requested_dtype(release, dtype):
     model = sa3_core.load(release("small"), dtype=dtype)
     assert model.dtype == dtype
     assert {tensor.dtype for tensor in model.module.state_dict().values()} == {dtype}
 
 
 @pytest.mark.parametrize("name", ["model.model.transformer.rotary_pos_emb.inv_freq", "pretransform.model.encoder.layers.0.rope.inv_freq"])
-def test_rotary_tables_may_be_there_or_not(release, name):
-    """They are recomputed: one in the file is accepted and not used, even when it was rounded."""
+def test_rotary_tables_are_optional(release, name):
+    """They are recomputed; a table in the file is ignored, even a rounded one."""
     without = tampered(release, lambda tensors: [tensors.pop(key) for key in list(tensors) if key.endswith("inv_freq")])
     plain = velocity(sa3_core.load(without))
     tamper(without / "model.safetensors", lambda tensors: tensors.update({name: torch.ones(16, dtype=torch.bfloat16)}))
     assert torch.equal(velocity(sa3_core.load(without)), plain)
 
 
-def test_tensors_without_elements_are_legal(release):
+def test_empty_tensors_are_accepted(release):
     folder = release("small")
     assert load_file(folder / "model.safetensors")["pretransform.model.bottleneck.noise_scaling_factor"].shape == (1, 0, 1)
     assert sa3_core.load(folder).autoencoder.bottleneck.noise_scaling_factor.shape == (1, 0, 1)
 
 
-def test_a_loaded_model_does_not_look_at_its_file_again(release):
+def test_a_loaded_model_does_not_depend_on_its_file(release):
     folder = release("small")
     tamper(folder / "model.safetensors", lambda tensors: tensors.update({name: tensor.float() for name, tensor in tensors.items()}))
     model = sa3_core.load(folder)
@@ -99,8 +99,8 @@ def test_a_loaded_model_does_not_look_at_its_file_again(release):
     assert bool(torch.isfinite(model.encode_text("rain").embeddings).all())
 
 
-def test_any_header_length_is_a_safetensors_file(tmp_path):
-    """The header's length comes first in the file, and some lengths look like the magic of a pickle or a zip."""
+def test_header_lengths_that_look_like_magic_numbers(tmp_path):
+    """A safetensors file begins with its header's length, which may equal the first bytes of a pickle or a zip."""
     for length in (0x0280, 0x0480, 0x4B50):
         path = tmp_path / f"{length}.safetensors"
         header = json.dumps({"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode().ljust(length)
@@ -108,7 +108,7 @@ def test_any_header_length_is_a_safetensors_file(tmp_path):
         assert TensorFile(path).read("w").item() == 2.5
 
 
-# What is refused
+# Refused files
 
 
 def test_a_missing_tensor_is_named(release):
@@ -151,7 +151,7 @@ def test_weights_that_are_not_finite_are_named(release, name, value):
         sa3_core.load(tampered(release, change))
 
 
-def test_infinities_that_cancel_are_seen_and_large_finite_weights_are_not_blamed(tmp_path):
+def test_opposite_infinities_are_refused_and_large_finite_weights_accepted(tmp_path):
     path = tmp_path / "a.safetensors"
     save_file({"opposed": torch.tensor([torch.inf, -torch.inf]), "large": torch.full((4,), 3e38)}, path)
     file = TensorFile(path)
@@ -168,7 +168,7 @@ def test_weights_of_the_other_family_are_refused(tmp_path, release, weights, con
         sa3_core.load(folder)
 
 
-def test_another_model_altogether_is_refused(release):
+def test_another_model_is_refused(release):
     folder = release("small")
     save_file({f"unet.down.{i}.weight": torch.ones(2) for i in range(5)}, folder / "model.safetensors")
     with refused("not the stable audio 3 checkpoint", "unet.down.0.weight"):
@@ -231,7 +231,7 @@ PICKLES = {f"protocol {protocol}": pickle.dumps(Bomb(), protocol) for protocol i
 
 @pytest.mark.parametrize("suffix", [".ckpt", ".pt", ".pth", ".bin", ".safetensors"])
 @pytest.mark.parametrize("kind", PICKLES)
-def test_pickles_are_refused_unread(tmp_path, capsys, kind, suffix):
+def test_pickles_are_refused_without_running_code(tmp_path, capsys, kind, suffix):
     path = tmp_path / f"model{suffix}"
     path.write_bytes(PICKLES[kind])
     with refused(path, "pickle", "can run code", ".safetensors"):
@@ -249,7 +249,7 @@ def test_other_files_are_refused(tmp_path):
         sa3_core.load(path)
 
 
-def test_places_without_a_release_are_refused(tmp_path, release):
+def test_paths_without_a_release_are_refused(tmp_path, release):
     with refused(tmp_path / "nowhere", "does not exist"):
         sa3_core.load(tmp_path / "nowhere")
     with refused(tmp_path, "no model.safetensors"):
@@ -288,7 +288,7 @@ def test_without_a_text_encoder_everything_but_text_works(release):
             use()
 
 
-def test_a_text_encoder_from_elsewhere(release, load_model):
+def test_a_text_encoder_in_another_folder(release, load_model):
     folder = release("small")
     rename_tree(folder, "elsewhere")
     model = sa3_core.load(folder, text_encoder=folder / "elsewhere")
@@ -343,7 +343,7 @@ def test_a_text_encoder_that_lacks_a_tensor_is_refused(release):
         sa3_core.load(folder)
 
 
-def test_a_text_encoder_with_a_strange_tensor_is_refused(release):
+def test_a_text_encoder_with_an_unexpected_tensor_is_refused(release):
     folder = release("small")
     tamper(folder / TEXT_ENCODER / "model.safetensors", lambda tensors: tensors.update({"vision.weight": torch.ones(1)}))
     with refused("vision.weight", "unexpected"):
@@ -368,7 +368,7 @@ def edit_encoder_config(folder, **changes):
     path.write_text(json.dumps(values))
 
 
-def test_a_text_encoder_whose_config_says_another_size_is_refused(release):
+def test_a_text_encoder_whose_config_has_another_size_is_refused(release):
     folder = release("small")
     edit_encoder_config(folder, intermediate_size=96)
     with refused(TEXT_ENCODER, "shape", 96):
@@ -376,7 +376,7 @@ def test_a_text_encoder_whose_config_says_another_size_is_refused(release):
 
 
 def test_a_text_encoder_of_another_width_is_refused(release):
-    """A whole, consistent T5Gemma, but not this model's."""
+    """A complete, consistent T5Gemma of another model."""
     folder = release("small")
     edit_encoder_config(folder, hidden_size=48)
     shapes = empty_model(encoder_config(folder / TEXT_ENCODER)).state_dict()
@@ -425,7 +425,7 @@ def test_a_text_encoder_config_that_is_a_list_is_named(release):
         sa3_core.load(folder)
 
 
-def test_a_text_encoder_folder_that_is_not_there_is_named(release):
+def test_a_missing_text_encoder_folder_is_named(release):
     folder = release("small")
     with refused(folder / "nowhere"):
         sa3_core.load(folder, text_encoder=folder / "nowhere")

@@ -1,4 +1,4 @@
-"""What the sweep of damaged files (tests/fuzz) has found, case by case: each is refused in a sentence, at once, in little memory."""
+"""Damaged files found by tests/fuzz: each is refused with an SA3Error, fast and in little memory."""
 
 import json
 import math
@@ -24,7 +24,7 @@ DEEP = "[" * 100_000
 
 
 def rewritten(path, change):
-    """A safetensors file with another header over the same numbers."""
+    """Replace the header of a safetensors file and keep its data."""
     data = path.read_bytes()
     size = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + size])
@@ -41,14 +41,14 @@ def rewritten(path, change):
     "text", [DEEP, '{"a":' * 100_000, '{"model_type": NaN}', "\0", "\ud800".encode("utf-8", "surrogatepass").decode("latin-1")]
 )
 @pytest.mark.parametrize("name", ["model_config.json", f"{TEXT_ENCODER}/config.json", f"{TEXT_ENCODER}/model.safetensors.index.json"])
-def test_json_that_is_none(release, name, text):
+def test_invalid_json(release, name, text):
     folder = release("small")
     (folder / name).write_text(text)
     with refused("cannot be read as JSON"):
         sa3_core.load(folder)
 
 
-def test_a_broken_record_of_a_download_is_no_record(release):
+def test_an_invalid_download_record_is_ignored(release):
     (release("small") / run_record.DOWNLOADED).write_text(DEEP)
     assert "repository" not in sa3_core.load(release("medium").parent / "small").loaded
 
@@ -56,7 +56,7 @@ def test_a_broken_record_of_a_download_is_no_record(release):
 @pytest.mark.parametrize(
     "text", [DEEP, "NaN", "[1]", '{"alpha": "4"}', '{"include": 5}', '{"adapter_type": []}', '{"rank": 0}', '{"rank": -2}']
 )
-def test_what_a_lora_says_of_itself(load_model, tmp_path, text):
+def test_an_invalid_lora_config(load_model, tmp_path, text):
     path = write_lora(tmp_path / "a.safetensors", load_model("small").module)
     rewritten(path, lambda header: header["__metadata__"].update(lora_config=text))
     with refused("lora_config"):
@@ -78,7 +78,7 @@ def test_what_a_lora_says_of_itself(load_model, tmp_path, text):
         (("model", "pretransform", "config", "decoder", "config", "sliding_window"), [2**60, 2**60], "sliding_window"),
     ],
 )
-def test_a_config_cannot_ask_for_more_than_a_model_has(place, value, word):
+def test_a_config_with_excessive_sizes(place, value, word):
     values = release_dict("medium")
     holder = values
     for key in place[:-1]:
@@ -98,7 +98,7 @@ def test_a_config_cannot_ask_for_more_than_a_model_has(place, value, word):
         ("hidden_activation", "no such"), ("rms_norm_eps", "x"),
     ],
 )  # fmt: skip
-def test_a_text_encoders_config_too(release, key, value):
+def test_a_text_encoder_config_with_invalid_sizes(release, key, value):
     folder = release("small") / TEXT_ENCODER
     values = json.loads((folder / "config.json").read_text())
     values["encoder"][key] = value
@@ -108,7 +108,7 @@ def test_a_text_encoders_config_too(release, key, value):
 
 
 def test_a_config_cannot_name_code(release):
-    """transformers fetches kernels and classes that a config names; ours reads none of those keys."""
+    """transformers downloads kernels and classes that a config names; the pack reads none of those keys."""
     folder = release("small") / TEXT_ENCODER
     values = json.loads((folder / "config.json").read_text())
     foreign = {
@@ -122,7 +122,7 @@ def test_a_config_cannot_name_code(release):
     assert loaded.config._attn_implementation == "eager" and not hasattr(loaded.config, "auto_map")
 
 
-def test_a_header_is_not_believed_about_its_own_size(release):
+def test_an_excessive_header_length(release):
     path = release("small") / "model.safetensors"
     for length in (2**64 - 1, 2**40, 99_999_999):
         path.write_bytes(length.to_bytes(8, "little") + b"{}" + b" " * 100)
@@ -131,14 +131,14 @@ def test_a_header_is_not_believed_about_its_own_size(release):
         assert detect.read_header(path) == detect.Header()
 
 
-def test_a_name_as_long_as_a_book(release):
+def test_an_excessive_tensor_name(release):
     path = release("small") / "model.safetensors"
     rewritten(path, lambda header: header.update({"model." * 10**5: {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}}))
     with refused("not a complete safetensors file", "characters"):
         sa3_core.load(path)
 
 
-def test_a_hundred_thousand_layers(release):
+def test_an_excessive_number_of_layers(release):
     path = release("small") / "model.safetensors"
     names = (f"model.model.transformer.layers.{i}.x" for i in range(20_000))
     rewritten(path, lambda header: header.update({name: {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for name in names}))
@@ -151,7 +151,7 @@ def test_a_hundred_thousand_layers(release):
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", f"{TEXT_ENCODER}/model.safetensors"])
-def test_whole_numbers_are_no_weights(release, name):
+def test_integer_weights_are_refused(release, name):
     folder = release("small")
 
     def change(header):
@@ -168,7 +168,7 @@ def test_whole_numbers_are_no_weights(release, name):
 
 
 @pytest.mark.parametrize("shape", [[], ["3"], [None], {}, "x", [[3]], [2**70]])
-def test_the_lists_of_files_never_stumble(tmp_path, shape):
+def test_read_header_never_raises(tmp_path, shape):
     """Every list of files reads headers: an error would remove all nodes from the menu."""
     path = tmp_path / "x.safetensors"
     names = [
@@ -188,7 +188,7 @@ def test_the_lists_of_files_never_stumble(tmp_path, shape):
 @pytest.mark.parametrize(
     "value", [torch.ones(2, 8, dtype=torch.int32), torch.ones(2, 8, dtype=torch.complex64), torch.ones(2, 8, dtype=torch.float8_e4m3fn)]
 )
-def test_a_lora_of_other_numbers(load_model, tmp_path, value):
+def test_a_lora_of_an_unsupported_dtype(load_model, tmp_path, value):
     path = write_lora(tmp_path / "a.safetensors", load_model("small").module)
     tensors = load_file(path)
     save_file({**tensors, min(tensors): value}, path)
@@ -196,7 +196,7 @@ def test_a_lora_of_other_numbers(load_model, tmp_path, value):
         lora_files.read_lora(path)
 
 
-def test_a_lora_of_rank_0_or_of_no_scale(load_model, tmp_path):
+def test_a_lora_of_rank_0_or_with_an_invalid_alpha(load_model, tmp_path):
     path = write_lora(tmp_path / "a.safetensors", load_model("small").module)
     tensors = {name: tensor[:0] if "lora_A" in name else tensor[:, :0] for name, tensor in load_file(path).items()}
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, {"lora_config": '{"alpha": 4}'})
@@ -210,18 +210,18 @@ def test_a_lora_of_rank_0_or_of_no_scale(load_model, tmp_path):
 
 
 @pytest.mark.parametrize("content", [{"state_dict": {"a": 1}}, {"a": torch.ones(2).to_sparse()}, {1: torch.ones(2)}, [torch.ones(2)], {}])
-def test_a_pickle_of_anything_else(tmp_path, content):
+def test_a_pickle_without_a_lora(tmp_path, content):
     torch.save(content, tmp_path / "a.ckpt")
     with refused("not a LoRA"):
         lora_convert.convert(tmp_path / "a.ckpt", tmp_path / "b.safetensors")
     assert not (tmp_path / "b.safetensors").exists()
 
 
-# Words
+# Text
 
 
 @pytest.mark.parametrize("pattern", ["layers.[0-999999999]", "[0-99][0-99][0-99][0-99]", "[0-999999999]" * 50])
-def test_a_pattern_that_stands_for_billions(pattern):
+def test_a_pattern_for_billions_of_layers(pattern):
     start = time.process_time()
     with refused("stand for more than"):
         lora_files.matches("transformer.layers.0.ff", [pattern])
@@ -229,23 +229,23 @@ def test_a_pattern_that_stands_for_billions(pattern):
 
 
 @pytest.mark.parametrize("text", ["9" * 5000, "1-" + "9" * 5000, "9" * 5000 + "-1"])
-def test_a_number_of_five_thousand_digits_is_no_item(text):
+def test_an_item_number_of_five_thousand_digits(text):
     with refused("keep has"):
         checks.parse_items(text, 8)
 
 
 @pytest.mark.parametrize("text", [DEEP, '{"seed": Infinity, "batch_index": [0]}', '{"seed": 1e999, "batch_index": [0]}', "[]", "\ud800"])
-def test_a_record_that_is_none_has_no_seeds(text):
+def test_an_invalid_record_has_no_seeds(text):
     assert checks.item_seeds([text], 2) == [None, None]
 
 
-def test_a_number_of_five_thousand_digits_is_no_range():
+def test_a_range_of_five_thousand_digits_is_plain_text():
     assert lora_files.expand(f"a[{'9' * 5000}-1]") == [f"a[{'9' * 5000}-1]"]
 
 
 @pytest.mark.parametrize("pattern", ["(a+)+$", ".*.*.*.*.*.*x", "[", "transformer.(layers|x)"])
-def test_an_expression_in_a_peft_config(load_model, tmp_path, pattern):
-    """Such an expression could run for ever."""
+def test_a_regular_expression_in_a_peft_config(load_model, tmp_path, pattern):
+    """Some expressions never finish."""
     folder = lora_convert.convert(write_lora(tmp_path / "a.safetensors", load_model("small").module), tmp_path / "peft", "peft").parent
     values = json.loads((folder / lora_files.PEFT_CONFIG).read_text())
     (folder / lora_files.PEFT_CONFIG).write_text(json.dumps({**values, "alpha_pattern": {pattern: 4}}))
@@ -253,7 +253,7 @@ def test_an_expression_in_a_peft_config(load_model, tmp_path, pattern):
         lora_files.read_lora(folder)
 
 
-def test_names_of_layers_in_a_peft_config(load_model, tmp_path):
+def test_layer_names_in_a_peft_config(load_model, tmp_path):
     folder = lora_convert.convert(
         write_lora(tmp_path / "a.safetensors", load_model("small").module, rank=2), tmp_path / "peft", "peft"
     ).parent
@@ -265,12 +265,12 @@ def test_names_of_layers_in_a_peft_config(load_model, tmp_path):
     assert layers["transformer.layers.1.ff.ff.2"].scale == 5 and layers["to_cond_embed.2"].scale == 1
 
 
-def test_half_a_surrogate_pair_is_no_prompt(load_model):
+def test_half_a_surrogate_pair_in_a_prompt(load_model):
     with refused("no text at character 5"):
         load_model("small").encode_text("rain \ud800")
 
 
-def test_tokens_that_the_encoder_does_not_know(release):
+def test_token_ids_beyond_the_vocabulary(release):
     encoder = checkpoint.load_text_encoder(release("small") / TEXT_ENCODER)
     encoder.tokenizer = SimpleNamespace(encode=lambda text, add_special_tokens: SimpleNamespace(ids=[1, encoder.config.vocab_size]))
     with refused("different models"):
@@ -280,7 +280,7 @@ def test_tokens_that_the_encoder_does_not_know(release):
 @pytest.mark.parametrize(
     "text", ["<think>" * 100_000, "\n" * 1_000_000, " \n" * 500_000, "Prompt:" * 100_000, '"' * 100_000, "```\n" * 100_000]
 )
-def test_an_answer_without_end(text):
+def test_a_very_long_answer(text):
     start = time.process_time()
     prompting.clean(text)
     assert time.process_time() - start < 3
@@ -298,11 +298,11 @@ def test_an_answer_without_end(text):
         f"{TEXT_ENCODER}/\u202e",
     ],
 )
-def test_names_that_a_repository_may_not_have(name):
+def test_unsafe_names_in_a_repository(name):
     assert not download._is_licence(name) and not download._is_model_file(name)
 
 
-# Sound
+# Audio
 
 
 @pytest.mark.parametrize("kind", ["wav16", "flac"])
@@ -321,7 +321,7 @@ def test_resampling_without_a_table_is_the_same(rate, target):
 
 @pytest.mark.parametrize("rate", [44101, 767_999])
 def test_rates_without_a_common_divisor(rate):
-    """A table of their phases would take gigabytes."""
+    """A resampling table for these rates would take gigabytes."""
     n = rate // 10
     tone = (torch.arange(n).double() * (2 * math.pi * 440 / rate)).sin().float()[None]
     out = waveform.resample(tone, rate, 44100)
@@ -330,6 +330,6 @@ def test_rates_without_a_common_divisor(rate):
 
 
 @pytest.mark.parametrize("rate", [1, 7, 999, 768_001, 2**31, 2**40])
-def test_rates_of_no_recording(rate):
+def test_impossible_sample_rates(rate):
     with refused("sample rate", str(rate)):
         waveform.check_clip("The AUDIO", torch.zeros(1, 2, 4000), rate)

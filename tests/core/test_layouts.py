@@ -1,4 +1,4 @@
-"""Every layout a model comes in: what the file does not say is inferred, and the rest is refused with the reason."""
+"""Every published layout of a model: configs inferred from tensors, and files refused with a reason."""
 
 import json
 
@@ -38,7 +38,7 @@ def velocity(model, variant: str):
 
 
 @pytest.mark.parametrize("name", RELEASES)
-def test_a_real_release_is_known_by_its_tensors(name):
+def test_the_config_of_a_real_release_is_inferred(name):
     shapes = table(name)
     if name.startswith("SAME"):
         assert detect.kind_of(shapes) == "autoencoder"
@@ -50,7 +50,7 @@ def test_a_real_release_is_known_by_its_tensors(name):
 
 
 @pytest.mark.parametrize("name", ["small-music", "medium"])
-def test_same_taken_out_of_a_real_generative_file(name):
+def test_the_config_of_same_in_a_real_generative_file(name):
     shapes = table(name)
     found = detect.autoencoder_config(shapes, SAME)
     assert found.same == config.read(DATA / "releases" / f"{'SAME-L' if name == 'medium' else 'SAME-S'}.json").same
@@ -64,7 +64,7 @@ def test_same_taken_out_of_a_real_generative_file(name):
         ("stable_audio_3_medium", False), ("bass_and_database", False), ("basement", False), ("my_bases", False),
     ],
 )  # fmt: skip
-def test_base_is_a_word_of_the_name(name, base):
+def test_base_must_be_a_separate_word(name, base):
     assert detect.is_base_name(name) is base
 
 
@@ -76,7 +76,7 @@ def test_base_is_a_word_of_the_name(name, base):
         ("same-s", "SAME-S"), ("SAME_L_fp16", "SAME-L"), ("my model", None),
     ],
 )  # fmt: skip
-def test_variants_by_name(name, variant):
+def test_variant_of_a_name(name, variant):
     assert releases.variant_of(name) == variant
 
 
@@ -92,12 +92,12 @@ def test_a_single_file_without_a_config(tmp_path, variant):
 
 
 @pytest.mark.parametrize(("name", "objective", "base"), [("a_base", "auto", True), ("a", "base", True), ("a_base", "post-trained", False)])
-def test_the_objective_is_the_names_or_the_users(tmp_path, name, objective, base):
+def test_the_objective_comes_from_the_name_or_the_user(tmp_path, name, objective, base):
     path = single(tmp_path, "small", name)
     assert checkpoint.open_checkpoint(path, objective).config.is_base is base
 
 
-def test_an_objective_against_the_config_is_refused(release):
+def test_an_objective_that_contradicts_the_config_is_refused(release):
     with refused("model_config.json", "rf_denoiser", "base"):
         checkpoint.open_checkpoint(release("small"), "base")
     assert checkpoint.open_checkpoint(release("small-base"), "base").config.is_base
@@ -105,7 +105,7 @@ def test_an_objective_against_the_config_is_refused(release):
         checkpoint.open_checkpoint(release("medium"), "fast")
 
 
-def test_a_base_folder_without_its_config_is_told_by_its_name(tmp_path):
+def test_a_base_folder_without_a_config_is_detected_by_its_name(tmp_path):
     folder = lay_out(tmp_path / "stable-audio-3-small-music-base", "small-base")
     (folder / "model_config.json").unlink()
     opened = checkpoint.open_checkpoint(folder)
@@ -173,7 +173,7 @@ def test_the_record_of_a_load(release):
     assert again["fingerprint"] == loaded["fingerprint"] != sa3_core.load(DATA / "medium").loaded["fingerprint"]
 
 
-def test_a_wrong_byte_is_noticed_on_request(release):
+def test_sha256_detects_a_wrong_byte(release):
     path = release("small") / "model.safetensors"
     file = TensorFile(path)
     before, print_before = sha256(path), file.fingerprint()
@@ -183,7 +183,7 @@ def test_a_wrong_byte_is_noticed_on_request(release):
     assert sha256(path) != before and TensorFile(path).fingerprint() == print_before
 
 
-# What is refused
+# Refused files
 
 
 @pytest.mark.parametrize(
@@ -213,14 +213,14 @@ def test_a_quantised_copy_is_refused(release):
         sa3_core.load(folder)
 
 
-def test_a_text_encoder_is_no_model(tmp_path):
+def test_a_text_encoder_alone_is_refused(tmp_path):
     path = tmp_path / "t5.safetensors"
     path.write_bytes((DATA / TEXT_ENCODER / "model.safetensors").read_bytes())
     with refused(path, "text encoder", "not a Stable Audio 3 model"):
         sa3_core.load(path)
 
 
-def test_another_model_and_a_part_of_this_one(tmp_path):
+def test_another_model_or_an_incomplete_one_is_refused(tmp_path):
     save_file({"unet.down.weight": torch.ones(2)}, tmp_path / "other.safetensors")
     with refused("other.safetensors", "another model", "unet.down.weight"):
         sa3_core.load(tmp_path / "other.safetensors")
@@ -230,7 +230,7 @@ def test_another_model_and_a_part_of_this_one(tmp_path):
         sa3_core.load(path)
 
 
-def test_a_folder_of_releases_names_them(tmp_path):
+def test_a_folder_of_releases_lists_them(tmp_path):
     for name in ("small-music", "medium"):
         lay_out(tmp_path / "mirror" / name, name.split("-")[0])
     with refused("sub-folders", "medium", "small-music"):
@@ -248,7 +248,7 @@ def test_an_unfinished_download_is_named(tmp_path):
 
 @pytest.fixture(scope="module")
 def spiece(tmp_path_factory):
-    """A small SentencePiece model made like Gemma's: BPE with bytes, text as it is."""
+    """A small SentencePiece model with Gemma's settings: BPE with byte fallback, no normalisation."""
     trainer = pytest.importorskip("sentencepiece").SentencePieceTrainer
     folder = tmp_path_factory.mktemp("spiece")
     words = ["rain on a tin roof", "warm Rhodes and brushed drums", "a distant train", "deep house, 120 BPM", "heavy rain, thunder"]
@@ -263,7 +263,7 @@ def spiece(tmp_path_factory):
 
 
 def twin(model: bytes):
-    """The same tokenizer as a tokenizers file would hold it."""
+    """The same tokenizer in the `tokenizers` package."""
     from sentencepiece import SentencePieceProcessor
     from tokenizers import AddedToken, Tokenizer, models, normalizers
 
@@ -296,7 +296,7 @@ def test_both_tokenizers_agree(spiece, prompt):
 
 @pytest.fixture
 def text_file(tmp_path, spiece):
-    """A tiny T5Gemma with heads of 64 as the repackaged file, and as the folder that it was made from."""
+    """A tiny T5Gemma with heads of 64 as a repackaged file, next to the folder with the same weights."""
     from sa3_core.models.text_encoder import config_from, empty_model
 
     part = {
@@ -349,7 +349,7 @@ def test_the_width_of_a_text_encoder_is_checked_before_it_is_read(text_file):
         checkpoint.load_text_encoder(text_file, width=768)
 
 
-def test_the_hubs_cache_is_the_last_resort(tmp_path, monkeypatch, release):
+def test_a_text_encoder_in_the_hub_cache_is_used(tmp_path, monkeypatch, release):
     import huggingface_hub.constants
     import huggingface_hub.file_download
 

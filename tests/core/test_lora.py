@@ -1,4 +1,4 @@
-"""LoRA: every official type against recordings, stacks against one adapter after the other, files of every format, bad files."""
+"""LoRA: official types against recordings, stacks against successive adapters, files of every format, invalid files."""
 
 import concurrent.futures
 import json
@@ -66,8 +66,8 @@ def test_recorded(case):
         assert (out is weight) == (strength == 0)
 
 
-def plain(weight, kind, tensors, scale):
-    """The table of adapter types, written out in float64."""
+def reference(weight, kind, tensors, scale):
+    """W' of each adapter type by its definition, in float64."""
     w, t = weight.double(), {name: tensor.double() for name, tensor in tensors.items()}
     update = t["U"] @ t["M_xs"] @ t["V"].T if "M_xs" in t else t["lora_B"] @ t["lora_A"]
     v, name = w + scale * update, kind.removesuffix("-xs")
@@ -82,7 +82,7 @@ def plain(weight, kind, tensors, scale):
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_a_stack_of_eight_is_one_adapter_after_the_other(seed):
+def test_a_stack_of_eight_equals_successive_adapters(seed):
     rng = random.Random(seed)
     out, inner = rng.choice([(24, 16), (7, 31), (16, 16)])
     weight = torch.randn(out, inner, generator=torch.Generator().manual_seed(seed))
@@ -93,7 +93,10 @@ def test_a_stack_of_eight_is_one_adapter_after_the_other(seed):
         tensors = tensors_of(kind, weight, rank, 100 * seed + i)
         entries.append((adapter_of(kind, tensors, alpha), strength, mode))
         scale = alpha / rank * strength
-        chained = plain(chained, kind, tensors, scale) if mode == "chain" else chained + plain(weight, kind, tensors, scale) - weight
+        if mode == "chain":
+            chained = reference(chained, kind, tensors, scale)
+        else:
+            chained = chained + reference(weight, kind, tensors, scale) - weight
     assert rel_error(apply_stack(weight, entries), chained) < TIGHT
     x = torch.randn(3, 5, inner, generator=torch.Generator().manual_seed(1))
     bias = torch.linspace(-1, 1, out)
@@ -103,7 +106,7 @@ def test_a_stack_of_eight_is_one_adapter_after_the_other(seed):
     assert rel_error(adapted.linear(x, lambda rows: rows @ weight.T, None), x.double() @ chained.T) < TIGHT
 
 
-def test_a_chain_is_a_single_scaled_copy_of_the_weight():
+def test_a_chain_needs_a_single_term():
     weight = torch.randn(6, 5)
     entries = [(adapter_of(kind, tensors_of(kind, weight, 2, i)), 1.0, "chain") for i, kind in enumerate(KINDS)]
     assert len(compose(weight, entries).terms) == 1
@@ -123,7 +126,7 @@ def test_order_and_mode_matter_only_where_norms_change():
     assert rel_error(stacked(a, d, mode="sum"), stacked(d, a, mode="sum")) < TIGHT
 
 
-def test_nothing_active_is_the_weight_itself():
+def test_inactive_adapters_return_the_weight_itself():
     weight = torch.randn(4, 3)
     adapter = adapter_of("bora", tensors_of("bora", weight, 1, 0))
     assert apply_stack(weight, [(adapter, 0.0, "chain"), (adapter, 0.0, "sum")]) is weight
@@ -137,7 +140,7 @@ def test_sixteen_bit_weights_are_computed_in_float32():
     assert found.dtype == torch.bfloat16 and found.equal(apply(weight.float(), "bora", tensors).bfloat16())
 
 
-def test_bases_from_the_weight_have_the_trainers_signs():
+def test_svd_bases_have_the_signs_of_the_trainer():
     weight = torch.randn(9, 6)
     u, v = svd_bases(weight, 4)
     assert bool((u.gather(0, u.abs().argmax(0)[None]) > 0).all())
@@ -148,7 +151,7 @@ def test_bases_from_the_weight_have_the_trainers_signs():
 
 
 @pytest.mark.parametrize(("shape", "kind"), [((1, 16), "dora-cols"), ((16, 1), "dora-rows"), ((16,), "dora-rows")])
-def test_legacy_dora_tells_its_axis_by_the_magnitudes_shape(shape, kind):
+def test_the_magnitudes_shape_decides_the_axis_of_legacy_dora(shape, kind):
     weight = torch.randn(16, 16)
     tensors = tensors_of("dora-rows", weight, 2, 0)
     legacy = {**tensors, "magnitude": tensors["magnitude"].reshape(shape)}
@@ -159,7 +162,7 @@ def test_legacy_dora_tells_its_axis_by_the_magnitudes_shape(shape, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_on_a_model_and_off_again(model, tmp_path, kind):
+def test_add_and_remove_a_lora(model, tmp_path, kind):
     before = {name: tensor.clone() for name, tensor in model.module.state_dict().items()}
     still = velocity(model)
     path = write_lora(tmp_path / "a.safetensors", model.module, kind, baked_norms=True, base_model="small-music-base")
@@ -182,7 +185,7 @@ def test_the_real_releases_have_the_official_number_of_layers():
         assert len(targets(sa3_core.build(release_dict(name)))) == count
 
 
-def test_strength_zero_is_nothing_at_all(model, tmp_path):
+def test_strength_zero_changes_nothing(model, tmp_path):
     without = latents(model)
     for kind in ("lora", "bora"):
         model.add_lora(write_lora(tmp_path / f"{kind}.safetensors", model.module, kind), strength=0.0)
@@ -192,7 +195,7 @@ def test_strength_zero_is_nothing_at_all(model, tmp_path):
 
 @pytest.mark.parametrize("variant", ["small", "medium"])
 @pytest.mark.parametrize("cfg", [1.0, 3.0])
-def test_both_ways_to_apply_agree(variant, cfg, tmp_path):
+def test_merged_and_scheduled_adapters_agree(variant, cfg, tmp_path):
     model = sa3_core.load(lay_out(tmp_path / "m", variant))
     files = [write_lora(tmp_path / f"{kind}.safetensors", model.module, kind, seed=i) for i, kind in enumerate(KINDS)]
     for modes in (["chain"] * 9, ["sum", "chain"] * 5):
@@ -206,7 +209,7 @@ def test_both_ways_to_apply_agree(variant, cfg, tmp_path):
         assert rel_error(results[1], results[0]) < TIGHT
 
 
-def test_a_constant_row_above_a_scheduled_one_keeps_its_place(model, tmp_path):
+def test_a_constant_lora_above_a_scheduled_one_keeps_its_place(model, tmp_path):
     a, b, c = (
         write_lora(tmp_path / f"{i}.safetensors", model.module, kind, seed=i) for i, kind in enumerate(["dora-rows", "lora", "dora-cols"])
     )
@@ -221,7 +224,7 @@ def test_a_constant_row_above_a_scheduled_one_keeps_its_place(model, tmp_path):
 
 
 def test_two_threads_use_one_model_with_a_scheduled_lora(model, tmp_path):
-    """Each thread at its own seed gets what it gets alone, and the weights stay."""
+    """Each thread gets the same result as alone, and the weights do not change."""
     model.add_lora(write_lora(tmp_path / "a.safetensors", model.module, "dora-rows"), interval=(0.3, 0.9), curve=[1.0, 0.2, 0.7])
 
     def run(seed):
@@ -254,7 +257,7 @@ def test_interval(model, tmp_path):
     assert latents(model).equal(plain)
 
 
-def test_items_at_different_levels_each_follow_their_own(model, tmp_path):
+def test_items_at_different_noise_levels(model, tmp_path):
     model.add_lora(write_lora(tmp_path / "a.safetensors", model.module), interval=(0.5, 1.0), seconds_strength=0)
     model.add_lora(write_lora(tmp_path / "b.safetensors", model.module, "bora", seed=1), curve=[0.2, 1.0], seconds_strength=0)
     x, cross, glob = inputs_of(model, batch=4)
@@ -270,7 +273,7 @@ def test_items_at_different_levels_each_follow_their_own(model, tmp_path):
     ("curve", "expected"),
     [([0.0, 0.5, 1.0], [0, 0.5, 1]), ([0.0, 0.5, 1.0, 9.0], [0, 0.5, 1]), ([0.0, 1.0], [0, 0.5, 1]), ([2.0], [2, 2, 2])],
 )
-def test_curve_runs_over_the_steps(model, tmp_path, curve, expected):
+def test_curve_over_the_steps(model, tmp_path, curve, expected):
     model.add_lora(write_lora(tmp_path / "a.safetensors", model.module), curve=curve)
     sigmas = torch.tensor([[1.0, 0.7, 0.3, 0.0]])
     (stacked,) = model.loras.loras
@@ -405,7 +408,7 @@ def test_bases_of_xs_files(model, folder, tmp_path):
     assert rel_error(velocity(model), own) < 1e-4
 
 
-def test_pickles_are_refused_and_converted_on_request(model, tmp_path):
+def test_pickles_are_refused_but_can_be_converted(model, tmp_path):
     path = write_lora(tmp_path / "a.safetensors", model.module, "dora-rows", alpha=3)
     torch.save({"state_dict": load_file(path), "lora_config": {"rank": 2, "alpha": 3, "adapter_type": "dora-rows"}}, tmp_path / "a.ckpt")
     with refused("pickled", "SA3_LoRAConvert"):
@@ -441,7 +444,7 @@ def first(tensors, part):
         (lambda t: None, {"include": ["nothing"]}, ["include"]),
     ],
 )
-def test_bad_files(model, tmp_path, change, config, words):
+def test_invalid_files(model, tmp_path, change, config, words):
     path = edited(write_lora(tmp_path / "a.safetensors", model.module), change, config)
     before = velocity(model)
     with refused(*words):
@@ -449,7 +452,7 @@ def test_bad_files(model, tmp_path, change, config, words):
     assert velocity(model).equal(before)
 
 
-def test_other_bases_and_bad_settings(model, tmp_path):
+def test_foreign_models_and_invalid_settings(model, tmp_path):
     path = write_lora(tmp_path / "a.safetensors", model.module)
     other = sa3_core.load(lay_out(tmp_path / "m", "medium"))
     theirs = write_lora(tmp_path / "medium.safetensors", other.module, base_model="medium-base")

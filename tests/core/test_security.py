@@ -1,4 +1,4 @@
-"""What the pack promises in docs/security.md, held to its own source and to its own runs."""
+"""The guarantees of docs/security.md, checked in the source and at run time."""
 
 import ast
 import os
@@ -18,7 +18,7 @@ PRODUCT = sorted(
     ]
 )
 NETWORK = {"socket", "ssl", "http", "urllib.request", "ftplib", "smtplib", "requests", "httpx", "aiohttp", "websockets", "huggingface_hub"}
-ALLOWED = {  # what may be imported, and where
+ALLOWED = {  # module -> files that may import it
     "huggingface_hub": {"sa3_core/checkpoints/download.py"},  # only on request
     "socket": {"tools/launcher/server.py"},  # a free port
     "aiohttp": {"tools/launcher/server.py"},  # its own server on 127.0.0.1
@@ -53,7 +53,7 @@ def imports(tree: ast.AST) -> set[str]:
 
 
 def dangers(source: str, name: str) -> list[str]:
-    """What a file must not contain, with its lines."""
+    """Forbidden imports and calls in a file, with their lines."""
     tree, found = ast.parse(source), []
     for module in imports(tree) & (NETWORK | UNPICKLERS | {"subprocess", "ctypes", "multiprocessing"}):
         if name not in ALLOWED.get(module, ()):
@@ -79,7 +79,7 @@ def dangers(source: str, name: str) -> list[str]:
 
 
 @pytest.mark.parametrize("path", PRODUCT, ids=lambda path: str(path.relative_to(ROOT)))
-def test_no_code_out_of_data_and_no_network_unasked(path):
+def test_no_code_from_data_and_no_network_access(path):
     assert dangers(path.read_text(encoding="utf-8"), path.relative_to(ROOT).as_posix()) == []
 
 
@@ -96,7 +96,7 @@ def test_the_scan_finds(line):
     assert dangers(line, "sa3_core/x.py")
 
 
-def test_no_script_of_the_pages_evaluates_text_or_loads_from_elsewhere():
+def test_web_scripts_evaluate_no_text_and_load_nothing_from_the_network():
     for path in (ROOT / "web").rglob("*.js"):
         text = path.read_text(encoding="utf-8")
         for word in ("eval(", "new Function", "document.write", "insertAdjacentHTML", "importScripts", "http://", "https://"):
@@ -129,7 +129,7 @@ print("all done", result.info)
 """
 
 
-def test_loading_and_making_sound_touch_no_network_and_tell_no_token(tmp_path):
+def test_loading_and_generating_use_no_network_and_reveal_no_token(tmp_path):
     token = "hf_ThisTokenMustNotBeSeenAnywhere"
     (tmp_path / "out").mkdir()
     environ = {**os.environ, "HF_TOKEN": token, "HUGGING_FACE_HUB_TOKEN": token, "HF_HOME": str(tmp_path / "hf"), "OMP_NUM_THREADS": "1"}
@@ -140,13 +140,13 @@ def test_loading_and_making_sound_touch_no_network_and_tell_no_token(tmp_path):
     assert not any(token.encode() in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
 
 
-def test_the_demo_and_the_test_data_hold_no_pickle():
+def test_assets_and_test_data_contain_no_pickle():
     for folder in (ROOT / "assets", DATA / TEXT_ENCODER, DATA / "small"):
         assert not [path.name for path in folder.rglob("*") if path.suffix in (".ckpt", ".pt", ".pth", ".bin", ".pkl")]
 
 
-def test_every_dependency_is_named_once_and_needed():
-    """What the audit of docs/security.md has to look at."""
+def test_requirements_match_the_imports():
+    """The packages that the audit of docs/security.md covers."""
     wanted = [line.split("#")[0].strip() for line in (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()]
     names = {line.split(">")[0].split("=")[0].split("<")[0].strip() for line in wanted if line}
     third = {"torch", "torchaudio", "safetensors", "huggingface_hub", "transformers", "tokenizers", "sentencepiece", "av", "numpy", "PIL"}

@@ -1,4 +1,4 @@
-"""Downloads through the real huggingface_hub from a small Hub on this machine."""
+"""Downloads with the real huggingface_hub from a local test server, and the table of releases."""
 
 import dataclasses
 import hashlib
@@ -50,16 +50,8 @@ def server(monkeypatch, tmp_path):
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_PROGRESS_BARS", True)
         monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 50_000)
-        for name in (
-            "HF_TOKEN",
-            "HUGGING_FACE_HUB_TOKEN",
-            "HTTP_PROXY",
-            "HTTPS_PROXY",
-            "ALL_PROXY",
-            "http_proxy",
-            "https_proxy",
-            "all_proxy",
-        ):
+        proxies = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy")
+        for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", *proxies):
             monkeypatch.delenv(name, raising=False)
         monkeypatch.setattr(huggingface_hub.file_download.time, "sleep", lambda seconds: None)
         monkeypatch.setattr(download, "_access", {})
@@ -90,12 +82,8 @@ def test_a_download_is_a_whole_release(server, tmp_path):
     assert names(folder) == encoder | {
         "model.safetensors", "model_config.json", "LICENSE.md", "LICENSE_GEMMA.md", "NOTICE", "sa3_download.json",
     }  # fmt: skip
-    assert (
-        seen == sorted(seen)
-        and seen[-1][0]
-        == seen[-1][1]
-        == sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) - (folder / "sa3_download.json").stat().st_size
-    )
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and path.name != "sa3_download.json")
+    assert seen == sorted(seen) and seen[-1] == (size, size)
     loaded = sa3_core.load(folder).loaded
     release = releases.RELEASES[OPEN]
     assert (loaded["variant"], loaded["repository"], loaded["revision"], loaded["sha256"]) == (
@@ -103,7 +91,7 @@ def test_a_download_is_a_whole_release(server, tmp_path):
     )  # fmt: skip
 
 
-def test_what_is_there_is_left_alone(server, tmp_path):
+def test_a_complete_download_is_not_repeated(server, tmp_path):
     fetch(tmp_path)
     server.requests.clear()
     assert fetch(tmp_path).is_dir() and server.requests == []
@@ -116,7 +104,7 @@ def test_gated_without_a_token(server, tmp_path):
     for _ in range(2):
         with refused("401", "no token", "https://huggingface.co/stabilityai/stable-audio-3-small-music", "HF_TOKEN"):
             fetch(tmp_path, MUSIC)
-    assert len(server.requests) == 1, "the answer is remembered for a while"
+    assert len(server.requests) == 1, "the result of the access check is cached"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -127,15 +115,15 @@ def test_gated_with_a_token(server, tmp_path, token):
     assert all(request.token == TOKEN for request in server.requests if not request.path.startswith("/store"))
 
 
-def test_gated_with_a_token_of_another(server, tmp_path, monkeypatch):
+def test_gated_with_a_token_without_access(server, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_ofSomebodyElse")
     with refused("403", "your token has no access", "https://huggingface.co/stabilityai/stable-audio-3-small-music"):
         fetch(tmp_path, MUSIC)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    assert fetch(tmp_path, MUSIC).is_dir(), "another token is another question"
+    assert fetch(tmp_path, MUSIC).is_dir(), "another token is checked again"
 
 
-def test_an_open_model_asks_without_a_token(server, tmp_path):
+def test_an_open_model_needs_no_token(server, tmp_path):
     fetch(tmp_path)
     assert not any(request.token for request in server.requests)
 
@@ -148,26 +136,26 @@ def test_a_wrong_hash(server, tmp_path, monkeypatch):
     assert not (tmp_path / "stable-audio-3-small-sfx-base").exists()
 
 
-def test_a_wrong_byte_of_the_text_encoder(server, tmp_path, monkeypatch):
+def test_a_wrong_hash_of_the_text_encoder(server, tmp_path, monkeypatch):
     files = server.repositories[releases.RELEASES[OPEN].repository].files
     real, info = files[f"{TEXT_ENCODER}/model.safetensors"], server.info
 
-    def told(*args):
+    def publish_old_hash(*args):
         files[f"{TEXT_ENCODER}/model.safetensors"] = real
         info(*args)
         files[f"{TEXT_ENCODER}/model.safetensors"] = real[:-1] + bytes([real[-1] ^ 1])
 
-    monkeypatch.setattr(server, "info", told)
+    monkeypatch.setattr(server, "info", publish_old_hash)
     with refused(f"{TEXT_ENCODER}/model.safetensors", "sha256"):
         fetch(tmp_path)
 
 
-def test_cut_then_resumed(server, tmp_path):
+def test_an_interrupted_download_is_resumed(server, tmp_path):
     server.budget = 2_000_000
     with refused("broke off", "kept"):
         fetch(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [".stable-audio-3-small-sfx-base.part"]
-    assert not list(tmp_path.glob(".*.part/model.safetensors")), "nothing partial has a whole file's name"
+    assert not list(tmp_path.glob(".*.part/model.safetensors")), "a partial file has a name of its own"
     with refused("has no model.safetensors", "unfinished"):
         sa3_core.load(tmp_path / ".stable-audio-3-small-sfx-base.part")
     held = {name: (tmp_path / name).stat().st_size for name in names(tmp_path) if name.endswith(".part")}
@@ -181,7 +169,7 @@ def test_cut_then_resumed(server, tmp_path):
     assert 500_000 < size < 1_000_000
 
 
-def test_stopping_keeps_what_has_arrived(server, tmp_path):
+def test_a_stopped_download_is_resumed(server, tmp_path):
     class Stop(Exception):
         pass
 
@@ -195,13 +183,13 @@ def test_stopping_keeps_what_has_arrived(server, tmp_path):
     assert fetch(tmp_path).name == "stable-audio-3-small-sfx-base"
 
 
-def test_a_repository_that_is_not_there(server, tmp_path):
+def test_a_missing_repository(server, tmp_path):
     del server.repositories[releases.RELEASES[OPEN].repository]
     with refused(releases.RELEASES[OPEN].repository, "404"):
         fetch(tmp_path)
 
 
-def test_a_revision_that_is_not_there(server, tmp_path):
+def test_a_missing_revision(server, tmp_path):
     server.repositories[releases.RELEASES[OPEN].repository].revision = "1" * 40
     with refused("revision", "newer version"):
         fetch(tmp_path)
@@ -213,14 +201,14 @@ def test_a_repository_without_weights(server, tmp_path):
         fetch(tmp_path)
 
 
-def test_a_full_disk_is_seen_beforehand(server, tmp_path, monkeypatch):
+def test_too_little_disk_space(server, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=1_000_000))
     with refused("0.0 GB free", "make room"):
         fetch(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_disk_that_fills_up(server, tmp_path, monkeypatch):
+def test_a_disk_that_fills_up_during_the_download(server, tmp_path, monkeypatch):
     def full(self, data):
         raise OSError(28, "No space left on device")
 
@@ -238,7 +226,7 @@ def test_offline(server, tmp_path, monkeypatch):
     huggingface_hub.close_session()
 
 
-def test_nobody_answers(server, tmp_path, monkeypatch):
+def test_no_connection(server, tmp_path, monkeypatch):
     monkeypatch.setattr(
         huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", "http://127.0.0.1:9/{repo_id}/resolve/{revision}/{filename}"
     )
@@ -270,35 +258,35 @@ def test_a_base_model_takes_the_text_encoder_of_its_sibling(server, tmp_path, mo
         fetch(tmp_path / "without")
 
 
-def test_strange_file_names_are_not_taken(server, tmp_path):
+def test_unsafe_file_names_are_skipped(server, tmp_path):
     files = server.repositories[releases.RELEASES[OPEN].repository].files
     files |= {f"{TEXT_ENCODER}/../../evil": b"x", "../evil": b"x", "/evil": b"x", f"{TEXT_ENCODER}/a/b": b"x", "LICENSE/../../evil": b"x"}
     fetch(tmp_path / "deep" / "er")
     assert not any("evil" in name for name in names(tmp_path))
 
 
-def test_the_token_is_nowhere(server, tmp_path, token, caplog, capfd):
+def test_the_token_is_never_logged_or_stored(server, tmp_path, token, caplog, capfd):
     caplog.set_level(logging.DEBUG)
     folder = fetch(tmp_path, MUSIC)
     server.repositories[releases.RELEASES["medium"].repository].files.pop("model_config.json")
     server.budget = 1000
-    said = []
+    texts = []
     for variant in ("medium", OPEN):
         with pytest.raises(sa3_core.SA3Error) as caught:
             fetch(tmp_path, variant)
-        said += [
+        texts += [
             str(caught.value),
             repr(caught.value.__cause__),
             repr(caught.value.__context__) if not caught.value.__suppress_context__ else "",
         ]
-    said += [caplog.text, *capfd.readouterr(), (folder / "sa3_download.json").read_text(), str(download._access)]
-    assert TOKEN not in "".join(said)
+    texts += [caplog.text, *capfd.readouterr(), (folder / "sa3_download.json").read_text(), str(download._access)]
+    assert TOKEN not in "".join(texts)
 
 
-# The list and the command
+# The table and the command
 
 
-def test_the_list_names_all_models_with_size_licence_and_gate():
+def test_the_listing_has_all_models_with_size_licence_and_access():
     lines = releases.listing()
     assert len(lines) == 9
     for line, variant in zip(lines, releases.RELEASES, strict=False):
@@ -307,7 +295,7 @@ def test_the_list_names_all_models_with_size_licence_and_gate():
     assert "stable-audio-3-optimized" in lines[-1] and "ONNX" in lines[-1]
 
 
-def test_names_of_models():
+def test_find_by_variant_folder_or_repository():
     for name in ("medium", "stable-audio-3-medium", "stabilityai/stable-audio-3-medium", "MEDIUM"):
         assert releases.find(name).variant == "medium"
     assert releases.find("same-l").repository == "stabilityai/SAME-L"
@@ -333,14 +321,14 @@ def test_the_command(server, tmp_path):
     assert "ONNX" in run("download", "optimized").stderr and "medium-base" in run("list").stdout
 
 
-def test_the_published_hashes_are_hashes():
+def test_hashes_and_revisions_are_complete():
     for release in releases.RELEASES.values():
         assert len(bytes.fromhex(release.sha256)) == 32 and len(bytes.fromhex(release.revision)) == 20
     assert len({release.sha256 for release in releases.RELEASES.values()}) == 8
     json.dumps({name: dataclasses.asdict(release) for name, release in releases.RELEASES.items()})
 
 
-def test_a_wrong_byte_is_noticed_on_request(tmp_path, monkeypatch, capsys):
+def test_verify_detects_a_wrong_byte(tmp_path, monkeypatch, capsys):
     path = tmp_path / "model.safetensors"
     path.write_bytes(b"the published bytes")
     small = releases.find("small-music")
