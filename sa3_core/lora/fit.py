@@ -21,7 +21,7 @@ FAMILIES = {3: "small", 5: "medium"}  # by the number of projections in to_qkv; 
 def open_lora(
     path: str | Path, module: nn.Module, model_name: str, checkpoint: Path, base: Callable[[str | None], Path | None] | Path | None = None
 ) -> LoRA:  # fmt: skip
-    """Read a LoRA for a model (a `Generator`) and complete an -xs file with its SVD bases.
+    """Read a LoRA for a model (a `ConditionedDiT`) and complete an -xs file with its SVD bases.
 
     The bases come from `svd_bases.safetensors` next to the LoRA or next to its base; otherwise they are computed, in minutes, from the
     weights of its base or else of `checkpoint`, the loaded model's. base: the checkpoint that the LoRA was trained on, a file with its
@@ -72,7 +72,7 @@ def fit_lora(
     skip_layers: str | Iterable[str] = (), seconds_strength: float | None = None, mode: str = "chain",
     curve: Sequence[float] | Tensor | None = None,
 ) -> StackedLoRA:  # fmt: skip
-    """A LoRA fitted to a model (a `Generator`), settings and shapes checked.
+    """A LoRA fitted to a model (a `ConditionedDiT`), settings and shapes checked.
 
     skip_layers: parts of layer names, [a-b] for numbers. seconds_strength: None = strength. Settings as in `StackedLoRA`.
     """

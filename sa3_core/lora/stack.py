@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from ..models.dit import DiT, DiTInputs, row_index
+from ..models.conditions import Conditions, row_index
+from ..models.dit import DiT
 from .algebra import AdaptedWeight, Adapter, compose
 from .formats import SECONDS, LoRA
 
@@ -157,7 +158,7 @@ class Stack:
         return self._split[1]
 
     def velocity(
-        self, dit: DiT, x: Tensor, t: Tensor, inputs: DiTInputs, sigmas: Tensor | None = None, read: ReadWeight | None = None,
+        self, dit: DiT, x: Tensor, t: Tensor, inputs: Conditions, sigmas: Tensor | None = None, read: ReadWeight | None = None,
         run: Callable | None = None,
     ) -> Tensor:  # fmt: skip
         """`dit(x, t, inputs)` with the scheduled adapters at their strengths for t (B,), item by item.
@@ -180,14 +181,15 @@ class Stack:
             out[index] = run(x[index], t[items], _inputs_at(one, dit, inputs.part(items), scheduled, read)).to(out.dtype)
         return out
 
-    def _on_device(self, inputs: DiTInputs) -> Scheduled:
+    def _on_device(self, inputs: Conditions) -> Scheduled:
         """`scheduled` on the run's device in float32, copied in the run's first step."""
-        if "scheduled" not in inputs.shared:
-            inputs.shared["scheduled"] = {
+        scheduled = inputs.cache.scheduled
+        if not scheduled:
+            scheduled |= {
                 layer: [(i, adapter.to(inputs.cross_attn.device, torch.float32), mode) for i, adapter, mode in adapters]
                 for layer, adapters in self.scheduled.items()
             }
-        return inputs.shared["scheduled"]
+        return scheduled
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,9 +205,9 @@ class AdaptedLinear:
         return self.weight.linear(x.mT, lambda rows: layer(rows.mT).mT, self.bias).mT
 
 
-def _inputs_at(strengths: tuple[float, ...], dit: DiT, inputs: DiTInputs, scheduled: Scheduled, read: ReadWeight) -> DiTInputs:
+def _inputs_at(strengths: tuple[float, ...], dit: DiT, inputs: Conditions, scheduled: Scheduled, read: ReadWeight) -> Conditions:
     """The run's constants with the adapters at these strengths of the LoRAs, cached."""
-    cache = inputs.cache.setdefault("strengths", {})
+    cache = inputs.cache.adapted
     if strengths in cache:
         return cache[strengths]
     device, dtype, adapters, names = inputs.cross_attn.device, inputs.cross_attn.dtype, {}, []
