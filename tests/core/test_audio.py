@@ -1,4 +1,4 @@
-"""Clips of any rate and channel count on their way into the model."""
+"""Conversion of clips to the model's sample rate, channels and dtype."""
 
 import math
 
@@ -13,13 +13,13 @@ def sine(rate, seconds=0.5, hertz=440.0):
     return torch.sin(2 * math.pi * hertz * torch.arange(int(rate * seconds)) / rate)
 
 
-def test_a_clip_at_the_models_rate_is_left_alone():
+def test_a_clip_at_the_models_rate_is_unchanged():
     clip = randn(2, 1000)
     assert torch.equal(waveform.to_model("clip", 44100, clip, 44100, 2), clip)
 
 
 @pytest.mark.parametrize("shape", [(1000,), (1, 1000)])
-def test_mono_is_doubled(shape):
+def test_mono_is_copied_to_both_channels(shape):
     clip = randn(1000).reshape(shape)
     out = waveform.to_model("clip", 44100, clip, 44100, 2)
     assert out.shape == (2, 1000) and torch.equal(out[0], clip.flatten()) and torch.equal(out[1], clip.flatten())

@@ -1,4 +1,4 @@
-"""Audio files read back by others: Python's wave module, PyAV, and the chunks by hand."""
+"""Audio files, read back with Python's wave module, with PyAV and chunk by chunk."""
 
 import json
 import os
@@ -75,7 +75,7 @@ def test_floats_come_back_exactly_even_beyond_full_scale(tmp_path, channels):
     assert np.array_equal(decode(tmp_path / "a.wav")[0], samples.numpy())
 
 
-def test_python_reads_the_plain_ones(tmp_path):
+def test_the_wave_module_reads_pcm(tmp_path):
     for kind, width in (("wav16", 2), ("wav24", 3)):
         audio_files.write(tmp_path / f"{kind}.wav", noise(), RATE, kind, {"prompt": "{}"})
         with wave.open(str(tmp_path / f"{kind}.wav")) as file:
@@ -93,7 +93,7 @@ def test_more_than_two_channels_have_an_extensible_header(tmp_path, channels):
 
 
 @pytest.mark.parametrize("bits", [16, 24])
-def test_rounding_is_dithered_and_always_the_same(bits):
+def test_rounding_is_dithered_and_deterministic(bits):
     step = 2.0 ** -(bits - 1)
     quiet = torch.full((1, 200_000), 0.3 * step, dtype=torch.float64)
     found, _ = audio_files.quantize(quiet, bits)
@@ -104,13 +104,13 @@ def test_rounding_is_dithered_and_always_the_same(bits):
     assert set(found.unique().tolist()) <= {-1, 0, 1, 2}
 
 
-def test_no_dither_where_nothing_is_lost():
+def test_no_dither_for_exact_samples():
     values, samples = whole(bits=16)
     assert torch.equal(audio_files.quantize(samples, 16)[0], values.int())
     assert not audio_files.quantize(torch.zeros(2, 500), 16)[0].any()
 
 
-def test_clipping_is_said():
+def test_clipping_gives_a_warning():
     samples = torch.tensor([[0.5, 1.0, -1.0, 1.5, -2.0]])
     found, (said,) = audio_files.quantize(samples, 16)
     assert found.tolist() == [[16384, 32767, -32768, 32767, -32768]] and "2 samples" in said and "2.000" in said and "wav32f" in said
@@ -120,13 +120,13 @@ METADATA = {"prompt": '{"1": {"class_type": "ü"}}', "workflow": '{"nodes": []}'
 
 
 @pytest.mark.parametrize("kind", ["flac16", "flac24"])
-def test_flac_comments_are_cores(tmp_path, kind):
+def test_flac_comments_have_the_keys_of_core(tmp_path, kind):
     audio_files.write(tmp_path / "a.flac", noise(), RATE, kind, METADATA)
     found = decode(tmp_path / "a.flac")[1]
     assert {key: found[key] for key in METADATA} == METADATA
 
 
-def test_wav_carries_everything_and_the_record_in_plain_sight(tmp_path):
+def test_wav_metadata(tmp_path):
     audio_files.write(tmp_path / "a.wav", noise(), RATE, "wav16", METADATA)
     assert json.loads(chunks(tmp_path / "a.wav")[b"sa3 "]) == {key: json.loads(text) for key, text in METADATA.items()}
     assert decode(tmp_path / "a.wav")[1]["comment"] == METADATA["sa3"]
@@ -139,7 +139,7 @@ def test_odd_sizes_are_padded(tmp_path):
     assert len(chunks(tmp_path / "a.wav")[b"data"]) == 999
 
 
-def test_a_name_is_never_taken_twice(tmp_path):
+def test_a_file_is_never_overwritten(tmp_path):
     (tmp_path / "a_00002_.wav").write_bytes(b"mine")
     names = [audio_files.write_next(tmp_path, "a", 1, noise(), RATE, "wav16")[0].name for _ in range(3)]
     assert names == ["a_00001_.wav", "a_00003_.wav", "a_00004_.wav"] and (tmp_path / "a_00002_.wav").read_bytes() == b"mine"
@@ -149,7 +149,7 @@ def test_a_name_is_never_taken_twice(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["wav16", "flac16"])
-def test_nothing_is_left_of_a_broken_write(tmp_path, monkeypatch, kind):
+def test_a_failed_write_leaves_no_file(tmp_path, monkeypatch, kind):
     def full(*args):
         raise OSError(28, "No space left on device")
 
@@ -159,7 +159,7 @@ def test_nothing_is_left_of_a_broken_write(tmp_path, monkeypatch, kind):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_without_hard_links_too(tmp_path, monkeypatch):
+def test_a_file_system_without_hard_links(tmp_path, monkeypatch):
     def unsupported(*args, **kwargs):
         raise PermissionError(1, "Operation not permitted")
 
@@ -171,7 +171,7 @@ def test_without_hard_links_too(tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no such permissions")
-def test_others_may_read_it(tmp_path):
+def test_a_file_has_the_default_permissions(tmp_path):
     audio_files.write(tmp_path / "a.wav", noise(), RATE, "wav16")
     (tmp_path / "other").touch()
     assert (tmp_path / "a.wav").stat().st_mode == (tmp_path / "other").stat().st_mode
@@ -190,7 +190,7 @@ def test_others_may_read_it(tmp_path):
         (torch.zeros(2, 100), 2_000_000, "flac16", ["2000000", "WAV"]),
     ],
 )
-def test_what_cannot_be_saved_is_said(tmp_path, samples, rate, kind, words):
+def test_unsupported_audio_is_refused(tmp_path, samples, rate, kind, words):
     with refused(*words):
         audio_files.write(tmp_path / "a", samples, rate, kind)
     assert list(tmp_path.iterdir()) == []

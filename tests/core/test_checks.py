@@ -1,4 +1,4 @@
-"""A batch looked through: verdicts at their limits, seeds from records, and the text that says what to keep."""
+"""Review of a batch: verdicts at their thresholds, seeds from run records, and the selection of items."""
 
 import json
 import math
@@ -17,7 +17,7 @@ TONE = 0.5 * torch.sin(2 * math.pi * 220 * torch.arange(RATE) / RATE).expand(2, 
 
 
 def sounding(share: float) -> torch.Tensor:
-    """A second of which only the first part sounds."""
+    """One second of audio, silent after `share` of it."""
     clip = TONE.clone()
     clip[:, round(share * RATE) :] = 0
     return clip
@@ -41,7 +41,7 @@ def test_verdicts(clip, expected):
     assert verdict(clip, RATE) == expected == review(clip, RATE).verdict
 
 
-def test_a_review_in_words_and_as_json():
+def test_a_review_as_text_and_as_json():
     item = review(TONE, RATE, seed=2**63)
     assert "seed 9223372036854775808" in str(item) and "1.000 s" in str(item) and str(item).endswith("ok")
     record = json.loads(json.dumps(item.record(), allow_nan=False))
@@ -65,12 +65,12 @@ def test_items_that_do_not_exist(text, words):
 
 
 @pytest.mark.parametrize("text", ["a", "1-", "-2", "1.5", "all, 2", "²"])
-def test_what_is_no_number_is_refused(text):
+def test_an_invalid_number_is_refused(text):
     with pytest.raises(SA3Error, match="expected 'all', 'none', or numbers"):
         parse_items(text, 4)
 
 
-def test_seeds_come_from_the_records_that_fit():
+def test_seeds_come_from_matching_records():
     def record(seed, *indices):
         return json.dumps({"seed": seed, "batch_index": indices})
 

@@ -1,4 +1,4 @@
-"""model_config.json: what is read, what is refused and that the refusal names the key."""
+"""The parser of model_config.json: values, defaults, and errors that name the key."""
 
 import copy
 import json
@@ -84,7 +84,7 @@ def test_the_sampling_shift_sets_the_default_schedule_and_the_training_shift_doe
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_reading_changes_nothing_and_repeats(variant):
+def test_parsing_is_repeatable_and_keeps_its_input(variant):
     config = config_dict(variant)
     before = copy.deepcopy(config)
     assert configs.parse(config) == configs.parse(config)
@@ -214,8 +214,8 @@ WRONG = ["garbage", {"x": 1}, [], [None], -1, 0, 2.5, True, None, 1e300, float("
 
 
 @pytest.mark.parametrize("variant", ["small", "medium-base"])
-def test_no_value_of_a_wrong_kind_escapes_as_another_error(variant):
-    """Any key set to anything, or taken away, gives a config or an SA3Error."""
+def test_an_invalid_value_raises_no_other_error(variant):
+    """Any key with any value, or a missing key, gives a config or an SA3Error."""
     strange = []
     for path in leaves(config_dict(variant)):
         if path.endswith("sampling_distribution_shift_options") or path.endswith(".subfolder"):

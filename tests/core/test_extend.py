@@ -1,4 +1,4 @@
-"""Windows of a long continuation."""
+"""Windows of a continuation beyond the model's longest clip."""
 
 import random
 
@@ -11,7 +11,7 @@ from sa3_core.timeline.extend import windows
 
 
 @pytest.mark.parametrize("case", range(40))
-def test_windows_add_exactly_what_was_asked_within_the_limit(case):
+def test_windows_add_the_requested_samples_within_the_limit(case):
     rng = random.Random(case)
     config = parse(config_dict("small"))
     limit = config.max_seconds

@@ -1,4 +1,4 @@
-"""Levels held to ITU-R BS.1770-4 and to the signals of EBU Tech 3341 that are built from sines."""
+"""Levels against ITU-R BS.1770-4 and the test signals of EBU Tech 3341 that consist of sines."""
 
 import math
 
@@ -27,7 +27,7 @@ def stereo(*parts: tuple[float, float], rate: int = RATE) -> torch.Tensor:
 # -- the weighting ------------------------------------------------------------------------------------------------------
 
 
-def test_the_filters_are_the_norms_own_at_48_khz():
+def test_k_weighting_equals_the_published_filters_at_48_khz():
     frequency = torch.linspace(1, 23999, 500, dtype=torch.float64)
     z = torch.exp(-2j * torch.pi * frequency / 48000)
     shelf = (1.53512485958697 - 2.69169618940638 * z + 1.19839281085285 * z**2) / (1 - 1.69065929318241 * z + 0.73248077421585 * z**2)
@@ -35,7 +35,7 @@ def test_the_filters_are_the_norms_own_at_48_khz():
     assert torch.allclose(k_weighting(frequency, 48000), shelf * high, rtol=1e-6, atol=1e-9)
 
 
-def test_weighting_in_blocks_is_the_recursive_filter():
+def test_weighting_equals_the_recursive_filter():
     x = torch.randn(2, 700_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     head = weighted(x, RATE)[:, :2000]
     # the norm's difference equations, sample by sample
@@ -94,7 +94,7 @@ def test_ebu_case_6_five_channels():
 
 @pytest.mark.parametrize("lead", [0.0, 0.15, 1.35])
 def test_ebu_cases_10_and_13_windows_that_begin_anywhere(lead):
-    """A burst as long as the window, after any silence, is found whole."""
+    """A burst as long as the window is measured fully, whatever the silence before it."""
     burst = measure(stereo((-200, lead), (-23, 3), (-200, 1)), RATE)
     assert burst.short_term == pytest.approx(-23.0, abs=0.1)
     short = measure(stereo((-200, lead), (-23, 0.4), (-200, 1)), RATE)
@@ -121,7 +121,7 @@ def test_ebu_true_peak(case):
 
 @pytest.mark.parametrize("offset", range(4))
 def test_ebu_cases_20_to_23_a_peak_between_samples(offset):
-    """A burst made at four times the rate, band-limited, and thinned out from each of four offsets: its peak is 0 dBTP always."""
+    """A band-limited burst at four times the rate, decimated at each of four offsets, has a peak of 0 dBTP."""
     time = torch.arange(-2000, 2000, dtype=torch.float64)
     fine = torch.cos(2 * torch.pi * time / 16) * torch.exp(-((time / 200) ** 2))
     found = 20 * math.log10(float(true_peaks(fine[offset::4][None]).max()))
@@ -131,7 +131,7 @@ def test_ebu_cases_20_to_23_a_peak_between_samples(offset):
 # -- the rest -----------------------------------------------------------------------------------------------------------
 
 
-def test_plain_levels_of_a_sine():
+def test_peak_rms_and_crest_of_a_sine():
     levels = measure(sine(-6, 1).expand(2, -1).float(), RATE)
     assert levels.peak == pytest.approx(-6.0, abs=0.01) and levels.rms == pytest.approx(-9.01, abs=0.01)
     assert levels.crest == pytest.approx(3.01, abs=0.01) and levels.seconds == 1.0
@@ -160,7 +160,7 @@ def test_the_limiter_holds_its_ceiling(ceiling):
     assert measure(out, RATE).true_peak > ceiling - 0.1  # and takes no more than it must
 
 
-def test_the_limiter_leaves_alone_what_is_far_from_a_peak():
+def test_the_limiter_keeps_samples_far_from_a_peak():
     x = noisy()
     out = limit(x, RATE, -1.0)
     assert torch.equal(out[:, : RATE - 2000], x[:, : RATE - 2000]) and torch.equal(out[:, -RATE // 2 :], x[:, -RATE // 2 :])
@@ -168,7 +168,7 @@ def test_the_limiter_leaves_alone_what_is_far_from_a_peak():
     assert limit(quiet, RATE, -1.0) is quiet
 
 
-def test_the_limiter_moves_both_channels_alike_and_smoothly():
+def test_the_limiter_has_one_smooth_gain_for_all_channels():
     x = noisy()
     out = limit(x, RATE, -6.0)
     gain = out.double() / x.double()
@@ -188,7 +188,7 @@ def test_normalize_meets_its_target_by_one_gain(kind, target):
     assert torch.allclose(out, x * 10 ** (gain / 20), atol=1e-6)
 
 
-def test_normalize_off_silence_and_nonsense():
+def test_normalize_off_silence_and_an_unknown_kind():
     x, silence = noisy(), torch.zeros(2, RATE)
     assert normalized(x, RATE, "off", -14.0) == (x, 0.0) and normalized(silence, RATE, "loudness", -14.0) == (silence, 0.0)
     with pytest.raises(SA3Error, match="choose one of off, peak, loudness"):

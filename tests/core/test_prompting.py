@@ -1,4 +1,4 @@
-"""Prompts from their parts, and a language model's answers made into prompts."""
+"""Prompts from their parts, and prompts from a language model's answers."""
 
 import pytest
 
@@ -24,7 +24,7 @@ def test_music():
         ("ambience", "TrackType: SFX, ambience", 60),
     ],
 )
-def test_nothing_given(kind, prompt, seconds):
+def test_defaults_per_track_type(kind, prompt, seconds):
     written = prompting.write(kind)
     assert (written.prompt, written.seconds) == (prompt, seconds)
 
@@ -62,7 +62,7 @@ def test_answers_become_prompts(answer):
     assert prompting.clean(answer) == "Rain on a tin roof, 90 BPM"
 
 
-def test_quotation_marks_inside_stay():
+def test_inner_quotation_marks_are_kept():
     text = '"Thud" of a drawer, then a "click"'
     assert prompting.clean(text) == text
     assert prompting.clean(" \n") == ""

@@ -1,4 +1,4 @@
-"""Pictures of sound: what is where, and how bright."""
+"""Images of waveforms and spectrograms: positions and brightness."""
 
 import math
 
@@ -17,7 +17,7 @@ def tone(frequency: float, seconds: float = 1.0, level: float = 0.5) -> torch.Te
 
 @pytest.mark.parametrize("scale", spectrogram.SCALES)
 @pytest.mark.parametrize("hertz", [200, 1000, 8000])
-def test_a_tone_lights_its_row(scale, hertz):
+def test_a_tone_is_bright_in_its_row(scale, hertz):
     light = spectrogram.spectrogram(tone(hertz, level=0.1), RATE, 120, 200, scale).sum(-1)[:, 10:-10].mean(1)  # (200,), ends left out
     grid = spectrogram.frequencies(RATE, 200, scale)
     row = int((grid - hertz).abs().argmin())
@@ -31,7 +31,7 @@ def test_a_full_scale_tone_has_0_db():
     assert float(power[50, 5:-5].mean()) == pytest.approx(1.0, abs=0.01)
 
 
-def test_what_comes_later_is_further_right():
+def test_time_runs_from_left_to_right():
     clip = torch.cat((torch.zeros(1, RATE), tone(1000), torch.zeros(1, 2 * RATE)), dim=1)
     light = spectrogram.spectrogram(clip, RATE, 400, 100).sum((0, 2))
     assert float(light[110:190].min()) > 2 * max(float(light[:90].max()), float(light[210:].max()))
@@ -85,6 +85,6 @@ def test_quiet_and_loud_ends():
         ({"width": 8}, "16 x 16"), ({"quiet": 0.0, "loud": -10.0}, "must be higher"),
     ],
 )  # fmt: skip
-def test_nonsense_is_refused(options, words):
+def test_invalid_options_are_refused(options, words):
     with pytest.raises(SA3Error, match=words):
         spectrogram.draw(tone(1000), RATE, **options)

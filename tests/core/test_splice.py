@@ -1,4 +1,4 @@
-"""Splicing: outside the regions nothing changes; inside, the seams are smooth and reported."""
+"""Splicing: samples outside the regions stay bit-identical; seams are smooth and reported."""
 
 import math
 import random
@@ -70,8 +70,8 @@ def test_both_seams_of_a_fade_are_no_larger_than_steps_nearby():
     assert all(seam.jump <= 1.5 * seam.usual_jump for seam in report.seams)
 
 
-def test_a_continuation_starts_where_the_recording_ended():
-    """Behind the end there is nothing to fade from: the new sound is bent to meet the last sample, and is never silent."""
+def test_a_continuation_joins_the_last_sample():
+    """After the end there is nothing to fade from: an offset joins the generated audio to the last sample."""
     given = sound(44100, 1.0)
     line = torch.nn.functional.pad(given, (0, 44100))
     generated = sound(44100, 2.0, seed=3) + 0.2
@@ -90,7 +90,7 @@ def test_level_match_brings_back_the_level_around_the_region():
     assert torch.allclose(out, original, atol=1e-6)
 
 
-def test_channels_are_fitted_and_said():
+def test_channels_are_fitted_and_reported():
     six, stereo = sound(48000, 1.0, 6), sound(44100, 1.0, 2, 4)
     out, report = splice(six, stereo, [(0.2, 0.4)], 48000)
     assert out.shape == six.shape and "6" in str(report)
@@ -132,7 +132,7 @@ def test_regions_read_write_and_merge():
         parse_regions("a-b")
 
 
-def test_wrap_jump_of_a_whole_number_of_periods_is_an_ordinary_step():
+def test_wrap_jump_of_whole_periods():
     t = torch.arange(44100) / 44100
     step, usual = wrap_jump(torch.sin(2 * math.pi * 100 * t)[None, None])
     assert step <= usual * 1.001

@@ -1,4 +1,4 @@
-"""Seconds, samples, frames, regions and masks, against the public formulas written out."""
+"""Lengths, regions and masks against the formulas of the public code."""
 
 import itertools
 import random
@@ -103,7 +103,7 @@ def test_impossible_padding_is_refused(tiny, padding):
         timeline.lengths(tiny, [1.0], padding)
 
 
-def test_frames_that_are_decided_already(tiny):
+def test_a_given_number_of_frames(tiny):
     lengths = timeline.lengths(tiny, [1.0, 2.0], 6.0, frames=40)
     assert lengths.frames == 40 and lengths.own == (40, 40) and lengths.valid == (40, 40)
     with refused("21 frames", 2.0):
@@ -160,7 +160,7 @@ def test_the_mask_is_the_nearest_neighbour_of_one_at_sample_resolution(tiny):
 
 
 def test_the_mask_at_frame_edges(tiny):
-    """A region that starts on a frame's first sample takes the frame; one that starts a sample later leaves it."""
+    """A region that starts at a frame's first sample includes the frame; one that starts a sample later does not."""
     lengths, frame = timeline.lengths(tiny, [3.0], 0.0), SPF / RATE
     exact = timeline.keep_mask(tiny, [(4 * frame + 1e-7, 6 * frame + 1e-7)], lengths)[0, 0]
     later = timeline.keep_mask(tiny, [(4 * frame + 2 / RATE, 6 * frame + 2 / RATE)], lengths)[0, 0]
