@@ -1,8 +1,7 @@
-"""docs/api.md: its script runs, its tables are current, and what it says of ComfyUI's options holds."""
+"""docs/api.md: its script runs, its tables are current, and its statements about ComfyUI's options hold."""
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import subprocess
@@ -13,18 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tools.docs import node_tables
 from tools.launcher.server import Server
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
 FAKE_SAGE = 'def sageattn(*args, **kwargs):\n    raise AssertionError("quantised attention was called")\n'
-
-
-def node_tables():
-    spec = importlib.util.spec_from_file_location("node_tables", ROOT / "tools" / "docs" / "node_tables.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture
@@ -39,7 +32,7 @@ def recording(tmp_path: Path) -> Path:
 
 
 def run_page(server: Server, recording: Path, results: Path) -> tuple[str, list[Path]]:
-    """The page's script as a reader would run it: what it printed, and the files it fetched."""
+    """Run the page's script as a reader would: its standard output, and the files that it downloaded."""
     (script,) = re.findall(r"```python\n(.*?)```", PAGE, re.S)
     results.mkdir()
     (results.parent / "vary.py").write_text(script, encoding="utf-8")
@@ -56,9 +49,9 @@ def samples(path: Path) -> bytes:
 
 
 def test_the_script_and_the_options(comfy: Server, comfyui_tree: Path, recording: Path, tmp_path: Path):
-    """A server with --disable-metadata and --use-sage-attention makes the same sound, and files without a record."""
-    said, (file,) = run_page(comfy, recording, tmp_path / "results")
-    assert re.search(r"sample: (\d+) of \1\n", said) and str(file) in said
+    """With --disable-metadata and --use-sage-attention the audio is the same, and files contain no record."""
+    output, (file,) = run_page(comfy, recording, tmp_path / "results")
+    assert re.search(r"sample: (\d+) of \1\n", output) and str(file) in output
     assert b"sa3 " in file.read_bytes() and b"SA3_Sampler" in file.read_bytes() and b"Community License" in file.read_bytes()
 
     (tmp_path / "modules").mkdir()
@@ -67,11 +60,10 @@ def test_the_script_and_the_options(comfy: Server, comfyui_tree: Path, recording
     options = ["--disable-metadata", "--use-sage-attention"]
     with Server(comfyui_tree, tmp_path / "base", packs=[ROOT], arguments=options, environ=environ) as server:
         assert "sage attention" in server.log.read_text(errors="replace").lower()
-        _, (plain,) = run_page(server, recording, tmp_path / "plain")
-    assert samples(plain) == samples(file)
-    assert not any(word in plain.read_bytes() for word in (b"sa3 ", b"SA3_", b"License", b"LIST"))
+        _, (bare,) = run_page(server, recording, tmp_path / "bare")
+    assert samples(bare) == samples(file)
+    assert not any(word in bare.read_bytes() for word in (b"sa3 ", b"SA3_", b"License", b"LIST"))
 
 
 def test_the_tables_are_current(comfy: Server):
-    module = node_tables()
-    assert module.written(PAGE, comfy.object_info()) == PAGE, "run: python tools/docs/node_tables.py <server>"
+    assert node_tables.written(PAGE, comfy.object_info()) == PAGE, "run: python tools/docs/node_tables.py <server>"
