@@ -2,10 +2,11 @@
 
 from ..sa3_core.lora import convert as lora_convert
 from ..sa3_core.lora.algebra import MODES
+from ..sa3_core.lora.fit import checkpoint_bases
 from ..sa3_core.lora.formats import read_lora
 from ..sa3_core.lora.merge import merge
 from .comfyui import model as host_model
-from .comfyui.lora import add_lora, find_lora, fingerprint, lora_names, stack_of, weight_bases
+from .comfyui.lora import add_lora, find_lora, fingerprint, lora_names, stack_of
 from .comfyui.output_files import new_model_file
 from .comfyui.progress import Progress, warn
 from .comfyui.schema import io, schema
@@ -116,7 +117,7 @@ class LoRAConvert(io.ComfyNode):
     @classmethod
     def execute(cls, lora, format, name, model=None) -> io.NodeOutput:
         target = new_model_file("loras", name if format == "peft" else f"{name}.safetensors")
-        bases = None if model is None else weight_bases(model)
+        bases = None if model is None else checkpoint_bases(host_model.require(model).sa3_path)
         return io.NodeOutput(str(lora_convert.convert(find_lora(lora), target, format, bases)))
 
 

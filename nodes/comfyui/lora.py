@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...sa3_core.errors import SA3Error
 from ...sa3_core.lora.algebra import Adapter, apply_stack
-from ...sa3_core.lora.fit import checkpoint_bases, fit_lora, open_lora
+from ...sa3_core.lora.fit import fit_lora, open_lora
 from ...sa3_core.lora.formats import BASES, PEFT_CONFIG
 from ...sa3_core.lora.stack import Stack, weight_name
 from . import folders, run_options
@@ -88,8 +88,3 @@ def base_on_disk(name: str | None) -> Path | None:
     """The checkpoint of the same variant as a LoRA's base in ComfyUI's folders; None when there is none."""
     variant = folders.variant_of(name or "")
     return next((path for found, path in sorted(folders.releases().items()) if variant and folders.variant_of(found) == variant), None)
-
-
-def weight_bases(model):
-    """SVD bases of a MODEL's checkpoint, which complete -xs files."""
-    return checkpoint_bases(host_model.require(model).sa3_path)
