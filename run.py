@@ -1,11 +1,11 @@
-"""Set everything up and make one audio file, run the tests, or run a benchmark.
+"""Install a ComfyUI and generate an audio file, run the tests, or run a benchmark.
 
     python run.py "a low tone, then a kick every half second" --duration 4 --seed 7
     python run.py --test [pytest arguments ...]
     python run.py --benchmark [name [arguments of benchmarks/name.py ...]]
 
-Needs only Python 3.10 to 3.13: it finds the ComfyUI around this folder, takes the one named with --comfyui, or makes
-a private one under .run/ from the package index. The path of the audio file is the last line of stdout.
+Needs only Python 3.10 to 3.13. Uses the ComfyUI that contains this folder, the one named with --comfyui, or installs a private one under
+.run/ from the package index. The path of the audio file is the last line of stdout.
 """
 
 from __future__ import annotations
@@ -17,32 +17,32 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(os.path.abspath(__file__)).parent  # not resolved: the pack may be a link inside custom_nodes
-sys.path.insert(0, str(ROOT))  # the interpreter of a portable ComfyUI does not look beside the script
+ROOT = Path(os.path.abspath(__file__)).parent  # not resolved: the pack may be a symbolic link in custom_nodes
+sys.path.insert(0, str(ROOT))  # the interpreter of a portable ComfyUI does not add the script's folder
 
 OLDEST_PYTHON = (3, 10)
-ALL_TESTS = ["tests", "-n", "2", "--dist", "loadfile"]  # two processes, whole files each: what a file's tests share is made once
+ALL_TESTS = ["tests", "-n", "2", "--dist", "loadfile"]  # a file's tests run in one process and share its fixtures
 NODE_TESTS = ["tests/nodes", *ALL_TESTS[1:]]
 DEFAULT_WORKFLOW = ROOT / "workflows" / "api" / "text_to_audio.json"
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(prog="run.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("prompt", nargs="?", help="what the audio should be")
-    parser.add_argument("--duration", type=float, metavar="SECONDS", help="length of the audio (else the workflow's)")
-    parser.add_argument("--seed", type=int, help="same seed, same audio (else the workflow's)")
-    parser.add_argument("--steps", type=int, metavar="N", help="sampling steps (else the workflow's)")
-    parser.add_argument("--model", metavar="NAME", help="model to load (else the workflow's)")
+    parser.add_argument("prompt", nargs="?", help="description of the audio")
+    parser.add_argument("--duration", type=float, metavar="SECONDS", help="length of the audio (default: the workflow's)")
+    parser.add_argument("--seed", type=int, help="same seed, same audio (default: the workflow's)")
+    parser.add_argument("--steps", type=int, metavar="N", help="sampling steps (default: the workflow's)")
+    parser.add_argument("--model", metavar="NAME", help="model to load (default: the workflow's)")
     parser.add_argument("--workflow", type=Path, default=DEFAULT_WORKFLOW, metavar="FILE", help="workflow in API form")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="folder for the audio (else output/ beside run.py)")
-    parser.add_argument("--comfyui", type=Path, metavar="PATH", help="a ComfyUI to use; it is not changed")
-    parser.add_argument("--python", type=Path, metavar="PATH", help="the Python of that ComfyUI, or the one to build on")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="folder for the audio (default: output/ next to run.py)")
+    parser.add_argument("--comfyui", type=Path, metavar="PATH", help="ComfyUI to use; it is not changed")
+    parser.add_argument("--python", type=Path, metavar="PATH", help="Python of that ComfyUI, or base of the private environment")
     parser.add_argument("--cpu", action="store_true", help="do not use a GPU")
-    parser.add_argument("--test", nargs=argparse.REMAINDER, metavar="ARG", help="run the linter and the tests instead")
-    words = "run benchmarks/NAME.py instead, with the arguments after the name; without a name: list them"
-    parser.add_argument("--benchmark", nargs=argparse.REMAINDER, metavar="NAME", help=words)
-    parser.add_argument("--inside", help=argparse.SUPPRESS)  # second stage: the ComfyUI tree that the first one found
+    parser.add_argument("--test", nargs=argparse.REMAINDER, metavar="ARG", help="run the linter and the tests")
+    benchmark = "run benchmarks/NAME.py with the arguments after the name; without a name: list the benchmarks"
+    parser.add_argument("--benchmark", nargs=argparse.REMAINDER, metavar="NAME", help=benchmark)
+    parser.add_argument("--inside", help=argparse.SUPPRESS)  # second stage: the ComfyUI tree found by the first
     options = parser.parse_args(arguments)
     if options.prompt is None and options.test is None and options.benchmark is None:
         parser.error("a prompt is needed (or --test, or --benchmark)")
@@ -53,7 +53,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def set_up(options: argparse.Namespace):
-    """The environment the options ask for, made if it is the private one. Tests and benchmarks use a user's ComfyUI only when told to."""
+    """The environment of the options; the private one is installed. Tests and benchmarks use another ComfyUI only with --comfyui."""
     from tools.launcher import environment, private
 
     if (options.test is not None or options.benchmark is not None) and options.comfyui is None:
@@ -65,9 +65,9 @@ def set_up(options: argparse.Namespace):
 
 
 def main(arguments: list[str]) -> int:
-    """Runs the command and returns its exit status."""
+    """Run the command and return its exit status."""
     options = parse(arguments)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # whoever ends this process ends pip or ComfyUI too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ending this process ends pip or ComfyUI too
     if options.inside:
         return make_audio(options)
 
@@ -77,12 +77,12 @@ def main(arguments: list[str]) -> int:
     from tools.launcher.environment import SetupError, child_environ
 
     if options.benchmark is not None:
-        known = benchmarks.scripts(ROOT)
+        names = benchmarks.scripts(ROOT)
         if not options.benchmark:
             print(benchmarks.listed(ROOT))
             return 0
-        if options.benchmark[0] not in known:
-            return fail(f"there is no benchmark '{options.benchmark[0]}'; there are {', '.join(known)}")
+        if options.benchmark[0] not in names:
+            return fail(f"there is no benchmark '{options.benchmark[0]}'; there are {', '.join(names)}")
     try:
         found = set_up(options)
     except SetupError as error:
@@ -90,18 +90,18 @@ def main(arguments: list[str]) -> int:
     environ = child_environ(ROOT, found.private)
     if options.test is not None:
         environ["SA3_COMFYUI"] = str(found.comfyui)
-        environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models gain nothing from more, and threads that wait for each other lose minutes
+        environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models are slower with more threads
         return run_tests(found.python, options.test, environ)
     if options.benchmark is not None:
         environ["SA3_COMFYUI"] = str(found.comfyui)
-        name, *given = options.benchmark
-        return become([str(found.python), str(ROOT / "benchmarks" / f"{name}.py"), *given], environ)
+        name, *rest = options.benchmark
+        return replace_process([str(found.python), str(ROOT / "benchmarks" / f"{name}.py"), *rest], environ)
     second = [str(found.python), str(ROOT / "run.py"), "--inside", str(found.comfyui), *([] if found.accelerator else ["--cpu"])]
-    return become([*second, *arguments], environ)
+    return replace_process([*second, *arguments], environ)
 
 
-def become(command: list[str], environ: dict[str, str]) -> int:
-    """Goes on as another command; where a process cannot be replaced, waits for it and leaves Ctrl-C to it."""
+def replace_process(command: list[str], environ: dict[str, str]) -> int:
+    """Replace this process by a command; on Windows, run it as a child that handles Ctrl-C."""
     if os.name != "nt":
         sys.stdout.flush()
         os.execve(command[0], command, environ)
@@ -110,17 +110,17 @@ def become(command: list[str], environ: dict[str, str]) -> int:
 
 
 def run_tests(python: Path, arguments: list[str], environ: dict[str, str]) -> int:
-    """The linter, then the tests; 0 only when both pass and there were tests."""
+    """Run the linter and the tests; 0 when both pass."""
     lint = subprocess.call([str(python), "-m", "ruff", "check", "."], cwd=ROOT, env=environ, stdout=sys.stderr)
     tests = subprocess.call([str(python), "-m", "pytest", *(arguments or ALL_TESTS)], cwd=ROOT, env=environ)
     if not arguments:
-        lazy = [str(python), "-m", "pytest", *NODE_TESTS]  # once more with layers as dynamic VRAM creates them
+        lazy = [str(python), "-m", "pytest", *NODE_TESTS]  # again with lazily created layers, as with dynamic VRAM
         tests = tests or subprocess.call(lazy, cwd=ROOT, env={**environ, "SA3_LAZY_LAYERS": "1"})
     return lint or tests
 
 
 def make_audio(options: argparse.Namespace) -> int:
-    """The second stage, under the environment's Python."""
+    """Second stage, under the environment's Python: generate the audio file."""
     from tools.launcher import job, server
     from tools.launcher.environment import SetupError
 
@@ -134,9 +134,9 @@ def make_audio(options: argparse.Namespace) -> int:
     return 0
 
 
-def fail(sentence: str) -> int:
-    """Says why there is no result."""
-    print(f"run.py: {sentence}", file=sys.stderr)
+def fail(reason: str) -> int:
+    """Print an error and return the exit status 1."""
+    print(f"run.py: {reason}", file=sys.stderr)
     return 1
 
 

@@ -4,7 +4,7 @@
     python tests/fuzz/fuzz.py --case 1234 --seed 0          one case, in this process, with its traceback
     python tests/fuzz/fuzz.py --count 2000 --only LoRA
 
-A case works, or ends with one of the pack's own errors. Anything else is lost: another exception, the end of the process, more than
+A case is loaded or refused with the pack's own error. Anything else is a failure: another exception, the end of the process, more than
 5 seconds, more memory than the file declares, a file written outside the case's output folder, a connection. Same seed, same cases.
 """
 
@@ -96,14 +96,14 @@ def place_of(error: BaseException) -> str:
 
 
 def judge(run, watch: Watch, folder: Path, errors: tuple[type[BaseException], ...]) -> dict:
-    """Run a case: outcome and, when it is lost, why."""
+    """Run a case and return its outcome, with the reason of a failure."""
     forget()
     before, _ = memory()
     watch.allowed, watch.seen = folder / "out", []
     why = ""
     try:
         run()
-        outcome = "worked"
+        outcome = "loaded"
     except errors:
         outcome = "refused"
     except (KeyboardInterrupt, SystemExit):
@@ -181,17 +181,17 @@ class Child:
         if self.answer(600, 600) != "ready":
             raise RuntimeError(f"the worker did not start: {' '.join(self.command)}")
 
-    def worked(self) -> float:
+    def cpu_seconds(self) -> float:
         """Seconds of the processor that the child has used."""
         fields = Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def answer(self, seconds: float, patience: float):
-        """The next line; None when the process has ended, has worked for `seconds`, or `patience` is over."""
-        deadline, before = time.monotonic() + patience, self.worked()
+        """The next line; None when the process has ended, has used `seconds` of processor time, or after `patience` seconds."""
+        deadline, before = time.monotonic() + patience, self.cpu_seconds()
         while b"\n" not in self.buffer:
             ready, _, _ = select.select([self.process.stdout], [], [], 0.5)
-            if not ready and time.monotonic() < deadline and self.worked() - before < seconds:
+            if not ready and time.monotonic() < deadline and self.cpu_seconds() - before < seconds:
                 continue
             piece = os.read(self.process.stdout.fileno(), 1 << 16) if ready else b""
             if not piece:
@@ -252,13 +252,14 @@ def sweep(count: int, seed: int, only: str | None = None, first: int = 0, say=No
             child.stop()
 
 
-def lost(results: list[dict]) -> list[dict]:
-    return [result for result in results if result["outcome"] not in ("worked", "refused")]
+def failed(results: list[dict]) -> list[dict]:
+    """The results of failed cases."""
+    return [result for result in results if result["outcome"] not in ("loaded", "refused")]
 
 
 def table(results: list[dict]) -> str:
-    """A line per target: tried, worked, refused, lost, slowest, most memory."""
-    rows = ["| target | tried | worked | refused | lost | slowest | most memory |", "|---|---|---|---|---|---|---|"]
+    """A Markdown table with a row per target."""
+    rows = ["| target | cases | loaded | refused | failed | slowest | peak memory |", "|---|---|---|---|---|---|---|"]
     groups: dict[str, list[dict]] = collections.defaultdict(list)
     for result in results:
         groups[result["target"]].append(result)
@@ -266,7 +267,7 @@ def table(results: list[dict]) -> str:
         n = collections.Counter(result["outcome"] for result in group)
         slowest, most = max(result["seconds"] for result in group), max(result["bytes"] for result in group)
         rows.append(
-            f"| {name} | {len(group)} | {n['worked']} | {n['refused']} | {len(lost(group))} | {slowest:.2f} s | {most / 1e6:.0f} MB |"
+            f"| {name} | {len(group)} | {n['loaded']} | {n['refused']} | {len(failed(group))} | {slowest:.2f} s | {most / 1e6:.0f} MB |"
         )
     return "\n".join(rows)
 
@@ -293,14 +294,14 @@ def main(arguments: list[str]) -> int:
         return 0
 
     def say(result: dict, done: int) -> None:
-        if result["outcome"] not in ("worked", "refused"):
+        if failed([result]):
             print(f"case {result['number']} {result['target']}: {result['outcome']}: {result['why']}", flush=True)
         if done % 1000 == 0:
             print(f"{done} of {options.count}", file=sys.stderr, flush=True)
 
     results = sweep(options.count, options.seed, options.only, options.first, say)
     print(table(results))
-    return 1 if lost(results) else 0
+    return 1 if failed(results) else 0
 
 
 if __name__ == "__main__":

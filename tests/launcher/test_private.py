@@ -67,7 +67,7 @@ def test_wheel_without_comfyui_is_refused(tmp_path: Path):
 
 @pytest.fixture
 def steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Replaces what needs a network by notes of what was asked for; `pip fails` in the list makes pip fail."""
+    """Replaces the steps that need a network by a list of their names; `fail` in the list makes pip fail."""
     done: list[str] = []
 
     def pip(python: Path, arguments: list[str], environ: dict[str, str]) -> None:
@@ -108,7 +108,7 @@ def test_second_run_does_nothing(tmp_path: Path, steps: list[str]):
     assert steps == WHOLE
 
 
-def test_interrupted_set_up_is_made_anew(tmp_path: Path, steps: list[str]):
+def test_interrupted_installation_is_repeated(tmp_path: Path, steps: list[str]):
     steps.append("fail")
     with pytest.raises(SetupError):
         private.prepare(tmp_path)
@@ -158,8 +158,8 @@ def test_unfit_python_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_second_process_waits(tmp_path: Path):
-    code = "import sys; from tools.launcher.private import only_one\nwith only_one(sys.argv[1]): print('in')"
-    with private.only_one(tmp_path / "lock"):
+    code = "import sys; from tools.launcher.private import exclusive_lock\nwith exclusive_lock(sys.argv[1]): print('in')"
+    with private.exclusive_lock(tmp_path / "lock"):
         other = subprocess.Popen(
             [sys.executable, "-c", code, str(tmp_path / "lock")],
             cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,

@@ -1,7 +1,7 @@
-"""Training of SAME: a start that carries the waveform, and the losses.
+"""Training of SAME: an initialisation that preserves the waveform, and the losses.
 
-From a default start the small network only learns magnitudes: identical new tokens make attention average the patches of a frame, so
-phases cancel. `block_pca_start` instead makes it a linear code of every patch, and training improves on that.
+With a default initialisation the small network learns magnitudes only: identical new tokens make attention average the patches of a
+frame, so phases cancel. `init_block_pca` initialises it as a linear code of every patch instead.
 """
 
 import math
@@ -15,28 +15,29 @@ from torch import Tensor
 from sa3_core.config import ResamplerConfig
 from sa3_core.errors import SA3Error
 from sa3_core.models.same import SAME, Block
+from sa3_core.training.trainer import Loss
 
-PEAK = 7.7  # of queries and keys: the softmax then gives 98 % to the one token aimed at
-FLOOR = 1e-4  # of the largest variance, for the directions that hardly occur
+PEAK = 7.7  # scale of queries and keys: the softmax gives 98 % to one token
+FLOOR = 1e-4  # smallest variance of a direction, relative to the largest
 
 
 @torch.no_grad()
-def block_pca_start(same: SAME, audio: Tensor, generator: torch.Generator) -> None:
-    """Weights that code each patch of `audio` (B, C, N) by its leading principal directions, latent_dim / stride of them.
+def init_block_pca(same: SAME, audio: Tensor, generator: torch.Generator) -> None:
+    """Initialise SAME to code each patch of `audio` (B, C, N) by its latent_dim / stride leading principal components.
 
-    Needs as many heads as the stride, and heads of latent_dim / stride channels.
+    Raises SA3Error unless the heads have latent_dim / stride channels and the width exceeds the number of latents.
     """
     c = same.config.encoder
     block = c.latent_dim // c.stride
     if c.head_dim != block or c.width < max(c.latent_dim, c.stride * block) + 1:
         raise SA3Error(
-            f"The block start needs heads of latents / stride = {block} channels and a width above the latents, "
-            f"found heads of {c.head_dim} and width {c.width}."
+            f"The block PCA needs heads of latents / stride = {block} channels and a width above {c.latent_dim}, found heads of "
+            f"{c.head_dim} channels and width {c.width}."
         )
     patch = same.config.patch_size
     rows = audio[..., : audio.shape[-1] // patch * patch].unflatten(2, (-1, patch)).transpose(1, 2).flatten(2).flatten(0, 1).double()
     variance, directions = torch.linalg.eigh(rows.T @ rows / len(rows))
-    order = torch.arange(len(variance) - 1, len(variance) - c.width, -1)  # one channel stays constant
+    order = torch.arange(len(variance) - 1, len(variance) - c.width, -1)  # the last channel is constant
     variance, directions = variance[order].clamp_min(FLOOR * variance[-1]), directions[:, order]
     scale = variance**-0.25  # half whitened
     scale *= 0.3 / (variance[:block].sqrt() * scale[:block] ** 2).sqrt().mean()
@@ -76,7 +77,7 @@ def _set_weight(conv, weight: Tensor) -> None:
 
 
 def _quiet_block(block: Block, config: ResamplerConfig, first: bool) -> None:
-    """A block that adds little: small outputs, and queries and keys of moderate size."""
+    """Scale a block to small outputs and moderate queries and keys."""
     attention = block.self_attn
     attention.to_qkv.weight.mul_(1 / (0.02 * math.sqrt(config.width)))
     attention.to_out.weight.mul_(0.5)
@@ -90,7 +91,7 @@ def _quiet_block(block: Block, config: ResamplerConfig, first: bool) -> None:
 
 
 def _aim(block: Block, config: ResamplerConfig, heads: list[tuple[int, slice, slice]]) -> None:
-    """Head h looks at the token `offset` places before and copies channels `source` of it to channels `target`."""
+    """Make head h copy channels `source` of the token `offset` positions before to channels `target`. heads: (offset, source, target)."""
     width, dim, constant = config.width, config.head_dim, math.tanh(1.0)
     half = dim // 4  # rotary pairs (i, i + half)
     omega = 10000.0 ** (-torch.arange(0, 2 * half, 2) / (2 * half))
@@ -109,24 +110,23 @@ def _aim(block: Block, config: ResamplerConfig, heads: list[tuple[int, slice, sl
         out[torch.arange(width)[target], rows] = 1
 
 
-def waveform_loss(made: Tensor, audio: Tensor, saturating: bool = False) -> Tensor:
+def waveform_loss(decoded: Tensor, audio: Tensor, saturating: bool = False) -> Tensor:
     """Squared error relative to the energy of each item, mean over the items; 0.01 is 20 dB.
 
-    saturating: e / (1 + e) of each item. What cannot be coded, as noise, then may be made up instead of being left out: the right
-    level costs 2/3, silence 1/2.
+    saturating: e / (1 + e) per item, which bounds the cost of synthesised noise: 2/3 at the correct level, 1/2 for silence.
     """
-    error, energy = (made - audio).square().mean((1, 2)), audio.square().mean((1, 2))
+    error, energy = (decoded - audio).square().mean((1, 2)), audio.square().mean((1, 2))
     relative = error / (energy + 1e-4)
     return (relative / (1 + relative) if saturating else relative).mean()
 
 
-def spectral_loss(made: Tensor, audio: Tensor, angles: Tensor, sizes=(2048, 512, 128), floor: float = 1e-3) -> Tensor:
+def spectral_loss(decoded: Tensor, audio: Tensor, angles: Tensor, sizes=(2048, 512, 128), floor: float = 1e-3) -> Tensor:
     """Mean |log magnitude difference| over windows of `sizes` samples with 50 % overlap.
 
-    made, audio (B, 2, N); angles (B,) in radians say which mix of the two channels is looked at, so that every panning gets its turn.
+    decoded, audio (B, 2, N); angles (B,): radians of the mix of the two channels that is compared.
     """
     mix = torch.stack((angles.cos(), angles.sin()), dim=1)[..., None]  # (B, 2, 1)
-    pair, total = torch.cat(((made * mix).sum(1), (audio * mix).sum(1))), audio.new_zeros(())
+    pair, total = torch.cat(((decoded * mix).sum(1), (audio * mix).sum(1))), audio.new_zeros(())
     for size in sizes:
         frames = pair.unfold(-1, size, size // 2) * torch.hann_window(size)
         spectrum = torch.view_as_real(torch.fft.rfft(frames))
@@ -137,7 +137,7 @@ def spectral_loss(made: Tensor, audio: Tensor, angles: Tensor, sizes=(2048, 512,
 
 
 def soft_norm_loss(z: Tensor) -> Tensor:
-    """SAME's pull to zero mean and unit variance: per channel over time, and 0.4 of the same per frame over channels. z (B, D, T)."""
+    """SAME's regulariser to zero mean and unit variance: per channel over time, plus 0.4 times per frame over channels. z (B, D, T)."""
 
     def term(dim: int) -> Tensor:
         mean, variance = z.mean(dim), z.var(dim, correction=0).clamp_min(1e-4)
@@ -148,7 +148,7 @@ def soft_norm_loss(z: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Weights:
-    """Of the loss terms. The spectral term sets in over the middle of training, from `spectral_from` to `spectral_full` of all steps."""
+    """Weights of the loss terms. The spectral term rises linearly from `spectral_from` to `spectral_full`, fractions of all steps."""
 
     waveform: float = 1.0
     spectral: float = 0.1
@@ -156,40 +156,42 @@ class Weights:
     spectral_from: float = 0.3
     spectral_full: float = 0.5
     saturating: bool = False  # see waveform_loss
-    latent: float = 0.0  # squared distance to the latents of a teacher
-    latent_noise: float = 0.05  # in units of the latents' deviation, added before decoding
+    latent: float = 0.0  # squared distance to the teacher's latents
+    latent_noise: float = 0.05  # added before decoding, relative to the standard deviation of the latents
     new_token_noise: float = 0.01
 
 
-def loss(same: SAME, audio: Callable[[torch.Generator], Tensor], steps: int, weights: Weights, teacher: SAME | None = None) -> Callable:
-    """The loss of one step for `loop.Trainer`. audio(generator) -> a batch (B, C, N), N in whole frames.
+def training_loss(
+    same: SAME, audio: Callable[[torch.Generator], Tensor], steps: int, weights: Weights, teacher: SAME | None = None
+) -> Loss:
+    """The loss of a `Trainer`. audio(generator) -> a batch (B, C, N), N in whole frames.
 
-    teacher: another autoencoder of the same frames and channels, whose latents this one learns to share.
+    teacher: an autoencoder with the same frame size and channels, whose latents are to be matched.
     """
 
-    def step_loss(step: int, generator: torch.Generator) -> dict[str, Tensor]:
+    def loss(step: int, generator: torch.Generator) -> dict[str, Tensor]:
         batch = audio(generator)
         z = same.encode(batch)
         noisy = z + weights.latent_noise * z.detach().std() * torch.randn(z.shape, generator=generator)
-        made = same.decode(noisy, noise=_TokenNoise(generator) if weights.new_token_noise else None)
-        wave, norm = waveform_loss(made, batch, weights.saturating), soft_norm_loss(z)
+        decoded = same.decode(noisy, noise=_TokenNoise(generator) if weights.new_token_noise else None)
+        wave, norm = waveform_loss(decoded, batch, weights.saturating), soft_norm_loss(z)
         share = (step / steps - weights.spectral_from) / max(weights.spectral_full - weights.spectral_from, 1e-6)
         angles = math.pi * torch.rand(len(batch), generator=generator)
-        spectral = spectral_loss(made, batch, angles) if share > 0 or step % 10 == 0 else torch.zeros(())
+        spectral = spectral_loss(decoded, batch, angles) if share > 0 or step % 10 == 0 else torch.zeros(())
         total = weights.waveform * wave + min(max(share, 0.0), 1.0) * weights.spectral * spectral + weights.soft_norm * norm
         terms = {"waveform": wave, "spectral": spectral, "soft_norm": norm}
         if teacher is not None:
             with torch.no_grad():
-                wanted = teacher.encode(batch)
-            terms["latent"] = (z - wanted).square().mean()
+                target = teacher.encode(batch)
+            terms["latent"] = (z - target).square().mean()
             total = total + weights.latent * terms["latent"]
         return {"loss": total, **terms}
 
-    return step_loss
+    return loss
 
 
 class _TokenNoise:
-    """What `SAME.decode` asks of its noise, from the step's generator."""
+    """The noise argument of `SAME.decode`, drawn from the step's generator."""
 
     def __init__(self, generator: torch.Generator):
         self.generator = generator
@@ -203,11 +205,11 @@ class _TokenNoise:
 
 @torch.no_grad()
 def measure_scale(same: SAME, batches: list[Tensor]) -> None:
-    """Sets running_std so that the latents leave the encoder with deviation 1."""
+    """Set running_std so that the latents have standard deviation 1."""
     same.bottleneck.running_std.fill_(1.0)
     same.bottleneck.running_std.copy_(torch.cat([same.encode(batch).flatten() for batch in batches]).std().reshape(1))
 
 
-def snr(made: Tensor, audio: Tensor) -> float:
+def snr(decoded: Tensor, audio: Tensor) -> float:
     """Signal to noise ratio in dB of one clip."""
-    return float(10 * torch.log10(audio.square().sum() / (made - audio).square().sum().clamp_min(1e-12)))
+    return float(10 * torch.log10(audio.square().sum() / (decoded - audio).square().sum().clamp_min(1e-12)))

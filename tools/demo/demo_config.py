@@ -1,4 +1,4 @@
-"""What the demo models are built from: the configs of both families, the text encoder's, and the tokenizer."""
+"""Configs of the demo models, their text encoder and their tokenizer."""
 
 from tools.demo import corpus
 
@@ -10,7 +10,7 @@ SIDE = {
     "dim_heads": LATENTS // STRIDE, "variable_stride": True,
 }  # fmt: skip
 CHUNKS = {"dyt": True, "chunk_size": 32, "chunk_midpoint_shift": True}
-# What each family adds to either side of SAME, and to the encoder and the decoder alone.
+# Options of each family for both sides of SAME, for the encoder and for the decoder.
 SIDES = {
     "small": (CHUNKS, {"mask_noise": 0.0}, {"conv_mapping": True, "mask_noise": 0.01}),
     "medium": ({"sliding_window": [1, 1]}, {"mask_noise": 0.001}, {"sinusoidal_blocks": [2], "mask_noise": 0.1}),
@@ -55,7 +55,7 @@ def model(family: str, objective: str) -> dict:
 
 
 def autoencoder(family: str) -> dict:
-    """The config of the autoencoder alone."""
+    """Config of the standalone autoencoder."""
     return {"model_type": "autoencoder", "sample_rate": 44100, "audio_channels": 2, "model": _same(family)}
 
 
@@ -71,7 +71,7 @@ def _same(family: str) -> dict:
 
 
 def tokenizer() -> dict:
-    """Words as tokens, in lower case; commas stand alone."""
+    """tokenizer.json: one token per lower-case word; a comma is a word."""
     special = [
         {"id": i, "content": name, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
         for i, name in enumerate(SPECIALS)

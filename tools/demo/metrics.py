@@ -1,4 +1,4 @@
-"""What a clip is, in numbers: brightness, noisiness, onsets. Each takes mono audio (N,) at `RATE`."""
+"""Metrics of mono audio (N,) at `RATE`: brightness, noisiness, onsets, level."""
 
 import itertools
 
@@ -8,16 +8,16 @@ from torch import Tensor
 from .corpus import RATE
 
 SIZE = 2048
-BEAT = 0.06  # seconds by which an onset may miss its beat
+BEAT = 0.06  # seconds; tolerance of an onset on a beat
 
 
 def mono(audio: Tensor) -> Tensor:
-    """(C, N) -> (N,)."""
+    """The mean of the channels, (C, N) -> (N,)."""
     return audio.float().mean(0)
 
 
 def _power(x: Tensor) -> Tensor:
-    """Mean power spectrum (SIZE / 2 + 1,) over the frames that are loud enough to count (above -40 dB of the loudest)."""
+    """Mean power spectrum (SIZE / 2 + 1,) of the frames within 40 dB of the loudest."""
     x = torch.nn.functional.pad(x, (0, max(0, SIZE - len(x))))
     power = torch.fft.rfft(x.unfold(0, SIZE, SIZE // 4) * torch.hann_window(SIZE)).abs().square()  # (frames, bins)
     level = power.sum(1)
@@ -25,20 +25,20 @@ def _power(x: Tensor) -> Tensor:
 
 
 def centroid(x: Tensor) -> float:
-    """Power-weighted mean frequency in Hz."""
+    """Spectral centroid: the power-weighted mean frequency in Hz."""
     power = _power(x)
     return float((power * torch.fft.rfftfreq(SIZE, 1 / RATE)).sum() / power.sum().clamp_min(1e-20))
 
 
 def flatness(x: Tensor, low: float = 50.0, high: float = 8000.0) -> float:
-    """Geometric over arithmetic mean of the power spectrum between two frequencies: 1 for white noise, near 0 for a tone."""
+    """Spectral flatness: geometric / arithmetic mean of the power between two frequencies; 1 for white noise, near 0 for a tone."""
     hz = torch.fft.rfftfreq(SIZE, 1 / RATE)
     power = _power(x)[(hz >= low) & (hz <= high)]
     return float((power + 1e-12 * power.max()).log().mean().exp() / power.mean().clamp_min(1e-20))
 
 
 def onsets(x: Tensor, threshold: float = 0.3, apart: float = 0.12) -> list[float]:
-    """Times in seconds at which the level rises: peaks of its rise over 12 ms above `threshold` of the largest, at least `apart`."""
+    """Onset times in seconds: peaks of the level's rise over 12 ms above `threshold` times the largest, at least `apart` seconds apart."""
     hop = 256
     level = x.unfold(0, 4 * hop, hop).square().mean(1).sqrt()
     rise = (level[2:] - level[:-2]).clamp_min(0)
@@ -53,18 +53,18 @@ def onsets(x: Tensor, threshold: float = 0.3, apart: float = 0.12) -> list[float
 
 
 def spacing(x: Tensor) -> float:
-    """Median distance of neighbouring onsets in seconds; nan with fewer than three."""
+    """Median distance between neighbouring onsets in seconds; nan with fewer than three."""
     times = onsets(x)
     if len(times) < 3:
         return float("nan")
     return float(torch.tensor(times).diff().median())
 
 
-def keeps_time(x: Tensor, wanted: float, tolerance: float = BEAT) -> bool:
-    """Whether the onsets are those of a steady rhythm: at most one in four is missing or comes elsewhere."""
+def keeps_time(x: Tensor, period: float, tolerance: float = BEAT) -> bool:
+    """Whether the onsets form a steady rhythm with the given period in seconds: at most one in four is missing or misplaced."""
     times = onsets(x)
-    on_time = sum(abs(b - a - wanted) <= tolerance for a, b in itertools.pairwise(times))
-    expected = len(x) / RATE / wanted - 1  # steps from one hit to the next, the first hit anywhere within a period
+    on_time = sum(abs(b - a - period) <= tolerance for a, b in itertools.pairwise(times))
+    expected = len(x) / RATE / period - 1  # intervals between hits, when the first hit is anywhere within a period
     return on_time >= max(1, 0.75 * (len(times) - 1), 0.75 * (int(expected) - 1))
 
 

@@ -1,8 +1,8 @@
-"""Writes the editor's form of shared workflows from their API form: the same graph, laid out, with a note that says what to try.
+"""Write the editor form of the shared workflows from their API form, with a layout and a note.
 
     python tools/docs/make_graphs.py [NAME ...] [--comfyui PATH]
 
-Asks a real ComfyUI for the nodes' inputs, so the widgets come out in their saved order.
+Reads the nodes' inputs from a running ComfyUI, so that widget values are in the saved order.
 """
 
 from __future__ import annotations
@@ -44,17 +44,17 @@ NOTES = {
     "autoencoder_round_trip": "What the autoencoder alone does to a recording.\n\nChoose SAME-S, SAME-L or the demo. The result has the "
     "recording's length at 44.1 kHz.",
 }
-# nodes that show more than their widgets
+# sizes of nodes that show more than their widgets
 ROOMY = {"SA3_PreviewBatch": (460, 470), "SA3_InpaintMask": (480, 460), "SA3_Continue": (480, 520)}
 ROOMY |= {"SA3_TrainLoRA": (420, 910), "PreviewImage": (420, 280)}
-STEADY = ("make_four_keep_one",)  # queued again for another choice, which must not sample again
+STEADY = ("make_four_keep_one",)  # fixed seed: queueing again with another selection must not sample again
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 COLUMN, ROW, GAP = 280, 24, 50
-TALL_ROW = 34  # of the second renderer, whose nodes grow beyond their saved size
+TALL_ROW = 34  # the second renderer enlarges nodes beyond their saved size
 
 
 def editor_form(name: str, graph: dict, schemas: dict) -> dict:
-    """A workflow of the editor from nodes in API form."""
+    """The editor form of a graph in API form. schemas: object_info."""
     depth = {key: 0 for key in graph}
     for _ in graph:
         for key, node in graph.items():
@@ -105,7 +105,7 @@ def editor_form(name: str, graph: dict, schemas: dict) -> dict:
     for node in nodes:
         schema = schemas[node["type"]]
         kinds = zip(schema["output_name"], schema["output"], outputs[str(node["id"])], strict=True)
-        node["outputs"] = [{"name": label, "type": kind, "links": made or None} for label, kind, made in kinds]
+        node["outputs"] = [{"name": label, "type": kind, "links": ids or None} for label, kind, ids in kinds]
     note_id = max(int(key) for key in graph) + 1
     nodes.append(
         {
@@ -122,8 +122,8 @@ def editor_form(name: str, graph: dict, schemas: dict) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", choices=[*NOTES], metavar="NAME", help="of a workflow; all when none is named")
-    parser.add_argument("--comfyui", type=Path, default=ROOT / ".run" / "comfyui", help="a ComfyUI tree (else the one run.py made)")
+    parser.add_argument("names", nargs="*", choices=[*NOTES], metavar="NAME", help="workflows; default: all")
+    parser.add_argument("--comfyui", type=Path, default=ROOT / ".run" / "comfyui", help="a ComfyUI tree (default: run.py's)")
     options = parser.parse_args()
     comfyui = options.comfyui.expanduser().absolute()
     with tempfile.TemporaryDirectory() as base, Server(comfyui, Path(base), packs=[ROOT]) as server:

@@ -1,9 +1,9 @@
-"""Writes the English locale from the nodes themselves, and says what the other languages lack or have left over.
+"""Write the English locale from the nodes' schemas, and list missing and obsolete texts of the other languages.
 
     python tools/docs/make_locales.py [--comfyui PATH]
 
-Chinese and Japanese are written by hand in locales/<language>/nodeDefs.json, in the same form. Where an English text has changed
-the script names it: look at its translations.
+Chinese and Japanese are written by hand in locales/<language>/nodeDefs.json. The script lists changed English texts, whose translations
+need a review.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ sys.path.append(str(ROOT))
 
 LOCALES = ROOT / "locales"
 LANGUAGES = ("en", "zh", "ja")
-SYNTAX = "{}@|"  # has a meaning in the front end's messages
+SYNTAX = "{}@|"  # special characters of the front end's messages
 
 
 def english(nodes: dict) -> dict:
-    """nodeDefs.json from a server's object_info."""
+    """The content of nodeDefs.json from a server's object_info."""
     texts = {}
     for node_id in sorted(name for name in nodes if name.startswith("SA3_")):
         node, inputs = nodes[node_id], {}
@@ -42,31 +42,32 @@ def english(nodes: dict) -> dict:
 
 
 def flat(texts: dict, path: str = "") -> dict[str, str]:
-    """Each text by its path: SA3_Sampler.inputs.seed.tooltip."""
-    found = {}
+    """The texts by path, such as SA3_Sampler.inputs.seed.tooltip."""
+    by_path = {}
     for key, value in texts.items():
-        found |= flat(value, f"{path}{key}.") if isinstance(value, dict) else {f"{path}{key}": value}
-    return found
+        by_path |= flat(value, f"{path}{key}.") if isinstance(value, dict) else {f"{path}{key}": value}
+    return by_path
 
 
 def read(language: str, name: str = "nodeDefs") -> dict:
+    """A file of a language."""
     return json.loads((LOCALES / language / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def problems(language: str, wanted: dict) -> list[str]:
-    """What keeps a language from being complete, one line each."""
+    """Missing texts, obsolete texts and special characters of a language, one line each."""
     ours, theirs = flat(wanted), flat(read(language))
-    said = [f"{language}: missing {path}" for path in ours if not theirs.get(path, "").strip()]
-    said += [f"{language}: left over {path}" for path in theirs if path not in ours]
-    said += [f"{language}: one of {SYNTAX} in {path}" for path, text in theirs.items() if set(text) & set(SYNTAX)]
-    return said
+    lines = [f"{language}: missing {path}" for path in ours if not theirs.get(path, "").strip()]
+    lines += [f"{language}: obsolete {path}" for path in theirs if path not in ours]
+    lines += [f"{language}: one of {SYNTAX} in {path}" for path, text in theirs.items() if set(text) & set(SYNTAX)]
+    return lines
 
 
 def main() -> None:
     from tools.launcher.server import Server
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--comfyui", type=Path, default=ROOT / ".run" / "comfyui", help="a ComfyUI tree (else the one run.py made)")
+    parser.add_argument("--comfyui", type=Path, default=ROOT / ".run" / "comfyui", help="a ComfyUI tree (default: run.py's)")
     comfyui = parser.parse_args().comfyui.expanduser().absolute()
     with tempfile.TemporaryDirectory() as base, Server(comfyui, Path(base), packs=[ROOT]) as server:
         texts = english(server.object_info())

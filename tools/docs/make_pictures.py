@@ -1,10 +1,10 @@
-"""Takes the pictures: a real ComfyUI with this pack and its editor in Chromium.
+"""Take the screenshots of ComfyUI's editor with this pack, in Chromium.
 
     python tools/docs/make_pictures.py [--comfyui PATH] [readme] [templates] [nodes] [waveform]
 
-readme: a shared workflow that has just run, docs/pictures/*.png. templates: what the template browser shows, workflows/*.jpg.
-nodes: each node alone, for its help page, web/docs/pictures/*.png. waveform: the waveform editor at work,
-docs/pictures/waveform.png. Without a word: all. Needs playwright, Chromium and Pillow.
+readme: a workflow that has run, docs/pictures/*.png. templates: thumbnails of the template browser, workflows/*.jpg. nodes: each node, for
+its help page, web/docs/pictures/*.png. waveform: the waveform editor, docs/pictures/waveform.png. Default: all. Needs playwright,
+Chromium and Pillow.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ from tools.launcher.server import Server
 
 WORKFLOWS = ["text_to_audio"]
 KINDS = ("readme", "templates", "nodes", "waveform")
-THUMBNAIL = 800  # pixels wide
-COLOURS = 64  # of a node's picture
-PANELS = ".p-tooltip, .actionbar-container, .side-tool-bar-container { display: none }"
+THUMBNAIL = 800  # width in pixels
+COLOURS = 64  # palette of a node's screenshot
+PANELS = ".p-tooltip, .actionbar-container, .side-tool-bar-container, .subgraph-breadcrumb { display: none }"
 MARGIN = 24  # CSS pixels around the graph
-WIDTH = 1420  # of the picture in CSS pixels, at most
+MAX_WIDTH = 1420  # CSS pixels
 
-ALONE = """type => {
-  // not clear(): it would use ids again, and the front end keeps widget values by id
+SHOW_NODE = """type => {
+  // clear() would reuse ids, and the front end stores widget values by id
   for (const old of [...window.app.graph.nodes]) window.app.graph.remove(old)
   const node = window.LiteGraph.createNode(type)
   window.app.graph.add(node)
   window.app.canvas.setDirty(true, true)
   node.setSize([Math.max(node.size[0], 340), node.computeSize()[1]])
 }"""
-AT_WORK = """() => {
+SHOW_EDITOR = """() => {
   const shown = ['LoadAudio', 'SA3_InpaintMask']
   for (const node of [...window.app.graph.nodes]) if (!shown.includes(node.type)) window.app.graph.remove(node)
   const [loader, node] = shown.map(type => window.app.graph.nodes.find(one => one.type === type))
@@ -56,7 +56,7 @@ AT_WORK = """() => {
   editor.keepSettings()
   editor.select(1)
 }"""
-DRAWN = """() => {
+IS_DRAWN = """() => {
   const { editor } = window.app.graph.nodes.find(node => node.type === 'SA3_InpaintMask').widgets.find(widget => widget.name === 'waveform')
   return editor.clip && editor.regions.length === 2 && !editor.surface.frame && !editor.tiles.wanted.length && !editor.tiles.job
 }"""
@@ -68,13 +68,13 @@ PLACE = """([scale, x, y]) => {
 
 
 def take(editor: Editor) -> bytes:
-    """The open graph as PNG, nothing else."""
+    """A screenshot of the open graph as PNG, without the editor's panels."""
     boxes = editor.boxes()
     left, top = min(box.x for box in boxes), min(box.y for box in boxes)
     width = max(box.x + box.width for box in boxes) - left
     height = max(box.y + box.height for box in boxes) - top
-    x, y = 80, 120  # away from the window's edges, where the editor's panels are
-    scale = min(1.0, (WIDTH - 2 * MARGIN) / width, (editor.page.viewport_size["height"] - y - 3 * MARGIN) / height)
+    x, y = 80, 120  # clear of the editor's panels at the window's edges
+    scale = min(1.0, (MAX_WIDTH - 2 * MARGIN) / width, (editor.page.viewport_size["height"] - y - 3 * MARGIN) / height)
     hidden = editor.page.add_style_tag(content=PANELS)
     editor.page.evaluate(PLACE, [scale, (x + MARGIN) / scale - left, (y + MARGIN) / scale - top])
     editor.page.mouse.move(x, 900)
@@ -86,10 +86,12 @@ def take(editor: Editor) -> bytes:
 
 
 def open_workflow(editor: Editor, name: str) -> None:
+    """Open a shared workflow."""
     editor.load(json.loads((ROOT / "workflows" / f"{name}.json").read_text(encoding="utf-8")), name)
 
 
 def readme(editor: Editor, names: list[str]) -> None:
+    """Run workflows and take their screenshots."""
     (ROOT / "docs" / "pictures").mkdir(exist_ok=True)
     for name in names:
         open_workflow(editor, name)
@@ -98,6 +100,7 @@ def readme(editor: Editor, names: list[str]) -> None:
 
 
 def templates(editor: Editor, names: list[str]) -> None:
+    """Take the thumbnails of workflows."""
     for name in names:
         open_workflow(editor, name)
         picture = Image.open(io.BytesIO(take(editor))).convert("RGB")
@@ -106,21 +109,23 @@ def templates(editor: Editor, names: list[str]) -> None:
 
 
 def nodes(editor: Editor, names: list[str]) -> None:
+    """Take the screenshots of single nodes."""
     pictures = ROOT / "web" / "docs" / "pictures"
     pictures.mkdir(exist_ok=True)
-    open_workflow(editor, WORKFLOWS[0])  # in place of the front end's own, which asks the network for its models
+    open_workflow(editor, WORKFLOWS[0])  # the front end's default workflow would request models from the network
     for name in names:
-        editor.page.evaluate(ALONE, name)
-        editor.page.wait_for_function("() => window.app.graph.nodes[0].getBounding()[2] > 0")  # once it was drawn
+        editor.page.evaluate(SHOW_NODE, name)
+        editor.page.wait_for_function("() => window.app.graph.nodes[0].getBounding()[2] > 0")  # wait until it is drawn
         picture = Image.open(io.BytesIO(take(editor))).convert("RGB")
         picture.quantize(COLOURS).save(pictures / f"{name}.png", optimize=True)
 
 
 def waveform(editor: Editor) -> None:
+    """Take the screenshot of the waveform editor."""
     open_workflow(editor, "inpaint")
     editor.page.wait_for_function("() => window.app.graph.nodes.length > 2")
-    editor.page.evaluate(AT_WORK)
-    editor.page.wait_for_function(DRAWN)
+    editor.page.evaluate(SHOW_EDITOR)
+    editor.page.wait_for_function(IS_DRAWN)
     (ROOT / "docs" / "pictures" / "waveform.png").write_bytes(take(editor))
 
 
@@ -137,7 +142,7 @@ def recording() -> bytes:
 
 
 def lay_out(base: Path) -> None:
-    """The files that the shared workflows name."""
+    """Create the files that the shared workflows use."""
     for graph in (ROOT / "workflows" / "api").glob("*.json"):
         for node in json.loads(graph.read_text(encoding="utf-8")).values():
             for name, folder in (("audio", base / "input"), ("lora", base / "models" / "loras")):
@@ -152,8 +157,8 @@ def lay_out(base: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("kinds", nargs="*", metavar="KIND", help=f"of {', '.join(KINDS)}")
-    parser.add_argument("--comfyui", type=Path, default=ROOT / ".run" / "comfyui", help="a ComfyUI tree (else the one run.py made)")
+    parser.add_argument("kinds", nargs="*", metavar="KIND", help=f"{', '.join(KINDS)}; default: all")
+    parser.add_argument("--comfyui", type=Path, default=ROOT / ".run" / "comfyui", help="a ComfyUI tree (default: run.py's)")
     options = parser.parse_args()
     comfyui, kinds = options.comfyui.expanduser().absolute(), options.kinds or KINDS
     if strange := set(kinds) - set(KINDS):

@@ -1,27 +1,27 @@
-"""Writes the tables of docs/api.md from a running ComfyUI's own description of the nodes.
+"""Write the node tables of docs/api.md from the /object_info of a running ComfyUI.
 
 python tools/docs/node_tables.py http://127.0.0.1:8188
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 import urllib.request
 from pathlib import Path
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "api.md"
 START, END = "<!-- nodes: written by tools/docs/node_tables.py -->", "<!-- end of nodes -->"
-FROM_DISK = ("file", "text_encoder", "lora", "audio")  # choices that depend on the user's files
-MOST_OPTIONS = 12
+FROM_DISK = ("file", "text_encoder", "lora", "audio")  # combos that list the user's files
+MAX_OPTIONS = 12
 
 
 def kind(name: str, spec: list) -> str:
-    """What an input takes, and its default."""
+    """Type, range or choices of an input, and its default."""
     options = spec[1] if len(spec) > 1 else {}
     if spec[0] == "COMBO" or isinstance(spec[0], list):
         choices = options.get("options", spec[0])
-        listed = name not in FROM_DISK and len(choices) <= MOST_OPTIONS
+        listed = name not in FROM_DISK and len(choices) <= MAX_OPTIONS
         text = ", ".join(f"`{choice}`" for choice in choices) if listed else "a name from the list that `/object_info` gives"
     elif "default" in options and not options.get("forceInput"):
         limits = f" {options['min']} to {options['max']}" if "min" in options else ""
@@ -48,15 +48,17 @@ def tables(nodes: dict) -> str:
 
 
 def written(page: str, nodes: dict) -> str:
-    """The page with its tables brought up to date."""
+    """The page with its tables updated."""
     before, rest = page.split(START)
     return f"{before}{START}\n\n{tables(nodes)}\n\n{END}{rest.split(END)[1]}"
 
 
-def main(url: str) -> None:
-    with urllib.request.urlopen(f"{url}/object_info") as answer:
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("url", help="address of a ComfyUI that has loaded this pack")
+    with urllib.request.urlopen(f"{parser.parse_args().url}/object_info") as answer:
         PAGE.write_text(written(PAGE.read_text(encoding="utf-8"), json.load(answer)), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main()

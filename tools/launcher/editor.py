@@ -1,4 +1,4 @@
-"""ComfyUI's editor in a headless Chromium, for tests and pictures. Needs playwright, and a Chromium on this machine.
+"""ComfyUI's editor in a headless Chromium, for tests and screenshots. Needs playwright and an installed Chromium.
 
 with Editor(server) as editor:  # a server with frontend=True
     editor.load(workflow)
@@ -25,7 +25,7 @@ SETTINGS = {
     "Comfy.Graph.CanvasInfo": False,
     "Comfy.Graph.CanvasMenu": False,
 }
-# The front end asks for more than every ComfyUI answers, and fetches its own WebAssembly against its own rules.
+# Console messages of ComfyUI's own front end, which are not errors of this pack.
 CORE_NOISE = (
     "Failed to load resource",
     "Failed to fetch",
@@ -41,13 +41,13 @@ SHOWN = """names => [...document.querySelectorAll('audio[src]')].map(audio => au
 
 
 def find_chromium() -> str | None:
-    """The Chromium to drive: SA3_CHROMIUM, else one on the path."""
+    """Path of Chromium: SA3_CHROMIUM, else one on PATH, else None."""
     names = ("chromium", "chromium-browser", "google-chrome")
     return os.environ.get("SA3_CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
 
 
 class Box(NamedTuple):
-    """A node with its title bar, in the graph's own units."""
+    """A node with its title bar, in graph units."""
 
     title: str
     x: float
@@ -60,7 +60,7 @@ class Editor:
     """The page of a running server; a context manager that always closes the browser.
 
     nodes2: the second renderer. size: of the window in CSS pixels. scale: device pixels per CSS pixel.
-    `errors` collects what the console and the page complain of, core's known complaints left out.
+    `errors` collects errors of the console and the page, without CORE_NOISE.
     """
 
     def __init__(self, server: Server, *, nodes2: bool = False, size: tuple[int, int] = (1600, 900), scale: float = 1) -> None:
@@ -87,7 +87,7 @@ class Editor:
         self._playwright.stop()  # ends the browser too
 
     def open(self) -> None:
-        """The page as a browser shows it that has never been here; the page before is closed."""
+        """Open the editor in a new browser context; the previous page is closed."""
         if self.page is not None:
             self.page.context.close()
         self.page = self._browser.new_page(**self._view)
@@ -98,46 +98,46 @@ class Editor:
         self.page.wait_for_function("!!(window.app?.graph && window.LiteGraph?.registered_node_types?.SaveAudio)", timeout=60_000)
 
     def load(self, workflow: dict[str, Any], name: str = "workflow") -> None:
-        """Opens a workflow in UI form and fits it into the window."""
+        """Open a workflow in UI form and fit it into the window."""
         self.page.evaluate("([workflow, name]) => window.app.loadGraphData(workflow, true, true, name)", [workflow, name])
         self.page.wait_for_timeout(500)
         self.page.evaluate("() => window.app.extensionManager.command.execute('Comfy.Canvas.FitView')")
-        self.page.wait_for_timeout(800)  # the view glides into place
+        self.page.wait_for_timeout(800)  # the view is animated
 
     def missing(self) -> list[str]:
-        """Node types of the open workflow that this ComfyUI does not have."""
+        """Node types of the open workflow that are not registered."""
         return self.page.evaluate(
             "() => window.app.graph.nodes.filter(n => !n.isVirtualNode && !window.LiteGraph.registered_node_types[n.type]).map(n => n.type)"
         )
 
     def boxes(self) -> list[Box]:
-        """Where the nodes of the open workflow lie."""
+        """Title, position and size of the nodes of the open workflow."""
         return [Box(*box) for box in self.page.evaluate("() => window.app.graph.nodes.map(n => [n.title, ...n.getBounding()])")]
 
     def dialogs(self) -> list[str]:
-        """The words of the dialogs that cover the page."""
+        """The texts of the visible dialogs."""
         return [text for text in self.page.locator("[role=dialog]:visible").all_inner_texts() if text.strip()]
 
     def prompt(self) -> Graph:
-        """The open workflow in API form, as the queue button would send it."""
+        """The open workflow in API form, as the queue button sends it."""
         return self.page.evaluate("async () => (await window.app.graphToPrompt()).output")
 
     def run(self, timeout: float = 300.0) -> str:
-        """`queue`, then the address of audio that the run made, once the page plays it."""
-        made = [file["filename"] for output in self.queue(timeout)["outputs"].values() for file in output.get("audio", [])]
-        return self.page.wait_for_function(SHOWN, arg=[quote(name) for name in made], timeout=timeout * 1000).json_value()
+        """`queue`, then return the URL of a generated audio file once the page shows a player for it."""
+        names = [file["filename"] for output in self.queue(timeout)["outputs"].values() for file in output.get("audio", [])]
+        return self.page.wait_for_function(SHOWN, arg=[quote(name) for name in names], timeout=timeout * 1000).json_value()
 
     def queue(self, timeout: float = 300.0) -> dict[str, Any]:
-        """Presses the queue button, waits for the end of that run, and returns ComfyUI's record of it.
+        """Press the queue button, wait for the end of the run, and return its history entry.
 
-        Raises RuntimeError with ComfyUI's message when the run failed, TimeoutError when it does not end.
+        Raises RuntimeError with ComfyUI's message when the run failed, TimeoutError after `timeout` seconds.
         """
         before, deadline = self.page.evaluate(HISTORY), time.monotonic() + timeout
         self.page.locator("[data-testid=queue-button]").first.click()
         while not (new := (runs := self.page.evaluate(HISTORY)).keys() - before.keys()):
             if time.monotonic() > deadline:
                 raise TimeoutError(f"A run did not end within {timeout:g} s; ComfyUI's log ends with\n{self._server.log_tail()}")
-            self.page.wait_for_timeout(50)  # the page goes on meanwhile
+            self.page.wait_for_timeout(50)  # the page keeps running
         run = runs[new.pop()]
         if failure := dict(run["status"]["messages"]).get("execution_error"):
             raise RuntimeError(f"{failure['node_type']}: {failure['exception_message']}")

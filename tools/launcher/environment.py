@@ -1,7 +1,7 @@
-"""Finds, or has made, the ComfyUI and the Python that a command runs in. Standard library only.
+"""Find the ComfyUI and the Python that a command runs in. Standard library only.
 
-ComfyUI is the one around the pack, the one that was named, or a private one under `.run/` (see private.py).
-Only the private one is ever changed.
+ComfyUI is the one that contains the pack, the one named by an option, or a private one under `.run/` (private.py). Only the private one is
+ever changed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 
 class SetupError(Exception):
-    """The environment cannot be used; the message is a sentence for the user."""
+    """The environment or an input cannot be used; the message is for the user."""
 
 
 @dataclass(frozen=True)
@@ -34,55 +34,54 @@ def is_comfyui(folder: Path) -> bool:
 
 
 def find_comfyui(root: Path, named: Path | None = None) -> Path | None:
-    """The tree that was named, else the one whose `custom_nodes` holds the pack at `root`, else None."""
+    """The named tree, else the one whose `custom_nodes` contains the pack at `root`, else None."""
     if named is not None:
         named = named.expanduser().absolute()
         if not is_comfyui(named):
-            raise SetupError(f"--comfyui {named} is not a ComfyUI folder: it should hold main.py and comfy/.")
+            raise SetupError(f"--comfyui {named} is not a ComfyUI folder; expected main.py and comfy/ in it.")
         return named
     around = root.parent.parent
     return around if root.parent.name == "custom_nodes" and is_comfyui(around) else None
 
 
 def default_comfyui(root: Path) -> Path:
-    """The tree that a benchmark uses where no option names one: SA3_COMFYUI, which `run.py` sets, else the private one."""
+    """The default tree of a benchmark: SA3_COMFYUI, which `run.py` sets, else the private one."""
     return Path(os.environ.get("SA3_COMFYUI") or root / ".run" / "comfyui")
 
 
 def venv_python(venv: Path) -> Path:
-    """Where a virtual environment keeps its interpreter on this system."""
+    """The interpreter of a virtual environment on this system."""
     return venv / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 
 
 def find_python(comfyui: Path, named: Path | None = None) -> Path:
-    """The interpreter of a user's ComfyUI: the named one, a virtual environment beside it, or the running one."""
+    """The interpreter of a user's ComfyUI: the named one, one of a virtual environment next to it, or the running one."""
     if named is not None:
         named = named.expanduser().absolute()
         if not named.is_file():
             raise SetupError(f"--python {named} does not exist.")
         return named
-    beside = [venv_python(comfyui / ".venv"), venv_python(comfyui / "venv"), comfyui.parent / "python_embeded" / "python.exe"]
-    return next((python for python in beside if python.is_file()), Path(sys.executable))
+    candidates = [venv_python(comfyui / ".venv"), venv_python(comfyui / "venv"), comfyui.parent / "python_embeded" / "python.exe"]
+    return next((python for python in candidates if python.is_file()), Path(sys.executable))
 
 
 def probe(python: Path, requirements: Path | None = None) -> dict:
-    """What `python` offers: version, torch, torch_home, accelerator, unmet requirements (probe.py runs in it)."""
+    """The report of probe.py run by `python`: version, torch, torch_home, accelerator, unmet requirements."""
     script = Path(__file__).with_name("probe.py")
     command = [str(python), str(script)] + ([str(requirements)] if requirements and requirements.is_file() else [])
     answer = subprocess.run(command, capture_output=True, text=True)
     if answer.returncode:
-        raise SetupError(f"{python} could not be asked for its packages: {answer.stderr.strip() or answer.returncode}")
+        raise SetupError(f"{python} cannot report its packages: {answer.stderr.strip() or answer.returncode}")
     return json.loads(answer.stdout.splitlines()[-1])
 
 
 def users_environment(root: Path, comfyui: Path, python: Path | None) -> Environment:
-    """The environment of a user's own ComfyUI, looked at and never changed."""
+    """The environment of a user's own ComfyUI, which is never changed."""
     python = find_python(comfyui, python)
     found = probe(python, root / "requirements.txt")
     if found["torch"] is None:
         raise SetupError(
-            f"{python} cannot import torch ({found['torch_error']}), so it is not the Python that runs {comfyui}. "
-            "Name that one with --python."
+            f"{python} cannot import torch ({found['torch_error']}), so it is not the Python of {comfyui}. Name that one with --python."
         )
     if found["unmet"]:
         command = " ".join([str(python), "-m pip install", *(f'"{line}"' for line in found["unmet"])])
@@ -91,10 +90,10 @@ def users_environment(root: Path, comfyui: Path, python: Path | None) -> Environ
 
 
 def child_environ(root: Path, private: bool) -> dict[str, str]:
-    """Environment variables that keep every cache and temporary file of a child process under `.run/`."""
+    """Environment variables that keep the caches and temporary files of a child process under `.run/`."""
     run = root / ".run"
     environ = dict(os.environ)
-    # where a user has put the shared model cache is his choice; the rest is this command's own litter
+    # The user may have set the location of the shared model cache.
     environ.setdefault("HF_HOME", str(run / "cache" / "huggingface"))
     for name, folder in {
         "XDG_CACHE_HOME": "cache",
@@ -111,7 +110,7 @@ def child_environ(root: Path, private: bool) -> dict[str, str]:
     (run / "tmp").mkdir(parents=True, exist_ok=True)
     environ["PYTHONUNBUFFERED"] = "1"
     if private:
-        # nothing of the user's other Pythons may leak in, nor pip's answers out of the environment
+        # Isolate the environment from the user's other Pythons and from pip options.
         for name in ("PYTHONPATH", "PYTHONHOME", "PIP_TARGET", "PIP_PREFIX"):
             environ.pop(name, None)
         environ |= {"PYTHONNOUSERSITE": "1", "PIP_USER": "0", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}

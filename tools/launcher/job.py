@@ -1,4 +1,4 @@
-"""The main job: one shared workflow through a headless ComfyUI, one audio file. Runs under the environment's Python."""
+"""Run a workflow in a headless ComfyUI and return its audio file. Runs under the environment's Python."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ AUDIO = {".flac", ".wav", ".mp3", ".opus", ".ogg"}
 
 
 def read_graph(file: Path) -> Graph:
-    """A workflow in API form."""
+    """Read a workflow in API form."""
     try:
         graph = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -41,7 +41,7 @@ def is_node(value: object) -> bool:
 
 
 def fill(graph: Graph, options: dict[str, object]) -> Graph:
-    """The graph with the given options (None: not given) put into the nodes they belong to, found by class."""
+    """A copy of the graph with options set on all nodes of their class (INPUTS); None = unchanged."""
     filled = {node_id: {**node, "inputs": dict(node.get("inputs", {}))} for node_id, node in graph.items()}
     for option, value in options.items():
         if value is None:
@@ -56,7 +56,7 @@ def fill(graph: Graph, options: dict[str, object]) -> Graph:
 
 
 class Progress:
-    """Tells on a stream, a line each, which stage runs and how far it is."""
+    """Prints the running node and its steps, a line each. Called with events."""
 
     def __init__(self, graph: Graph, stream=None) -> None:
         self._titles = {node_id: node.get("_meta", {}).get("title") or node["class_type"] for node_id, node in graph.items()}
@@ -69,12 +69,12 @@ class Progress:
             self.say(f"{self._titles.get(event.data['node'], '')}: step {event.data['value']}/{event.data['max']}")
 
     def say(self, text: str) -> None:
-        """One line."""
+        """Print a line."""
         print(f"[run] {text}", file=self._stream, flush=True)
 
 
 def run(root: Path, options: Namespace) -> Path:
-    """Runs the workflow and returns the audio file. Raises SetupError or one of server.py's errors."""
+    """Run the workflow and return its audio file. Raises SetupError or one of server.py's errors."""
     graph = fill(read_graph(options.workflow), {name: getattr(options, name) for name in INPUTS})
     progress = Progress(graph)
     tree, home = Path(options.inside), root / ".run" / "home"
@@ -98,5 +98,5 @@ def run(root: Path, options: Namespace) -> Path:
         entry = server.wait(server.queue(graph), progress)
         files = [file for file in server.output_files(entry) if file.suffix in AUDIO and file.is_file()]
     if not files:
-        raise SetupError("The workflow ran but saved no audio file.")
+        raise SetupError(f"The workflow {options.workflow} saved no audio file; expected one of {', '.join(sorted(AUDIO))}.")
     return files[-1]

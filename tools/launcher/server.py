@@ -1,4 +1,4 @@
-"""A headless ComfyUI in a process of its own, and the little of its HTTP and websocket interface that is needed here.
+"""A headless ComfyUI in a subprocess, and a client of its HTTP and websocket API.
 
 with Server(comfyui, base_directory, packs=[root]) as server:
     entry = server.wait(server.queue(graph))
@@ -28,16 +28,16 @@ import aiohttp
 import psutil
 
 Graph = dict[str, dict[str, Any]]
-LOCAL = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # never through the user's proxy
+LOCAL = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # without the user's proxy
 TERMINAL = ("execution_success", "execution_error", "execution_interrupted")
 
 
 class ServerFailed(Exception):
-    """ComfyUI did not start, or died; the message ends with the last lines of its log."""
+    """ComfyUI did not start, or ended; the message contains the last lines of its log."""
 
 
 class PromptRejected(Exception):
-    """ComfyUI refused a graph before running it; the message is its own words, node by node."""
+    """ComfyUI refused a graph; the message contains its errors, node by node."""
 
 
 class ExecutionFailed(Exception):
@@ -63,9 +63,9 @@ class Event(NamedTuple):
 class Server:
     """A running ComfyUI; a context manager that always stops it.
 
-    comfyui: the tree. base_directory: where models, input, output and user settings lie (made when absent).
-    packs: node packs to load, and no others. models: folders laid out like ComfyUI's `models`, searched too.
-    frontend: False serves the API alone, which starts faster. log: where ComfyUI's words go.
+    comfyui: the tree. base_directory: folder of models, input, output and user settings, created when missing.
+    packs: the only node packs to load. models: additional folders with the layout of ComfyUI's `models`.
+    frontend: False serves only the API and starts faster. log: file for ComfyUI's output.
     """
 
     def __init__(
@@ -120,14 +120,14 @@ class Server:
         if self._process is not None:
             stop(self._process)
 
-    # -- what it is asked ---------------------------------------------------------------------------------------------
+    # -- API ----------------------------------------------------------------------------------------------------------
 
     def object_info(self, node: str = "") -> dict[str, Any]:
         """The schemas of all node classes, or of one."""
         return self._get(f"/object_info/{node}" if node else "/object_info")
 
     def queue(self, graph: Graph) -> str:
-        """Queues a graph in API form and returns its prompt id. Raises PromptRejected."""
+        """Queue a graph in API form and return its prompt id. Raises PromptRejected."""
         try:
             return self._post("/prompt", {"prompt": graph, "client_id": self._client})["prompt_id"]
         except urllib.error.HTTPError as error:
@@ -136,7 +136,7 @@ class Server:
             raise PromptRejected(rejection(json.load(error))) from None
 
     def wait(self, prompt_id: str, on_event: Callable[[Event], None] | None = None, timeout: float = 3600.0) -> dict[str, Any]:
-        """Follows a prompt to its end and returns its history entry; its events stay in `events[prompt_id]`.
+        """Wait for the end of a prompt and return its history entry; its events stay in `events[prompt_id]`.
 
         Raises ExecutionFailed, Interrupted, ServerFailed, or TimeoutError after `timeout` seconds.
         """
@@ -148,35 +148,35 @@ class Server:
             raise ExecutionFailed(end.data["node_type"], end.data["exception_message"].strip())
         if end.kind == "execution_interrupted":
             raise Interrupted(f"interrupted in {end.data['node_type']}")
-        return self._until(lambda: self.history(prompt_id), 30.0, "an entry in the history")
+        return self._until(lambda: self.history(prompt_id), 30.0, "entry in the history")
 
     def history(self, prompt_id: str) -> dict[str, Any] | None:
-        """The history entry of a prompt that has ended, however it ended; None before."""
+        """The history entry of a prompt that has ended, else None."""
         return self._get(f"/history/{prompt_id}").get(prompt_id)
 
     def interrupt(self) -> None:
-        """Asks ComfyUI to interrupt what is running; may be called from `on_event`."""
+        """Interrupt the running prompt; may be called from `on_event`."""
         self._post("/interrupt", {})
 
     def free(self) -> None:
-        """Asks ComfyUI to unload all models and to drop its cache."""
+        """Make ComfyUI unload all models and clear its cache."""
         self._post("/free", {"unload_models": True, "free_memory": True})
 
     def upload(self, file: Path) -> str:
-        """Puts a file into ComfyUI's input folder and returns the name that a loader node takes."""
+        """Upload a file to ComfyUI's input folder and return its name for a loader node."""
         return self._loop.run_until_complete(self._upload(file))["name"]
 
     def cached(self, prompt_id: str) -> set[str]:
-        """The node ids of a prompt that were not run because nothing had changed."""
+        """The ids of the nodes of a prompt that were cached."""
         return {node for event in self.events[prompt_id] if event.kind == "execution_cached" for node in event.data["nodes"]}
 
     def progress(self, prompt_id: str, node: str) -> list[tuple[int, int]]:
-        """The (step, of steps) that a node of a prompt has reported."""
+        """The (step, steps) reported by a node of a prompt."""
         reports = (event.data for event in self.events[prompt_id] if event.kind == "progress")
         return [(data["value"], data["max"]) for data in reports if data["node"] == node]
 
     def output_files(self, entry: dict[str, Any]) -> list[Path]:
-        """The files a history entry tells of, in the graph's order; previews lie in the temporary folder."""
+        """The files of a history entry in the graph's order, previews included."""
         folders = {"output": self._folder("--output-directory", "output"), "temp": self._folder("--temp-directory", "temp")}
         return [
             folders[file["type"]] / file["subfolder"] / file["filename"]
@@ -188,7 +188,7 @@ class Server:
 
     @property
     def memory(self) -> int:
-        """Bytes of memory that the process holds now."""
+        """Resident memory of the process in bytes."""
         return psutil.Process(self._process.pid).memory_info().rss
 
     @property
@@ -201,7 +201,7 @@ class Server:
         """The last lines of ComfyUI's log."""
         return "\n".join(self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
 
-    # -- how ----------------------------------------------------------------------------------------------------------
+    # -- process and connection ---------------------------------------------------------------------------------------
 
     def _start(self) -> None:
         for folder in ("custom_nodes", "models", "input", "output", "no_frontend"):
@@ -219,12 +219,12 @@ class Server:
         if self._packs:
             command += ["--whitelist-custom-nodes", *(pack.name for pack in self._packs)]
         with self.log.open("wb") as log:
-            # a session of its own: Ctrl-C reaches us alone, and the whole group can be ended
+            # A new session: Ctrl-C does not reach ComfyUI, and the whole process group can be ended.
             self._process = subprocess.Popen(
                 command, cwd=self._tree, env=self._environ, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                 start_new_session=True,
             )  # fmt: skip
-        self._until(self._answers, self._start_timeout, "an answer")
+        self._until(self._answers, self._start_timeout, "answer")
 
     def _answers(self) -> bool:
         try:
@@ -233,13 +233,13 @@ class Server:
             return False
 
     def _until(self, condition: Callable[[], Any], timeout: float, what: str) -> Any:
-        """Asks again and again; the first true answer. Gives up when the process dies or time is over."""
+        """Poll `condition` and return its first true value. Raises ServerFailed when the process ends or after `timeout`."""
         deadline = time.monotonic() + timeout
         while not (answer := condition()):
             if self._process.poll() is not None:
-                raise ServerFailed(f"ComfyUI ended with status {self._process.returncode}. Its last words:\n{self.log_tail()}")
+                raise ServerFailed(f"ComfyUI ended with status {self._process.returncode}. Its log ends with:\n{self.log_tail()}")
             if time.monotonic() > deadline:
-                raise ServerFailed(f"ComfyUI gave no sign of {what} within {timeout:.0f} s. Its last words:\n{self.log_tail()}")
+                raise ServerFailed(f"ComfyUI gave no {what} within {timeout:.0f} s. Its log ends with:\n{self.log_tail()}")
             time.sleep(0.1)
         return answer
 
@@ -248,7 +248,7 @@ class Server:
         self._socket = await self._session.ws_connect(f"{self.url}/ws?clientId={self._client}", max_msg_size=0)
 
     async def _disconnect(self) -> None:
-        left = asyncio.all_tasks() - {asyncio.current_task()}  # Ctrl-C leaves one behind
+        left = asyncio.all_tasks() - {asyncio.current_task()}  # Ctrl-C leaves one pending
         for task in left:
             task.cancel()
         await asyncio.gather(*left, return_exceptions=True)
@@ -256,7 +256,7 @@ class Server:
             await self._session.close()
 
     async def _follow(self, prompt_id: str, on_event: Callable[[Event], None] | None, deadline: float) -> Event:
-        """Hands on the events of a prompt, those of earlier waits first, up to the one that ends it."""
+        """Pass the events of a prompt, stored ones first, to `on_event`; return the one that ends it."""
         seen = 0
         while True:
             for event in self.events[prompt_id][seen:]:
@@ -269,7 +269,7 @@ class Server:
             if message.type is aiohttp.WSMsgType.TEXT:
                 self._note(json.loads(message.data))
             elif message.type is not aiohttp.WSMsgType.BINARY:  # previews are binary
-                raise ServerFailed(f"ComfyUI closed the connection. Its last words:\n{self.log_tail()}")
+                raise ServerFailed(f"ComfyUI closed the connection. Its log ends with:\n{self.log_tail()}")
 
     def _note(self, message: dict[str, Any]) -> None:
         data = message.get("data") or {}
@@ -299,23 +299,23 @@ class Server:
 
 
 def rejection(answer: dict[str, Any]) -> str:
-    """ComfyUI's refusal of a graph as a sentence: the errors of each node, else the error of the whole."""
+    """ComfyUI's refusal of a graph as text: the errors of each node, else the error of the graph."""
     lines = [
-        f"{node['class_type']} (node {node_id}): {words(error)}"
+        f"{node['class_type']} (node {node_id}): {error_text(error)}"
         for node_id, node in (answer.get("node_errors") or {}).items()
         for error in node["errors"]
     ]
-    return "\n".join(lines) or words(answer["error"])
+    return "\n".join(lines) or error_text(answer["error"])
 
 
-def words(error: dict[str, Any]) -> str:
-    """Message and details of one error of ComfyUI's, as a sentence."""
+def error_text(error: dict[str, Any]) -> str:
+    """Message and details of an error."""
     message, details = error["message"].strip(), error["details"].strip()
     return f"{message}{' ' if message.endswith('.') else ': '}{details}" if details else message
 
 
 def search_paths(packs: Sequence[Path], models: Sequence[Path]) -> dict[str, dict[str, str]]:
-    """ComfyUI's extra model paths: the folders that hold the packs, and every folder inside the models folders."""
+    """ComfyUI's extra model paths: the parent folders of the packs, and every folder in the models folders."""
     paths = {f"pack{i}": {"custom_nodes": str(parent)} for i, parent in enumerate(dict.fromkeys(pack.parent for pack in packs))}
     for i, folder in enumerate(models):
         paths[f"models{i}"] = {kind.name: str(kind) for kind in sorted(folder.iterdir()) if kind.is_dir()}
@@ -323,21 +323,21 @@ def search_paths(packs: Sequence[Path], models: Sequence[Path]) -> dict[str, dic
 
 
 def free_port() -> int:
-    """A TCP port of this machine that nobody listens on."""
+    """An unused TCP port of this machine."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
 
 
 def stop(process: subprocess.Popen[bytes], patience: float = 10.0) -> None:
-    """Ends a process and its descendants: politely, then not."""
+    """End a process and its descendants: terminate, then kill after `patience` seconds."""
     if process.poll() is not None:
         return
     leader = psutil.Process(process.pid)
     family = [leader, *leader.children(recursive=True)]
-    for act in (psutil.Process.terminate, psutil.Process.kill):
+    for end in (psutil.Process.terminate, psutil.Process.kill):
         for member in family:
             with contextlib.suppress(psutil.NoSuchProcess):
-                act(member)
+                end(member)
         _, family = psutil.wait_procs(family, patience)
     process.wait()
