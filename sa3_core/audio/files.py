@@ -47,14 +47,10 @@ def quantize(waveform: Tensor, bits: int) -> tuple[Tensor, list[str]]:
     call, turns the rounding error into noise instead of distortion.
     """
     full = 2 ** (bits - 1)
-    scaled = waveform.double() * full
-    warnings = []
-    beyond = waveform.abs() > 1
-    if bool(beyond.any()):
-        warnings.append(
-            f"{int(beyond.sum())} samples exceed full scale (peak {float(waveform.abs().max()):.3f}) and were clipped at {bits} bits; "
-            "wav32f keeps them."
-        )
+    scaled, warnings = waveform.double() * full, []
+    if clipped := int((waveform.abs() > 1).sum()):
+        peak = float(waveform.abs().max())
+        warnings.append(f"{clipped} samples exceed full scale (peak {peak:.3f}) and were clipped at {bits} bits; wav32f keeps them.")
     if not torch.equal(scaled, scaled.round()):
         generator = torch.Generator().manual_seed(0)
         for _ in range(2):

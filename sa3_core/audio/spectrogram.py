@@ -41,9 +41,7 @@ def draw(
         raise SA3Error(f"The loud end is {loud:g} dB and the quiet end {quiet:g} dB; the loud one must be higher.")
     clip = clip.detach().float()
     upper = {"waveform": height, "spectrogram": 0, "both": height // 3}[kind]
-    parts = []
-    if upper:
-        parts.append(waveform(clip, width, upper))
+    parts = [waveform(clip, width, upper)] if upper else []
     if upper < height:
         lower = spectrogram(clip, rate, width, height - upper, scale, quiet, loud)
         parts.append(_frequency_axis(lower, rate, scale) if axes else lower)

@@ -11,7 +11,7 @@ from ..errors import SA3Error
 SHORTEST = 256  # samples, one patch of SAME
 RATES = (1000, 768_000)  # Hz, lowest and highest accepted sample rate
 ZEROS, ROLLOFF = 6, 0.99  # torchaudio's default kernel: zero crossings per side, cutoff relative to the Nyquist frequency
-LARGEST_KERNEL = 1 << 22  # entries of torchaudio's table; rates with a small common divisor would need billions
+LARGEST_KERNEL = 1 << 22  # entries of torchaudio's table; rates with a small gcd would need billions
 
 
 def check_clip(name: str, waveform: Tensor, rate: int) -> None:

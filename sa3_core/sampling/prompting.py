@@ -19,38 +19,30 @@ class TrackType:
 
 TRACK_TYPES = {
     "music": TrackType(
-        ("TrackType: Music", "VocalType: Instrumental"),
-        "",
-        60.0,
+        ("TrackType: Music", "VocalType: Instrumental"), "", 60.0,
         "Describe one instrumental piece of music. Name the style, three to five instruments with how each is played and how it sounds, "
         "the feeling, how the arrangement moves from its beginning to its end, and the character of the recording. No singers, lyrics, "
         "artists or song titles.",
     ),
     "sound effect": TrackType(
-        ("TrackType: SFX",),
-        "",
-        5.0,
+        ("TrackType: SFX",), "", 5.0,
         "Describe one sound event. Say exactly which object or machine sounds, of what material and size; what is done to it and how fast; "
         "how the sound begins, changes and dies away; how near the microphone is and what kind of room answers. No music, no story, "
         "nothing that cannot be heard.",
     ),
     "instrument loop": TrackType(
-        ("TrackType: Instrument",),
-        "loop",
-        8.0,
+        ("TrackType: Instrument",), "loop", 8.0,
         "Describe one instrument, or one kit, that plays a short figure meant to repeat. Say how it is played, the rhythm or the line, the "
         "tone, the effects on it and where it was recorded. The level and density stay even from the first beat to the last: no intro, "
         "no build-up, no ending. Nothing else plays.",
     ),
     "ambience": TrackType(
-        ("TrackType: SFX",),
-        "ambience",
-        60.0,
+        ("TrackType: SFX",), "ambience", 60.0,
         "Describe the steady background of one place. Say where it is, the hour and the weather; what is heard near, what far away; what "
         "goes on all the time and what comes by now and then; how wide and how reverberant it is. No foreground event, no melody, "
         "no speech that can be understood.",
     ),
-}
+}  # fmt: skip
 INSTRUCTION = (
     "You write prompts for a model that turns text into sound. {task} The clip lasts {seconds:g} seconds; put no more into it than fits. "
     "Keep every fact of the draft below and invent what is missing. Begin with exactly these labels: {tags}. Go on in plain English, "
