@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from ..errors import SA3Error
 
-MAX_TOKENS = 256  # longest prompt of the text encoder
+MAX_TOKENS = 256  # longest prompt
 BEATS_PER_BAR = 4
 
 
@@ -68,26 +68,21 @@ def split_list(text: str) -> list[str]:
     return [part.strip() for part in re.split(r"[,;\n、，；]", text) if part.strip()]
 
 
-def loop_seconds(seconds: float, bpm: float) -> float:
-    """The nearest duration of whole 4/4 bars, at least one."""
-    bar = BEATS_PER_BAR * 60 / bpm
-    return max(1, round(seconds / bar)) * bar
-
-
 def write(
     track_type: str, genre: str = "", instruments: str = "", mood: str = "", bpm: float = 0.0, key: str = "", seconds: float = 0.0,
     extra: str = "",
 ) -> Written:  # fmt: skip
     """A prompt, its duration, and an instruction for a language model to rewrite the prompt.
 
-    track_type: a key of TRACK_TYPES. seconds: 0 = the type's default; loops are rounded to whole bars when bpm is given.
+    track_type: a key of TRACK_TYPES. seconds: 0 = the type's default; a loop with a bpm is rounded to whole 4/4 bars.
     """
     if track_type not in TRACK_TYPES:
         raise SA3Error(f"The track type is '{track_type}'; expected one of: {', '.join(TRACK_TYPES)}.")
     kind = TRACK_TYPES[track_type]
     length = seconds or kind.seconds
     if track_type == "instrument loop" and bpm:
-        length = loop_seconds(length, bpm)
+        bar = BEATS_PER_BAR * 60 / bpm
+        length = max(1, round(length / bar)) * bar
     labels = [f"Genre: {name}" for name in split_list(genre)]
     if split_list(instruments):
         labels.append(f"Instruments: {', '.join(split_list(instruments))}")
