@@ -1,1 +1,1 @@
-"""Weights on disk and on the Hub: opened, recognised, downloaded."""
+"""Checkpoints on disk and on the Hugging Face Hub: detection, checks, loading, downloads."""

@@ -65,9 +65,7 @@ def open_checkpoint(path: str | Path, objective: str = "auto", autoencoder: bool
         layout = "single file"
     elif config.dit is not None:
         if detect.OBJECTIVES[objective] not in (None, config.objective):
-            raise SA3Error(
-                f"{tensors.path.parent / CONFIG} says '{config.objective}', which is not '{objective}'; set the objective to auto."
-            )
+            raise SA3Error(f"{tensors.path.parent / CONFIG} says '{config.objective}', not '{objective}'; set the objective to auto.")
         if detect.PROMPT in tensors.names and tensors.dtype(detect.PROMPT) == "BF16":
             layout = "mirror"
         if autoencoder:

@@ -47,8 +47,9 @@ def read_header(path: Path) -> Header:
             header = parse_json(file.read(length), path, "the header of a safetensors file")
         shapes = {name: tuple(map(int, entry["shape"])) for name, entry in header.items() if name != "__metadata__"}
         kind = kind_of(shapes)
+        kernels = [shapes[p + MAPPING][-1] for p in ("", PRETRANSFORM) if p + MAPPING in shapes]
         widths = [shapes[p + "embed_tokens.weight"][1] for p in TEXT_PREFIXES if p + "embed_tokens.weight" in shapes]
-        return Header(kind, _same_of(shapes), widths[0] if widths and kind == "text encoder" else None)
+        return Header(kind, KERNELS.get(kernels[0]) if kernels else None, widths[0] if widths and kind == "text encoder" else None)
     except (SA3Error, OSError, LookupError, ValueError, TypeError, AttributeError, OverflowError):
         return Header()
 
@@ -63,12 +64,6 @@ def kind_of(names: Collection[str]) -> str | None:
         if prefix + "embed_tokens.weight" in names and prefix + "layers.0.pre_feedforward_layernorm.weight" in names:
             return "text encoder"
     return None
-
-
-def _same_of(shapes: Shapes) -> str | None:
-    """SAME-S or SAME-L, by the kernel of the decoder's output convolution."""
-    found = [shapes[prefix + MAPPING] for prefix in ("", PRETRANSFORM) if prefix + MAPPING in shapes]
-    return KERNELS.get(found[0][-1]) if found and found[0] else None
 
 
 def is_base_name(name: str) -> bool:

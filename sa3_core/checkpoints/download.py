@@ -176,9 +176,7 @@ def _check_space(partial: Path, files: list[RemoteFile]) -> None:
     missing = sum(max(0, file.size - _received(partial, file)) for file in files)
     free = shutil.disk_usage(place).free
     if free < missing + RESERVE:
-        raise SA3Error(
-            f"{place} has {free / 1e9:.1f} GB free and the download needs {missing / 1e9:.1f} GB more; make room, or choose another folder."
-        )
+        raise SA3Error(f"{place} has {free / 1e9:.1f} GB free, the download needs {missing / 1e9:.1f} GB; make room or use another folder.")
 
 
 def _received(partial: Path, file: RemoteFile) -> int:

@@ -107,9 +107,7 @@ def check_file(path: Path) -> None:
     # The first 8 bytes of a safetensors file are the length of its header. They may equal a magic number, but no header has 16 MB.
     pickled = head[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK") and any(head[3:])
     if path.suffix.lower() in PICKLES or pickled:
-        raise SA3Error(
-            f"{path} is a pickled (or zip) file, which can run code when read; expected .safetensors. Use the release's model.safetensors."
-        )
+        raise SA3Error(f"{path} is a pickle or a zip, which can run code when read; expected the release's model.safetensors.")
     if not head:
         raise SA3Error(f"{path} is empty; the download did not finish.")
     if path.suffix.lower() != ".safetensors":
@@ -119,7 +117,4 @@ def check_file(path: Path) -> None:
 def refuse_optimized(path: Path) -> None:
     """Raise SA3Error for a file made for another inference engine."""
     if engine := ENGINES.get(path.suffix.lower()):
-        raise SA3Error(
-            f"{path} is an optimized file for {engine}, as in stabilityai/stable-audio-3-optimized; it has no PyTorch weights to load. "
-            "Use the model's own release with its model.safetensors."
-        )
+        raise SA3Error(f"{path} is an optimized file for {engine} without PyTorch weights; use the release's own model.safetensors.")

@@ -1,4 +1,4 @@
-"""Adapters: their algebra, the file formats, and stacks of them on a model."""
+"""LoRA adapters: algebra, file formats, stacks on a model."""
 
 from .algebra import apply
 

@@ -30,10 +30,7 @@ def open_lora(
     lora = read_lora(path)
     family, own = (_variant(lora.base) or "").partition("-")[0], _family_of(module)
     if family and family != own:
-        raise SA3Error(
-            f"{lora.path} does not fit {model_name}: it was trained on {lora.base}, this model is of the {own} family. "
-            f"Load the {family} model for it."
-        )
+        raise SA3Error(f"{lora.path} does not fit {model_name}, a {own} model: it was trained on {lora.base}; load a {family} model.")
     if not lora.needs_bases:
         return lora
     base = base(lora.base) if callable(base) else base

@@ -27,18 +27,16 @@ def merge(checkpoint: str | Path, stack: Stack, target: str | Path, progress=Non
         raise SA3Error("There is no LoRA on this model to merge.")
     if stack.scheduled:
         names = ", ".join(stacked.lora.name for stacked in stack.loras if stacked.scheduled)
-        raise SA3Error(
-            f"{names} acts at some noise levels only or along a curve, which a file cannot contain; use the whole interval and no curve."
-        )
+        raise SA3Error(f"{names} depends on noise levels or a curve and cannot be merged; use the interval 0 to 1 and no curve.")
     if target.exists():
         raise SA3Error(f"{target} exists already; choose another name.")
     opened = open_checkpoint(checkpoint)
-    entries = {weight_name(layer): adapters for layer, adapters in patches.items()}
+    stacks = {weight_name(layer): adapters for layer, adapters in patches.items()}
     header, end = {"__metadata__": {"format": "pt", "sa3_loras": json.dumps(stack.record())}}, 0
     for name, tensor in build(opened.config).state_dict().items():
-        kind = opened.tensors.dtype(opened.prefix + name)
-        size = tensor.numel() * STORED[kind].itemsize
-        header[name] = {"dtype": kind, "shape": list(tensor.shape), "data_offsets": [end, end + size]}
+        dtype = opened.tensors.dtype(opened.prefix + name)
+        size = tensor.numel() * STORED[dtype].itemsize
+        header[name] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": [end, end + size]}
         end += size
     head = json.dumps(header).encode()
     head += b" " * (-len(head) % 8)
@@ -49,7 +47,7 @@ def merge(checkpoint: str | Path, stack: Stack, target: str | Path, progress=Non
         with open(folder / WEIGHTS, "wb") as file:
             file.write(len(head).to_bytes(8, "little") + head)
             for done, name in enumerate(names, 1):
-                tensor = apply_stack(opened.tensors.read(opened.prefix + name), entries.get(name, []))
+                tensor = apply_stack(opened.tensors.read(opened.prefix + name), stacks.get(name, []))
                 file.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
                 if progress is not None:
                     progress(done, len(names))
