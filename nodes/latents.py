@@ -120,20 +120,20 @@ class SAMEDecode(io.ComfyNode):
     @classmethod
     def execute(cls, latent, vae, chunk_size, overlap, noise="off", seed=0) -> io.NodeOutput:
         vae = host_vae.require(vae)
-        read = read_latent(latent, vae.sa3_config)
-        samples = latent["samples"] if read.samples is None else read.samples
+        source = read_latent(latent, vae.sa3_config)
+        samples = latent["samples"] if source.samples is None else source.samples
         if samples.shape[1] != vae.latent_channels:
             raise SA3Error("The LATENT is empty; connect it to SA3 Sampler first.")
-        frames = [decode_frames(vae.sa3_config, read.lengths, i) for i in range(len(read.indices))]
+        frames = [decode_frames(vae.sa3_config, source.lengths, i) for i in range(len(source.indices))]
         groups = equal_runs(frames, lambda n: vae.items_at_once(n, chunk_size))
         clips, warnings, bar = [], [], Progress(1, "decoding chunk")
         for k, items in enumerate(groups):
-            drawn = Noise(seed, [read.indices[i] for i in items]) if noise == "seeded" else None
+            drawn = Noise(seed, [source.indices[i] for i in items]) if noise == "seeded" else None
             part = bar.part(k, len(groups), "item" if len(groups) == len(frames) else "group")
             latents = samples[items.start : items.stop, :, : frames[items.start]]
             audio = vae.decode_latents(latents, chunk_size, overlap, drawn, part, warnings.append)
             part(1, 1)  # a short clip is a single chunk, which reports nothing
-            clips += [audio[j : j + 1, :, : read.lengths.samples[i]] for j, i in enumerate(items)]
+            clips += [audio[j : j + 1, :, : source.lengths.samples[i]] for j, i in enumerate(items)]
         bar.finish()
         warn(*dict.fromkeys([*warnings, *(sentence for clip in clips for sentence in hints.audio_warnings(clip))]))
         if len({clip.shape[-1] for clip in clips}) == 1:

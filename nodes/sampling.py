@@ -122,20 +122,20 @@ class Sampler(io.ComfyNode):
         watch = run_record.Stopwatch()
         inner = host_model.require(model)
         config = inner.sa3_config
-        read = read_latent(latent, config)
+        source = read_latent(latent, config)
         for name, conditioning in (("positive", positive), ("negative", negative)):
             if conditioning is not None or name == "positive":
-                host.check_conditioning(conditioning, config, len(read.lengths), name)
+                host.check_conditioning(conditioning, config, len(source.lengths), name)
         plan = runs.plan(
-            config, read.lengths, steps=steps or None, sampler=sampler, seed=seed, noise_level=noise_level, sigmas=sigmas,
-            indices=read.indices,
+            config, source.lengths, steps=steps or None, sampler=sampler, seed=seed, noise_level=noise_level, sigmas=sigmas,
+            indices=source.indices,
         )  # fmt: skip
         settings = dataclasses.replace(host.check_guidance(guidance), cfg=cfg or config.default_cfg)
         warnings = [*hints.request_warnings(config, plan, settings), *host.before(model)]
         warn(*warnings)
         live = live_preview(preview, attached_autoencoder(model))
         remarks: list[str] = []
-        samples = host.sample(model, positive, read, plan, settings, negative, live=live, remark=remarks.append)
+        samples = host.sample(model, positive, source, plan, settings, negative, live=live, remark=remarks.append)
         watch.lap("sample")
         if remarks := list(dict.fromkeys([*remarks, *host_model.remarks(model)])):
             warnings += remarks
