@@ -111,8 +111,11 @@ SECTIONS = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="*", choices=list(sa3_core.DEMOS), metavar="MODEL", help="default: all")
-    for name in parser.parse_args().models or sa3_core.DEMOS:
+    parser.add_argument("models", nargs="*", metavar="MODEL", help=f"{', '.join(sa3_core.DEMOS)}; default: all")
+    models = parser.parse_args().models or list(sa3_core.DEMOS)
+    if unknown := set(models) - set(sa3_core.DEMOS):
+        parser.error(f"unknown: {', '.join(unknown)}")
+    for name in models:
         write_card(name)
 
 

@@ -20,29 +20,52 @@ sys.path.append(str(ROOT))
 from tools.launcher.server import Server
 
 NOTES = {
-    "sfx_pack": "A folder of effects from a list.\n\nOne effect per line, one duration for each line, a file for each. Choose small-sfx or "
-    "medium in the loader. Another seed makes another set; each effect is the same alone and in the list. Name the thing, what happens "
-    "to it, the room.",
-    "make_four_keep_one": "Make four, keep one.\n\nQueue once and listen: with keep at none nothing is saved. Tick the ones you "
-    "like and queue "
-    "again: only the preview and what follows it run, and the ticked ones are saved. The seed under an item makes it again, alone.",
-    "audio_to_audio": "Restyle a recording.\n\nnoise_level on the sampler: 0.1 a close variation, 0.6 the same shape in another sound, "
-    "0.9 only a loose memory. The level is never exceeded.",
-    "inpaint": "Make parts of a recording anew.\n\nDraw regions in the picture, or write them in seconds: 0.5-1, 2.5-3. Everything outside "
-    "stays bit-identical: the splice pastes the recording back at its own rate and channels. For audio to audio inside the regions, lower "
-    "noise_level.",
-    "continue": "Go on where a recording ends, or lead into its start (side).\n\nThe splice keeps the recording bit-identical "
-    "and reports the step at the join. For more than the model's longest clip use SA3 Extend.",
-    "loop": "Whole bars that repeat without a break.\n\nSet the tempo and the bars; the seam where the end meets the start is made anew. "
-    "The splice turns the loop back so that it starts on the first beat, and reports the step at the wrap.",
-    "extend": "Continue past the model's longest clip, window by window.\n\ncontext: seconds of the tail each window sees. An "
-    "interrupted run keeps what is finished; queue again and it goes on.",
-    "train_lora": "Train a LoRA on sounds of your own.\n\nPut audio with captions (kick.wav, kick.txt) into input/training and choose "
-    "a -base model in the loader; demo is to try it on. 40 steps are a trial; the official guide suggests 1000. Stop and queue "
-    "again: it goes on where it was. The curves: blue each step's own loss, red clips it trains on, green clips held out; when green "
-    "rises, take an earlier file. Afterwards choose the file in SA3 LoRA Stack, on the post-trained model too.",
-    "autoencoder_round_trip": "What the autoencoder alone does to a recording.\n\nChoose SAME-S, SAME-L or the demo. The result has the "
-    "recording's length at 44.1 kHz.",
+    "sfx_pack": (
+        "Generate a set of sound effects from a list.\n\n"
+        "One effect per line, one duration per line; each effect is saved as its own file. Choose small-sfx or medium in the loader. "
+        "Another seed gives another set; an effect is the same alone and in the list. Describe the object, what happens to it, and "
+        "the room."
+    ),
+    "make_four_keep_one": (
+        "Generate four, keep one.\n\n"
+        "Queue once and listen: with keep at none nothing is saved. Tick the ones to keep and queue again: only the preview and the "
+        "nodes after it run, and the ticked ones are saved. The seed below an item generates it again, alone."
+    ),
+    "audio_to_audio": (
+        "Restyle a recording.\n\n"
+        "noise_level on the sampler: 0.1 gives a close variation, 0.6 the same shape with another sound, 0.9 only a loose "
+        "resemblance."
+    ),
+    "inpaint": (
+        "Regenerate parts of a recording.\n\n"
+        "Draw regions in the picture, or write them in seconds: 0.5-1, 2.5-3. Everything outside stays bit-identical: the splice "
+        "pastes the recording back at its own sample rate and channels. For audio to audio inside the regions, lower noise_level."
+    ),
+    "continue": (
+        "Continue a recording after its end, or before its start (side).\n\n"
+        "The splice keeps the recording bit-identical and reports the step at the join. For more than the model's longest clip use "
+        "SA3 Extend."
+    ),
+    "loop": (
+        "Whole bars that repeat without a break.\n\n"
+        "Set the tempo and the bars; the seam where the end meets the start is regenerated. The splice rotates the loop back so that "
+        "it starts on the first beat, and reports the step at the wrap."
+    ),
+    "extend": (
+        "Continue past the model's longest clip, window by window.\n\n"
+        "context: seconds of the existing audio that each window sees. An interrupted run keeps the finished windows; queue again to "
+        "resume."
+    ),
+    "train_lora": (
+        "Train a LoRA on your own sounds.\n\n"
+        "Put audio with captions (kick.wav, kick.txt) into input/training and choose a -base model in the loader; demo is for trying "
+        "it out. 40 steps are a trial; the official guide suggests 1000. Stop and queue again to resume. The curves: blue is the loss "
+        "of the steps, red of training clips, green of held-out clips; when green rises, use an earlier file. Then choose the file in "
+        "SA3 LoRA Stack, on the post-trained model too."
+    ),
+    "autoencoder_round_trip": (
+        "Encode and decode a recording.\n\nChoose SAME-S, SAME-L or the demo. The result has the recording's length at 44.1 kHz."
+    ),
 }
 # sizes of nodes that show more than their widgets
 ROOMY = {"SA3_PreviewBatch": (460, 470), "SA3_InpaintMask": (480, 460), "SA3_Continue": (480, 520)}
@@ -122,9 +145,11 @@ def editor_form(name: str, graph: dict, schemas: dict) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", choices=[*NOTES], metavar="NAME", help="workflows; default: all")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(NOTES)}; default: all")
     parser.add_argument("--comfyui", type=Path, default=ROOT / ".run" / "comfyui", help="a ComfyUI tree (default: run.py's)")
     options = parser.parse_args()
+    if unknown := set(options.names) - set(NOTES):
+        parser.error(f"unknown: {', '.join(unknown)}")
     comfyui = options.comfyui.expanduser().absolute()
     with tempfile.TemporaryDirectory() as base, Server(comfyui, Path(base), packs=[ROOT]) as server:
         schemas = server.object_info()
