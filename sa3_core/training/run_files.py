@@ -35,9 +35,9 @@ class RunFiles:
             raise SA3Error(f"The LoRA's file is {self.out.name}; expected a name that ends in .safetensors.")
         note = self.folder / "run.json"
         if note.is_file():
-            found = read_json(note, "the settings of a training run")
-            found = found if isinstance(found, dict) else {}
-            changes = [f"{key} {found.get(key)} is now {value}" for key, value in self.identity.items() if found.get(key) != value]
+            previous = read_json(note, "the settings of a training run")
+            previous = previous if isinstance(previous, dict) else {}
+            changes = [f"{key} {previous.get(key)} is now {value}" for key, value in self.identity.items() if previous.get(key) != value]
             if changes:
                 raise SA3Error(
                     f"The run in {self.folder} was begun with other settings ({'; '.join(changes)}); choose another name, or restore them."

@@ -60,12 +60,9 @@ class Trainer:
             self.load()
 
     def run(
-        self,
-        loss: Loss,
-        on_record: Callable[[int, dict], None] | None = None,
-        evaluate: Callable[[], dict[str, float]] | None = None,
+        self, loss: Loss, on_record: Callable[[int, dict], None] | None = None, evaluate: Callable[[], dict[str, float]] | None = None,
         on_step: Callable[[int, dict], None] | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         """Train up to the last step.
 
         evaluate(): more values for each record. on_record(step, means since the last record and the evaluation). on_step(step, terms):

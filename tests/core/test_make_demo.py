@@ -1,4 +1,4 @@
-"""The recipe of the demo models, all stages at a size of seconds: what it writes loads and generates."""
+"""The recipe of the demo models with tiny settings: its models load and generate."""
 
 import importlib.util
 import sys
@@ -16,7 +16,7 @@ RECIPE = Path(__file__).parents[2] / "tools" / "demo" / "make_demo.py"
 
 @pytest.fixture
 def recipe(monkeypatch):
-    """The script as a module, with two steps where it has thousands."""
+    """The script as a module, with two steps per phase."""
     spec = importlib.util.spec_from_file_location("make_demo", RECIPE)
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, "make_demo", module)  # dataclasses look their module up
@@ -43,7 +43,7 @@ def make(recipe, monkeypatch, *arguments) -> None:
     recipe.main()
 
 
-def test_one_command_goes_from_nothing_to_models_that_generate(recipe, monkeypatch, tmp_path):
+def test_one_command_trains_models_that_generate(recipe, monkeypatch, tmp_path):
     make(recipe, monkeypatch, "--work", tmp_path / "work", "--out", tmp_path / "out")
     make(recipe, monkeypatch, "--work", tmp_path / "work", "--out", tmp_path / "out", "--model", "demo-post-trained")
     for name, objective, differential in (
@@ -61,24 +61,24 @@ def test_one_command_goes_from_nothing_to_models_that_generate(recipe, monkeypat
             assert {path.name for path in (tmp_path / "out" / name).glob("*.png")} == pictures
 
     again = tmp_path / "again"
-    make(recipe, monkeypatch, "--work", tmp_path / "work", "--out", again)  # everything is there: nothing is trained twice
+    make(recipe, monkeypatch, "--work", tmp_path / "work", "--out", again)  # everything is cached: nothing is trained again
     for name in sa3_core.DEMOS:
         assert (again / name / "model.safetensors").read_bytes() == (tmp_path / "out" / name / "model.safetensors").read_bytes()
 
 
-def test_training_goes_on_from_a_finished_model(recipe, monkeypatch, tmp_path):
+def test_training_starts_from_another_model(recipe, monkeypatch, tmp_path):
     arguments = ("--work", tmp_path / "work", "--out", tmp_path / "out", "--start", "demo", "--model", "demo")
     make(recipe, monkeypatch, *arguments)
-    demo, made = sa3_core.load("demo"), sa3_core.load(tmp_path / "out" / "demo")
-    for found, before in zip(made.module.parameters(), demo.module.parameters(), strict=True):
-        assert not found.numel() or float((found - before).abs().max()) < 0.01  # two steps away
+    demo, trained = sa3_core.load("demo"), sa3_core.load(tmp_path / "out" / "demo")
+    for after, before in zip(trained.module.parameters(), demo.module.parameters(), strict=True):
+        assert not after.numel() or float((after - before).abs().max()) < 0.01  # two steps away
 
 
-def test_the_medium_family_begins_as_the_small_one_as_far_as_it_goes(recipe):
-    """Each row where the first attention of a differential pair looks for it; the autoencoder keeps most of the waveform at once."""
+def test_the_medium_family_inherits_weights_of_the_small_one(recipe):
+    """The first attention of a differential pair gets the weights; the autoencoder gives almost the same latents."""
     small = sa3_core.load("demo")
     torch.manual_seed(0)
-    medium = recipe.Generator(recipe.parse(recipe.demo_config.model("medium", "rectified_flow")), device="cpu", dtype=torch.float32)
+    medium = recipe.ConditionedDiT(recipe.parse(recipe.demo_config.model("medium", "rectified_flow")), device="cpu", dtype=torch.float32)
     recipe.inherit(medium, small.module.state_dict())
     width = medium.config.dit.width
     for layer, source in zip(medium.dit.transformer.layers, small.dit.transformer.layers, strict=True):

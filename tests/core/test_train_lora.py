@@ -84,8 +84,8 @@ def bases_of(net):
     return bases
 
 
-def stirred(adapters, size=0.05):
-    """Adapters after some imagined training: every tensor moved."""
+def perturbed(adapters, size=0.05):
+    """Adapters with every parameter changed, as after some training."""
     with torch.no_grad():
         for i, p in enumerate(adapters.trained().values()):
             p.add_(randn(*p.shape, seed=i) * size * p.abs().mean().clamp_min(0.1))
@@ -107,14 +107,14 @@ def test_training_starts_exactly_at_the_base(source, kind, dtype):
     assert set(adapters.layers) == set(layers)
     now = adapters.now()
     assert [name for name, layer in layers.items() if not torch.equal(adapted(layer, inputs[name], now), before[name])] == []
-    # As a whole to rounding: torch uses other kernels where there are gradients, or another layout in memory.
+    # The whole loss up to rounding: with gradients or another memory layout torch uses other kernels.
     assert rel_error(loss_of(net, adapters).detach(), plain) < {"fp32": 1e-6, "bf16": 1e-2}[dtype]
 
 
 @pytest.mark.parametrize("kind", TYPES)
 def test_gradients_reach_every_adapter_and_nothing_else(source, kind):
     net = load_network(source)
-    adapters = stirred(Adapters(net, kind, 3, bases=bases_of(net)))
+    adapters = perturbed(Adapters(net, kind, 3, bases=bases_of(net)))
     loss_of(net, adapters).backward()
     assert all(p.grad is None for p in net.parameters())
     idle = [name for name, p in adapters.trained().items() if p.grad is None or not p.grad.any()]
@@ -123,9 +123,9 @@ def test_gradients_reach_every_adapter_and_nothing_else(source, kind):
 
 @pytest.mark.parametrize("kind", TYPES)
 def test_gradients_are_those_of_the_changed_weights(source, kind):
-    """The same loss with the weights themselves replaced, as inference has them, gives the same gradients."""
+    """The gradients equal those of the loss with merged weights, as in inference."""
     net = load_network(source)
-    adapters = stirred(Adapters(net, kind, 3, include=["layers.0.ff", "to_cond_embed"], bases=bases_of(net)))
+    adapters = perturbed(Adapters(net, kind, 3, include=["layers.0.ff", "to_cond_embed"], bases=bases_of(net)))
     parameters = adapters.trained()
     loss = loss_of(net, adapters)
     found = torch.autograd.grad(loss, list(parameters.values()))
@@ -144,7 +144,7 @@ def test_gradients_are_those_of_the_changed_weights(source, kind):
 @pytest.mark.parametrize("kind", ["dora-rows", "bora-xs"])
 def test_checkpointing_changes_no_gradient(source, kind):
     net = load_network(source)
-    adapters, kept = stirred(Adapters(net, kind, 3, bases=bases_of(net))), []
+    adapters, kept = perturbed(Adapters(net, kind, 3, bases=bases_of(net))), []
     gradients = []
     for checkpointing in (False, True):
 
@@ -187,7 +187,7 @@ def test_include_and_exclude_choose_layers(source):
 # --- pairing and fixed losses
 
 
-def test_noises_go_to_the_items_that_they_lie_near():
+def test_noise_is_paired_with_the_nearest_item():
     z = randn(6, 3, 5)
     order = torch.randperm(6, generator=generator(1))
     assert (
@@ -221,7 +221,7 @@ def load(source, folder, **more):
     return dataset.load(folder, source.config, source.autoencoder, source.load_encoder, **more)
 
 
-def test_a_folder_becomes_latents_once(source, tmp_path):
+def test_a_folder_is_encoded_once(source, tmp_path):
     write_clip(tmp_path / "a.wav", 1.0, 1, "one")
     write_clip(tmp_path / "deep" / "b.flac", 0.5, 2, "two\nlines", "flac16", channels=1)
     clips = load(source, tmp_path, validation=0.0)
@@ -282,14 +282,14 @@ def test_tables(source, tmp_path):
         ("name,words\na.wav,hello\n", ("row 2", "columns file and caption")),
     ],
 )
-def test_tables_name_what_is_wrong(tmp_path, table, words):
+def test_wrong_tables_are_refused(tmp_path, table, words):
     write_clip(tmp_path / "a.wav", caption="")
     (tmp_path / "captions.csv").write_text(table, encoding="utf-8")
     with refused("captions.csv", *words):
         dataset.find_clips(tmp_path)
 
 
-def test_what_cannot_be_used_is_named(source, tmp_path):
+def test_unusable_files_are_skipped_with_a_reason(source, tmp_path):
     with refused("is not a folder"):
         dataset.find_clips(tmp_path / "none")
     with refused("contains no audio files"):
@@ -310,9 +310,9 @@ def test_what_cannot_be_used_is_named(source, tmp_path):
     (tmp_path / "empty.txt").write_text("nothing", encoding="utf-8")
     clips = load(source, tmp_path, validation=0.0)
     assert [clip.name for clip in clips.training] == ["a.wav"]
-    said = "\n".join(clips.skipped)
+    report = "\n".join(clips.skipped)
     for name, why in (("silent", "below -60 dB"), ("short", "0.050 s long"), ("words", "cannot be read"), ("empty", "empty")):
-        assert any(name in line and why in line for line in clips.skipped), said
+        assert any(name in line and why in line for line in clips.skipped), report
     assert all(line in clips.describe() for line in clips.skipped) and clips.describe().startswith("1 clips, ")
     (tmp_path / "a.wav").unlink()
     with refused("none of the", "can be used"):
@@ -337,7 +337,7 @@ class Stop(Callbacks):
         self.samples.append((step, waveform.shape, rate))
 
 
-def test_a_run_that_was_stopped_ends_in_the_same_bytes(source, data, tmp_path):
+def test_a_resumed_run_gives_the_same_bytes(source, data, tmp_path):
     settings = dataclasses.replace(QUICK, batch=2, kind="bora")
     train(source, data, tmp_path / "a.safetensors", tmp_path / "a", settings)
     callbacks = Stop(2, 4)
@@ -378,7 +378,7 @@ def test_files_of_every_kind_work_at_once(source, data, base, tmp_path, kind):
 
 
 def test_what_the_file_computes_is_what_was_trained(source, data, tmp_path):
-    """Validation through the file's fp16 tensors, put on by the inference code, against the trainer's own last value."""
+    """The loss with the file's fp16 tensors in the inference code equals the trainer's last evaluation."""
     settings = dataclasses.replace(QUICK, steps=8, lr=0.01, kind="dora-cols")
     done = train(source, data, tmp_path / "a.safetensors", tmp_path / "run", settings)
     model = sa3_core.load(source.checkpoint)
@@ -421,21 +421,21 @@ def test_two_trained_loras_stack_in_the_order_of_the_chain(source, data, base, t
     ]  # fmt: skip
     model = sa3_core.load(base)
     weight = model.dit.transformer.layers[0].ff.ff[2].weight.clone()
-    said = [model.add_lora(file) for file in files]
-    assert len(said[1].splitlines()) == 2 and "Warning" not in said[1]
+    reports = [model.add_lora(file) for file in files]
+    assert len(reports[1].splitlines()) == 2 and "Warning" not in reports[1]
     adapters = [(read_lora(file).layers["transformer.layers.0.ff.ff.2"], 1.0, "chain") for file in files]
     assert rel_error(model.dit.transformer.layers[0].ff.ff[2].weight, apply_stack(weight, adapters)) < 1e-6
     model.remove_loras()
     assert torch.equal(model.dit.transformer.layers[0].ff.ff[2].weight, weight)
 
 
-def test_more_steps_go_on_and_keep_the_shorter_one(source, data, tmp_path):
+def test_more_steps_resume_and_keep_the_shorter_result(source, data, tmp_path):
     def run(steps):
         return train(source, data, tmp_path / "a.safetensors", tmp_path / "run", dataclasses.replace(QUICK, steps=steps))
 
     first = run(3).path.read_bytes()
     stamp = (tmp_path / "a.safetensors").stat().st_mtime_ns
-    assert run(3).path.stat().st_mtime_ns == stamp  # done already: nothing is written
+    assert run(3).path.stat().st_mtime_ns == stamp  # finished: nothing is written
     run(5)
     assert (tmp_path / "a_step000003.safetensors").read_bytes() == first != (tmp_path / "a.safetensors").read_bytes()
     assert read_lora(tmp_path / "a.safetensors").config["step"] == 5
@@ -443,7 +443,7 @@ def test_more_steps_go_on_and_keep_the_shorter_one(source, data, tmp_path):
     assert straight.path.read_bytes() == (tmp_path / "a.safetensors").read_bytes()
 
 
-def test_what_belongs_to_something_else_is_left_alone(source, data, tmp_path):
+def test_files_of_other_runs_are_not_overwritten(source, data, tmp_path):
     (tmp_path / "a.safetensors").write_bytes(b"somebody's")
     with refused("a.safetensors", "exists already"):
         train(source, data, tmp_path / "a.safetensors", tmp_path / "run", QUICK)
@@ -475,7 +475,7 @@ def test_it_learns(source, data, tmp_path):
     assert {"step", "loss", "training", "validation"} == set(done.history[-1])
 
 
-def test_samples_on_the_way(source, data, tmp_path):
+def test_samples_during_training(source, data, tmp_path):
     callbacks = Stop()
     settings = dataclasses.replace(QUICK, prompt="sound 1", preview_every=4, preview_seconds=0.5, preview_steps=2, save_every=4)
     done = train(source, data, tmp_path / "a.safetensors", tmp_path / "run", settings, callbacks)
@@ -496,15 +496,15 @@ def test_the_command(base, data, tmp_path, capsys):
     before = signal.getsignal(signal.SIGINT)
     assert main(words) == 0
     assert signal.getsignal(signal.SIGINT) is before
-    said = capsys.readouterr().out
-    assert "3 steps" in said and str(tmp_path / "x.safetensors") in said
+    output = capsys.readouterr().out
+    assert "3 steps" in output and str(tmp_path / "x.safetensors") in output
     assert (tmp_path / "x.training" / "losses.png").is_file()
     assert read_lora(tmp_path / "x.safetensors").config["exclude"] == ["seconds_total", "to_qkv"]
     assert main([*words, "--rank", "3"]) == 1
     assert "other settings" in capsys.readouterr().err
 
 
-def test_ctrl_c_stops_after_the_step_and_the_command_goes_on(base, data, tmp_path, monkeypatch, capsys):
+def test_ctrl_c_stops_after_the_step_and_the_command_resumes(base, data, tmp_path, monkeypatch, capsys):
     from sa3_core.training import __main__ as command
 
     words = ["--data", str(data), "--model", str(base), "--out", str(tmp_path / "x.safetensors"), "--rank", "2", "--steps", "5",

@@ -1,7 +1,7 @@
-"""Stands in for ComfyUI's main.py: the same interface, and nodes that do what their class name says.
+"""A fake of ComfyUI's main.py: the same API, and nodes that behave as their class names say.
 
 Say: reports three steps and writes a file. Boom: raises. Wait: runs until interrupted. Die: ends the process.
-Bad: is refused. /object_info answers what the server was started with.
+Bad: is refused. /object_info returns the server's arguments.
 """
 
 import argparse
@@ -50,40 +50,40 @@ async def prompt(request):
 
 
 async def execute(prompt_id, graph, socket):
-    async def tell(kind, **data):
+    async def send(kind, **data):
         await socket.send_json({"type": kind, "data": {"prompt_id": prompt_id, **data}})
 
-    await tell("execution_start")
-    await tell("execution_cached", nodes=["cached"])
+    await send("execution_start")
+    await send("execution_cached", nodes=["cached"])
     outputs = {}
     for node_id, node in graph.items():
         kind = node["class_type"]
-        await tell("executing", node=node_id)
+        await send("executing", node=node_id)
         if kind == "Boom":
-            return await tell("execution_error", node_type=kind, exception_message="seconds must be positive, got -1\n")
+            return await send("execution_error", node_type=kind, exception_message="seconds must be positive, got -1\n")
         if kind == "Die":
             print("the fake is dying", flush=True)
             os._exit(3)
         if kind == "Wait":
-            await tell("progress", node=node_id, value=1, max=2)
+            await send("progress", node=node_id, value=1, max=2)
             await interrupted.wait()
-            return await tell("execution_interrupted", node_type=kind)
+            return await send("execution_interrupted", node_type=kind)
         for step in (1, 2, 3):
             await socket.send_bytes(b"a preview")
-            await tell("progress", node=node_id, value=step, max=3)
+            await send("progress", node=node_id, value=step, max=3)
         (output / "audio").mkdir(parents=True, exist_ok=True)
         (output / "audio" / "a_00001_.flac").write_text(json.dumps(node["inputs"]))
         outputs[node_id] = {"audio": [{"filename": "a_00001_.flac", "subfolder": "audio", "type": "output"}], "text": ["x"]}
-    await tell("execution_success")
-    history[prompt_id] = {"outputs": outputs, "asked": 0}
+    await send("execution_success")
+    history[prompt_id] = {"outputs": outputs, "requests": 0}
 
 
 async def get_history(request):
     entry = history.get(request.match_info["id"])
-    if entry is None or not (asked := entry["asked"]):
-        history.setdefault(request.match_info["id"], {"outputs": {}})["asked"] = 1  # the first question comes too early
+    if entry is None or not (requests := entry["requests"]):
+        history.setdefault(request.match_info["id"], {"outputs": {}})["requests"] = 1  # the first request comes too early
         return web.json_response({})
-    return web.json_response({request.match_info["id"]: {**entry, "asked": asked}})
+    return web.json_response({request.match_info["id"]: {**entry, "requests": requests}})
 
 
 async def interrupt(_):

@@ -10,7 +10,7 @@ from tools.launcher import environment, probe
 from tools.launcher.environment import SetupError
 
 
-def test_comfyui_around_the_pack_is_found(tree: Path):
+def test_comfyui_that_contains_the_pack_is_detected(tree: Path):
     pack = tree / "custom_nodes" / "pack"
     pack.mkdir(parents=True)
     assert environment.find_comfyui(pack) == tree
@@ -26,17 +26,17 @@ def test_no_comfyui_around(tree: Path, tmp_path: Path, place: str):
     assert environment.find_comfyui(tmp_path / place) is None
 
 
-def test_named_folder_that_is_no_comfyui_is_refused(tmp_path: Path):
+def test_a_named_folder_without_comfyui_is_refused(tmp_path: Path):
     with pytest.raises(SetupError, match="is not a ComfyUI folder"):
         environment.find_comfyui(tmp_path, tmp_path)
 
 
-def test_python_beside_comfyui_comes_before_the_running_one(tree: Path):
+def test_python_next_to_comfyui_is_preferred_to_the_running_one(tree: Path):
     assert environment.find_python(tree) == Path(sys.executable)
-    beside = environment.venv_python(tree / "venv")
-    beside.parent.mkdir(parents=True)
-    beside.touch()
-    assert environment.find_python(tree) == beside
+    venv = environment.venv_python(tree / "venv")
+    venv.parent.mkdir(parents=True)
+    venv.touch()
+    assert environment.find_python(tree) == venv
     assert environment.find_python(tree, Path(sys.executable)) == Path(sys.executable)
 
 
@@ -51,7 +51,7 @@ def test_python_without_torch_is_refused(tree: Path, tmp_path: Path):
         environment.users_environment(tmp_path, tree, environment.venv_python(tmp_path / "bare"))
 
 
-def test_unmet_requirements_are_answered_with_the_command(tree: Path, tmp_path: Path):
+def test_unmet_requirements_are_reported_with_the_command(tree: Path, tmp_path: Path):
     (tmp_path / "requirements.txt").write_text("# ours\naiohttp\nno-such-package>=2  # really\n")
     with pytest.raises(SetupError, match=r'-m pip install "no-such-package>=2"$'):
         environment.users_environment(tmp_path, tree, Path(sys.executable))

@@ -126,7 +126,7 @@ def test_changed_requirements_are_added_to_what_is_there(tmp_path: Path, steps: 
     assert steps == WHOLE[1:]
 
 
-def test_vanished_interpreter_is_noticed(tmp_path: Path, steps: list[str]):
+def test_a_missing_interpreter_is_detected(tmp_path: Path, steps: list[str]):
     private.prepare(tmp_path)
     steps.clear()
     venv_python(tmp_path / ".run/venv").unlink()
@@ -134,7 +134,7 @@ def test_vanished_interpreter_is_noticed(tmp_path: Path, steps: list[str]):
     assert steps == WHOLE
 
 
-def test_vanished_reused_torch_is_noticed(tmp_path: Path, steps: list[str]):
+def test_a_missing_reused_torch_is_detected(tmp_path: Path, steps: list[str]):
     private.prepare(tmp_path)
     stamp = tmp_path / ".run/ready.json"
     stamp.write_text(json.dumps({**json.loads(stamp.read_text()), "reused_torch": str(tmp_path / "gone")}))
@@ -151,7 +151,7 @@ def test_installed_torch_is_linked_and_not_installed(tmp_path: Path, steps: list
 
 
 @pytest.mark.parametrize("version", [[3, 9], [3, 14]])
-def test_unfit_python_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: list[int]):
+def test_an_unsupported_python_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: list[int]):
     monkeypatch.setattr(private, "probe", lambda *_: {"version": version, "torch": None})
     with pytest.raises(SetupError, match=r"needs 3\.10 to 3\.13"):
         private.prepare(tmp_path)
@@ -170,7 +170,7 @@ def test_a_second_process_waits(tmp_path: Path):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="a shell script stands in for the interpreter")
-def test_python_that_cannot_make_an_environment_is_answered_with_the_remedy(tmp_path: Path):
+def test_python_without_ensurepip_is_reported_with_the_remedy(tmp_path: Path):
     python = tmp_path / "python"
     python.write_text("#!/bin/sh\necho no ensurepip\nexit 1\n")
     python.chmod(0o755)

@@ -33,7 +33,7 @@ def workflow(folder: Path, kind: str) -> Path:
     return file
 
 
-def test_users_comfyui_makes_the_file(pack: Path, tree: Path, tmp_path: Path):
+def test_a_users_comfyui_generates_the_file(pack: Path, tree: Path, tmp_path: Path):
     before = {file for file in tree.rglob("*")}
     done = run(pack, "a prompt", "--comfyui", tree, "--python", sys.executable, "--workflow", workflow(tmp_path, "Say"))
     assert done.returncode == 0, done.stderr
@@ -45,7 +45,7 @@ def test_users_comfyui_makes_the_file(pack: Path, tree: Path, tmp_path: Path):
     assert paths["models0"]["checkpoints"] == str(tree / "models" / "checkpoints")
 
 
-def test_prompt_and_output_are_given_on(pack: Path, tree: Path, tmp_path: Path):
+def test_prompt_and_output_are_passed_on(pack: Path, tree: Path, tmp_path: Path):
     file = tmp_path / "one.json"
     file.write_text(json.dumps({"1": {"class_type": "SA3_TextEncode", "inputs": {"text": "old"}}}))
     done = run(pack, "--inside", tree, "--workflow", file, "--output", tmp_path / "here", "--", "-a prompt")

@@ -11,7 +11,7 @@ from tools.launcher.server import ExecutionFailed, Interrupted, PromptRejected, 
 
 @pytest.fixture
 def server(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # must not be asked
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # must not be used
     with Server(tree, tmp_path / "base", start_timeout=60) as server:
         yield server
 
@@ -62,7 +62,7 @@ def test_wait_gives_up(server: Server):
         server.wait(server.queue(graph("Wait")), timeout=0.2)
 
 
-def test_death_during_a_run_is_told_with_the_log(server: Server):
+def test_the_end_of_comfyui_during_a_run_is_reported_with_the_log(server: Server):
     with pytest.raises(ServerFailed, match="the fake is dying"):
         server.wait(server.queue(graph("Die")))
 
@@ -72,7 +72,7 @@ def test_upload(server: Server, tmp_path: Path):
     assert server.upload(tmp_path / "a.wav") == "a.wav"
 
 
-def test_death_at_start_is_told_with_the_log(tree: Path, tmp_path: Path):
+def test_the_end_of_comfyui_at_start_is_reported_with_the_log(tree: Path, tmp_path: Path):
     server = Server(tree, tmp_path / "base", arguments=["--die-at-start"])
     with pytest.raises(ServerFailed, match=r"(?s)status 1.*the fake has no torch"):
         server.__enter__()
@@ -88,12 +88,12 @@ def test_process_ends_with_the_context_also_after_an_error(tree: Path, tmp_path:
 def test_packs_and_models_reach_comfyui(tree: Path, tmp_path: Path):
     pack = tmp_path / "packs" / "mine"
     with Server(tree, tmp_path / "base", packs=[pack], models=[tree / "models"], arguments=["--lowvram"]) as server:
-        told = server.object_info()
-    assert told["paths"] == {
+        received = server.object_info()
+    assert received["paths"] == {
         "pack0": {"custom_nodes": str(pack.parent)},
         "models0": {"checkpoints": str(tree / "models" / "checkpoints")},
     }
-    arguments = told["arguments"]
+    arguments = received["arguments"]
     assert arguments[-2:] == ["--whitelist-custom-nodes", "mine"]
     assert {"--cpu", "--lowvram", "--disable-all-custom-nodes", "--disable-api-nodes"} <= set(arguments)
 

@@ -78,15 +78,15 @@ def probe(python: Path, requirements: Path | None = None) -> dict:
 def users_environment(root: Path, comfyui: Path, python: Path | None) -> Environment:
     """The environment of a user's own ComfyUI, which is never changed."""
     python = find_python(comfyui, python)
-    found = probe(python, root / "requirements.txt")
-    if found["torch"] is None:
+    report = probe(python, root / "requirements.txt")
+    if report["torch"] is None:
         raise SetupError(
-            f"{python} cannot import torch ({found['torch_error']}), so it is not the Python of {comfyui}. Name that one with --python."
+            f"{python} cannot import torch ({report['torch_error']}), so it is not the Python of {comfyui}. Name that one with --python."
         )
-    if found["unmet"]:
-        command = " ".join([str(python), "-m pip install", *(f'"{line}"' for line in found["unmet"])])
+    if report["unmet"]:
+        command = " ".join([str(python), "-m pip install", *(f'"{line}"' for line in report["unmet"])])
         raise SetupError(f"The pack needs packages that ComfyUI's Python lacks. Install them with: {command}")
-    return Environment(python, comfyui, private=False, accelerator=found["accelerator"])
+    return Environment(python, comfyui, private=False, accelerator=report["accelerator"])
 
 
 def child_environ(root: Path, private: bool) -> dict[str, str]:

