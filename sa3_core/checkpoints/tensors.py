@@ -107,7 +107,7 @@ def check_file(path: Path) -> None:
     # The first 8 bytes of a safetensors file are the length of its header. They may equal a magic number, but no header has 16 MB.
     pickled = head[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK") and any(head[3:])
     if path.suffix.lower() in PICKLES or pickled:
-        raise SA3Error(f"{path} is a pickle or a zip, which can run code when read; expected the release's model.safetensors.")
+        raise SA3Error(f"{path} is a pickled or zip file, which can run code when read; expected the release's model.safetensors.")
     if not head:
         raise SA3Error(f"{path} is empty; the download did not finish.")
     if path.suffix.lower() != ".safetensors":
