@@ -29,7 +29,8 @@ from sa3_core import config as configs
 from sa3_core import timeline
 from sa3_core.backends.compiled import Compiled
 from sa3_core.checkpoints.tensors import DTYPES
-from sa3_core.models.dit import DiT, DiTInputs
+from sa3_core.models.conditions import Conditions
+from sa3_core.models.dit import DiT
 from sa3_core.models.release import build
 from sa3_core.models.same import SAME
 from sa3_core.models.text_encoder import Text
@@ -66,7 +67,7 @@ class Step:
     dit: DiT
     x: Tensor
     t: Tensor
-    inputs: DiTInputs
+    inputs: Conditions
 
     def __call__(self) -> Tensor:
         return self.dit(self.x, self.t, self.inputs)

@@ -593,7 +593,7 @@ def lora(lab: Lab) -> Rows:
             found["step ms, scheduled"] = lab.ms(job, 7)
 
             def new_state(step: Step = step, job: Callable = job) -> None:
-                step.inputs.cache.clear()
+                step.inputs.cache.adapted.clear()
                 job()
 
             found["step ms, another state"] = lab.ms(new_state)

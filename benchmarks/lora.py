@@ -89,7 +89,7 @@ def main() -> None:
     layers = targets(module)
 
     def first_step() -> None:  # the state's forms and constants are made anew
-        inputs.cache.clear()
+        inputs.cache.adapted.clear()
         stack.velocity(dit, x, t, inputs)
 
     def rewrite() -> None:

@@ -22,13 +22,13 @@ from .lora.algebra import apply_stack
 from .lora.fit import fit_lora, open_lora
 from .lora.stack import Stack, targets
 from .models.conditioning import Condition
-from .models.dit import DiTInputs
-from .models.release import Predictor, Release, build
+from .models.release import StableAudio, build
 from .models.same import SAME, Noise
 from .models.text_encoder import Text, Tokens, encoder_dtype
 from .sampling import runs
 from .sampling.finite import finite
 from .sampling.guidance import Guidance
+from .sampling.predictor import Predictor
 from .timeline.regions import check_pairs
 
 log = logging.getLogger("sa3")
@@ -75,8 +75,8 @@ class Model:
     def dtype(self) -> torch.dtype:
         return self.autoencoder.bottleneck.running_std.dtype
 
-    def _generative(self) -> Release:
-        if not isinstance(self.module, Release):
+    def _generative(self) -> StableAudio:
+        if not isinstance(self.module, StableAudio):
             raise SA3Error(f"{self.name} is a standalone autoencoder: it encodes and decodes, but cannot generate.")
         return self.module
 
@@ -154,14 +154,13 @@ class Model:
                 f"velocity() got x {tuple(x.shape)} and t {tuple(t.shape)}; expected (B, {self.config.same.latent_dim}, T) and (B,)."
             )
         lengths = None if padding_mask is None else _lengths_of(padding_mask)
-        inputs = dit.prepare(cross_attn, global_cond, local_add, x.shape[-1], lengths)
         guidance, t = _guidance(cfg, apg, rescale, norm_threshold, cfg_interval), t.float().cpu()
-        if not bool(guidance.active(t)[0]):  # as in the public code, the first item decides for the batch
-            return Predictor(self._network(), inputs)(x, t)
-        other = torch.zeros_like(cross_attn) if negative_cross_attn is None else negative_cross_attn
-        both = DiTInputs.join([inputs, dit.prepare(other, global_cond, inputs.local, x.shape[-1], lengths)])
-        v_cond, v_uncond = self._network()(torch.cat((x, x)), torch.cat((t, t)), both).to(x.dtype).chunk(2)
-        return guidance.combine(x, t, v_cond, v_uncond, lengths)
+        active = bool(guidance.active(t)[0])  # as in the public code, the first item decides for the batch
+        predictor = Predictor.prepare(
+            dit, Condition(cross_attn, global_cond), local_add, x.shape[-1], lengths, guidance if active else Guidance(),
+            negative_cross_attn, self._network(),
+        )  # fmt: skip
+        return guidance.combine(x, t, *predictor.pair(x, t), lengths) if active else predictor(x, t)
 
     @torch.no_grad()
     def encode(self, audio: Tensor, chunk_size: int | None = None, overlap: int = 32, noise: int | None = None) -> Tensor:
@@ -206,20 +205,20 @@ class Model:
         local = self._local(regions, source_audio, lengths, chunk_size, overlap)
 
         cond = self.condition(self.encode_text(prompts), lengths.seconds)
-        uncond = None if guidance.cfg == 1 else self._unconditional(negatives, cond, lengths)
+        negative = None if negatives is None or guidance.cfg == 1 else self._negative(negatives, lengths)
         watch.lap("encode")
         warnings: list[str] = []
         step_noise = None if step_noise is None else list(step_noise)
 
         def sample(dtype: torch.dtype) -> Tensor:
-            contexts = [part.to(dtype) for part in (cond.cross_attn, *([] if uncond is None else [uncond]))]
-            inputs = [module.dit.prepare(contexts[0], cond.global_cond.to(dtype), local.to(dtype), lengths.frames, lengths.valid)]
-            for context in contexts[1:]:
-                inputs.append(module.dit.prepare(context, cond.global_cond.to(dtype), inputs[0].local, lengths.frames, lengths.valid))
+            condition = Condition(cond.cross_attn.to(dtype), cond.global_cond.to(dtype))
+            predictor = Predictor.prepare(
+                module.dit, condition, local.to(dtype), lengths.frames, lengths.valid, guidance,
+                None if negative is None else negative.to(dtype), self._network(plan.sigmas),
+            )  # fmt: skip
             return runs.run(
-                Predictor(self._network(plan.sigmas), *inputs, guidance=guidance, lengths=lengths.valid), plan,
-                channels=self.config.same.latent_dim, device=self.device,
-                init=init, initial_noise=initial_noise, step_noise=step_noise, callback=callback,
+                predictor, plan, channels=self.config.same.latent_dim, device=self.device, init=init, initial_noise=initial_noise,
+                step_noise=step_noise, callback=callback,
             )  # fmt: skip
 
         with nullcontext() if self.compiled is None else self.compiled.run(self._wait):
@@ -247,11 +246,9 @@ class Model:
             self.name, plan, guidance, said, loaded=loaded, loras=self.lora_record, stages=watch.stages, cfg=guidance.cfg
         )
 
-    def _unconditional(self, negatives, cond: Condition, lengths: timeline.Lengths) -> Tensor:
-        """The context of the unconditional prediction: the negative prompts', or zeros."""
-        if negatives is None:
-            return self._generative().conditioner.unconditional(len(lengths), cond.cross_attn)
-        return self.condition(self.encode_text(negatives), lengths.seconds, negative=True).cross_attn
+    def _negative(self, prompts: Sequence[str], lengths: timeline.Lengths) -> Tensor:
+        """The unconditional context of negative prompts."""
+        return self.condition(self.encode_text(prompts), lengths.seconds, negative=True).cross_attn
 
     def _local(self, regions, source_audio, lengths: timeline.Lengths, chunk_size, overlap) -> Tensor:
         """Mask and masked latents (B, D + 1, T); zeros for plain text to audio."""

@@ -24,8 +24,8 @@ from ...sa3_core.checkpoints import checkpoint
 from ...sa3_core.checkpoints.checkpoint import Checkpoint
 from ...sa3_core.config import FRAME, ModelConfig
 from ...sa3_core.errors import SA3Error
-from ...sa3_core.models.dit import DiTInputs, LocalInput
-from ...sa3_core.models.release import Generator
+from ...sa3_core.models.conditions import Conditions, LocalInput
+from ...sa3_core.models.release import ConditionedDiT
 from ...sa3_core.timeline.durations import Lengths, lengths
 from . import run_options
 from .operations import Operations
@@ -44,7 +44,7 @@ class Run:
         self.lengths, self.local = lengths, local
         self.embeddings: LocalInput | None = None  # made by the first condition that is prepared
 
-    def local_embeddings(self, module: Generator, frames: int, device, dtype) -> LocalInput:
+    def local_embeddings(self, module: ConditionedDiT, frames: int, device, dtype) -> LocalInput:
         if self.embeddings is None:
             dim = module.config.dit.local_dim
             local = torch.zeros(1, dim, 1, device=device, dtype=dtype) if self.local is None else self.local.to(device, dtype)
@@ -55,9 +55,9 @@ class Run:
 class CondInputs(comfy.conds.CONDRegular):
     """Prepared inputs of one condition; ComfyUI runs several as one batch by concatenating them, which is done once a run."""
 
-    def __init__(self, inputs: DiTInputs):
+    def __init__(self, inputs: Conditions):
         super().__init__(inputs)
-        self.joined: dict[tuple[int, ...], DiTInputs] = {}
+        self.joined: dict[tuple[int, ...], Conditions] = {}
 
     def process_cond(self, batch_size, **kwargs):
         return self
@@ -65,24 +65,24 @@ class CondInputs(comfy.conds.CONDRegular):
     def can_concat(self, other) -> bool:
         return isinstance(other, CondInputs) and other.cond.frames == self.cond.frames
 
-    def concat(self, others) -> DiTInputs:
+    def concat(self, others) -> Conditions:
         key = tuple(map(id, others))
         if key not in self.joined:
-            self.joined[key] = DiTInputs.join([self.cond, *(other.cond for other in others)])
+            self.joined[key] = Conditions.join([self.cond, *(other.cond for other in others)])
         return self.joined[key]
 
     def size(self) -> list[int]:
         return [self.cond.batch, self.cond.frames]
 
 
-class Denoiser(Generator):
-    """`Generator` behind the call signature that ComfyUI's BaseModel uses."""
+class Denoiser(ConditionedDiT):
+    """`ConditionedDiT` behind the call signature that ComfyUI's BaseModel uses."""
 
     def __init__(self, config: ModelConfig, operations, dtype: torch.dtype):
         super().__init__(config, operations, device="meta", dtype=dtype)
         self.dtype = dtype
 
-    def forward(self, x, t, context=None, control=None, transformer_options=None, sa3_inputs: DiTInputs | None = None, **kwargs):
+    def forward(self, x, t, context=None, control=None, transformer_options=None, sa3_inputs: Conditions | None = None, **kwargs):
         core = transformer_options or {}
         options = run_options.read(core)
         times = options.times_of(core.get("sigmas"))
@@ -207,7 +207,7 @@ def load_model(opened: Checkpoint, weight_dtype: torch.dtype | None, disable_dyn
     operations = Operations if cast is None else comfy.ops.manual_cast
     denoiser = Denoiser(opened.config, operations, dtype)
     initial = comfy.model_management.unet_inital_load_device(parameters, dtype)
-    names = Generator(opened.config, device="meta").state_dict()  # ComfyUI's layers may have no weights yet
+    names = ConditionedDiT(opened.config, device="meta").state_dict()  # ComfyUI's layers may have no weights yet
     checkpoint.load_into(denoiser, opened.tensors, dtype=dtype, device=initial, names=names)
     model = SA3Model(opened.config, denoiser, cast or dtype, opened.name, opened.path)
     model.sa3_loaded = run_record.load_record(opened, dtype, device, watch)
@@ -227,7 +227,7 @@ def computes_in(dtype: torch.dtype, device: torch.device) -> bool:
 
 def _parameters(opened: Checkpoint) -> int:
     with torch.device("meta"):
-        return sum(p.numel() for p in Generator(opened.config).parameters())
+        return sum(p.numel() for p in ConditionedDiT(opened.config).parameters())
 
 
 def require(model) -> SA3Model:

@@ -7,7 +7,8 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from ..models.dit import DiT, DiTInputs
+from ..models.conditions import Conditions
+from ..models.dit import DiT
 
 Value = TypeVar("Value")
 SCHEDULED = "a LoRA is scheduled over the run"
@@ -33,7 +34,7 @@ class Accelerator:
         self._outcomes: dict[tuple[Outcome, str], None] = {}
         self._cached: dict = {}
 
-    def velocity(self, dit: DiT, x: Tensor, t: Tensor, inputs: DiTInputs) -> Tensor:
+    def velocity(self, dit: DiT, x: Tensor, t: Tensor, inputs: Conditions) -> Tensor:
         """`dit(x, t, inputs)`."""
         raise NotImplementedError
 

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from ..models.dit import DiT, DiTInputs, Layer
+from ..models.conditions import Conditions
+from ..models.dit import DiT, Layer
 from .accelerator import SCHEDULED, Accelerator, Outcome
 
 log = logging.getLogger(__name__)
@@ -76,7 +77,7 @@ class Compiled(Accelerator):
     def retry(self) -> None:
         self._failed = {}
 
-    def velocity(self, dit: DiT, x: Tensor, t: Tensor, inputs: DiTInputs) -> Tensor:
+    def velocity(self, dit: DiT, x: Tensor, t: Tensor, inputs: Conditions) -> Tensor:
         if inputs.adapters:
             self.skip(SCHEDULED)
             return dit(x, t, inputs)

@@ -13,7 +13,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..models.dit import DiT, DiTInputs, LocalInput
+from ..models.conditions import Conditions, LocalInput, StepCache
+from ..models.dit import DiT
 from .accelerator import SCHEDULED, Accelerator, Outcome
 
 log = logging.getLogger("sa3")
@@ -34,7 +35,7 @@ class Graphs(Accelerator):
     def retry(self) -> None:
         self._failed = ""
 
-    def velocity(self, dit: DiT, x: Tensor, t: Tensor, inputs: DiTInputs) -> Tensor:
+    def velocity(self, dit: DiT, x: Tensor, t: Tensor, inputs: Conditions) -> Tensor:
         if reason := self._failed or (SCHEDULED if inputs.adapters else self.once("unusable", lambda: self._unusable(x))):
             self.skip(reason)
             return dit(x, t, inputs)
@@ -55,7 +56,7 @@ class Graphs(Accelerator):
             return "gradients are wanted"
         return ""
 
-    def _step(self, dit: DiT, x: Tensor, inputs: DiTInputs) -> "Step | None":
+    def _step(self, dit: DiT, x: Tensor, inputs: Conditions) -> "Step | None":
         """The recording for these inputs, or None."""
         for step in self._steps.values():
             if step.serves(inputs) and step.x.shape == x.shape:
@@ -66,7 +67,7 @@ class Graphs(Accelerator):
             self._steps.move_to_end(key)
         return step
 
-    def _record(self, dit: DiT, x: Tensor, t: Tensor, inputs: DiTInputs) -> None:
+    def _record(self, dit: DiT, x: Tensor, t: Tensor, inputs: Conditions) -> None:
         """Keep a recording for inputs like these. Where it cannot be made, runs go on without and say why."""
         if self._pool is None:
             self._pool = new_pool()
@@ -90,7 +91,7 @@ class Graphs(Accelerator):
 class Step:
     """One recording: velocity (B, C, T) of x (B, C, T) at times with features (B, 256), for a run's inputs of the same shapes."""
 
-    def __init__(self, dit: DiT, x: Tensor, features: Tensor, inputs: DiTInputs, pool):
+    def __init__(self, dit: DiT, x: Tensor, features: Tensor, inputs: Conditions, pool):
         self.x, self.features, self._out = x.clone(), features.clone(), torch.empty_like(x)
         self._inputs = with_tensors(inputs, [part.clone() for part in tensors_of(inputs)])
         self._loaded = weakref.ref(inputs)
@@ -101,11 +102,11 @@ class Step:
 
         self._replay = record(compute, x.device, pool)
 
-    def serves(self, inputs: DiTInputs) -> bool:
+    def serves(self, inputs: Conditions) -> bool:
         """Whether its buffers hold these inputs already."""
         return self._loaded() is inputs
 
-    def __call__(self, x: Tensor, features: Tensor, inputs: DiTInputs) -> Tensor:
+    def __call__(self, x: Tensor, features: Tensor, inputs: Conditions) -> Tensor:
         self.x.copy_(x)
         self.features.copy_(features)
         if not self.serves(inputs):
@@ -133,21 +134,21 @@ def record(function: Callable[[], None], device: torch.device, pool) -> Callable
     return graph.replay
 
 
-def key_of(dit: DiT, x: Tensor, inputs: DiTInputs) -> tuple:
+def key_of(dit: DiT, x: Tensor, inputs: Conditions) -> tuple:
     """What a recording depends on: shapes, types, and where the weights lie."""
     shapes = tuple((part.shape, part.dtype) for part in tensors_of(inputs))
     weights = tuple(part.data_ptr() for part in (*dit.parameters(), *dit.buffers()))
     return id(dit), x.shape, x.dtype, x.device, inputs.frames, inputs.cross_bias is None, inputs.local is None, shapes, weights
 
 
-def tensors_of(inputs: DiTInputs) -> list[Tensor]:
+def tensors_of(inputs: Conditions) -> list[Tensor]:
     """What a step reads of a run's inputs."""
     found = [part for layer in inputs.cross_kv for part in layer]
     found += [] if inputs.local is None else inputs.local.embeddings
     return [*found, inputs.global_embed, *inputs.rotary, *(part for part in (inputs.cross_bias, inputs.key_mask) if part is not None)]
 
 
-def with_tensors(inputs: DiTInputs, tensors: list[Tensor]) -> DiTInputs:
+def with_tensors(inputs: Conditions, tensors: list[Tensor]) -> Conditions:
     """The inverse of `tensors_of`: the inputs of a step made of other tensors."""
     rest = iter(tensors)
     cross_kv = [tuple(next(rest) for _ in layer) for layer in inputs.cross_kv]
@@ -155,6 +156,5 @@ def with_tensors(inputs: DiTInputs, tensors: list[Tensor]) -> DiTInputs:
     global_embed, rotary = next(rest), (next(rest), next(rest))
     bias, mask = (None if part is None else next(rest) for part in (inputs.cross_bias, inputs.key_mask))
     return replace(
-        inputs, cross_kv=cross_kv, local=local, global_embed=global_embed, rotary=rotary, cross_bias=bias, key_mask=mask, modulations={},
-        cache={}, shared={},
+        inputs, cross_kv=cross_kv, local=local, global_embed=global_embed, rotary=rotary, cross_bias=bias, key_mask=mask, cache=StepCache(),
     )  # fmt: skip

@@ -4,8 +4,7 @@ Everything that stays constant over a sampling run is computed once by `DiT.prep
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +15,7 @@ from ..backends.device import backend_of, to_device
 from ..config import DiTConfig
 from . import operations
 from .attention import attend
+from .conditions import Conditions, LocalInput, Modulation, StepCache
 from .layers import (  # fmt: skip
     FOURIER_DIM,
     Adapters,
@@ -34,158 +34,6 @@ from .layers import (  # fmt: skip
     rotate,
     split_heads,
 )
-
-
-class Modulation(NamedTuple):
-    """adaLN values of all layers at the times of a step, (layers, B, 1, width) each: of a layer's attention, then of its feed-forward.
-
-    A gain is gamma (1 + scale) of the norm that it follows, a gate is sigmoid(1 - g) of the released parameter's g.
-    """
-
-    gain1: Tensor
-    shift1: Tensor
-    gate1: Tensor
-    gain2: Tensor
-    shift2: Tensor
-    gate2: Tensor
-
-
-@dataclass(frozen=True)
-class LocalInput:
-    """The local input, rows (b, 1 or frames, local_dim), and what the layers' embedders make of it, (b, 1 or frames, width) each."""
-
-    rows: Tensor
-    embeddings: list[Tensor]
-
-    @staticmethod
-    def join(inputs: Sequence["LocalInput"], batches: Sequence[int]) -> "LocalInput":
-        """One input for several batches. It is kept once where all share it."""
-        first = inputs[0]
-        if all(other is first for other in inputs[1:]):
-            return first
-
-        def cat(*parts: Tensor) -> Tensor:
-            frames = max(part.shape[1] for part in parts)
-            return torch.cat([part.expand(n, frames, -1) for part, n in zip(parts, batches, strict=True)])
-
-        return LocalInput(
-            cat(*(one.rows for one in inputs)), [cat(*parts) for parts in zip(*(one.embeddings for one in inputs), strict=True)]
-        )
-
-    def pick(self, items: Sequence[int]) -> "LocalInput":
-        if len(self.rows) == 1:
-            return self
-        rows = row_index([i % len(self.rows) for i in items], self.rows.device)
-        return LocalInput(self.rows[rows], [part[rows] for part in self.embeddings])
-
-
-@dataclass(frozen=True)
-class DiTInputs:
-    """The constants of a run for B items; B may be a multiple of the local rows (guidance runs two contexts over one input).
-
-    cross_attn (B, n, cond_dim), global_cond (B, cond_dim): what the rest was made of. cross_kv: per layer (k, v) or (k, k2, v),
-    heads (B, H, n, 64). cross_bias (B, n): log of how many rows of the context each stands for, None = one. local: None = absent.
-    global_embed (B, width). key_mask (B, memory + frames), True = valid, or None. frames: the longest item's.
-    adapters: those in the forward pass; the tensors above were computed with them. cache: parts of these inputs, and what scheduled
-    adapters make of them. shared: a cache that these inputs share with their parts and with what they are joined to.
-    """
-
-    cross_attn: Tensor
-    global_cond: Tensor
-    cross_kv: list[tuple[Tensor, ...]]
-    cross_bias: Tensor | None
-    local: LocalInput | None
-    global_embed: Tensor
-    rotary: tuple[Tensor, Tensor]
-    key_mask: Tensor | None
-    frames: int
-    adapters: Adapters | None = None
-    modulations: dict = field(default_factory=dict)
-    cache: dict = field(default_factory=dict)
-    shared: dict = field(default_factory=dict)
-
-    @staticmethod
-    def join(inputs: Sequence["DiTInputs"]) -> "DiTInputs":
-        """Several runs over the same lengths as one batch. Local rows are kept once where all runs share them."""
-        first = inputs[0]
-        if len(inputs) == 1:
-            return first
-        local = first.local
-        if local is not None:
-            local = LocalInput.join([one.local for one in inputs], [one.batch for one in inputs])
-        if any(one.cross_bias is not None for one in inputs):
-            rows = max(one.cross_attn.shape[1] for one in inputs)
-            inputs = [one._with_rows(rows) for one in inputs]
-        return replace(
-            first,
-            cross_attn=torch.cat([one.cross_attn for one in inputs]),
-            global_cond=torch.cat([one.global_cond for one in inputs]),
-            cross_kv=[tuple(map(torch.cat, zip(*layer, strict=True))) for layer in zip(*(one.cross_kv for one in inputs), strict=True)],
-            cross_bias=None if inputs[0].cross_bias is None else torch.cat([one.cross_bias for one in inputs]),
-            local=local,
-            global_embed=torch.cat([one.global_embed for one in inputs]),
-            key_mask=None if first.key_mask is None else torch.cat([one.key_mask for one in inputs]),
-            modulations={},
-            cache={},
-        )
-
-    def _with_rows(self, rows: int) -> "DiTInputs":
-        """With rows of the context that nothing attends to, up to `rows`."""
-        more = rows - self.cross_attn.shape[1]
-        bias = self.cross_bias
-        if bias is None:
-            bias = self.cross_attn.new_zeros(self.cross_attn.shape[:2], dtype=score_type(self.cross_attn))
-        return replace(
-            self,
-            cross_attn=F.pad(self.cross_attn, (0, 0, 0, more)),
-            cross_kv=[tuple(F.pad(part, (0, 0, 0, more)) for part in layer) for layer in self.cross_kv],
-            cross_bias=F.pad(bias, (0, more), value=-torch.inf),
-        )
-
-    def pick(self, items: Sequence[int]) -> "DiTInputs":
-        """The inputs of some of the items; views where they are neighbours."""
-        rows = row_index(items, self.global_embed.device)
-        return DiTInputs(
-            self.cross_attn[rows],
-            self.global_cond[rows],
-            [tuple(part[rows] for part in layer) for layer in self.cross_kv],
-            None if self.cross_bias is None else self.cross_bias[rows],
-            None if self.local is None else self.local.pick(items),
-            self.global_embed[rows],
-            self.rotary,
-            None if self.key_mask is None else self.key_mask[rows],
-            self.frames,
-            self.adapters,
-            shared=self.shared,
-        )
-
-    def part(self, items: Sequence[int]) -> "DiTInputs":
-        """`pick`, made once a run."""
-        key = tuple(items)
-        if key not in self.cache:
-            self.cache[key] = self.pick(key)
-        return self.cache[key]
-
-    @property
-    def batch(self) -> int:
-        return self.global_embed.shape[0]
-
-    @property
-    def rows(self) -> int:
-        """Rows per item, padding included."""
-        return backend_of(self.rotary[0].device).padded_rows(len(self.rotary[0]))
-
-
-def row_index(items: Sequence[int], device) -> slice | Tensor:
-    """Items as an index for tensors on a device; a slice where they are neighbours."""
-    rows = list(items)
-    together = slice(rows[0], rows[0] + len(rows))
-    return together if rows == list(range(together.start, together.stop)) else to_device(torch.tensor(rows), device)
-
-
-def score_type(rows: Tensor) -> torch.dtype:
-    """What is added to attention scores: float32, or float64 in a float64 model, where torch misreads another type."""
-    return torch.promote_types(rows.dtype, torch.float32)
 
 
 class SelfAttention(nn.Module):
@@ -327,7 +175,7 @@ class DiT(nn.Module):
         frames: int,
         lengths: Sequence[int] | None = None,
         adapters: Adapters | None = None,
-    ) -> DiTInputs:
+    ) -> Conditions:
         """Compute once what every step of a run needs.
 
         cross_attn (B, n, cond_dim), global_cond (B, cond_dim); their type is the one the network computes in.
@@ -343,7 +191,7 @@ class DiT(nn.Module):
             valid = torch.arange(-memory, frames)[None] < torch.tensor(lengths)[:, None]
             mask = valid.to(device)
         cross_attn, bias = backend_of(device).distinct_rows(cross_attn)
-        return DiTInputs(
+        return Conditions(
             cross_attn,
             global_cond,
             self._cross_kv(cross_attn, adapters),
@@ -357,7 +205,7 @@ class DiT(nn.Module):
         )
 
     @independent
-    def refresh(self, inputs: DiTInputs, changed: Iterable[str], adapters: Adapters | None = None) -> DiTInputs:
+    def refresh(self, inputs: Conditions, changed: Iterable[str], adapters: Adapters | None = None) -> Conditions:
         """The same inputs with other adapters: what the modules named in `changed` have a part in is computed again."""
         changed = list(changed)
 
@@ -371,8 +219,7 @@ class DiT(nn.Module):
             local=self._local(local.rows, adapters) if local is not None and touched("to_local_embed") else local,
             global_embed=in_turn(self.to_global_embed, inputs.global_cond, adapters) if touched("to_global_embed") else inputs.global_embed,
             adapters=adapters,
-            modulations={},
-            cache={},
+            cache=StepCache(scheduled=inputs.cache.scheduled),
         )
 
     def _cross_kv(self, cross_attn: Tensor, adapters: Adapters | None) -> list[tuple[Tensor, ...]]:
@@ -387,19 +234,20 @@ class DiT(nn.Module):
         """A local input (B, local_dim, T), embedded once for all conditions. Zeros are the same row everywhere: (1, 1, width)."""
         return self._local(local[:, :, :frames].transpose(1, 2) if local.any() else local[:1, :, :1].transpose(1, 2), adapters)
 
-    def modulation(self, t: Tensor, inputs: DiTInputs) -> Modulation:
+    def modulation(self, t: Tensor, inputs: Conditions) -> Modulation:
         """adaLN values of times t (B,); each distinct t of a run is computed once."""
         key = tuple(t.tolist())
-        if key not in inputs.modulations:
-            inputs.modulations[key] = self.modulation_of(self.time_features(t, inputs), inputs)
-        return inputs.modulations[key]
+        modulations = inputs.cache.modulations
+        if key not in modulations:
+            modulations[key] = self.modulation_of(self.time_features(t, inputs), inputs)
+        return modulations[key]
 
     @staticmethod
-    def time_features(t: Tensor, inputs: DiTInputs) -> Tensor:
+    def time_features(t: Tensor, inputs: Conditions) -> Tensor:
         """Fourier features (B, 256) of times t (B,), where the network computes."""
         return to_device(expo_features(t), inputs.global_embed.device, inputs.global_embed.dtype)
 
-    def modulation_of(self, features: Tensor, inputs: DiTInputs) -> Modulation:
+    def modulation_of(self, features: Tensor, inputs: Conditions) -> Modulation:
         """adaLN values of times with these features (B, 256)."""
         times = in_turn(self.to_timestep_embed, features, inputs.adapters)
         rows = in_turn(self.transformer.global_cond_embedder, inputs.global_embed + times, inputs.adapters)  # (B, 6 width)
@@ -418,7 +266,7 @@ class DiT(nn.Module):
         )  # fmt: skip
 
     @independent
-    def forward(self, x: Tensor, t: Tensor, inputs: DiTInputs, run_layer: RunLayer | None = None) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, inputs: Conditions, run_layer: RunLayer | None = None) -> Tensor:
         """Velocity (B, C, T) of latents x (B, C, T) at times t (B,), t in float32 or better. run_layer: in place of `Layer.forward`."""
         at_once = self._items_at_once(inputs)
         if len(x) <= at_once or torch.is_grad_enabled():
@@ -429,14 +277,14 @@ class DiT(nn.Module):
             parts.append(self._velocity(x[start:stop], t[start:stop], inputs.part(range(start, stop)), run_layer))
         return torch.cat(parts)
 
-    def _items_at_once(self, inputs: DiTInputs) -> int:
+    def _items_at_once(self, inputs: Conditions) -> int:
         largest = 2 * int(self.config.width * self.config.ff_mult) * inputs.cross_attn.element_size() * inputs.rows
         return backend_of(inputs.cross_attn.device).items_at_once(inputs.batch, largest)
 
-    def _velocity(self, x: Tensor, t: Tensor, inputs: DiTInputs, run_layer: RunLayer | None) -> Tensor:
+    def _velocity(self, x: Tensor, t: Tensor, inputs: Conditions, run_layer: RunLayer | None) -> Tensor:
         return self.step(x, self.modulation(t, inputs), inputs, run_layer)
 
-    def step(self, x: Tensor, modulation: Modulation, inputs: DiTInputs, run_layer: RunLayer | None = None) -> Tensor:
+    def step(self, x: Tensor, modulation: Modulation, inputs: Conditions, run_layer: RunLayer | None = None) -> Tensor:
         """`forward` with its adaLN values given: on a GPU it reads nothing back and depends on no value."""
         core, frames, memory, adapters = self.transformer, inputs.frames, self.config.memory_tokens, inputs.adapters
         run_layer = run_layer or Layer.__call__

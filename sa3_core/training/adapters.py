@@ -97,7 +97,7 @@ class TrainedLayer(nn.Module):
 
 
 class Adapters(nn.Module):
-    """Adapters on the selected Linear and Conv1d layers of a Generator, its seconds embedder included.
+    """Adapters on the selected Linear and Conv1d layers of a ConditionedDiT, its seconds embedder included.
 
     include, exclude: parts of layer names, [a-b] for numbers; include empty = all. bases: U and V of a layer, for -xs types.
     progress(done, total): after each layer of an -xs type.

@@ -13,11 +13,11 @@ from ..checkpoints.checkpoint import load_into, open_checkpoint
 from ..checkpoints.tensors import DTYPES
 from ..config import ModelConfig
 from ..models.conditioning import Condition
-from ..models.dit import DiTInputs
-from ..models.release import Generator, Predictor
+from ..models.release import ConditionedDiT
 from ..sampling import runs
 from ..sampling.draws import MAX_SEED
 from ..sampling.guidance import Guidance
+from ..sampling.predictor import Predictor
 from .dataset import Encode
 
 
@@ -47,16 +47,16 @@ def fingerprint(module: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def load_network(base: BaseModel, dtype: str = "fp32") -> Generator:
+def load_network(base: BaseModel, dtype: str = "fp32") -> ConditionedDiT:
     """The base's transformer and conditioner, frozen, loaded from its file so that patches of the host's copy do not apply."""
     opened = open_checkpoint(base.checkpoint)
-    net = Generator(base.config, device="meta", dtype=DTYPES[dtype])
+    net = ConditionedDiT(base.config, device="meta", dtype=DTYPES[dtype])
     return load_into(net, opened.tensors, opened.prefix, DTYPES[dtype], base.device)
 
 
 @torch.no_grad()
 def sample(
-    base: BaseModel, net: Generator, condition: Condition, seconds: float, seed: int, steps: int | None = None, callback=None
+    base: BaseModel, net: ConditionedDiT, condition: Condition, seconds: float, seed: int, steps: int | None = None, callback=None
 ) -> Tensor:  # fmt: skip
     """Audio (C, N) generated with the base's default sampler and guidance. callback: as in `sampling.runs.run`."""
     config = base.config
@@ -64,12 +64,7 @@ def sample(
     plan = runs.plan(config, line, steps=steps, seed=seed % MAX_SEED)
     cross = condition.cross_attn
     local = torch.zeros(1, config.dit.local_dim, line.frames, device=cross.device, dtype=cross.dtype)
-
-    def inputs(context: Tensor) -> DiTInputs:
-        return net.dit.prepare(context, condition.global_cond, local, line.frames, line.valid, condition.adapters)
-
-    unconditional = inputs(net.conditioner.unconditional(1, cross))
-    velocity = Predictor(net.dit, inputs(cross), unconditional, Guidance(config.default_cfg), line.valid)
+    velocity = Predictor.prepare(net.dit, condition, local, line.frames, line.valid, Guidance(config.default_cfg))
     z = runs.run(velocity, plan, channels=config.same.latent_dim, device=cross.device, callback=callback)
     audio = base.decode(z[:, :, : timeline.decode_frames(config, line, 0)])
     return audio[0, :, : line.samples[0]].float().cpu().clamp(-1, 1)

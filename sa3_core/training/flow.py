@@ -13,8 +13,8 @@ from torch.utils.checkpoint import checkpoint
 
 from ..errors import SA3Error
 from ..models.conditioning import Condition
-from ..models.dit import DiTInputs
-from ..models.release import Generator
+from ..models.conditions import Conditions
+from ..models.release import ConditionedDiT
 from ..sampling.schedule import SHIFTS
 from .trainer import Loss
 
@@ -143,7 +143,7 @@ def pair_noise(z: Tensor, noise: Tensor, iterations: int = 20) -> Tensor:
 
 
 def training_loss(
-    net: Generator, batches: Callable[[torch.Generator], Batch], settings: FlowSettings, frame_rate: float, checkpointing: bool = False
+    net: ConditionedDiT, batches: Callable[[torch.Generator], Batch], settings: FlowSettings, frame_rate: float, checkpointing: bool = False
 ) -> Loss:
     """The loss of a `Trainer`. batches(generator) -> Batch; frame_rate: latent frames per second; checkpointing: see `flow_loss`."""
 
@@ -162,7 +162,7 @@ def training_loss(
 
 
 def flow_loss(
-    net: Generator, z: Tensor, noise: Tensor, t: Tensor, lengths: Sequence[int], given: Tensor, condition: Condition, prompted: Tensor,
+    net: ConditionedDiT, z: Tensor, noise: Tensor, t: Tensor, lengths: Sequence[int], given: Tensor, condition: Condition, prompted: Tensor,
     context_weight: float = 1.0, checkpointing: bool = False,
 ) -> dict[str, Tensor]:  # fmt: skip
     """The loss over generated and over given frames, and their weighted sum, for given draws.
@@ -190,15 +190,20 @@ def _checkpointed(layer: torch.nn.Module, *args) -> Tensor:
     return checkpoint(layer, *args, use_reentrant=False, preserve_rng_state=False)
 
 
-def prepare_inputs(net: Generator, z: Tensor, given: Tensor, condition: Condition, lengths: Sequence[int]) -> DiTInputs:
+def prepare_inputs(net: ConditionedDiT, z: Tensor, given: Tensor, condition: Condition, lengths: Sequence[int]) -> Conditions:
     """The transformer's inputs: the condition, the mask `given` (B, T) and the given frames of z (B, D, T)."""
-    known = given[:, None].to(z)
-    local = torch.cat((known, known * z), dim=1).to(condition.cross_attn)
+    local = local_input(z, given).to(condition.cross_attn)
     return net.dit.prepare(condition.cross_attn, condition.global_cond, local, z.shape[-1], lengths, condition.adapters)
 
 
+def local_input(z: Tensor, given: Tensor) -> Tensor:
+    """Mask and masked latents (B, D + 1, T) of z (B, D, T) and the frames that are given (B, T)."""
+    known = given[:, None].to(z)
+    return torch.cat((known, known * z), dim=1)
+
+
 @torch.no_grad()
-def fixed_noise_loss(net: Generator, batch: Batch, seed: int, levels: Sequence[float] = LEVELS) -> dict[float, float]:
+def fixed_noise_loss(net: ConditionedDiT, batch: Batch, seed: int, levels: Sequence[float] = LEVELS) -> dict[float, float]:
     """The loss of a batch at each noise level with the noise of `seed`, nothing given and no prompt dropped."""
     z, n = batch.latents, len(batch.latents)
     noise = torch.randn(z.shape, generator=torch.Generator().manual_seed(seed)).to(z)

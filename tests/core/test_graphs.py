@@ -7,7 +7,7 @@ from core_support import FAMILIES, randn
 import sa3_core
 from sa3_core.backends import graphs
 from sa3_core.backends.graphs import Graphs, key_of, tensors_of, with_tensors
-from sa3_core.models.dit import DiTInputs
+from sa3_core.models.conditions import Conditions
 
 ON_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 
@@ -28,7 +28,7 @@ def recordings(monkeypatch):
     return made
 
 
-def inputs_of(model, batch: int, frames: int, lengths=None, local=False, seed=1) -> DiTInputs:
+def inputs_of(model, batch: int, frames: int, lengths=None, local=False, seed=1) -> Conditions:
     config = model.config
     context = randn(batch, config.conditioning.max_tokens + 1, config.conditioning.cond_dim, seed=seed)
     filled = randn(batch, config.dit.local_dim, frames, seed=seed + 1) if local else torch.zeros(batch, config.dit.local_dim, frames)
@@ -67,7 +67,7 @@ def test_results_of_earlier_steps_stay(load_model, recordings):
 def test_guidance_that_comes_and_goes_keeps_a_recording_for_each(load_model, recordings):
     model, graphs = load_model("small"), Graphs()
     one, two = inputs_of(model, 1, 12, seed=1), inputs_of(model, 1, 12, seed=5)
-    both = DiTInputs.join([one, two])
+    both = Conditions.join([one, two])
     with torch.no_grad():
         for step in range(3):
             for inputs in (one, both):

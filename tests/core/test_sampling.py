@@ -7,9 +7,9 @@ import torch
 from core_support import FAMILIES, VARIANTS, config_dict, randn, refused, rel_error
 
 from sa3_core import config, timeline
-from sa3_core.models.release import Predictor
 from sa3_core.sampling import runs
 from sa3_core.sampling.draws import Draws
+from sa3_core.sampling.predictor import Predictor
 
 CHANNELS = 32
 STOCHASTIC = ["pingpong", "dpmpp-2m-sde", "dpmpp-3m-sde"]

@@ -11,8 +11,9 @@ import torch
 from sa3_core import SA3Error, build
 from sa3_core.config import parse
 from sa3_core.models.conditioning import Condition
-from sa3_core.models.release import Generator, Predictor
+from sa3_core.models.release import ConditionedDiT
 from sa3_core.sampling.guidance import Guidance
+from sa3_core.sampling.predictor import Predictor
 from sa3_core.sampling.schedule import build as build_schedule
 from sa3_core.training import curves, flow
 from sa3_core.training.trainer import Trainer, TrainerSettings
@@ -151,7 +152,7 @@ def case():
 
     config = json.loads((DEMOS["demo"] / "model_config.json").read_text(encoding="utf-8"))
     torch.manual_seed(0)
-    net = Generator(parse(config), device="cpu", dtype=torch.float32)
+    net = ConditionedDiT(parse(config), device="cpu", dtype=torch.float32)
     for p in net.parameters():
         torch.nn.init.normal_(p, std=0.05)
     c = net.config
@@ -208,16 +209,14 @@ def test_gradients_reach_every_parameter(case):
 def paths_of(case, items, **more):
     net, z, _, _, lengths, given, condition, _ = case
     batch = flow.Batch(z[items], [lengths[i] for i in items], Condition(condition.cross_attn[items], condition.global_cond[items]))
-    return distil.follow(net, batch, batch.lengths, given[items], Guidance(cfg=3.0, apg=0.0), 3, generator(1), "euler", **more)
+    return distil.sample_paths(net, batch, batch.lengths, given[items], Guidance(cfg=3.0, apg=0.0), 3, generator(1), "euler", **more)
 
 
-def test_a_path_is_the_guided_way_of_the_teacher(case):
+def test_a_path_is_the_teachers_guided_trajectory(case):
     net, z, _, _, lengths, given, condition, _ = case
     paths = paths_of(case, [0, 1, 2])
     assert paths.states.shape == (3, 3, *z.shape[1:]) and paths.times.shape == (3, 3) and torch.all(paths.times[:, 0] == 1)
-    cond = flow.prepare_inputs(net, z, given, condition, lengths)
-    blank = flow.prepare_inputs(net, z, given, dataclasses.replace(condition, cross_attn=torch.zeros_like(condition.cross_attn)), lengths)
-    velocity = Predictor(net.dit, cond, blank, Guidance(cfg=3.0, apg=0.0), lengths)
+    velocity = Predictor.prepare(net.dit, condition, flow.local_input(z, given), z.shape[-1], lengths, Guidance(cfg=3.0, apg=0.0))
     levels = torch.cat((paths.times, torch.zeros(3, 1)), 1)
     some = paths.pick([2, 0])
     assert len(some) == 2 and torch.equal(some.ends, paths.ends[[2, 0]]) and some.lengths.tolist() == [lengths[2], lengths[0]]
@@ -259,13 +258,13 @@ def clips():
     return torch.stack([corpus.clip(2, i, 0.8, kind).audio for i, kind in enumerate(("tone", "bell", "kick", "tone", "major chord") * 8)])
 
 
-def test_a_student_autoencoder_comes_to_share_its_teachers_latents(clips, tmp_path):
+def test_a_student_autoencoder_learns_its_teachers_latents(clips, tmp_path):
     teacher, same, audio = small_same(), small_same(), clips[..., : 512 * 32]
     for one, seed in ((teacher, 0), (same, 1)):
-        autoencoder.block_pca_start(one, audio, generator(seed))
+        autoencoder.init_block_pca(one, audio, generator(seed))
     teacher.requires_grad_(False)
     weights = autoencoder.Weights(waveform=0.0, spectral=0.0, soft_norm=0.0, latent=1.0)
-    loss = autoencoder.loss(same, lambda g: audio[:4], 30, weights, teacher)
+    loss = autoencoder.training_loss(same, lambda g: audio[:4], 30, weights, teacher)
     before = loss(0, generator())["latent"].item()
     EMATrainer(dict(same.named_parameters()), Settings(steps=30, lr=2e-3, warmup=5, ema=0.0), tmp_path).run(loss)
     assert loss(0, generator())["loss"].item() < 0.6 * before
@@ -286,23 +285,22 @@ def small_same(stride=2):
 
 
 @pytest.mark.parametrize("stride", [1, 2])
-def test_the_block_start_carries_the_waveform_before_any_training(clips, stride):
+def test_block_pca_preserves_the_waveform_before_training(clips, stride):
     same, audio = small_same(stride), clips[..., : 512 * 64]
-    autoencoder.block_pca_start(same, audio, generator())
+    autoencoder.init_block_pca(same, audio, generator())
     with torch.no_grad():
         made = same.decode(same.encode(audio))
     assert torch.tensor([autoencoder.snr(a, b) for a, b in zip(made, audio, strict=True)]).median() > 5
 
 
-def test_the_block_start_names_a_network_that_cannot_have_it(clips):
+def test_block_pca_refuses_a_network_with_other_heads(clips):
     same = small_same()
     wrong = build_with_heads(same, 32)
     with pytest.raises(SA3Error, match="heads of latents / stride = 16"):
-        autoencoder.block_pca_start(wrong, clips, generator())
+        autoencoder.init_block_pca(wrong, clips, generator())
 
 
 def build_with_heads(same, head_dim):
-    import dataclasses
 
     from sa3_core.models.same import SAME
 
@@ -312,7 +310,7 @@ def build_with_heads(same, head_dim):
 
 def test_training_lowers_the_error_and_sets_the_scale(clips, tmp_path):
     same, audio = small_same(), clips[..., : 512 * 32]
-    autoencoder.block_pca_start(same, audio, generator())
+    autoencoder.init_block_pca(same, audio, generator())
 
     def crops(g):
         return audio[torch.randint(len(audio), (4,), generator=g)]
@@ -324,7 +322,7 @@ def test_training_lowers_the_error_and_sets_the_scale(clips, tmp_path):
     before = error()
     settings = Settings(steps=40, lr=2e-3, warmup=5, ema=0.0)
     trainer = EMATrainer(dict(same.named_parameters()), settings, tmp_path)
-    trainer.run(autoencoder.loss(same, crops, 40, autoencoder.Weights()))
+    trainer.run(autoencoder.training_loss(same, crops, 40, autoencoder.Weights()))
     assert error() < 0.8 * before
     with torch.no_grad():
         autoencoder.measure_scale(same, [audio])

@@ -13,10 +13,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from sa3_core import timeline
 from sa3_core.backends import device
 from sa3_core.backends.base import Backend
-from sa3_core.models.release import Predictor
 from sa3_core.models.same import Noise
 from sa3_core.sampling import runs, samplers
 from sa3_core.sampling.guidance import Guidance
+from sa3_core.sampling.predictor import Predictor
 
 aten = torch.ops.aten
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")

@@ -1,0 +1,170 @@
+"""The constants of a sampling run: what `DiT.prepare` computes once and every step reads."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..backends.device import backend_of, to_device
+from .layers import Adapters
+
+
+class Modulation(NamedTuple):
+    """adaLN values of all layers at the times of a step, (layers, B, 1, width) each: of a layer's attention, then of its feed-forward.
+
+    A gain is gamma (1 + scale) of the norm that it follows, a gate is sigmoid(1 - g) of the released parameter's g.
+    """
+
+    gain1: Tensor
+    shift1: Tensor
+    gate1: Tensor
+    gain2: Tensor
+    shift2: Tensor
+    gate2: Tensor
+
+
+@dataclass(frozen=True)
+class LocalInput:
+    """The local input, rows (b, 1 or frames, local_dim), and its embedding in each layer, (b, 1 or frames, width)."""
+
+    rows: Tensor
+    embeddings: list[Tensor]
+
+    @staticmethod
+    def join(inputs: Sequence["LocalInput"], batches: Sequence[int]) -> "LocalInput":
+        """One input for several batches. It is kept once where all share it."""
+        first = inputs[0]
+        if all(other is first for other in inputs[1:]):
+            return first
+
+        def cat(*parts: Tensor) -> Tensor:
+            frames = max(part.shape[1] for part in parts)
+            return torch.cat([part.expand(n, frames, -1) for part, n in zip(parts, batches, strict=True)])
+
+        return LocalInput(
+            cat(*(one.rows for one in inputs)), [cat(*parts) for parts in zip(*(one.embeddings for one in inputs), strict=True)]
+        )
+
+    def pick(self, items: Sequence[int]) -> "LocalInput":
+        if len(self.rows) == 1:
+            return self
+        rows = row_index([i % len(self.rows) for i in items], self.rows.device)
+        return LocalInput(self.rows[rows], [part[rows] for part in self.embeddings])
+
+
+@dataclass
+class StepCache:
+    """What the steps of one run share, each computed on first use."""
+
+    modulations: dict[tuple[float, ...], Modulation] = field(default_factory=dict)  # by the times of a step
+    parts: dict[tuple[int, ...], "Conditions"] = field(default_factory=dict)  # by items
+    adapted: dict[tuple[float, ...], "Conditions"] = field(default_factory=dict)  # by the strengths of scheduled adapters
+    scheduled: dict = field(default_factory=dict)  # scheduled adapters on the device; the same object in parts and joined inputs
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """The constants of a run for B items. B may be a multiple of the local rows: guidance computes two contexts over one local input.
+
+    cross_attn (B, n, cond_dim), global_cond (B, cond_dim): the sources of the rest. cross_kv: per layer (k, v) or (k, k2, v), heads
+    (B, H, n, 64). cross_bias (B, n): log of the number of context rows that each row represents, None = 1. local: None = absent.
+    global_embed (B, width). key_mask (B, memory + frames), True = valid, or None. frames: the longest item's.
+    adapters: those in the forward pass; the tensors above were computed with them. cache: what the steps share; never copied.
+    """
+
+    cross_attn: Tensor
+    global_cond: Tensor
+    cross_kv: list[tuple[Tensor, ...]]
+    cross_bias: Tensor | None
+    local: LocalInput | None
+    global_embed: Tensor
+    rotary: tuple[Tensor, Tensor]
+    key_mask: Tensor | None
+    frames: int
+    adapters: Adapters | None = None
+    cache: StepCache = field(default_factory=StepCache)
+
+    @staticmethod
+    def join(inputs: Sequence["Conditions"]) -> "Conditions":
+        """Several runs over the same lengths as one batch. Local rows are kept once where all runs share them."""
+        first = inputs[0]
+        if len(inputs) == 1:
+            return first
+        local = first.local
+        if local is not None:
+            local = LocalInput.join([one.local for one in inputs], [one.batch for one in inputs])
+        if any(one.cross_bias is not None for one in inputs):
+            rows = max(one.cross_attn.shape[1] for one in inputs)
+            inputs = [one._with_rows(rows) for one in inputs]
+        return replace(
+            first,
+            cross_attn=torch.cat([one.cross_attn for one in inputs]),
+            global_cond=torch.cat([one.global_cond for one in inputs]),
+            cross_kv=[tuple(map(torch.cat, zip(*layer, strict=True))) for layer in zip(*(one.cross_kv for one in inputs), strict=True)],
+            cross_bias=None if inputs[0].cross_bias is None else torch.cat([one.cross_bias for one in inputs]),
+            local=local,
+            global_embed=torch.cat([one.global_embed for one in inputs]),
+            key_mask=None if first.key_mask is None else torch.cat([one.key_mask for one in inputs]),
+            cache=StepCache(scheduled=first.cache.scheduled),
+        )
+
+    def _with_rows(self, rows: int) -> "Conditions":
+        """Padded to `rows` rows of context, which nothing attends to."""
+        more = rows - self.cross_attn.shape[1]
+        bias = self.cross_bias
+        if bias is None:
+            bias = self.cross_attn.new_zeros(self.cross_attn.shape[:2], dtype=score_type(self.cross_attn))
+        return replace(
+            self,
+            cross_attn=F.pad(self.cross_attn, (0, 0, 0, more)),
+            cross_kv=[tuple(F.pad(part, (0, 0, 0, more)) for part in layer) for layer in self.cross_kv],
+            cross_bias=F.pad(bias, (0, more), value=-torch.inf),
+        )
+
+    def pick(self, items: Sequence[int]) -> "Conditions":
+        """The inputs of some of the items; views where they are neighbours."""
+        rows = row_index(items, self.global_embed.device)
+        return Conditions(
+            self.cross_attn[rows],
+            self.global_cond[rows],
+            [tuple(part[rows] for part in layer) for layer in self.cross_kv],
+            None if self.cross_bias is None else self.cross_bias[rows],
+            None if self.local is None else self.local.pick(items),
+            self.global_embed[rows],
+            self.rotary,
+            None if self.key_mask is None else self.key_mask[rows],
+            self.frames,
+            self.adapters,
+            StepCache(scheduled=self.cache.scheduled),
+        )
+
+    def part(self, items: Sequence[int]) -> "Conditions":
+        """`pick`, computed once per run."""
+        key = tuple(items)
+        if key not in self.cache.parts:
+            self.cache.parts[key] = self.pick(key)
+        return self.cache.parts[key]
+
+    @property
+    def batch(self) -> int:
+        return self.global_embed.shape[0]
+
+    @property
+    def rows(self) -> int:
+        """Rows per item, padding included."""
+        return backend_of(self.rotary[0].device).padded_rows(len(self.rotary[0]))
+
+
+def row_index(items: Sequence[int], device) -> slice | Tensor:
+    """Items as an index for tensors on a device; a slice where they are neighbours."""
+    rows = list(items)
+    together = slice(rows[0], rows[0] + len(rows))
+    return together if rows == list(range(together.start, together.stop)) else to_device(torch.tensor(rows), device)
+
+
+def score_type(rows: Tensor) -> torch.dtype:
+    """What is added to attention scores: float32, or float64 in a float64 model, where torch misreads another type."""
+    return torch.promote_types(rows.dtype, torch.float32)
