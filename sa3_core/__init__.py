@@ -13,7 +13,16 @@ _MODULES = {"lora": "lora", "samplers": "sampling.samplers", "schedule": "sampli
 def __getattr__(name: str):
     """Import on first use, so that importing the package costs nothing."""
     if name in _LAZY:
-        return getattr(importlib.import_module(f".{_LAZY[name]}", __name__), name)
+        return getattr(_module(_LAZY[name]), name)
     if name in _MODULES:
-        return importlib.import_module(f".{_MODULES[name]}", __name__)
+        return _module(_MODULES[name])
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _module(name: str):
+    try:
+        return importlib.import_module(f".{name}", __name__)
+    except ModuleNotFoundError as error:
+        raise SA3Error(
+            f"sa3_core needs the package {error.name}, which this Python does not have: python -m pip install {error.name}."
+        ) from error
