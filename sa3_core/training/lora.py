@@ -81,13 +81,13 @@ def train(
         data, base.config, base.autoencoder, base.load_encoder, settings.validation,
         lambda done, total, name: callbacks.stage(done, total, f"encoding {name}"),
     )  # fmt: skip
-    run = _Run(base, clips, files, settings, callbacks)
+    run = _TrainingRun(base, clips, files, settings, callbacks)
     if run.trainer.step < settings.steps:
         run.train()
     return run.finish()
 
 
-class _Run:
+class _TrainingRun:
     """A training run: network, adapters, data and trainer."""
 
     def __init__(self, base: BaseModel, clips: dataset.Dataset, files: RunFiles, settings: LoRASettings, callbacks: Callbacks):
