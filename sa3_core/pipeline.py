@@ -26,7 +26,7 @@ from .models.release import StableAudio, build
 from .models.same import SAME, Noise
 from .models.text_encoder import Text, Tokens, encoder_dtype
 from .sampling import runs
-from .sampling.finite import finite
+from .sampling.float32_retry import with_float32_retry
 from .sampling.guidance import Guidance
 from .sampling.predictor import Predictor
 from .timeline.regions import check_pairs
@@ -222,7 +222,7 @@ class Model:
             )  # fmt: skip
 
         with nullcontext() if self.compiled is None else self.compiled.run(self._wait):
-            latents = finite("The latents", self.dtype, sample, warnings.append)
+            latents = with_float32_retry("The latents", self.dtype, sample, warnings.append)
         watch.lap("sample")
         if return_latents:
             return Result(None, latents, lengths.seconds, self.config.sample_rate, self._record(plan, guidance, watch, warnings))
@@ -233,7 +233,7 @@ class Model:
             def decode(dtype: torch.dtype, z=z, n=n) -> Tensor:
                 return self._decode(z.to(dtype), chunk_size, overlap, decode_noise)[0, :, :n].float()
 
-            audio.append(finite("The decoded samples", self.dtype, decode, warnings.append).clamp(-1, 1))
+            audio.append(with_float32_retry("The decoded samples", self.dtype, decode, warnings.append).clamp(-1, 1))
         watch.lap("decode")
         return Result(audio, None, lengths.seconds, self.config.sample_rate, self._record(plan, guidance, watch, warnings))
 

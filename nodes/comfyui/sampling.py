@@ -12,7 +12,7 @@ from ...sa3_core.config import ModelConfig
 from ...sa3_core.errors import SA3Error
 from ...sa3_core.sampling import runs, samplers
 from ...sa3_core.sampling.draws import Draws
-from ...sa3_core.sampling.finite import finite
+from ...sa3_core.sampling.float32_retry import with_float32_retry
 from ...sa3_core.sampling.guidance import Guidance
 from ...sa3_core.sampling.runs import Plan
 from . import model as host_model
@@ -113,7 +113,7 @@ def sample(
                 with inner.computing_in(dtype):
                     return _sample_group(model, positive, negative, latents, plan, guidance, items, report, begin)
 
-            parts.append(finite("The latents", inner.compute_dtype, compute, remark))
+            parts.append(with_float32_retry("The latents", inner.compute_dtype, compute, remark))
 
     with run_options.read(model.model_options).run():
         retry_smaller("sampling", "items", "Shorten the clip, or use a 16-bit dtype.", halvings(_group_size(model, plan)), rest)

@@ -13,7 +13,7 @@ from ...sa3_core.checkpoints.checkpoint import Checkpoint
 from ...sa3_core.config import ModelConfig
 from ...sa3_core.errors import SA3Error
 from ...sa3_core.models.same import SAME, Noise
-from ...sa3_core.sampling.finite import finite
+from ...sa3_core.sampling.float32_retry import with_float32_retry
 from .operations import Operations
 from .out_of_memory import halvings, retry_smaller
 from .patchers import patcher_over
@@ -90,7 +90,7 @@ class SA3VAE(comfy.sd.VAE):
 
         def attempt(chunk: int) -> Tensor:
             self._load(batch, frames, chunk)
-            return finite(result, self.vae_dtype, lambda dtype: compute(chunk, dtype, bar).float().to(self.output_device), warn)
+            return with_float32_retry(result, self.vae_dtype, lambda dtype: compute(chunk, dtype, bar).float().to(self.output_device), warn)
 
         out = retry_smaller(stage, "frames", ADVICE, sizes, attempt)
         if progress is None:

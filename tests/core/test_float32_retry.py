@@ -5,7 +5,7 @@ import torch
 from core_support import refused
 
 import sa3_core
-from sa3_core.sampling.finite import finite
+from sa3_core.sampling.float32_retry import with_float32_retry
 
 INF = torch.tensor([1.0, torch.inf])
 
@@ -25,7 +25,7 @@ def stage(results):
 def test_sixteen_bits_are_tried_once_more_in_float32(dtype):
     compute, asked = stage([INF, torch.ones(2)])
     said = []
-    assert torch.equal(finite("The latents", dtype, compute, said.append), torch.ones(2))
+    assert torch.equal(with_float32_retry("The latents", dtype, compute, said.append), torch.ones(2))
     assert asked == [dtype, torch.float32] and len(said) == 1 and "float32" in said[0] and str(dtype)[6:] in said[0]
 
 
@@ -33,7 +33,7 @@ def test_sixteen_bits_are_tried_once_more_in_float32(dtype):
 def test_finite_values_are_computed_once(dtype):
     compute, asked = stage([torch.ones(2)])
     said = []
-    finite("The latents", dtype, compute, said.append)
+    with_float32_retry("The latents", dtype, compute, said.append)
     assert asked == [dtype] and said == []
 
 
@@ -41,7 +41,7 @@ def test_finite_values_are_computed_once(dtype):
 def test_the_stage_is_named_when_float32_is_not_finite(dtype, tries):
     compute, asked = stage([INF * torch.nan, INF])
     with refused("The latents", "NaN"):
-        finite("The latents", dtype, compute, lambda sentence: None)
+        with_float32_retry("The latents", dtype, compute, lambda sentence: None)
     assert len(asked) == tries
 
 
