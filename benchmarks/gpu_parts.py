@@ -46,7 +46,8 @@ from sa3_core.backends.graphs import Graphs
 from sa3_core.checkpoints.tensors import DTYPES
 from sa3_core.config import parse
 from sa3_core.lora.stack import Stack
-from sa3_core.models.text_encoder import TextEncoder, config_from, empty_model
+from sa3_core.models.t5gemma import config_from, empty_model
+from sa3_core.models.text_encoder import TextEncoder
 from sa3_core.pipeline import DEMOS, Model, load
 from sa3_core.sampling.draws import Draws
 from sa3_core.training import flow

@@ -23,7 +23,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT))
 
-from sa3_core.models.text_encoder import config_from, empty_model
+from sa3_core.models.t5gemma import config_from, empty_model
 from tools.demo.demo_config import ENCODER
 
 RELEASES = ROOT / "tests" / "data" / "releases"

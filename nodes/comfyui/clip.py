@@ -101,7 +101,7 @@ class SA3CLIP(comfy.sd.CLIP):
     def encode_from_tokens(self, tokens, *args, **kwargs):
         model = self.cond_stage_model
         unpatched = model.unpatched and self.patcher.patches_uuid == model.unpatched_uuid
-        self._cached = unpatched and model.encoder.knows(model.parse(tokens))
+        self._cached = unpatched and model.encoder.is_cached(model.parse(tokens))
         return super().encode_from_tokens(tokens, *args, **kwargs)
 
     def load_model(self, *args, **kwargs):

@@ -14,7 +14,8 @@ from ..config import ModelConfig
 from ..errors import SA3Error
 from ..files import read_json
 from ..models.release import build
-from ..models.text_encoder import TextEncoder, config_from, empty_model, encoder_config, read_tokenizer
+from ..models.t5gemma import config_from, empty_model, encoder_config, read_tokenizer
+from ..models.text_encoder import TextEncoder
 from . import detect, sentencepiece
 from .tensors import TensorFile, refuse_optimized
 

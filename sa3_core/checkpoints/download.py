@@ -17,7 +17,7 @@ from pathlib import Path
 from urllib.parse import urlparse
 
 from ..errors import SA3Error
-from ..models.text_encoder import encoder_config
+from ..models.t5gemma import encoder_config
 from .checkpoint import CONFIG, WEIGHTS
 from .detect import TEXT_SUBFOLDER
 from .releases import DOWNLOADED, RELEASES, Release, find

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import sa3_core
 from sa3_core.checkpoints.tensors import TensorFile
-from sa3_core.models.text_encoder import empty_model, encoder_config
+from sa3_core.models.t5gemma import empty_model, encoder_config
 
 GAMMA = "model.model.transformer.layers.0.pre_norm.gamma"
 MEMORY = "model.model.transformer.memory_tokens"

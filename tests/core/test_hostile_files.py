@@ -266,7 +266,7 @@ def test_layer_names_in_a_peft_config(load_model, tmp_path):
 
 
 def test_half_a_surrogate_pair_in_a_prompt(load_model):
-    with refused("no text at character 5"):
+    with refused("invalid character at position 5"):
         load_model("small").encode_text("rain \ud800")
 
 

@@ -297,7 +297,7 @@ def test_both_tokenizers_agree(spiece, prompt):
 @pytest.fixture
 def text_file(tmp_path, spiece):
     """A tiny T5Gemma with heads of 64 as a repackaged file, next to the folder with the same weights."""
-    from sa3_core.models.text_encoder import config_from, empty_model
+    from sa3_core.models.t5gemma import config_from, empty_model
 
     part = {
         "vocab_size": 512, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 2,

@@ -92,7 +92,7 @@ class Corpus:
             from sentencepiece import SentencePieceTrainer
         except ImportError:
             return None
-        from sa3_core.models.text_encoder import config_from, empty_model
+        from sa3_core.models.t5gemma import config_from, empty_model
 
         (self.folder / "words.txt").write_text("\n".join(f"rain on a tin roof {i} warm drums {i * 7}" for i in range(200)))
         SentencePieceTrainer.train(

@@ -32,7 +32,7 @@ from sa3_core.config import parse
 from sa3_core.models.conditioning import Condition
 from sa3_core.models.release import ConditionedDiT
 from sa3_core.models.same import SAME
-from sa3_core.models.text_encoder import config_from
+from sa3_core.models.t5gemma import config_from
 from sa3_core.sampling.guidance import Guidance
 from sa3_core.training import flow
 from tools.demo import autoencoder, corpus, demo_config, distil, metrics
