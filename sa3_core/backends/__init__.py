@@ -1,1 +1,1 @@
-"""What makes one kind of machine faster, with the same result."""
+"""Device-specific implementations: faster, with the same results."""

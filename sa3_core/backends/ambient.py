@@ -1,4 +1,4 @@
-"""Independence of what the caller has switched on in torch: autocast, another default device, another default type."""
+"""Protection from torch's ambient state: autocast, the default device, the default dtype."""
 
 import functools
 import threading
@@ -10,26 +10,26 @@ import torch
 
 AUTOCAST = ("cpu", "cuda", "mps", "xpu")
 CPU = torch.device("cpu")
-_default_type = threading.Lock()
+_default_dtype = threading.Lock()
 Function = TypeVar("Function", bound=Callable)
 
 
 def independent(function: Function) -> Function:
-    """`function` without a surrounding autocast and with the CPU as default device, both for this thread only.
+    """Decorator: run without autocast and with the CPU as default device, both for this thread only.
 
-    A default type belongs to the whole process, so code below names the type of every new floating point tensor instead.
+    The default dtype is global to the process, so decorated code passes a dtype to every function that creates a floating point tensor.
     """
 
     @functools.wraps(function)
     def run(*args, **kwargs):
         casting = [kind for kind in AUTOCAST if _autocasts(kind)]
-        elsewhere = torch.get_default_device() != CPU
-        if not casting and not elsewhere:
+        other_device = torch.get_default_device() != CPU
+        if not casting and not other_device:
             return function(*args, **kwargs)
         with ExitStack() as stack:
             for kind in casting:
                 stack.enter_context(torch.autocast(kind, enabled=False))
-            if elsewhere:
+            if other_device:
                 stack.enter_context(CPU)
             return function(*args, **kwargs)
 
@@ -38,11 +38,11 @@ def independent(function: Function) -> Function:
 
 @contextmanager
 def float32_default() -> Iterator[None]:
-    """For another library's code that makes tensors of the default type. Does nothing where that is float32 already."""
+    """Set the default dtype to float32 for another library's code. Does nothing if it is float32 already."""
     if torch.get_default_dtype() == torch.float32:
         yield
         return
-    with _default_type:
+    with _default_dtype:
         before = torch.get_default_dtype()
         torch.set_default_dtype(torch.float32)
         try:
@@ -54,5 +54,5 @@ def float32_default() -> Iterator[None]:
 def _autocasts(kind: str) -> bool:
     try:
         return torch.is_autocast_enabled(kind)
-    except RuntimeError:  # a device that this build of torch does not know
+    except RuntimeError:  # a device type that this build of torch does not know
         return False

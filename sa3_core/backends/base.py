@@ -1,4 +1,4 @@
-"""The interface between the networks and a kind of machine. Its defaults do nothing special."""
+"""The interface between the networks and a device, with torch's own operations as defaults."""
 
 from collections.abc import Callable
 
@@ -6,13 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-SCORES_LIMIT = 2**28  # bytes of attention scores held at a time where there is no fused kernel
+SCORES_LIMIT = 2**28  # bytes of attention scores in memory at a time where torch has no fused kernel
 
 
 class Backend:
-    """A device without any special treatment. Others override what they do differently."""
+    """The defaults, for devices without a subclass."""
 
-    pins = False  # whether copies from pinned memory run without waiting for the device
+    pins = False  # whether copies from pinned memory are non-blocking
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """x (..., in) W^T + bias -> (..., out)."""
@@ -26,8 +26,8 @@ class Backend:
         """x / rms(x) over the last axis, float32."""
         return F.rms_norm(x, x.shape[-1:], None, eps)
 
-    def keeps_half(self, dtype: torch.dtype) -> bool:
-        """Whether norms and rotations of this type are computed in it, not in float32."""
+    def norms_in_half(self, dtype: torch.dtype) -> bool:
+        """Whether norms and rotary embeddings of this dtype are computed in it instead of float32."""
         return False
 
     def has_bfloat16(self) -> bool:
@@ -35,11 +35,11 @@ class Backend:
         return False
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        """softmax(q k^T / sqrt(D)) v of q (B, H, N, D), k, v (B, H, M, D). mask: its last two axes are queries, or 1, and keys."""
+        """softmax(q k^T / sqrt(D)) v of q (B, H, N, D), k, v (B, H, M, D). mask: broadcasts to (B, H, N, M), boolean or added to scores."""
         return self.attend_in_parts(q, k, v, mask, self.queries_at_once(q, k))
 
     def attend_difference(self, q: Tensor, k: Tensor, q2: Tensor, k2: Tensor, v: Tensor) -> Tensor | None:
-        """The difference of two attentions without a mask in one pass, or None."""
+        """The difference of two attentions without a mask in one pass, or None if there is no such kernel."""
         return None
 
     def window_kernel(self, device: torch.device, dtype: torch.dtype) -> Callable[[Tensor, Tensor, Tensor, int], Tensor] | None:
@@ -54,18 +54,18 @@ class Backend:
 
     @staticmethod
     def attend_in_parts(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, size: int) -> Tensor:
-        """Attention of `size` queries at a time, which bounds the memory of the scores."""
+        """`attend` for `size` queries at a time, which bounds the memory of the scores."""
         if size >= q.shape[2]:
             return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         parts = []
         for start in range(0, q.shape[2], size):
             some = slice(start, start + size)
-            seen = mask if mask is None or mask.shape[-2] == 1 else mask[..., some, :]
-            parts.append(F.scaled_dot_product_attention(q[:, :, some].contiguous(), k, v, attn_mask=seen))
+            visible = mask if mask is None or mask.shape[-2] == 1 else mask[..., some, :]
+            parts.append(F.scaled_dot_product_attention(q[:, :, some].contiguous(), k, v, attn_mask=visible))
         return torch.cat(parts, dim=2)
 
     def distinct_rows(self, rows: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The rows (B, n, D) that cross-attention needs, and the bias (B, m) of their scores: all of them, None."""
+        """The context rows (B, m, D) that represent `rows` (B, n, D), and the bias (B, m) of their attention scores; None = zeros."""
         return rows, None
 
     def padded_rows(self, tokens: int) -> int:
@@ -73,13 +73,13 @@ class Backend:
         return tokens
 
     def items_at_once(self, batch: int, size: int) -> int:
-        """Items of a batch that are computed together. size: bytes of the largest activation of one item."""
+        """Number of items of a batch to compute together. size: bytes of the largest activation of one item."""
         return batch
 
     def groups(self, items: int, rows: int) -> int:
-        """Number of groups into which items of this many rows are cut."""
+        """Number of groups to split `items` sequences of `rows` rows into."""
         return 1
 
     def free_memory(self, device: torch.device) -> int | None:
-        """Bytes that are free on the device; None where batches of chunks gain nothing."""
+        """Free bytes on the device; None where batching chunks gains nothing."""
         return None

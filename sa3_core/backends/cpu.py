@@ -1,4 +1,4 @@
-"""CPUs: oneDNN's matrix products, row counts that it is fast at, and activations that fit into reused memory."""
+"""CPUs: oneDNN's matrix products, row counts that suit them, and activations that fit into reused memory."""
 
 import functools
 import platform
@@ -11,11 +11,11 @@ from torch import Tensor
 
 from .base import Backend
 
-REUSED_BLOCK = 32 * 2**20  # bytes; glibc returns a larger block to the kernel, which then maps and clears every page of the next one
+REUSED_BLOCK = 32 * 2**20  # bytes; glibc returns larger blocks to the kernel, which maps and clears every page of the next allocation
 ROWS_MULTIPLE = 8
-CONTEXT_MULTIPLE = 8  # limits the number of different row counts, each of which torch.compile would need a graph for
-GROUP_ROWS = 512  # activations of this many rows stay in the caches; oneDNN computes them as two parts of its largest size
-SHORT = 40  # queries and keys; up to here writing down the scores is faster than a fused kernel
+CONTEXT_MULTIPLE = 8  # limits the number of row counts, each of which torch.compile needs a graph for
+GROUP_ROWS = 512  # activations of this many rows stay in the caches; oneDNN computes them as two of its largest tiles
+SHORT = 40  # queries and keys, up to which explicit scores are faster than a fused kernel
 
 
 class CPU(Backend):
@@ -25,7 +25,7 @@ class CPU(Backend):
         return onednn_linear(x, weight, bias)
 
     def rms_norm(self, x: Tensor, eps: float) -> Tensor:
-        # torch's own takes four times as long
+        # a quarter of the time of F.rms_norm
         return x * (torch.linalg.vector_norm(x, dim=-1, keepdim=True).square() / x.shape[-1] + eps).rsqrt()
 
     def multiplies(self, dtype: torch.dtype) -> bool:
@@ -38,20 +38,20 @@ class CPU(Backend):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
     def attend_difference(self, q: Tensor, k: Tensor, q2: Tensor, k2: Tensor, v: Tensor) -> Tensor | None:
-        """One product with v instead of two, for SAME-S's short chunks."""
+        """One product with v instead of two, for the short chunks of SAME-S."""
         if q.dtype != torch.float32 or max(q.shape[2], k.shape[2]) > SHORT:
             return None
         return (_probabilities(q, k) - _probabilities(q2, k2)) @ v
 
     def distinct_rows(self, rows: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Runs of equal rows (B, n, D) as one row each (B, m, D), and the log of their lengths (B, m); -inf: no row.
+        """Each run of equal rows (B, n, D) as one row (B, m, D), with the log of its length (B, m); -inf for padding rows.
 
-        Softmax over r equal keys is softmax over one of them with log r added to its score. A prompt's padding, some 240 rows of the
-        learned vector, so costs one row.
+        Softmax over r equal keys equals softmax over one of them with log r added to its score. A prompt's padding, some 240 rows of the
+        learned vector, becomes one row.
         """
         batch, n, width = rows.shape
         begins = F.pad((rows[:, 1:] != rows[:, :-1]).any(-1), (1, 0), value=True)
-        run = begins.long().cumsum(1) - 1  # which run each row belongs to
+        run = begins.long().cumsum(1) - 1  # (B, n): the run that each row belongs to
         m = -(-(int(run.max()) + 1) // CONTEXT_MULTIPLE) * CONTEXT_MULTIPLE
         if m >= n:
             return rows, None
@@ -62,9 +62,9 @@ class CPU(Backend):
         return rows.gather(1, first[..., None].expand(-1, -1, width)), lengths.log()
 
     def padded_rows(self, tokens: int) -> int:
-        """The next multiple of eight, always more than `tokens`, so that one compiled graph serves all lengths.
+        """The next multiple of eight above `tokens`; always greater, so that one compiled graph serves all lengths.
 
-        oneDNN cuts rows into equal parts. 30 s have 451 tokens, 11 times 41: its product of 451 rows takes 1.4 times as long as of 456.
+        oneDNN splits rows into equal tiles: 451 rows (30 s), 11 times 41, take 1.4 times as long as 456.
         """
         return (tokens // ROWS_MULTIPLE + 1) * ROWS_MULTIPLE
 
@@ -86,10 +86,9 @@ def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def prefers_onednn(weight: Tensor, bias: Tensor | None) -> bool:
-    """Whether oneDNN's product with this weight is faster than torch's. Decided by the processor, so that a machine's bytes are fixed.
+    """Whether oneDNN's product with this weight is faster than torch's. Depends on the processor only, so results are reproducible.
 
-    In bfloat16 torch itself calls oneDNN, but copies a bias into all rows and adds the product to them; oneDNN adds it inside. In
-    float32 torch calls MKL.
+    In bfloat16 torch also calls oneDNN, but copies the bias into all rows and accumulates onto them; in float32 it calls MKL.
     """
     if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return False
@@ -105,7 +104,7 @@ def mkl_is_slow() -> bool:
 
 
 def _processor() -> str:
-    """The system's description of the processor, which contains the vendor's name."""
+    """The operating system's description of the processor; contains the vendor's name."""
     with suppress(OSError):
         return Path("/proc/cpuinfo").read_text()
     return platform.processor()

@@ -1,4 +1,4 @@
-"""NVIDIA's GPUs, and AMD's through ROCm: passes over memory in 16 bits, fused kernels for windows, exact float32 convolutions."""
+"""NVIDIA's GPUs, and AMD's through ROCm: norms in 16 bits, fused attention within a window, exact float32 convolutions."""
 
 import functools
 import inspect
@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .base import Backend
+
+HALF = (torch.float16, torch.bfloat16)
 
 
 class CUDA(Backend):
@@ -23,15 +25,15 @@ class CUDA(Backend):
         pieces = F.pad(x, (reach, reach)).unfold(2, weight.shape[-1], 1).permute(0, 2, 1, 3).flatten(2)  # (B, T, C * kernel)
         return F.linear(pieces, weight.flatten(1), bias).transpose(1, 2)
 
-    def keeps_half(self, dtype: torch.dtype) -> bool:
-        """Passes over memory take longer than what they compute."""
-        return dtype in (torch.float16, torch.bfloat16)
+    def norms_in_half(self, dtype: torch.dtype) -> bool:
+        """True in 16 bits: these operations are limited by memory bandwidth."""
+        return dtype in HALF
 
     def has_bfloat16(self) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        """In parts only where torch has no kernel that never holds all scores."""
+        """In parts only where torch has no kernel that avoids storing all scores."""
         size = self.queries_at_once(q, k)
         if size < q.shape[2]:
             params = torch.backends.cuda.SDPAParams(q, k, v, mask, 0.0, False, False)
@@ -39,33 +41,26 @@ class CUDA(Backend):
                 size = q.shape[2]
         return self.attend_in_parts(q, k, v, mask, size)
 
-    def window_kernel(self, device: torch.device, dtype: torch.dtype) -> Callable[[Tensor, Tensor, Tensor, int], Tensor] | None:
-        return window_kernel(device, dtype)
+    @staticmethod
+    @functools.lru_cache(maxsize=16)
+    def window_kernel(device: torch.device, dtype: torch.dtype) -> Callable[[Tensor, Tensor, Tensor, int], Tensor] | None:
+        """On Ampere or newer, in 16 bits."""
+        if dtype not in HALF or torch.version.hip is not None or torch.cuda.get_device_capability(device) < (8, 0):
+            return None
+        varlen = varlen_attention()
+        return None if varlen is None else windowed(varlen)
 
     def free_memory(self, device: torch.device) -> int | None:
         return torch.cuda.mem_get_info(device)[0]
 
 
-@functools.lru_cache(maxsize=16)
-def window_kernel(device: torch.device, dtype: torch.dtype) -> Callable[[Tensor, Tensor, Tensor, int], Tensor] | None:
-    """torch's kernel for packed sequences, else the package flash-attn's; on Ampere or newer, in 16 bits."""
-    if dtype not in (torch.float16, torch.bfloat16) or torch.version.hip is not None:
-        return None
-    if torch.cuda.get_device_capability(device) < (8, 0):
-        return None
-    return next((kernel for kernel in map(windowed, (_torch_varlen(), _flash_attn_varlen())) if kernel is not None), None)
-
-
-def _torch_varlen() -> Callable | None:
+def varlen_attention() -> Callable | None:
+    """Attention over packed sequences with a window: torch's, else the package flash-attn's, else None."""
     with suppress(ImportError):
         from torch.nn.attention.varlen import varlen_attn
 
         if "window_size" in inspect.signature(varlen_attn).parameters:
             return varlen_attn
-    return None
-
-
-def _flash_attn_varlen() -> Callable | None:
     with suppress(ImportError, OSError):
         from flash_attn import flash_attn_varlen_func
 
@@ -73,23 +68,21 @@ def _flash_attn_varlen() -> Callable | None:
     return None
 
 
-def windowed(varlen: Callable | None) -> Callable[[Tensor, Tensor, Tensor, int], Tensor] | None:
-    """attend(q, k, v, window) by a kernel for packed sequences: varlen(q, k, v, ends, ends, longest, longest, window_size=)."""
-    if varlen is None:
-        return None
+def windowed(varlen: Callable) -> Callable[[Tensor, Tensor, Tensor, int], Tensor]:
+    """attend(q, k, v, window) by a kernel varlen(q, k, v, offsets, offsets, longest, longest, window_size=) for packed sequences."""
 
     def attend(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
         batch, _, n, _ = q.shape
-        ends = _ends(batch, n, q.device)
+        offsets = _offsets(batch, n, q.device)
         packed = (part.transpose(1, 2).flatten(0, 1) for part in (q, k, v))  # (B N, H, D)
-        out = varlen(*packed, ends, ends, n, n, window_size=(window, window))
+        out = varlen(*packed, offsets, offsets, n, n, window_size=(window, window))
         return out.unflatten(0, (batch, n)).transpose(1, 2)
 
     return attend
 
 
 @functools.lru_cache(maxsize=16)
-def _ends(batch: int, n: int, device: torch.device) -> Tensor:
-    """(batch + 1,): where each of `batch` sequences of n tokens begins, and where the last one ends."""
+def _offsets(batch: int, n: int, device: torch.device) -> Tensor:
+    """(batch + 1,): cumulative lengths of `batch` sequences of n tokens."""
     with torch.inference_mode(False):
         return torch.arange(0, (batch + 1) * n, n, dtype=torch.int32, device=device)

@@ -1,4 +1,4 @@
-"""The backend of a device, and copies to the device."""
+"""The backend of a device, and copies to a device."""
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ from .cuda import CUDA
 from .mps import MPS
 
 DEFAULT = Backend()
-BACKENDS: dict[str, Backend] = {"cpu": CPU(), "cuda": CUDA(), "mps": MPS()}
+BACKENDS: dict[str, Backend] = {"cpu": CPU(), "cuda": CUDA(), "mps": MPS()}  # by device type
 
 
 def backend_of(device: torch.device) -> Backend:
@@ -17,12 +17,12 @@ def backend_of(device: torch.device) -> Backend:
 
 
 def to_device(x: Tensor, device, dtype: torch.dtype | None = None) -> Tensor:
-    """x on a device, in a type. The copy is non-blocking where the device allows it.
+    """x on the device, in `dtype` (None = x's).
 
-    A blocking copy would wait for everything that the device still computes, and leave it idle afterwards.
+    The copy is non-blocking where the device supports it: a blocking one waits for all queued kernels and then leaves the device idle.
     """
     device = torch.device(device)
     if x.device.type == "cpu" and backend_of(device).pins:
-        dense = x.to(dtype=dtype or x.dtype).contiguous()  # pinning keeps strides, and only dense copies are direct
+        dense = x.to(dtype=dtype or x.dtype).contiguous()  # pin_memory keeps strides, and only dense copies are non-blocking
         return dense.pin_memory().to(device, non_blocking=True)
     return x.to(device=device, dtype=dtype)

@@ -26,9 +26,9 @@ from .layers import (  # fmt: skip
     cast_to,
     expo_features,
     in_turn,
-    keeps_half,
     merge_heads,
     norm_type,
+    norms_in_half,
     over_rms,
     rotary_table,
     rotate,
@@ -52,7 +52,7 @@ class SelfAttention(nn.Module):
         parts = adapted(self.to_qkv, x, adapters)[:, :tokens].unflatten(-1, (5 if self.differential else 3, -1, self.head_dim))
         # q, k, v, q2, k2: (B, N, parts, H, D)
         v = parts[:, :, 2].transpose(1, 2)
-        tables = self._tables(rotary, parts) if keeps_half(parts) else None
+        tables = self._tables(rotary, parts) if norms_in_half(parts) else None
         out = attend(*self._rotated(parts[:, :, :2], rotary, tables), v, key_mask=key_mask)
         if self.differential:
             out = out - attend(*self._rotated(parts[:, :, 3:], rotary, tables), v, key_mask=key_mask)

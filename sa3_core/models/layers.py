@@ -80,14 +80,14 @@ def cast_to(parameter: Tensor, x: Tensor, dtype: torch.dtype | None = None) -> T
     return parameter.to(device=x.device, dtype=dtype or x.dtype)
 
 
-def keeps_half(x: Tensor, dtype: torch.dtype | None = None) -> bool:
+def norms_in_half(x: Tensor, dtype: torch.dtype | None = None) -> bool:
     """Whether norms and rotations of x are computed in 16 bits instead of float32. dtype: of their result; None = x's."""
-    return backend_of(x.device).keeps_half(dtype or x.dtype)
+    return backend_of(x.device).norms_in_half(dtype or x.dtype)
 
 
 def norm_type(x: Tensor) -> torch.dtype:
     """The type of a norm's gain and shift for an input x."""
-    return x.dtype if keeps_half(x) else torch.promote_types(x.dtype, torch.float32)
+    return x.dtype if norms_in_half(x) else torch.promote_types(x.dtype, torch.float32)
 
 
 def over_rms(x: Tensor, eps: float) -> Tensor:
@@ -104,13 +104,13 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        if keeps_half(x):
+        if norms_in_half(x):
             return F.rms_norm(x, x.shape[-1:], cast_to(self.gamma, x), self.eps)
         return (over_rms(x.float(), self.eps) * cast_to(self.gamma, x, torch.float32)).to(x.dtype)
 
     def modulated(self, x: Tensor, gain: Tensor, shift: Tensor) -> Tensor:
         """x / rms(x) * gain + shift, both in `norm_type`. gain: gamma times the modulation."""
-        if keeps_half(x):
+        if norms_in_half(x):
             return torch.addcmul(shift, F.rms_norm(x, x.shape[-1:], None, self.eps), gain)
         return torch.addcmul(shift, over_rms(x.float(), self.eps), gain).to(x.dtype)
 
@@ -126,7 +126,7 @@ class DyT(nn.Module):
 
     def forward(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """x in float32; the result in `dtype`."""
-        if dtype == torch.float16 and keeps_half(x, dtype) and not torch.is_grad_enabled():
+        if dtype == torch.float16 and norms_in_half(x, dtype) and not torch.is_grad_enabled():
             y = torch.mul(x, cast_to(self.alpha, x), out=torch.empty_like(x, dtype=dtype)).tanh_()
             return torch.addcmul(cast_to(self.beta, y), y, cast_to(self.gamma, y))
         return self._exact(x).to(dtype)

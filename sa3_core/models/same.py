@@ -15,7 +15,7 @@ from ..config import ResamplerConfig, SAMEConfig
 from ..errors import SA3Error
 from . import operations
 from .attention import attend_difference
-from .layers import DyT, FeedForward, WeightNormConv1d, apply_rotary, cast_to, keeps_half, merge_heads, rotary_table, rotate, sine_gate
+from .layers import DyT, FeedForward, WeightNormConv1d, apply_rotary, cast_to, merge_heads, norms_in_half, rotary_table, rotate, sine_gate
 
 REGULARIZE = 1e-3  # latent noise on decode, in units of running_std
 ROWS, FLOAT_ROWS = 12, 18  # live activations of a block, rows of `width` per token: in the type of the products, in float32
@@ -63,7 +63,7 @@ class DifferentialAttention(nn.Module):
         self.k_norm = DyT(head_dim, **kw)
 
     def forward(self, x: Tensor, rotary, window: int | None) -> Tensor:
-        if x.dtype == torch.float16 and keeps_half(x) and not torch.is_grad_enabled():
+        if x.dtype == torch.float16 and norms_in_half(x) and not torch.is_grad_enabled():
             return self._half(x, rotary, window)
         # DyT lets queries and keys reach +-50: in 16 bits their products, and the difference of the softmaxes, are too coarse. Part by
         # part: smaller blocks of memory are reused.
