@@ -158,7 +158,7 @@ def recorded(variant: str, lab: Lab) -> Rows:
     """Largest error of each kind of recorded case, by number format."""
     from safetensors.torch import load_file
 
-    golden = load_file(DATA / variant / "golden.safetensors")
+    golden = {**load_file(DATA / "golden.safetensors"), **load_file(DATA / variant / "golden.safetensors")}
     cases = json.loads((DATA / "index.json").read_text(encoding="utf-8"))[variant]
     worst: dict[str, dict[str, float]] = {}
     columns = {"fp32": ("fp32", False), "fp32, defaults": ("fp32", True), "fp16": ("fp16", True), "bf16": ("bf16", True)}
