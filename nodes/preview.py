@@ -3,8 +3,9 @@
 import torch
 
 from ..sa3_core.audio import loudness, spectrogram
-from ..sa3_core.audio.checks import item_seeds, parse_items, review
+from ..sa3_core.audio.checks import parse_items, review
 from ..sa3_core.errors import SA3Error
+from ..sa3_core.run_record import item_seeds
 from .comfyui import preview
 from .comfyui.latent import read_audio
 from .comfyui.progress import warn

@@ -2,13 +2,15 @@
 
 import importlib.metadata
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 
 from . import __version__
 from .checkpoints.checkpoint import Checkpoint
 from .checkpoints.releases import DOWNLOADED, LICENCE, variant_of
 from .errors import SA3Error
-from .files import read_json
+from .files import parse_json, read_json
+from .sampling.draws import item_seed
 from .sampling.guidance import Guidance
 from .sampling.runs import Plan
 
@@ -92,3 +94,15 @@ def record(
         "licence": LICENCE,
         **more,
     }
+
+
+def item_seeds(records: Sequence[str], count: int) -> list[int | None]:
+    """The seeds of `count` items from the run_info of their runs; None for each when the records are unreadable or of another count."""
+    seeds: list[int] = []
+    for text in records:
+        try:
+            record = parse_json(text, "run_info", "the run_info of SA3 Sampler")
+            seeds += [item_seed(int(record["seed"]), int(index)) for index in record["batch_index"]]
+        except (SA3Error, ValueError, TypeError, KeyError, OverflowError):
+            return [None] * count
+    return seeds if len(seeds) == count else [None] * count

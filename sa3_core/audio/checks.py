@@ -3,20 +3,17 @@
 import dataclasses
 import math
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..errors import SA3Error
-from ..files import parse_json
-from ..sampling.draws import item_seed
-from ..sampling.hints import SILENT
 from .loudness import FLOOR, Levels, measure
 
 CLIPPED = 1e-4  # largest share of samples beyond full scale
 WINDOW, AUDIBLE, SPARSE = 0.05, 1e-3, 0.25  # seconds; RMS of a window with sound; smallest share of such windows
+SILENT = 1e-4  # peak below which a clip counts as silent
 
 
 @dataclass(frozen=True)
@@ -80,15 +77,3 @@ def parse_items(text: str, count: int) -> list[int]:
             raise SA3Error(f"keep names item {item}, but the batch has {count}, counted from 1; choose among these, or write 'all'.")
         found.update(range(low - 1, high))
     return sorted(found)
-
-
-def item_seeds(records: Sequence[str], count: int) -> list[int | None]:
-    """The seeds of `count` items from the run_info of their runs; None for each when the records are unreadable or of another count."""
-    seeds: list[int] = []
-    for text in records:
-        try:
-            record = parse_json(text, "run_info", "the run_info of SA3 Sampler")
-            seeds += [item_seed(int(record["seed"]), int(index)) for index in record["batch_index"]]
-        except (SA3Error, ValueError, TypeError, KeyError, OverflowError):
-            return [None] * count
-    return seeds if len(seeds) == count else [None] * count

@@ -6,12 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..audio.checks import SILENT
 from ..config import ModelConfig
 from .guidance import Guidance
 from .runs import Plan
 
 RENOISING = ("pingpong", "dpmpp-2m-sde", "dpmpp-3m-sde")  # samplers that add noise at every step
-SILENT, CLIPPED, NOISE = 1e-4, 0.01, 0.7  # peak; share of samples beyond full scale; spectral flatness
+CLIPPED, NOISE = 0.01, 0.7  # share of samples beyond full scale; spectral flatness
 
 
 def request_warnings(config: ModelConfig, plan: Plan, guidance: Guidance) -> list[str]:

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from sa3_core import SA3Error
-from sa3_core.audio.checks import item_seeds, parse_items, review, verdict
+from sa3_core.audio.checks import parse_items, review, verdict
+from sa3_core.run_record import item_seeds
 from sa3_core.sampling.draws import item_seed
 
 RATE = 44100

@@ -236,7 +236,7 @@ def test_an_item_number_of_five_thousand_digits(text):
 
 @pytest.mark.parametrize("text", [DEEP, '{"seed": Infinity, "batch_index": [0]}', '{"seed": 1e999, "batch_index": [0]}', "[]", "\ud800"])
 def test_an_invalid_record_has_no_seeds(text):
-    assert checks.item_seeds([text], 2) == [None, None]
+    assert run_record.item_seeds([text], 2) == [None, None]
 
 
 def test_a_range_of_five_thousand_digits_is_plain_text():

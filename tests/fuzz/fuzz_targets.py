@@ -23,6 +23,7 @@ from lora_support import KINDS, write_lora
 from safetensors.torch import load_file, save_file
 
 import sa3_core
+from sa3_core import run_record
 from sa3_core.audio import checks, waveform
 from sa3_core.audio import files as audio_files
 from sa3_core.checkpoints import checkpoint, detect, download
@@ -303,7 +304,7 @@ def words(corpus: Corpus, rng: random.Random, folder: Path):
         lambda: corpus.model.text_encoder.tokenize([prompt], 32),
         lambda: fit_lora(read_lora(corpus.loras[0]), corpus.model.module, "small-music", skip_layers=line),
         lambda: checks.parse_items(line, 8),
-        lambda: checks.item_seeds([line, prompt], 8),
+        lambda: run_record.item_seeds([line, prompt], 8),
         lambda: regions.format_regions(regions.merge_regions(regions.parse_regions(line), 100.0)),
     ]
 
