@@ -1,4 +1,4 @@
-"""Stable Audio 3 kernels: torch only, no ComfyUI. `load`, `build` and the modules below are the public surface."""
+"""Stable Audio 3 in torch, without ComfyUI. `__all__` is the public surface, imported on first use."""
 
 import importlib
 
@@ -11,7 +11,7 @@ _MODULES = {"lora": "lora", "samplers": "sampling.samplers", "schedule": "sampli
 
 
 def __getattr__(name: str):
-    """Import on first use, so that importing the package costs nothing."""
+    """Import a name of `__all__` on first use, so that importing the package costs nothing."""
     if name in _LAZY:
         return getattr(_module(_LAZY[name]), name)
     if name in _MODULES:

@@ -1,4 +1,4 @@
-"""The whole job without ComfyUI: load a release, make audio."""
+"""Load a release and generate audio, without ComfyUI."""
 
 import functools
 import logging
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from . import run_record, timeline
+from .audio.waveform import to_model
 from .backends.accelerator import Accelerator
 from .backends.compiled import Compiled
 from .backends.device import backend_of
@@ -22,23 +23,29 @@ from .lora.algebra import apply_stack
 from .lora.fit import fit_lora, open_lora
 from .lora.stack import Stack, targets
 from .models.conditioning import Condition
+from .models.dit import DiT
 from .models.release import StableAudio, build
 from .models.same import SAME, Noise
-from .models.text_encoder import Text, Tokens, encoder_dtype
+from .models.text_encoder import Text, TextEncoder, encoder_dtype
 from .sampling import runs
 from .sampling.float32_retry import with_float32_retry
 from .sampling.guidance import Guidance
 from .sampling.predictor import Predictor
+from .timeline.durations import valid_mask
 from .timeline.regions import check_pairs
 
 log = logging.getLogger("sa3")
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
-DEMOS = {name: ASSETS / name for name in ("demo", "demo-medium")}  # the embedded models; the first is the default
+DEMOS = {name: ASSETS / name for name in ("demo", "demo-medium")}  # the embedded models
 
 
 @dataclass(frozen=True)
 class Result:
-    """audio: per item (channels, N_i) at `sample_rate`, or latents (B, D, T) when they were asked for."""
+    """What `Model.generate` returns.
+
+    audio: one (channels, N_i) tensor per item, in [-1, 1] at `sample_rate`; None with return_latents. latents (B, D, T): only with
+    return_latents. seconds: duration per item. info: the record of the run, as JSON values.
+    """
 
     audio: list[Tensor] | None
     latents: Tensor | None
@@ -48,20 +55,22 @@ class Result:
 
 
 class Model:
-    """A loaded release (or a standalone autoencoder: then only `encode` and `decode` work)."""
+    """A loaded release. For a standalone autoencoder (module: `SAME`) only `encode` and `decode` work; the rest raises SA3Error."""
 
-    def __init__(self, config: ModelConfig, module, text_encoder, name: str):
-        self.config, self.module, self.text_encoder, self.name = config, module, text_encoder, name
-        self.path: Path | None = None
-        self.loras, self._originals = Stack(), {}
-        self.loaded: dict = {}  # run_record.load_record
-        self.lora_record: list[dict] = []  # how the adapters describe themselves
+    def __init__(
+        self, config: ModelConfig, module: StableAudio | SAME, text_encoder: TextEncoder | None, name: str, path: Path | None = None,
+        loaded: dict | None = None,
+    ):  # fmt: skip
+        self.config, self.module, self.text_encoder, self.name, self.path = config, module, text_encoder, name, path
+        self.loaded = loaded or {}  # run_record.load_record
+        self.loras = Stack()
+        self._originals: dict[str, torch.nn.Parameter] = {}  # layer -> weight without LoRAs
         self.compiled: Accelerator | None = None
         self._wait = False
 
     @property
-    def dit(self):
-        return self._generative().dit
+    def dit(self) -> DiT:
+        return self._release().dit
 
     @property
     def autoencoder(self) -> SAME:
@@ -75,7 +84,8 @@ class Model:
     def dtype(self) -> torch.dtype:
         return self.autoencoder.bottleneck.running_std.dtype
 
-    def _generative(self) -> StableAudio:
+    def _release(self) -> StableAudio:
+        """The module of a full release. Raises SA3Error for a standalone autoencoder."""
         if not isinstance(self.module, StableAudio):
             raise SA3Error(f"{self.name} is a standalone autoencoder: it encodes and decodes, but cannot generate.")
         return self.module
@@ -84,62 +94,66 @@ class Model:
         self, path: str | Path, strength: float = 1.0, interval: tuple[float, float] = (0, 1), skip_layers: Sequence[str] | str = (),
         seconds_strength: float | None = None, mode: str = "chain", curve: Sequence[float] | None = None, base: str | Path | None = None,
     ) -> str:  # fmt: skip
-        """Put a LoRA on top of those already there; returns what is applied, one line per LoRA, then warnings.
+        """Apply a LoRA after those already applied. Returns a report: one line per LoRA, then warnings.
 
-        interval: noise levels between which it acts, both inclusive. curve: multipliers over the steps. skip_layers: parts of names
-        of layers to leave alone. seconds_strength: for the seconds embedder, which runs before the steps; None = strength.
-        mode: chain = act on the result so far, sum = add the change against the base. base: for -xs files, the checkpoint that it was
-        trained on or its svd_bases.safetensors.
+        interval: noise levels between which it is active, both inclusive. curve: multipliers of the strength over the steps. skip_layers:
+        parts of names of layers without it. seconds_strength: for the seconds embedder, which runs before the steps; None = strength.
+        mode: "chain" applies it to the result so far, "sum" adds its change of the base's weight. base: for -xs files, the checkpoint
+        that the LoRA was trained on, or its svd_bases.safetensors.
         """
-        module = self._generative()
+        module = self._release()
         lora = open_lora(path, module, self.name, self.path, None if base is None else Path(base))
         fitted = fit_lora(lora, module, self.name, strength, interval, skip_layers, seconds_strength, mode, curve)
         self._apply(self.loras.with_lora(fitted))
         return self.loras.describe()
 
     def remove_loras(self) -> None:
-        """Take all LoRAs off; the weights are those of the file again, bit for bit."""
+        """Remove all LoRAs. The weights are then bit for bit those of the file."""
         self._apply(Stack())
 
     @torch.no_grad()
     def _apply(self, stack: Stack) -> None:
-        layers = targets(self._generative())
+        """Replace the LoRAs: restore the weights, then merge the constant adapters of the stack."""
+        layers = targets(self._release())
         for name, original in self._originals.items():
             layers[name].weight = original
         self._originals = {}
         for name, entries in stack.patches().items():
             self._originals[name] = layers[name].weight
             layers[name].weight = torch.nn.Parameter(apply_stack(layers[name].weight, entries), requires_grad=False)
-        self.loras, self.lora_record = stack, stack.record()
+        self.loras = stack
 
     def compile(self, wait: bool = False, compiled: Accelerator | None = None) -> Accelerator:
-        """Make `generate` use torch.compile, or another accelerator. wait: compile before the first run, not in the background."""
-        self._generative()
+        """Use torch.compile, or another accelerator, in `generate`. wait: compile before the first run, not in the background."""
+        self._release()
         self.compiled, self._wait = compiled or Compiled(), wait
         return self.compiled
 
     def _network(self, sigmas: Tensor | None = None):
-        """The transformer with what is scheduled on it: (x, t, inputs) -> velocity."""
+        """(x, t, conditions) -> velocity: the transformer, through the accelerator and with the scheduled LoRAs.
+
+        sigmas (B, steps + 1): the run's noise levels, over which LoRA curves extend.
+        """
         network = self.dit if self.compiled is None else functools.partial(self.compiled.velocity, self.dit)
         return functools.partial(self.loras.velocity, self.dit, sigmas=sigmas, run=network) if self.loras.scheduled else network
 
+    @torch.no_grad()
     def encode_text(self, prompts: str | Sequence[str]) -> Text:
-        """Token embeddings of the prompts, padded as the model sees them (learned padding)."""
-        module = self._generative()
+        """Token embeddings of the prompts, with the model's learned padding: .embeddings (B, max_tokens, dim), .mask, .input_ids."""
+        module = self._release()
         if self.text_encoder is None:
-            raise SA3Error(f"{self.name} has no text encoder beside it; give load() the folder t5gemma-b-b-ul2 as text_encoder.")
+            raise SA3Error(f"{self.name} was loaded without a text encoder; pass the folder t5gemma-b-b-ul2 to load() as text_encoder.")
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         if not prompts:
-            raise SA3Error("There is no prompt to encode; an empty text is a prompt, an empty list is not.")
-        tokens: Tokens = self.text_encoder.tokenize(prompts, self.config.conditioning.max_tokens)
-        with torch.no_grad():
-            rows = self.text_encoder(tokens).to(self.device, self.dtype)
-            return Text(module.conditioner.prompt(rows, tokens.mask), tokens.mask, tokens.ids)
+            raise SA3Error("The list of prompts is empty; expected at least one prompt, which may be an empty text.")
+        tokens = self.text_encoder.tokenize(prompts, self.config.conditioning.max_tokens)
+        rows = self.text_encoder(tokens).to(self.device, self.dtype)
+        return Text(module.conditioner.prompt(rows, tokens.mask), tokens.mask, tokens.ids)
 
     @torch.no_grad()
     def condition(self, text: Text, seconds: Sequence[float], negative: bool = False) -> Condition:
-        """Inputs of the transformer. A negative prompt's padded rows are zero instead of learned."""
-        return self._generative().conditioner(text.embeddings, text.mask, seconds, negative)
+        """The transformer's inputs: .cross_attn (B, n + 1, dim) and .global_cond (B, dim). negative: padded rows are zero, not learned."""
+        return self._release().conditioner(text.embeddings, text.mask, seconds, negative)
 
     @torch.no_grad()
     def velocity(
@@ -147,17 +161,20 @@ class Model:
         padding_mask: Tensor | None = None, cfg: float = 1.0, apg: float = 1.0, rescale: float = 0.0, norm_threshold: float = 0.0,
         cfg_interval: tuple[float, float] = (0, 1), negative_cross_attn: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
-        """One evaluation: latents x (B, D, T) at t (B,) -> velocity (B, D, T). padding_mask (B, T), True = valid."""
-        dit = self.dit
+        """Velocity (B, D, T) at latents x (B, D, T) and t (B,), from one evaluation with guidance.
+
+        cross_attn, global_cond: from `condition`. local_add (B, D + 1, T): mask and masked latents. padding_mask (B, T), True = valid.
+        """
         if x.dim() != 3 or x.shape[1] != self.config.same.latent_dim or t.shape != (len(x),) or len(cross_attn) != len(x):
             raise SA3Error(
-                f"velocity() got x {tuple(x.shape)} and t {tuple(t.shape)}; expected (B, {self.config.same.latent_dim}, T) and (B,)."
+                f"velocity() got x {tuple(x.shape)}, t {tuple(t.shape)} and cross_attn {tuple(cross_attn.shape)}; "
+                f"expected (B, {self.config.same.latent_dim}, T), (B,) and (B, n, dim)."
             )
         lengths = None if padding_mask is None else _lengths_of(padding_mask)
         guidance, t = _guidance(cfg, apg, rescale, norm_threshold, cfg_interval), t.float().cpu()
         active = bool(guidance.active(t)[0])  # as in the public code, the first item decides for the batch
         predictor = Predictor.prepare(
-            dit, Condition(cross_attn, global_cond), local_add, x.shape[-1], lengths, guidance if active else Guidance(),
+            self.dit, Condition(cross_attn, global_cond), local_add, x.shape[-1], lengths, guidance if active else Guidance(),
             negative_cross_attn, self._network(),
         )  # fmt: skip
         return guidance.combine(x, t, *predictor.pair(x, t), lengths) if active else predictor(x, t)
@@ -173,6 +190,7 @@ class Model:
         return self._decode(z.to(self.device, self.dtype), chunk_size, overlap, noise)
 
     def _decode(self, z: Tensor, chunk_size: int | None, overlap: int, noise: int | None) -> Tensor:
+        """`decode` in the dtype of z, with as many chunks at once as fit into free memory."""
         same = self.autoencoder
         at_once = same.chunks_at_once(chunk_size, len(z), z.dtype, backend_of(z.device).free_memory(z.device))
         return same.decode(z, chunk_size, overlap, _noise(noise), at_once=at_once)
@@ -187,13 +205,16 @@ class Model:
         overlap: int = 32, decode_noise: int | None = None, initial_noise: Tensor | None = None, step_noise=None,
         return_latents: bool = False, callback=None,
     ) -> Result:  # fmt: skip
-        """Make audio from text, optionally from a sound (init_audio with init_noise_level) or inside regions of one (source_audio).
+        """Generate audio from text, optionally from a clip (init_audio) or in regions of a clip (source_audio).
 
-        prompt, negative_prompt and duration (seconds) may be lists, one entry per item. steps, cfg, sampler, schedule: None = the
-        checkpoint's. init_audio, source_audio: (rate, waveform (C, N)). regions: (start, end) in seconds to regenerate.
-        decode_noise: a seed for the decoder's regularisation noise, None = off. callback(step, total, denoised).
+        prompt, negative_prompt, duration (seconds): one value, or a list with one entry per item. steps, cfg, sampler: None = the
+        checkpoint's. schedule: dict(kind=, mode=, **parameters) for `schedule.build`, None = the checkpoint's. init_audio, source_audio:
+        (rate, waveform (C, N)), resampled as needed. init_noise_level: above 0 to 1, 1 ignores init_audio. regions: (start, end) in
+        seconds to regenerate. padding: seconds of headroom after each clip, cut off. eta: re-noising of the -sde samplers.
+        decode_noise: seed of the decoder's regularisation noise, None = off. initial_noise (B, D, T), step_noise (list of the same):
+        replace the seed's draws. callback(step, total, denoised).
         """
-        module, watch = self._generative(), run_record.Stopwatch()
+        dit, watch = self.dit, run_record.Stopwatch()
         prompts, negatives, seconds = _broadcast(prompt, negative_prompt, duration)
         lengths = timeline.lengths(self.config, seconds, padding)
         guidance = _guidance(self.config.default_cfg if cfg is None else cfg, apg, rescale, norm_threshold, cfg_interval)
@@ -202,18 +223,18 @@ class Model:
             noise_level=init_noise_level if init_audio is not None else 1.0,
         )  # fmt: skip
         init = None if init_audio is None else self._source_latents("init_audio", init_audio, lengths, chunk_size, overlap)
-        local = self._local(regions, source_audio, lengths, chunk_size, overlap)
-
-        cond = self.condition(self.encode_text(prompts), lengths.seconds)
-        negative = None if negatives is None or guidance.cfg == 1 else self._negative(negatives, lengths)
+        local = self._local_input(regions, source_audio, lengths, chunk_size, overlap)
+        cond, negative = self.condition(self.encode_text(prompts), lengths.seconds), None
+        if negatives is not None and guidance.cfg != 1:
+            negative = self.condition(self.encode_text(negatives), lengths.seconds, negative=True).cross_attn
         watch.lap("encode")
         warnings: list[str] = []
-        step_noise = None if step_noise is None else list(step_noise)
+        step_noise = None if step_noise is None else list(step_noise)  # a retry reads it again
 
         def sample(dtype: torch.dtype) -> Tensor:
             condition = Condition(cond.cross_attn.to(dtype), cond.global_cond.to(dtype))
             predictor = Predictor.prepare(
-                module.dit, condition, local.to(dtype), lengths.frames, lengths.valid, guidance,
+                dit, condition, local.to(dtype), lengths.frames, lengths.valid, guidance,
                 None if negative is None else negative.to(dtype), self._network(plan.sigmas),
             )  # fmt: skip
             return runs.run(
@@ -224,34 +245,30 @@ class Model:
         with nullcontext() if self.compiled is None else self.compiled.run(self._wait):
             latents = with_float32_retry("The latents", self.dtype, sample, warnings.append)
         watch.lap("sample")
-        if return_latents:
-            return Result(None, latents, lengths.seconds, self.config.sample_rate, self._record(plan, guidance, watch, warnings))
-        audio = []
-        for i, n in enumerate(lengths.samples):
+
+        def decode_item(i: int) -> Tensor:
             z = latents[i : i + 1, :, : timeline.decode_frames(self.config, lengths, i)].to(self.device)
 
-            def decode(dtype: torch.dtype, z=z, n=n) -> Tensor:
-                return self._decode(z.to(dtype), chunk_size, overlap, decode_noise)[0, :, :n].float()
+            def decode(dtype: torch.dtype) -> Tensor:
+                return self._decode(z.to(dtype), chunk_size, overlap, decode_noise)[0, :, : lengths.samples[i]].float()
 
-            audio.append(with_float32_retry("The decoded samples", self.dtype, decode, warnings.append).clamp(-1, 1))
-        watch.lap("decode")
-        return Result(audio, None, lengths.seconds, self.config.sample_rate, self._record(plan, guidance, watch, warnings))
+            return with_float32_retry("The decoded samples", self.dtype, decode, warnings.append).clamp(-1, 1)
 
-    def _record(self, plan: runs.Plan, guidance: Guidance, watch: run_record.Stopwatch, warnings: Sequence[str]) -> dict:
-        said = list(dict.fromkeys(warnings))
-        for sentence in said:
-            log.warning(sentence)
-        loaded, self.loaded = self.loaded, {**self.loaded, "cache_hit": True}
-        return run_record.record(
-            self.name, plan, guidance, said, loaded=loaded, loras=self.lora_record, stages=watch.stages, cfg=guidance.cfg
+        audio = None
+        if not return_latents:
+            audio = [decode_item(i) for i in range(len(lengths))]
+            watch.lap("decode")
+        warnings = list(dict.fromkeys(warnings))
+        for warning in warnings:
+            log.warning(warning)
+        record = run_record.record(
+            self.name, plan, guidance, warnings, loaded=self.loaded, loras=self.loras.record(), stages=watch.stages, cfg=guidance.cfg
         )
+        self.loaded = {**self.loaded, "cache_hit": True}
+        return Result(audio, latents if return_latents else None, lengths.seconds, self.config.sample_rate, record)
 
-    def _negative(self, prompts: Sequence[str], lengths: timeline.Lengths) -> Tensor:
-        """The unconditional context of negative prompts."""
-        return self.condition(self.encode_text(prompts), lengths.seconds, negative=True).cross_attn
-
-    def _local(self, regions, source_audio, lengths: timeline.Lengths, chunk_size, overlap) -> Tensor:
-        """Mask and masked latents (B, D + 1, T); zeros for plain text to audio."""
+    def _local_input(self, regions, source_audio, lengths: timeline.Lengths, chunk_size: int | None, overlap: int) -> Tensor:
+        """Keep mask and masked latents (B, D + 1, T); zeros without regions."""
         if (regions is None) != (source_audio is None):
             raise SA3Error("Inpainting needs both regions and source_audio; one of them is missing.")
         if regions is None:
@@ -260,18 +277,16 @@ class Model:
         mask = timeline.keep_mask(self.config, merged, lengths).to(self.device, self.dtype)
         return torch.cat((mask, mask * self._source_latents("source_audio", source_audio, lengths, chunk_size, overlap)), dim=1)
 
-    def _source_latents(self, name: str, source: tuple[int, Tensor], lengths: timeline.Lengths, chunk_size, overlap) -> Tensor:
-        """A clip, cut or zero-padded to each item's own length, as latents (B, D, T)."""
-        from .audio.waveform import to_model
-
+    def _source_latents(
+        self, name: str, source: tuple[int, Tensor], lengths: timeline.Lengths, chunk_size: int | None, overlap: int
+    ) -> Tensor:
+        """Latents (B, D, T) of a clip, cut or zero-padded to each item's own length."""
         waveform = to_model(name, *source, self.config.sample_rate, self.config.same.audio_channels)
-        spf = self.config.same.samples_per_frame
         out = torch.zeros(len(lengths), self.config.same.latent_dim, lengths.frames, device=self.device, dtype=self.dtype)
         for own in set(lengths.own):
-            n = own * spf
+            n = own * self.config.same.samples_per_frame
             clip = torch.nn.functional.pad(waveform[:, :n], (0, max(0, n - waveform.shape[1])))
-            z = self.encode(clip[None], chunk_size, overlap)
-            out[[i for i, other in enumerate(lengths.own) if other == own], :, :own] = z
+            out[[i for i, other in enumerate(lengths.own) if other == own], :, :own] = self.encode(clip[None], chunk_size, overlap)
         return out
 
 
@@ -281,11 +296,10 @@ def load(
 ) -> Model:  # fmt: skip
     """Load a model in any layout: a release's folder, its weights file, a single file without a config, or one of `DEMOS`.
 
-    text_encoder: the folder t5gemma-b-b-ul2 or the repackaged file, when it lies neither beside the weights nor in the Hub's cache.
-    dtype: of the transformer and the autoencoder. The text encoder never computes in float16, which its activations leave: it takes
-    bfloat16 on a GPU that has it, else float32.
-    objective: "base" or "post-trained" for a file without a config whose name does not say. autoencoder: load only SAME.
-    Raises SA3Error for anything that is not exactly a Stable Audio 3 model.
+    dtype: of the transformer and the autoencoder. The text encoder's activations exceed the range of float16, for which it computes in
+    bfloat16 on a GPU that supports it, else in float32. text_encoder: the folder t5gemma-b-b-ul2 or the repackaged file, if it is
+    neither next to the weights nor in the Hugging Face cache. objective: "base" or "post-trained", for a file without a config whose
+    name does not contain it. autoencoder: load only SAME. Raises SA3Error for anything that is not exactly a Stable Audio 3 model.
     """
     watch = run_record.Stopwatch()
     opened = checkpoint.open_checkpoint(DEMOS.get(str(path), path), objective, autoencoder)
@@ -295,14 +309,11 @@ def load(
     encoder = None
     if opened.config.conditioning is not None:
         width = opened.config.conditioning.cond_dim
-        found = text_encoder or opened.text_encoder or cached_text_encoder(width)
-        if found is not None:
-            encoder = checkpoint.load_text_encoder(found, encoder_dtype(dtype, device), device, width)
+        encoder_path = text_encoder or opened.text_encoder or cached_text_encoder(width)
+        if encoder_path is not None:
+            encoder = checkpoint.load_text_encoder(encoder_path, encoder_dtype(dtype, device), device, width)
             watch.lap("text encoder")
-    model = Model(opened.config, module, encoder, opened.name)
-    model.path = opened.path
-    model.loaded = run_record.load_record(opened, dtype, device, watch)
-    return model
+    return Model(opened.config, module, encoder, opened.name, opened.path, run_record.load_record(opened, dtype, device, watch))
 
 
 def _guidance(cfg, apg, rescale, norm_threshold, interval) -> Guidance:
@@ -316,24 +327,20 @@ def _noise(seed: int | None) -> Noise | None:
 
 
 def _lengths_of(padding_mask: Tensor) -> list[int]:
+    """Valid frames per item of a padding mask (B, T)."""
     lengths = padding_mask.bool().sum(1).tolist()
-    expected = torch.arange(padding_mask.shape[1])[None] < torch.tensor(lengths)[:, None]
-    if not torch.equal(padding_mask.bool().cpu(), expected) or min(lengths) < 1:
-        raise SA3Error("The padding mask must be True for the first frames of each item (at least one) and False behind them.")
+    if not torch.equal(padding_mask.bool().cpu(), valid_mask(lengths, padding_mask.shape[1])) or min(lengths) < 1:
+        raise SA3Error(f"The padding mask has {lengths} True frames per item; expected them first in each row, and at least one.")
     return lengths
 
 
 def _broadcast(prompt, negative, duration) -> tuple[list[str], list[str] | None, list[float]]:
-    """Lists of one common length from single values and lists."""
+    """Prompts, negative prompts and durations as lists of one entry per item."""
     rows = {"prompt": prompt, "negative_prompt": negative, "duration": duration}
-    rows = {name: list(value) if isinstance(value, (list, tuple)) else value for name, value in rows.items()}
-    sizes = {name: len(value) for name, value in rows.items() if isinstance(value, list)}
-    batch = max(sizes.values(), default=1)
-    for name, size in sizes.items():
-        if size not in (1, batch) or size == 0:
-            raise SA3Error(f"{name} has {size} entries and the batch {batch}; give one for all, or one per item.")
-    full = {
-        name: (value if len(value) == batch else value * batch) if isinstance(value, list) else [value] * batch
-        for name, value in rows.items()
-    }
-    return full["prompt"], None if negative is None else full["negative_prompt"], full["duration"]
+    rows = {name: list(value) if isinstance(value, (list, tuple)) else [value] for name, value in rows.items()}
+    batch = max(map(len, rows.values()))
+    for name, row in rows.items():
+        if len(row) not in (1, batch):
+            raise SA3Error(f"{name} has {len(row)} entries and the batch {batch} items; give one for all, or one per item.")
+    prompts, negatives, seconds = (row * (batch // len(row)) for row in rows.values())
+    return prompts, None if negative is None else negatives, seconds

@@ -1,1 +1,1 @@
-"""From noise to latents: schedules, samplers, guidance, draws, and the run that joins them."""
+"""From noise to latents: schedules, samplers, guidance, noise draws, and the run that combines them."""

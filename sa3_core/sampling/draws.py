@@ -1,4 +1,4 @@
-"""The Gaussian draws of a run, and the seeds of its items."""
+"""Gaussian noise of a run, and the seeds of its items."""
 
 import hashlib
 from collections.abc import Sequence
@@ -13,10 +13,10 @@ MAX_SEED = 2**64 - 1
 
 
 class Draws:
-    """The Gaussian draws of a run, made on the CPU so that every device gets the same.
+    """The Gaussian draws of a run, computed on the CPU so that they are the same on every device.
 
-    Item i has a generator of its own, seeded by (seed, index i), and draws at the length the item would have alone: an item
-    is the same in any batch. Item 0 is torch's manual_seed(seed), the public reference's stream for a single item.
+    Item i has its own generator, seeded by (seed, index i), and draws at the length it would have alone: an item is the same in any
+    batch. Item 0 uses torch's manual_seed(seed), the public reference's stream for a single item.
     """
 
     def __init__(self, seed: int, channels: int, lengths: Lengths, indices: Sequence[int] | None = None):
@@ -26,7 +26,7 @@ class Draws:
         self.generators = [torch.Generator().manual_seed(item_seed(seed, index)) for index in indices]
 
     def __call__(self) -> Tensor:
-        """The next draw, (B, C, T); zeros beyond an item's own length."""
+        """The next draw, (B, C, T), float32; zeros beyond an item's own length."""
         out = torch.zeros(len(self.lengths), self.channels, self.lengths.frames, dtype=torch.float32)
         for i, (generator, own) in enumerate(zip(self.generators, self.lengths.own, strict=True)):
             out[i, :, :own] = torch.randn(1, self.channels, own, generator=generator, dtype=torch.float32)[0]
@@ -39,6 +39,7 @@ def check_seed(seed: int) -> None:
 
 
 def item_seed(seed: int, index: int) -> int:
+    """The seed of item `index` of a batch: the batch's own for item 0, a hash of both for the others."""
     if index == 0:
         return seed
     return int.from_bytes(hashlib.sha256(f"{seed}/{index}".encode()).digest()[:8], "big")

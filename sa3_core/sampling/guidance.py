@@ -1,4 +1,4 @@
-"""Classifier-free guidance in the form the public tools use: interval, norm threshold, APG, rescale. All per item, valid frames only."""
+"""Classifier-free guidance as in the public tools: interval, norm threshold, APG, rescale. Norms are per item, over valid frames."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,14 +8,16 @@ from torch import Tensor
 
 from ..backends.device import to_device
 from ..errors import SA3Error
+from ..timeline.durations import valid_mask
 
 
 @dataclass(frozen=True)
 class Guidance:
-    """cfg: scale, 1 = off. apg: 1 = only the part of the guidance orthogonal to the prediction (arXiv 2410.02416), 0 = plain.
+    """Settings of guidance, validated.
 
-    rescale: 0..1, pull the spread back to the conditioned one (arXiv 2305.08891). norm_threshold: > 0 caps the norm of the
-    guidance direction. start, end: guidance acts while start <= t <= end.
+    cfg: scale, 1 = off. apg: 1 = only the part of the guidance orthogonal to the prediction (arXiv 2410.02416), 0 = standard guidance.
+    rescale: 0 to 1, pulls the standard deviation back to the conditional prediction's (arXiv 2305.08891). norm_threshold: above 0 =
+    upper limit of the norm of the guidance direction. start, end: noise levels between which guidance is active, both inclusive.
     """
 
     cfg: float = 1.0
@@ -35,23 +37,25 @@ class Guidance:
             raise SA3Error(f"The guidance interval starts at {self.start} and ends at {self.end}; expected start <= end.")
 
     def active(self, t: Tensor) -> Tensor:
-        """Which items of t (B,) are guided, (B,) bool."""
+        """Whether each item is guided at t (B,): (B,) bool."""
         return (t >= self.start) & (t <= self.end) & (self.cfg != 1)
 
     def apply(self, x: Tensor, t: Tensor, v_cond: Tensor, v_uncond: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
-        """`combine` for the items whose t lies in the interval, v_cond for the others: an item is the same in any batch."""
+        """`combine` for the items whose t lies in the interval, v_cond for the others, so that an item is the same in any batch."""
         active = to_device(self.active(t), x.device)[:, None, None]
         return torch.where(active, self.combine(x, t, v_cond, v_uncond, lengths), v_cond)
 
     def combine(self, x: Tensor, t: Tensor, v_cond: Tensor, v_uncond: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
-        """Guided velocity (B, C, T) from two predictions at x, t (B,). lengths: valid frames per item, None = all.
+        """Guided velocity (B, C, T) from the conditional and unconditional velocities at x, t (B,).
 
-        Written in velocities, v = v_c - (cfg - 1) used / t: the data predictions would cancel at small t.
+        lengths: valid frames per item, None = all. The direction d is a difference of denoised data; it is added to the velocity,
+        v = v_cond - (cfg - 1) d / t, because denoised data would lose precision at small t.
         """
         dtype = v_cond.dtype
         v_cond, v_uncond, x = v_cond.float(), v_uncond.float(), x.float()
         time = to_device(t, x.device, torch.float32)[:, None, None]
-        valid = _valid(x, lengths)
+        valid = valid_mask([x.shape[-1]] * len(x) if lengths is None else lengths, x.shape[-1])[:, None]
+        valid = to_device(valid, x.device, x.dtype)
         diff = time * (v_uncond - v_cond)  # denoised_cond - denoised_uncond
         if self.norm_threshold > 0:
             norm = (diff * valid).square().sum((1, 2), keepdim=True).sqrt()
@@ -64,10 +68,3 @@ class Guidance:
         if self.rescale > 0:
             v = v * (1 - self.rescale + self.rescale * v_cond.std(1, keepdim=True) / v.std(1, keepdim=True).clamp(min=1e-12))
         return v.to(dtype)
-
-
-def _valid(v: Tensor, lengths: Sequence[int] | None) -> Tensor:
-    if lengths is None:
-        return torch.ones((), device=v.device, dtype=v.dtype)
-    frames = torch.arange(v.shape[-1])[None] < torch.tensor(list(lengths))[:, None]
-    return to_device(frames[:, None], v.device, v.dtype)

@@ -1,4 +1,4 @@
-"""velocity(x, t) of one run: guidance around the transformer, over conditions prepared once."""
+"""The guided velocity of a run, over conditions that are prepared once."""
 
 from collections.abc import Callable, Sequence
 
@@ -12,9 +12,9 @@ from .guidance import Guidance
 
 
 class Predictor:
-    """The network (x, t, conditions) -> velocity at the conditions of a run, guided where the guidance is active.
+    """velocity(x, t) of a run: a network (x, t, conditions) -> velocity, with guidance where it is active.
 
-    lengths: valid frames per item, over which guidance takes its norms; None = all.
+    uncond: None = no guidance. lengths: valid frames per item, over which guidance computes norms; None = all.
     """
 
     def __init__(
@@ -22,17 +22,17 @@ class Predictor:
         lengths: Sequence[int] | None = None,
     ):  # fmt: skip
         self.network, self.cond, self.guidance, self.lengths = network, cond, guidance or Guidance(), lengths
-        self.both = None if uncond is None else Conditions.join([cond, uncond])
+        self.joined = None if uncond is None else Conditions.join([cond, uncond])
 
     @classmethod
     def prepare(
         cls, dit: DiT, condition: Condition, local: LocalInput | Tensor | None, frames: int, lengths: Sequence[int] | None,
         guidance: Guidance, negative: Tensor | None = None, network: Callable[..., Tensor] | None = None,
     ) -> "Predictor":  # fmt: skip
-        """Prepare the conditional context, and with guidance the unconditional one.
+        """A Predictor with the conditional context prepared, and the unconditional one if guidance is on.
 
-        local, frames, lengths: as `DiT.prepare` has them. negative (B, n, dim): the unconditional context; None = zeros in every row.
-        network: in place of dit in the steps.
+        local, frames, lengths: as in `DiT.prepare`. negative (B, n, dim): unconditional context, None = zeros. network: replaces dit in
+        the steps.
         """
         cond = dit.prepare(condition.cross_attn, condition.global_cond, local, frames, lengths, condition.adapters)
         uncond = None
@@ -42,12 +42,12 @@ class Predictor:
         return cls(network or dit, cond, uncond, guidance, lengths)
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        """x (B, C, T), t (B,) on the CPU -> velocity (B, C, T) in x's type."""
-        if self.both is None or not bool(self.guidance.active(t).any()):
+        """Velocity (B, C, T) at x (B, C, T) and t (B,) on the CPU, in x's dtype."""
+        if self.joined is None or not bool(self.guidance.active(t).any()):
             return self.network(x, t, self.cond).to(x.dtype)
         return self.guidance.apply(x, t, *self.pair(x, t), self.lengths)
 
     def pair(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """The conditional and the unconditional velocity, computed as one batch."""
-        v_cond, v_uncond = self.network(torch.cat((x, x)), torch.cat((t, t)), self.both).to(x.dtype).chunk(2)
+        """The conditional and the unconditional velocity, (B, C, T) each, computed as one batch."""
+        v_cond, v_uncond = self.network(torch.cat((x, x)), torch.cat((t, t)), self.joined).to(x.dtype).chunk(2)
         return v_cond, v_uncond

@@ -1,6 +1,6 @@
-"""One run: time line, draws, noise levels and sampler put together. The nodes and the pipeline share it."""
+"""A run from noise to latents, shared by the nodes and the pipeline: lengths, noise levels, draws and sampler."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,14 +10,17 @@ from ..backends.ambient import independent
 from ..backends.device import to_device
 from ..config import ModelConfig
 from ..errors import SA3Error
-from ..timeline.durations import Lengths
+from ..timeline.durations import Lengths, valid_mask
 from . import samplers, schedule
 from .draws import Draws, check_seed
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run does, resolved: nothing here is left to a default."""
+    """The settings of a run, complete and validated.
+
+    indices: per item, the index that selects its noise. eta: None = the sampler's default. noise_level: the first of item 0.
+    """
 
     lengths: Lengths
     sampler: str
@@ -32,26 +35,20 @@ class Plan:
         return self.sigmas.shape[1] - 1
 
     def pick(self, items: Sequence[int]) -> "Plan":
-        """The plan of some of the items: the same draws, levels and frames that they have in the whole batch."""
+        """The plan of some items, with the draws, noise levels and number of frames that they have in the whole batch."""
         rows = list(items)
         return replace(self, lengths=self.lengths.pick(rows), sigmas=self.sigmas[rows], indices=tuple(self.indices[i] for i in rows))
 
 
 @independent
 def plan(
-    config: ModelConfig,
-    lengths: Lengths,
-    *,
-    steps: int | None = None,
-    sampler: str | None = None,
-    seed: int = 0,
-    noise_level: float = 1.0,
-    sigmas: Tensor | None = None,
-    schedule_options: dict | None = None,
-    eta: float | None = None,
-    indices: Sequence[int] | None = None,
-) -> Plan:
-    """Fill in the checkpoint's own choices and check the rest. schedule_options: kind, mode and that family's parameters."""
+    config: ModelConfig, lengths: Lengths, *, steps: int | None = None, sampler: str | None = None, seed: int = 0, noise_level: float = 1.0,
+    sigmas: Tensor | None = None, schedule_options: dict | None = None, eta: float | None = None, indices: Sequence[int] | None = None,
+) -> Plan:  # fmt: skip
+    """The plan of a run; None stands for the checkpoint's default.
+
+    sampler: also "auto". sigmas: replace steps, noise_level and schedule. schedule_options: kind, mode and the parameters of that kind.
+    """
     check_seed(seed)
     sampler = config.default_sampler if sampler in (None, "auto") else sampler
     if sampler not in samplers.SAMPLERS:
@@ -59,7 +56,7 @@ def plan(
     if sigmas is None:
         options = dict(schedule_options or config.schedule)
         if "kind" not in options:
-            raise SA3Error(f"The schedule names no kind; choose one of {', '.join(schedule.SHIFTS)}.")
+            raise SA3Error(f"The schedule has no 'kind'; choose one of {', '.join(schedule.SHIFTS)}.")
         steps = steps or config.default_steps
         sigmas = schedule.build(options.pop("kind"), steps, noise_level, torch.tensor(lengths.effective), **options)
     sigmas = check_sigmas(sigmas, len(lengths))
@@ -68,6 +65,7 @@ def plan(
 
 
 def check_sigmas(sigmas: Tensor, batch: int) -> Tensor:
+    """Sigmas (steps + 1,) or (B, steps + 1) as (B, steps + 1), float32, on the CPU. Raises SA3Error when they are not valid."""
     sigmas = torch.as_tensor(sigmas, dtype=torch.float32).cpu()
     sigmas = sigmas.expand(batch, -1) if sigmas.dim() == 1 else sigmas
     if sigmas.dim() != 2 or sigmas.shape[0] != batch or sigmas.shape[1] < 2:
@@ -81,20 +79,13 @@ def check_sigmas(sigmas: Tensor, batch: int) -> Tensor:
 
 @independent
 def run(
-    velocity: Callable[[Tensor, Tensor], Tensor],
-    plan: Plan,
-    *,
-    channels: int,
-    device=None,
-    init: Tensor | None = None,
-    initial_noise: Tensor | None = None,
-    step_noise=None,
-    callback=None,
-) -> Tensor:
-    """Sample latents (B, C, T), float32, zeros beyond each item's valid frames.
+    velocity: Callable[[Tensor, Tensor], Tensor], plan: Plan, *, channels: int, device=None, init: Tensor | None = None,
+    initial_noise: Tensor | None = None, step_noise: Iterable[Tensor] | None = None, callback=None,
+) -> Tensor:  # fmt: skip
+    """Sampled latents (B, C, T), float32, zero beyond each item's valid frames.
 
     velocity(x, t (B,) on the CPU). init: latents to start from, mixed with noise at the first level. initial_noise, step_noise:
-    draws to use in place of the seed's. callback(step, total, denoised).
+    replace the seed's draws. callback(step, total, denoised).
     """
     shape = (len(plan.lengths), channels, plan.lengths.frames)
     draws = Draws(plan.seed, channels, plan.lengths, plan.indices)
@@ -106,31 +97,31 @@ def run(
         x = (1 - level) * init + level * x
     elif bool((plan.sigmas[:, 0] < 1).any()):
         x = level * x
-    pending = None
+    next_draw = draws
     if step_noise is not None:
         step_noise = list(step_noise)
         needed = samplers.draws_per_run(plan.sampler, plan.steps, plan.eta)
         if len(step_noise) < needed:
-            raise SA3Error(f"step_noise has {len(step_noise)} draws; the sampler {plan.sampler} takes {needed}.")
-        pending = iter([_checked("A draw of step_noise", draw, shape) for draw in step_noise])
+            raise SA3Error(f"step_noise has {len(step_noise)} draws; the sampler {plan.sampler} needs {needed} for {plan.steps} steps.")
+        next_draw = iter([_checked("A draw of step_noise", draw, shape) for draw in step_noise]).__next__
 
     def noise(t: Tensor, t_next: Tensor) -> Tensor:
-        drawn = draws() if pending is None else next(pending)
-        return to_device(drawn, x.device, x.dtype)
+        return to_device(next_draw(), x.device, x.dtype)
 
     out = samplers.sample(plan.sampler, velocity, x, plan.sigmas, noise, plan.eta, callback)
-    return hide_padding(out, plan.lengths)
+    return zero_padding(out, plan.lengths)
 
 
-def hide_padding(x: Tensor, lengths: Lengths) -> Tensor:
-    """Zeros beyond the valid frames, which nothing ever computed in earnest."""
+def zero_padding(x: Tensor, lengths: Lengths) -> Tensor:
+    """x (B, C, T) with zeros beyond each item's valid frames."""
     if min(lengths.valid) == x.shape[-1]:
         return x
-    valid = torch.arange(x.shape[-1])[None] < torch.tensor(lengths.valid)[:, None]
-    return torch.where(to_device(valid[:, None], x.device), x, torch.zeros((), device=x.device, dtype=x.dtype))
+    valid = valid_mask(lengths.valid, x.shape[-1])[:, None]
+    return torch.where(to_device(valid, x.device), x, torch.zeros((), device=x.device, dtype=x.dtype))
 
 
 def _checked(name: str, x: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """x, or x (1, C, T) expanded to the batch. Raises SA3Error for another shape and for values that are not finite."""
     x = x.expand(shape[0], -1, -1) if x.dim() == 3 and x.shape[0] == 1 else x
     if tuple(x.shape) != shape:
         raise SA3Error(f"{name} has shape {tuple(x.shape)}; this run needs {shape} (batch, channels, frames).")

@@ -1,7 +1,7 @@
-"""Samplers for rectified flow, in the manner of k-diffusion: x_t = (1 - t) data + t noise, velocity v, data D = x - t v.
+"""Samplers for rectified flow in the style of k-diffusion: x_t = (1 - t) data + t noise, velocity v, denoised data D = x - t v.
 
-Every sampler has the signature (velocity, x, sigmas, noise, eta, report): velocity(x, t (B,)) -> v; x (B, C, T) at
-sigmas[:, 0]; sigmas (B, steps + 1) on the CPU; noise(t, t_next) -> the next draw; report(step, denoised) after each step.
+Every sampler has the signature (velocity, x, sigmas, noise, eta, report): velocity(x, t (B,)) -> v; x (B, C, T) at sigmas[:, 0];
+sigmas (B, steps + 1) on the CPU; noise(t, t_next) -> the next draw; report(step, denoised) is called after each step.
 """
 
 from collections.abc import Callable
@@ -16,10 +16,10 @@ from ..errors import SA3Error
 
 @independent
 def sample(name: str, velocity: Callable, x: Tensor, sigmas: Tensor, noise=None, eta: float | None = None, callback=None) -> Tensor:
-    """Run sampler `name` from x at the first noise level to the last.
+    """x (B, C, T) at the last noise level, from x at the first, by sampler `name`.
 
-    sigmas (steps + 1,) or (B, steps + 1). noise: callable (t, t_next) -> draw like x, or a list of draws, for the samplers
-    that need some. eta: strength of re-noising of the -sde samplers, None = 1. callback(step, total, denoised).
+    sigmas (steps + 1,) or (B, steps + 1). noise: callable (t, t_next) -> draw like x, or a list of draws, for samplers that add noise.
+    eta: strength of re-noising in the -sde samplers, None = 1. callback(step, total, denoised).
     """
     if name not in SAMPLERS:
         raise SA3Error(f"Sampler '{name}' is unknown; choose one of {', '.join(SAMPLERS)}.")
@@ -27,37 +27,36 @@ def sample(name: str, velocity: Callable, x: Tensor, sigmas: Tensor, noise=None,
     sigmas = sigmas.expand(x.shape[0], -1) if sigmas.dim() == 1 else sigmas
     if sigmas.dim() != 2 or sigmas.shape[0] != x.shape[0] or sigmas.shape[1] < 2:
         raise SA3Error(f"Sigmas have shape {tuple(sigmas.shape)}; expected (steps + 1,) or ({x.shape[0]}, steps + 1).")
-    needed = draws_per_run(name, sigmas.shape[1] - 1, eta)
+    if eta is not None and not 0 <= eta <= 100:
+        raise SA3Error(f"Eta is {eta}; expected 0 to 100, 1 for the standard SDE.")
+    total = sigmas.shape[1] - 1
     if noise is None or isinstance(noise, (list, tuple)):
-        found = len(noise or ())
-        if found < needed:
-            raise SA3Error(f"Sampler {name} takes {needed} draws for {sigmas.shape[1] - 1} steps; {found} were given as noise.")
-        draws = iter(noise or ())
+        draws, needed = noise or (), draws_per_run(name, total, eta)
+        if len(draws) < needed:
+            raise SA3Error(f"noise has {len(draws)} draws; the sampler {name} needs {needed} for {total} steps.")
+        remaining = iter(draws)
 
         def noise(t, t_next):
-            return next(draws)
+            return next(remaining)
 
-    if eta is not None and not 0 <= eta <= 100:
-        raise SA3Error(f"Eta is {eta}; expected 0 or more, 1 for the usual SDE.")
-    total = sigmas.shape[1] - 1
     report = (lambda step, denoised: None) if callback is None else (lambda step, denoised: callback(step, total, denoised))
     eta = (1.0 if eta is None else eta) if name.endswith("-sde") else 0.0
     return SAMPLERS[name](velocity, x, sigmas, noise, eta, report)
 
 
 def _steps(sigmas: Tensor):
-    """(i, t, t_next) with t (B,)."""
+    """(i, t, t_next) of each step; t, t_next (B,)."""
     columns = sigmas.unbind(1)
     return ((i, columns[i], columns[i + 1]) for i in range(len(columns) - 1))
 
 
 def _like(t: Tensor, x: Tensor) -> Tensor:
-    """Scalars per item (B,) as (B, 1, 1) where x lives."""
+    """One number per item, (B,), as (B, 1, 1) on the device and in the dtype of x."""
     return to_device(t, x.device, x.dtype)[:, None, None]
 
 
 def pingpong(velocity, x, sigmas, noise, eta, report):
-    """Denoise, re-noise to the next level; of the consistency-model family (arXiv 2303.01469, algorithm 1)."""
+    """Denoise, then re-noise to the next level: multistep consistency sampling (arXiv 2303.01469, algorithm 1)."""
     for i, t, t_next in _steps(sigmas):
         denoised = x - _like(t, x) * velocity(x, t)
         x = (1 - _like(t_next, x)) * denoised + _like(t_next, x) * noise(t, t_next)
@@ -66,6 +65,7 @@ def pingpong(velocity, x, sigmas, noise, eta, report):
 
 
 def euler(velocity, x, sigmas, noise, eta, report):
+    """Euler's method."""
     for i, t, t_next in _steps(sigmas):
         v = velocity(x, t)
         denoised = x - _like(t, x) * v
@@ -75,7 +75,7 @@ def euler(velocity, x, sigmas, noise, eta, report):
 
 
 def heun(velocity, x, sigmas, noise, eta, report):
-    """Heun's second order; plain Euler into 0."""
+    """Heun's method of second order; an Euler step where t_next is 0."""
     for i, t, t_next in _steps(sigmas):
         v = velocity(x, t)
         denoised = x - _like(t, x) * v
@@ -89,7 +89,7 @@ def heun(velocity, x, sigmas, noise, eta, report):
 
 
 def rk4(velocity, x, sigmas, noise, eta, report):
-    """Classic Runge-Kutta; the network has no meaning at t = 0, so that stage is evaluated at 1e-5."""
+    """The classic Runge-Kutta method. The network is not trained at t = 0, so the last stage is evaluated at 1e-5 at least."""
     for i, t, t_next in _steps(sigmas):
         dt, middle = _like(t_next - t, x), (t + t_next) / 2
         k1 = velocity(x, t)
@@ -103,9 +103,9 @@ def rk4(velocity, x, sigmas, noise, eta, report):
 
 
 def dpmpp(velocity, x, sigmas, noise, eta, report):
-    """DPM-Solver++(2M) for flows (arXiv 2211.01095) as the public code has it: first order on the first and last step."""
+    """DPM-Solver++(2M) (arXiv 2211.01095) for flows as in the public code: the first and the last step are of first order."""
     last = sigmas.shape[1] - 2
-    lam = torch.log(((1 - sigmas) / sigmas).clamp(min=1e-10))  # the floor is felt at t = 1
+    lam = torch.log(((1 - sigmas) / sigmas).clamp(min=1e-10))  # the ratio is 0 at t = 1
     previous = None
     for i, t, t_next in _steps(sigmas):
         denoised = x - _like(t, x) * velocity(x, t)
@@ -120,7 +120,10 @@ def dpmpp(velocity, x, sigmas, noise, eta, report):
 
 
 def _log_snr_steps(sigmas: Tensor):
-    """(i, t, t_next, h) for the k-diffusion solvers: lambda = ln((1 - t) / t), a first level of 1 kept just below it; h None into 0."""
+    """(i, t, t_next, h) of each step for the k-diffusion solvers: h (B,) is the step in lambda = ln((1 - t) / t), None where t_next is 0.
+
+    Levels of 1, where lambda is infinite, become 1 - 1e-4.
+    """
     top = torch.tensor(1 - 1e-4, dtype=torch.float32).to(sigmas.dtype)
     sigmas = torch.where(sigmas >= 1, top, sigmas)
     lam = torch.log((1 - sigmas) / sigmas)
@@ -129,7 +132,7 @@ def _log_snr_steps(sigmas: Tensor):
 
 
 def _sde_step(x, denoised, t, t_next, h, eta):
-    """The first-order step shared by the SDE solvers, without its noise; returns it with h (1 + eta) and the noise level."""
+    """x after a first-order step of the SDE solvers, without its noise; h (1 + eta) and the standard deviation of that noise, (B,)."""
     h_eta = h * (eta + 1)
     scale = _like(-torch.expm1(-h_eta) * (1 - t_next), x)
     spread = t_next * (-torch.expm1(-2 * h * eta)).clamp(min=0).sqrt()
@@ -137,7 +140,7 @@ def _sde_step(x, denoised, t, t_next, h, eta):
 
 
 def dpmpp_2m_sde(velocity, x, sigmas, noise, eta, report):
-    """DPM-Solver++(2M) SDE, midpoint variant (k-diffusion); eta 0 is the plain ODE solver."""
+    """DPM-Solver++(2M) SDE, midpoint variant (k-diffusion). eta 0: the deterministic DPM-Solver++(2M)."""
     previous = h_last = None
     for i, t, t_next, h in _log_snr_steps(sigmas):
         denoised = x - _like(t, x) * velocity(x, t)
@@ -194,7 +197,7 @@ SAMPLERS = {
 
 
 def draws_per_run(name: str, steps: int, eta: float | None = None) -> int:
-    """How many draws a sampler takes from its noise source."""
+    """Number of noise draws in a run of a sampler."""
     if name == "pingpong":
         return steps
     return steps - 1 if name.endswith("-sde") and (eta is None or eta > 0) else 0

@@ -1,4 +1,4 @@
-"""Noise levels t of a run: from sigma_max down to 0 in steps + 1 points. Sources: spec page on sampling; SD3 and Flux shifts."""
+"""Noise levels t of a run: steps + 1 points from sigma_max down to 0, shifted as in Stable Diffusion 3 and Flux."""
 
 import math
 from collections.abc import Callable
@@ -16,9 +16,8 @@ Shift = Callable[[Tensor, Tensor], Tensor]
 def build(kind: str, steps: int, sigma_max: float = 1.0, length=None, mode: str = "scaled", **params) -> Tensor:
     """Noise levels, float32: (steps + 1,) for a scalar `length` in latent frames, (B, steps + 1) for a tensor of B lengths.
 
-    kind: identity, logsnr, flux or full, with that family's `params`. mode `scaled` shifts the grid 1..0 and multiplies by
-    sigma_max (monotone, never above it); `reference` shifts linspace(sigma_max, 0) and sets the first point, as the public
-    code does (its second point can exceed the first).
+    kind: identity, logsnr, flux or full, with its `params`. mode: "scaled" shifts linspace(1, 0) and multiplies by sigma_max, which is
+    monotone; "reference" shifts linspace(sigma_max, 0) and sets the first point, as the public code does: the second can exceed it.
     """
     if kind not in SHIFTS:
         raise SA3Error(f"Schedule '{kind}' is unknown; choose one of {', '.join(SHIFTS)}.")
@@ -28,20 +27,21 @@ def build(kind: str, steps: int, sigma_max: float = 1.0, length=None, mode: str 
         raise SA3Error(f"The number of steps is {steps}; expected a whole number from 1 to 999999.")
     if not 0 < sigma_max <= 1:
         raise SA3Error(f"The noise level is {sigma_max}; expected more than 0 and at most 1.")
-    known = parameters(kind)
-    unknown = sorted(set(params) - set(known))
+    defaults = parameters(kind)
+    unknown = sorted(set(params) - set(defaults))
     if unknown:
-        raise SA3Error(f"Schedule '{kind}' has no parameter '{unknown[0]}'; it takes {', '.join(known) or 'none'}.")
+        raise SA3Error(f"Schedule '{kind}' has no parameter '{unknown[0]}'; it takes {', '.join(defaults) or 'none'}.")
     if kind != "identity" and length is None:
         raise SA3Error(f"Schedule '{kind}' depends on the length; give `length` in latent frames.")
     for name, value in params.items():
         _check_parameter(name, value)
-    if kind == "full" and {**known, **params}["min_length"] >= {**known, **params}["max_length"]:
-        raise SA3Error(f"Schedule full: min_length {params.get('min_length')} is not below max_length {params.get('max_length')}.")
+    values = {**defaults, **params}
+    if kind == "full" and values["min_length"] >= values["max_length"]:
+        raise SA3Error(f"Schedule full: min_length is {values['min_length']}; expected less than max_length, {values['max_length']}.")
     per_item = isinstance(length, Tensor) and length.dim() > 0
     lengths = torch.as_tensor(1.0 if length is None else length, dtype=torch.float32).clamp(min=1).reshape(-1, 1)
     grid = torch.linspace(sigma_max if mode == "reference" else 1.0, 0, int(steps) + 1, dtype=torch.float32)
-    # Row by row: a row computed alone and in a batch must agree to the last bit, which vectorised kernels do not promise.
+    # Row by row, because vectorised kernels do not guarantee the same bits for an item alone and in a batch.
     t = torch.cat([SHIFTS[kind](grid, row, **params).reshape(1, -1) for row in lengths[:, None]])
     if mode == "scaled":
         t[:, 0] = 1.0
@@ -60,18 +60,19 @@ def _check_parameter(name: str, value) -> None:
 
 
 def _identity(t: Tensor, length: Tensor) -> Tensor:
+    """Uniform in t."""
     return t
 
 
 def _logsnr(t: Tensor, length: Tensor, *, anchor_length=2000, anchor_logsnr=-6.2, rate=0.0, logsnr_end=2.0) -> Tensor:
-    """Uniform in log-SNR between a start that falls by `rate` per octave of length and a fixed end."""
+    """Uniform in log-SNR, from a start that decreases by `rate` per doubling of the length to a fixed end."""
     start = anchor_logsnr - rate * torch.log2(length / anchor_length)
     shifted = torch.sigmoid(-(logsnr_end - t * (logsnr_end - start)))
     return torch.where(t <= 0, 0.0, torch.where(t >= 1, 1.0, shifted))
 
 
 def _flux(t: Tensor, length: Tensor, *, min_length=256, max_length=4096, alpha_min=6.93, alpha_max=6.93) -> Tensor:
-    """a t / (1 + (a - 1) t), ln a linear in ln length."""
+    """a t / (1 + (a - 1) t), where ln a is linear in ln length."""
     low, high = math.log(min_length), math.log(max_length)
     share = (torch.log(length.clamp(min_length, max_length)) - low) / (high - low) if high > low else torch.zeros_like(length)
     alpha = torch.exp(math.log(alpha_min) + share * (math.log(alpha_max) - math.log(alpha_min)))
@@ -79,7 +80,7 @@ def _flux(t: Tensor, length: Tensor, *, min_length=256, max_length=4096, alpha_m
 
 
 def _full(t: Tensor, length: Tensor, *, base_shift=0.5, max_shift=1.15, min_length=256, max_length=4096, use_sine=False) -> Tensor:
-    """Shift of logit t that grows linearly with the length, optionally bent by a quarter sine."""
+    """logit t shifted by an amount that is linear in the length, optionally warped with a quarter sine."""
     share = (length.clamp(min_length, max_length) - min_length) / (max_length - min_length)
     mu = -(base_shift + (max_shift - base_shift) * share)
     shifted = 1 - torch.exp(mu) / (torch.exp(mu) + (1 / (1 - t) - 1))
@@ -90,5 +91,5 @@ SHIFTS: dict[str, Shift] = {"identity": _identity, "logsnr": _logsnr, "flux": _f
 
 
 def parameters(kind: str) -> dict:
-    """The parameters of a family with their defaults."""
+    """Parameter -> default value of a kind of schedule."""
     return SHIFTS[kind].__kwdefaults__ or {}

@@ -106,6 +106,11 @@ def generate_mask(regions: Sequence[Region], samples: Sequence[int], frames: int
     return mask
 
 
+def valid_mask(valid: Sequence[int], frames: int) -> Tensor:
+    """Mask (B, frames): True in the first valid[i] frames of item i."""
+    return torch.arange(frames)[None] < torch.tensor(list(valid))[:, None]
+
+
 def decode_frames(config: ModelConfig, lengths: Lengths, item: int) -> int:
     """Number of frames that an item's audio depends on: its duration and the decoder's receptive field after it."""
     frames = lengths.effective[item] + config.same.decoder.reach
