@@ -206,7 +206,7 @@ class Extend(io.ComfyNode):
         cls, model, vae, positive, audio, seconds, context, window, seed, steps, sampler, cfg, crossfade, negative=None, guidance=None,
         preview="auto",
     ) -> io.NodeOutput:  # fmt: skip
-        inner, vae = host_model.require(model), host_vae.require(vae)
+        inner, vae = host_model.sa3_model(model), host_vae.require(vae)
         for name, conditioning in (("positive", positive), ("negative", negative)):
             if conditioning is not None:
                 check_conditioning(conditioning, inner.sa3_config, 1, name)

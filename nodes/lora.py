@@ -117,7 +117,7 @@ class LoRAConvert(io.ComfyNode):
     @classmethod
     def execute(cls, lora, format, name, model=None) -> io.NodeOutput:
         target = new_model_file("loras", name if format == "peft" else f"{name}.safetensors")
-        bases = None if model is None else checkpoint_bases(host_model.require(model).sa3_path)
+        bases = None if model is None else checkpoint_bases(host_model.sa3_model(model).sa3_path)
         return io.NodeOutput(str(lora_convert.convert(find_lora(lora), target, format, bases)))
 
 
@@ -138,7 +138,7 @@ class LoRAMerge(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, name) -> io.NodeOutput:
-        inner = host_model.require(model)
+        inner = host_model.sa3_model(model)
         return io.NodeOutput(str(merge(inner.sa3_path, stack_of(model), new_model_file("checkpoints", name), Progress(1))))
 
 

@@ -8,8 +8,8 @@ from ..sa3_core.checkpoints.detect import OBJECTIVES, TEXT_SUBFOLDER
 from ..sa3_core.checkpoints.tensors import DTYPES
 from ..sa3_core.errors import SA3Error
 from .comfyui import folders
+from .comfyui.acceleration import compiled_model, fastest_model, graphs_model
 from .comfyui.clip import load_clip
-from .comfyui.compiled import compiled_model, fastest_model, graphs_model
 from .comfyui.live_preview import attach_autoencoder
 from .comfyui.model import load_model
 from .comfyui.progress import LARGE, Progress, show_status, warn

@@ -52,7 +52,7 @@ class Schedule(io.ComfyNode):
 
     @classmethod
     def execute(cls, kind, steps, noise_level, mode, model=None, latent=None, **parameters) -> io.NodeOutput:
-        config = None if model is None else host_model.require(model).sa3_config
+        config = None if model is None else host_model.sa3_model(model).sa3_config
         if config is None and (kind == MODELS_OWN or not steps):
             raise SA3Error("SA3_Schedule needs a MODEL for the model's schedule or steps; connect one, or set kind and steps.")
         options = {"kind": kind, **parameters} if kind != MODELS_OWN else dict(config.schedule)
@@ -120,7 +120,7 @@ class Sampler(io.ComfyNode):
         preview="auto",
     ) -> io.NodeOutput:  # fmt: skip
         watch = run_record.Stopwatch()
-        inner = host_model.require(model)
+        inner = host_model.sa3_model(model)
         config = inner.sa3_config
         source = read_latent(latent, config)
         for name, conditioning in (("positive", positive), ("negative", negative)):
@@ -131,16 +131,16 @@ class Sampler(io.ComfyNode):
             indices=source.indices,
         )  # fmt: skip
         settings = dataclasses.replace(host.check_guidance(guidance), cfg=cfg or config.default_cfg)
-        warnings = [*hints.request_warnings(config, plan, settings), *host.before(model)]
+        warnings = [*hints.request_warnings(config, plan, settings), *host.model_warnings(model)]
         warn(*warnings)
         live = live_preview(preview, attached_autoencoder(model))
-        remarks: list[str] = []
-        samples = host.sample(model, positive, source, plan, settings, negative, live=live, remark=remarks.append)
+        run_warnings: list[str] = []
+        samples = host.sample(model, positive, source, plan, settings, negative, live=live, warn=run_warnings.append)
         watch.lap("sample")
-        if remarks := list(dict.fromkeys([*remarks, *host_model.remarks(model)])):
-            warnings += remarks
+        if run_warnings := list(dict.fromkeys([*run_warnings, *host_model.accelerator_warnings(model)])):
+            warnings += run_warnings
             warn(*warnings)
-        record = run_record.record(inner.sa3_name, plan, settings, warnings, stages=watch.stages, **host_model.run_facts(model))
+        record = run_record.record(inner.sa3_name, plan, settings, warnings, stages=watch.stages, **host_model.record_fields(model))
         return io.NodeOutput({**latent, "samples": samples, "type": "audio"}, json.dumps(record))
 
 

@@ -45,7 +45,7 @@ def read_latent(latent, config: ModelConfig) -> Latents:
     if len(indices) != batch:
         raise SA3Error(f"The LATENT's batch_index has {len(indices)} entries for {batch} items; expected one per item.")
     if seconds is None:
-        item_lengths = host_model.whole_latents(config, samples)
+        item_lengths = host_model.unpadded_lengths(config, samples)
     else:
         seconds, frames = _per_item(seconds, batch, latent.get("batch_index")), None if empty else samples.shape[-1]
         item_lengths = lengths(config, seconds, float(latent.get(PADDING, PADDING_SECONDS)), frames)

@@ -49,13 +49,13 @@ def with_stack(model, stack: Stack):
     others = {key: [patch for patch in patches if not isinstance(patch[1], StackAdapter)] for key, patches in clone.patches.items()}
     clone.patches = {key: patches for key, patches in others.items() if patches}
     clone.add_patches({f"diffusion_model.{weight_name(layer)}": StackAdapter.of(entries) for layer, entries in stack.patches().items()})
-    clone.model_options = run_options.changed(clone.model_options, stack=stack)
+    clone.model_options = run_options.updated(clone.model_options, stack=stack)
     return clone
 
 
 def add_lora(model, name: str, **settings):
     """A clone of a MODEL with one more LoRA of ComfyUI's folder, and its stack. settings: as of `fit_lora`."""
-    inner, path = host_model.require(model), find_lora(name)
+    inner, path = host_model.sa3_model(model), find_lora(name)
     cache, key = inner.sa3_adapters, fingerprint(name)
     if key not in cache:
         cache[key] = open_lora(path, inner.diffusion_model, inner.sa3_name, inner.sa3_path, base_on_disk)

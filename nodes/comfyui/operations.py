@@ -1,4 +1,4 @@
-"""ComfyUI's layers, with our own product where its Linear would take torch's."""
+"""ComfyUI's layers, computed by this pack's layers unless ComfyUI casts the weights at each use."""
 
 import comfy.ops
 
@@ -7,7 +7,7 @@ from ...sa3_core.models import operations
 
 class Operations(comfy.ops.disable_weight_init):
     class Linear(comfy.ops.disable_weight_init.Linear, operations.Linear):
-        """Weights that are cast at each use take ComfyUI's way, which is torch's product."""
+        pass
 
     class Conv1d(comfy.ops.disable_weight_init.Conv1d, operations.Conv1d):
         pass

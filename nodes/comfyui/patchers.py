@@ -1,4 +1,4 @@
-"""ComfyUI's patchers over our networks: with dynamic VRAM where this ComfyUI has it."""
+"""ComfyUI's model patchers, with dynamic VRAM where this version of ComfyUI has it."""
 
 from collections.abc import Callable
 
@@ -7,10 +7,10 @@ import torch
 
 
 def patcher_over(module: torch.nn.Module, load_device, offload_device, reload: tuple[Callable, tuple], disable_dynamic: bool = False):
-    """A patcher of ComfyUI's own choice over a module; disable_dynamic: the one whose weights stay on the device once loaded.
+    """A ModelPatcher over a module, of ComfyUI's preferred class. disable_dynamic: the class whose weights stay on the device once loaded.
 
-    reload: (function, arguments) with which core loads the module once more, for a clone with weights of its own: its TorchCompileModel,
-    hooks and clones for several GPUs. It is called with these arguments and, under dynamic VRAM, disable_dynamic=True.
+    reload: (function, arguments) that load the module again, for clones with their own weights: TorchCompileModel, hooks and multi-GPU.
+    Under dynamic VRAM, core adds the argument disable_dynamic=True.
     """
     kind = comfy.model_patcher.ModelPatcher
     if not disable_dynamic:
@@ -21,11 +21,10 @@ def patcher_over(module: torch.nn.Module, load_device, offload_device, reload: t
 
 
 def is_dynamic(patcher) -> bool:
-    """Whether ComfyUI stages the weights in each step, so that no layer holds one on the device for good."""
-    asked = getattr(patcher, "is_dynamic", None)
-    return asked is not None and asked()
+    """Whether ComfyUI copies the weights to the device in each step (dynamic VRAM). Older versions of ComfyUI never do."""
+    return hasattr(patcher, "is_dynamic") and patcher.is_dynamic()
 
 
 def resident_clone(patcher):
-    """A clone whose weights are loaded once and stay: under dynamic VRAM a copy of the model, which ComfyUI keeps for the next clone."""
+    """A clone whose weights stay on the device once loaded. Under dynamic VRAM it has its own weights, which ComfyUI caches."""
     return patcher.get_non_dynamic_delegate() if is_dynamic(patcher) else patcher.clone()

@@ -1,7 +1,6 @@
 """What a MODEL carries for its runs, under one key of its transformer_options."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 
 from torch import Tensor
@@ -14,10 +13,10 @@ KEY = "sa3"
 
 @dataclass(frozen=True)
 class RunOptions:
-    """stack: LoRAs. accelerator, wait: a faster way through the layers, and whether it is prepared before the first run.
+    """Of a MODEL: stack, its LoRAs; accelerator; wait, whether the accelerator is prepared before the first run.
 
-    Of a run: sigmas (B, steps + 1), the noise levels per item. Of a step: times, t (B,) as core has it and on the CPU, where it is read
-    without waiting for the device.
+    Of a run: sigmas (B, steps + 1), the noise levels per item. Of a step: times, core's timestep tensor (B,) and its copy on the CPU,
+    which is read without synchronising with the device.
     """
 
     stack: Stack = field(default_factory=Stack)
@@ -27,28 +26,23 @@ class RunOptions:
     times: tuple[Tensor, Tensor] | None = None
 
     def __deepcopy__(self, memo) -> "RunOptions":
-        return self  # core copies a MODEL's options deeply; nothing here changes
+        return self  # immutable; core deep-copies a MODEL's options
 
-    @contextmanager
-    def run(self) -> Iterator[None]:
-        """One run: what is sampled inside counts as a whole for the accelerator."""
-        if self.accelerator is None:
-            yield
-            return
-        with self.accelerator.run(self.wait):
-            yield
+    def run(self) -> AbstractContextManager:
+        """A context in which all sampling is one run of the accelerator."""
+        return nullcontext() if self.accelerator is None else self.accelerator.run(self.wait)
 
     def times_of(self, timestep: Tensor) -> Tensor | None:
-        """The CPU's copy of `timestep`, or None: other nodes may evaluate the model at times of their own."""
+        """The CPU copy of `timestep`, or None for another tensor: other nodes may evaluate the model at their own times."""
         return self.times[1] if self.times is not None and self.times[0] is timestep else None
 
 
 def read(model_options: dict) -> RunOptions:
-    """The options in a MODEL's model_options, or in transformer_options."""
+    """The options in a MODEL's model_options, or in its transformer_options."""
     return model_options.get("transformer_options", model_options).get(KEY) or RunOptions()
 
 
-def changed(model_options: dict, **changes) -> dict:
+def updated(model_options: dict, **changes) -> dict:
     """A copy of model_options with changed RunOptions."""
     options = model_options.get("transformer_options", {})
     return {**model_options, "transformer_options": {**options, KEY: replace(read(model_options), **changes)}}

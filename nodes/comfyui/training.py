@@ -106,7 +106,7 @@ def train_lora(model, clip, vae, folder: str, name: str, settings: LoRASettings)
 
     The base is loaded from the MODEL's file. An interruption saves the LoRA, and a call with the same settings resumes.
     """
-    inner, same_vae = host_model.require(model), host_vae.require(vae)
+    inner, same_vae = host_model.sa3_model(model), host_vae.require(vae)
     out, data = new_model_file(KEY, f"{name}.safetensors"), data_folder(folder)
     device = comfy.model_management.get_torch_device()
 

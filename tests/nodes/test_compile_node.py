@@ -12,9 +12,9 @@ ROUNDING = 1e-5
 @pytest.fixture
 def shared(sa3, monkeypatch):
     """The pack's compiled layers, on a backend that needs no compiler."""
-    host = importlib.import_module("sa3_pack.nodes.comfyui.compiled")
+    host = importlib.import_module("sa3_pack.nodes.comfyui.acceleration")
     layers = importlib.import_module("sa3_pack.sa3_core.backends.compiled").Compiled(backend="eager")
-    monkeypatch.setattr(host, "shared", layers)
+    monkeypatch.setattr(host, "shared_compiled", layers)
     return layers
 
 

@@ -207,8 +207,8 @@ def test_info_convert_and_merge(sa3, load, files, pickled, folder, base_director
 
 @pytest.mark.parametrize("kind", ["lora", "dora-rows"])
 def test_a_compiled_model_takes_loras_and_lets_them_go(sa3, comfy, load, files, loading, kind, monkeypatch):
-    host = importlib.import_module("sa3_pack.nodes.comfyui.compiled")
-    monkeypatch.setattr(host, "shared", importlib.import_module("sa3_pack.sa3_core.backends.compiled").Compiled(backend="eager"))
+    host = importlib.import_module("sa3_pack.nodes.comfyui.acceleration")
+    monkeypatch.setattr(host, "shared_compiled", importlib.import_module("sa3_pack.sa3_core.backends.compiled").Compiled(backend="eager"))
     parts = load("small")
     (compiled,) = sa3.run("SA3_Compile", model=parts.model, when="before first run")
     constant, scheduled = stack(sa3, compiled, files[kind])[0], stack(sa3, compiled, files[kind], curve=ALWAYS)[0]

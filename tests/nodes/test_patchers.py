@@ -12,7 +12,7 @@ HALF = torch.float16
 
 @pytest.fixture
 def host(sa3) -> SimpleNamespace:
-    names = ("clip", "compiled", "model", "patchers", "sampling", "vae")
+    names = ("acceleration", "clip", "model", "patchers", "sampling", "vae")
     return SimpleNamespace(**{name: importlib.import_module(f"sa3_pack.nodes.comfyui.{name}") for name in names})
 
 
