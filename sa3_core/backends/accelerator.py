@@ -1,4 +1,4 @@
-"""What torch.compile and CUDA graphs share: a run uses the faster way, or records why it did not."""
+"""The interface of torch.compile and CUDA graphs: a run uses the accelerator, or records why it was computed eagerly."""
 
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
@@ -15,44 +15,44 @@ SCHEDULED = "a LoRA is scheduled over the run"
 
 
 class Outcome(Enum):
-    """What became of a run, or of a part of it."""
+    """How a run, or a part of it, was computed."""
 
     USED = "used"
-    PENDING = "pending"  # still being prepared; a later run will use it
-    SKIPPED = "skipped"  # for a reason
+    PENDING = "pending"  # eagerly; preparation continues in the background
+    SKIPPED = "skipped"  # eagerly, for a reason
 
 
 class Accelerator:
-    """A faster way through the transformer, for any number of models."""
+    """A faster forward pass of the transformer, for any number of models."""
 
-    name: str  # for people
-    done: str  # in one word, a run that used it
+    name: str  # in messages
+    done: str  # participle for a run that used it
 
     def __init__(self) -> None:
         self._running = False
-        # of the current run, or of the last one
+        # of the current run, or of the latest one
         self._outcomes: dict[tuple[Outcome, str], None] = {}
         self._cached: dict = {}
 
-    def velocity(self, dit: DiT, x: Tensor, t: Tensor, inputs: Conditions) -> Tensor:
-        """`dit(x, t, inputs)`."""
+    def velocity(self, dit: DiT, x: Tensor, t: Tensor, conditions: Conditions) -> Tensor:
+        """`dit(x, t, conditions)`."""
         raise NotImplementedError
 
     def _begin(self, wait: bool) -> None:
-        """A run begins."""
+        """Called when a run begins."""
 
     def _end(self, finished: bool) -> None:
-        """A run has finished, or was interrupted."""
+        """Called when a run has finished or was interrupted."""
 
     def join(self) -> None:
-        """Block until preparation in the background has finished."""
+        """Block until background preparation has finished."""
 
     def retry(self) -> None:
-        """Forget earlier failures: their cause may have been fixed."""
+        """Forget earlier failures, whose cause may have been fixed."""
 
     @contextmanager
     def run(self, wait: bool = False) -> Iterator[None]:
-        """One run. wait: prepare before it instead of in the background. A run inside a run is part of it."""
+        """Context of one run; a nested one belongs to the outer run. wait: prepare before the run instead of in the background."""
         if self._running:
             yield
             return
@@ -67,7 +67,7 @@ class Accelerator:
             self._end(finished)
 
     def once(self, key: Hashable, compute: Callable[[], Value]) -> Value:
-        """What `compute` returns, computed once per run."""
+        """The result of `compute`, cached for the current run."""
         if not self._running:
             return compute()
         if key not in self._cached:
@@ -82,25 +82,20 @@ class Accelerator:
         self._note(Outcome.SKIPPED, reason)
 
     @property
-    def outcomes(self) -> list[tuple[Outcome, str]]:
-        """What became of the latest run and its parts, each with a reason or ""."""
-        return list(self._outcomes)
-
-    @property
     def state(self) -> str:
-        """`outcomes` in words."""
-        words = {Outcome.USED: self.done, Outcome.PENDING: f"not {self.done} yet", Outcome.SKIPPED: f"not {self.done}: "}
-        others = [words[outcome] + reason for outcome, reason in self._outcomes if outcome is not Outcome.USED]
+        """How the latest run was computed, in words."""
+        words = {Outcome.PENDING: f"not {self.done} yet", Outcome.SKIPPED: f"not {self.done}: "}
+        eager = "; ".join(words[outcome] + reason for outcome, reason in self._outcomes if outcome in words)
         if (Outcome.USED, "") not in self._outcomes:
-            return "; ".join(others) or "not used yet"
-        return f"partly {self.done}: " + "; ".join(others) if others else self.done
+            return eager or "not used yet"
+        return f"partly {self.done}: {eager}" if eager else self.done
 
     @property
     def reason(self) -> str:
-        """Why the latest run, or a part of it, was computed eagerly; "" where nothing was skipped."""
+        """Why the latest run, or a part of it, was computed eagerly; "" if nothing was skipped."""
         return "; ".join(reason for outcome, reason in self._outcomes if outcome is Outcome.SKIPPED)
 
     @property
     def remarks(self) -> list[str]:
-        """What the user should know of the latest run."""
+        """Messages to the user about the latest run."""
         return [f"This run went without {self.name}: {self.reason}."] if self.reason else []

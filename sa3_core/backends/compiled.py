@@ -1,7 +1,7 @@
-"""The transformer's layers through torch.compile: one graph serves all of them, compiled in the background.
+"""The transformer's layers through torch.compile: one graph for all of them, compiled in the background.
 
-Compiled code rounds differently, so a run uses what was ready when it began, throughout; what becomes ready meanwhile is used by the
-next run. Steps with adapters in the forward pass are not compiled.
+Compiled code rounds differently. A run therefore uses the graphs that were ready when it began; later ones serve the next run. Steps with
+adapters in the forward pass are computed eagerly.
 """
 
 import copy
@@ -20,16 +20,16 @@ from ..models.dit import DiT, Layer
 from .accelerator import SCHEDULED, Accelerator, Outcome
 
 log = logging.getLogger(__name__)
-# Settings of torch's compiler, where its version has them. Its default limit is eight graphs for all models and cache keys together;
-# errors are raised even where another pack suppresses them, which also forbids the third.
+# Settings of torch's compiler, if its version has them. The default limit is eight graphs for all models and cache keys together.
+# suppress_errors may be set by another pack; torch rejects it together with fail_on_recompile_limit_hit.
 SETTINGS = {"recompile_limit": 64, "cache_size_limit": 64, "fail_on_recompile_limit_hit": True, "suppress_errors": False}
 
 
 class Compiled(Accelerator):
-    """Compiled layers of any number of models. say(words): called with what a run waits for. backend: torch's.
+    """Compiled layers of any number of models. say(words): called when a run waits for the compiler. backend: of torch.compile.
 
-    A graph serves all lengths. Number formats, devices, guidance and padding are part of its cache key. Torch keeps the machine code on
-    disk (TORCHINDUCTOR_CACHE_DIR), so that later sessions only load it.
+    A graph serves all lengths; dtypes, devices, guidance and padding are part of its cache key. Torch caches the machine code on disk
+    (TORCHINDUCTOR_CACHE_DIR), so later sessions only load it.
     """
 
     name, done = "torch.compile", "compiled"
@@ -37,13 +37,13 @@ class Compiled(Accelerator):
     def __init__(self, say: Callable[[str], None] | None = None, backend: str = "inductor"):
         super().__init__()
         self._say, self._backend = say or (lambda words: None), backend
-        self._ready: set = set()
-        self._failed: dict[tuple, str] = {}  # cache key -> why
+        self._ready: set[tuple] = set()  # cache keys
+        self._failed: dict[tuple, str] = {}  # cache key -> reason
         self._worker: threading.Thread | None = None
-        # of the current run, or of the last one
+        # of the current run, or of the latest one
         self._wait = False
-        self._usable: frozenset = frozenset()
-        self._missing: dict = {}  # cache key -> what to compile for
+        self._usable: frozenset[tuple] = frozenset()
+        self._missing: dict[tuple, tuple] = {}  # cache key -> arguments of `_compile`
 
     @functools.cached_property
     def _function(self) -> Callable:
@@ -51,10 +51,7 @@ class Compiled(Accelerator):
         return torch.compile(Layer.forward, dynamic=True, backend=self._backend)
 
     def _begin(self, wait: bool) -> None:
-        """What is ready now is used throughout the run; what is missing is compiled after it, or before its first use where it waits.
-
-        While something is being compiled, runs are eager.
-        """
+        """While a graph is being compiled, runs are eager."""
         if wait:
             self.join()
         self._wait, self._missing = wait, {}
@@ -63,7 +60,7 @@ class Compiled(Accelerator):
     def _end(self, finished: bool) -> None:
         missing, self._missing = self._missing, {}
         if finished and missing and not self.busy:
-            self._worker = threading.Thread(target=self._compile, args=(missing,), name="sa3-compile", daemon=True)
+            self._worker = threading.Thread(target=self._compile_all, args=(missing,), name="sa3-compile", daemon=True)
             self._worker.start()
 
     @property
@@ -77,24 +74,25 @@ class Compiled(Accelerator):
     def retry(self) -> None:
         self._failed = {}
 
-    def velocity(self, dit: DiT, x: Tensor, t: Tensor, inputs: Conditions) -> Tensor:
-        if inputs.adapters:
+    def velocity(self, dit: DiT, x: Tensor, t: Tensor, conditions: Conditions) -> Tensor:
+        if conditions.adapters:
             self.skip(SCHEDULED)
-            return dit(x, t, inputs)
-        keys: dict[int, tuple] = {}  # by the number of items: one layer's is that of all
+            return dit(x, t, conditions)
+        keys: dict[int, tuple] = {}  # number of items -> cache key, which all layers share
 
         def run_layer(layer: Layer, *args) -> Tensor:
             items = len(args[0])
             if items not in keys:
                 keys[items] = self._cache_key(layer, args)
-            return (self._function if self._is_compiled(keys[items], layer, args) else Layer.__call__)(layer, *args)
+            return (self._function if self._use_compiled(keys[items], layer, args) else Layer.__call__)(layer, *args)
 
-        return dit(x, t, inputs, run_layer)
+        return dit(x, t, conditions, run_layer)
 
-    def _is_compiled(self, key: tuple, layer: Layer, args: tuple) -> bool:
+    def _use_compiled(self, key: tuple, layer: Layer, args: tuple) -> bool:
+        """Whether the graph of this key is usable; otherwise requests it for the next run, or compiles it first if the run waits."""
         if self._wait and self._running and key not in self._usable and key not in self._failed:
             self._say("compiling the transformer")
-            self._make(key, layer, args)
+            self._compile(key, layer, args)
             self._usable = frozenset(self._ready)
         if key in self._usable:
             self._note(Outcome.USED)
@@ -109,9 +107,9 @@ class Compiled(Accelerator):
 
     @staticmethod
     def _cache_key(layer: Layer, args: tuple) -> tuple:
-        """All that torch would compile another graph for."""
+        """The properties of a call on which torch specializes a graph."""
 
-        def of(x):
+        def properties(x):
             if not isinstance(x, Tensor):
                 return x
             order = tuple(sorted(range(x.dim()), key=x.stride))
@@ -119,19 +117,19 @@ class Compiled(Accelerator):
             return str(x.device), x.dtype, x.is_inference(), x._is_view(), order, sizes
 
         h, local = args[0], args[4]
-        share = 0 if local is None else min(len(h) // len(local), 2)  # items to a local row
+        share = 0 if local is None else min(len(h) // len(local), 2)  # items per local row
         weights = frozenset((str(p.device), p.dtype, p.is_inference()) for p in layer.parameters())
         state = torch.is_inference_mode_enabled(), torch.is_grad_enabled(), torch.get_num_threads()
-        return str(pytree.tree_map(of, args)), share, weights, tuple(layer.self_attn.to_qkv.weight.shape), *state
+        return str(pytree.tree_map(properties, args)), share, weights, tuple(layer.self_attn.to_qkv.weight.shape), *state
 
-    def _compile(self, missing: dict) -> None:
+    def _compile_all(self, missing: dict[tuple, tuple]) -> None:
         for key, (layer, args, inference, threads) in missing.items():
             if threads != torch.get_num_threads():
-                torch.set_num_threads(threads)  # a new thread starts with torch's default; a graph is compiled for one number
-            with torch.inference_mode(inference), torch.no_grad(), suppress(torch.OutOfMemoryError):  # a later run tries once more
-                self._make(key, layer, args)
+                torch.set_num_threads(threads)  # graphs are specialized on it, and a new thread starts with torch's default
+            with torch.inference_mode(inference), torch.no_grad(), suppress(torch.OutOfMemoryError):  # a later run tries again
+                self._compile(key, layer, args)
 
-    def _make(self, key: tuple, layer: Layer, args: tuple) -> None:
+    def _compile(self, key: tuple, layer: Layer, args: tuple) -> None:
         try:
             import torch._dynamo.config as dynamo
             import torch.fx.experimental._config as fx
@@ -141,15 +139,15 @@ class Compiled(Accelerator):
                 self._function(layer, *args)
             self._ready.add(key)
         except torch.OutOfMemoryError:
-            raise  # no fault of the compiler
-        except Exception as error:  # whatever a compiler may raise: the run is eager instead, and says so
+            raise  # not a failure of the compiler
+        except Exception as error:  # compilers raise exceptions of any type; the run falls back to eager execution
             lines = f"{type(error).__name__}: {error}".splitlines()
-            self._failed[key] = " ".join(lines[:2])  # torch gives the cause in its second line
+            self._failed[key] = " ".join(lines[:2])  # torch states the cause in its second line
             log.warning("The layers could not be compiled and are computed eagerly: %s", self._failed[key])
 
 
 def _copy(layer: Layer) -> Layer:
-    """A copy to compile for: the host may move the model's weights meanwhile."""
+    """A copy for the compiler, since the host may move the model's weights meanwhile."""
     twin = copy.deepcopy(layer, {id(p): p for p in layer.parameters()})
     for module in twin.modules():
         for name, p in module._parameters.items():

@@ -1,7 +1,6 @@
-"""The transformer's step as a CUDA graph: recorded once per shape, then replayed without a launch per kernel.
+"""The transformer's step as a CUDA graph: captured once per shape, then replayed without launching each kernel.
 
-A graph holds addresses. What changes from step to step and from run to run is copied into buffers of the graph's own; weights are read
-where they lie, so a graph is valid as long as they stay there, which its key checks at the beginning of each run.
+A graph holds addresses. Inputs are copied into buffers of its own; weights are read in place, so their addresses are part of its cache key.
 """
 
 import logging
@@ -18,110 +17,102 @@ from ..models.dit import DiT
 from .accelerator import SCHEDULED, Accelerator, Outcome
 
 log = logging.getLogger("sa3")
-KEPT_GRAPHS = 4  # shapes; their activations share one pool of memory
+MAX_GRAPHS = 4  # shapes; their activations share one memory pool
 
 
 class Graphs(Accelerator):
-    """Recorded steps of any number of models, for runs on a CUDA device (ROCm's included)."""
+    """Captured steps of any number of models, on CUDA devices (ROCm's included)."""
 
     name, done = "CUDA graphs", "graphed"
 
     def __init__(self):
         super().__init__()
-        self._steps: OrderedDict[tuple, Step] = OrderedDict()
+        self._steps: OrderedDict[tuple, CapturedStep] = OrderedDict()
         self._pool = None
-        self._failed = ""  # why the last recording came to nothing
+        self._failure = ""  # reason of the latest failed capture
 
     def retry(self) -> None:
-        self._failed = ""
+        self._failure = ""
 
-    def velocity(self, dit: DiT, x: Tensor, t: Tensor, inputs: Conditions) -> Tensor:
-        if reason := self._failed or (SCHEDULED if inputs.adapters else self.once("unusable", lambda: self._unusable(x))):
+    def velocity(self, dit: DiT, x: Tensor, t: Tensor, conditions: Conditions) -> Tensor:
+        if reason := self._failure or (SCHEDULED if conditions.adapters else self.once("unusable", lambda: self._unusable(x))):
             self.skip(reason)
-            return dit(x, t, inputs)
-        step = self._step(dit, x, inputs)
+            return dit(x, t, conditions)
+        step = self._captured(dit, x, conditions)
         if step is not None:
             self._note(Outcome.USED)
-            return step(x, dit.time_features(t, inputs), inputs)
-        out = dit(x, t, inputs)  # also what cuBLAS and the allocator want before a recording
-        self._record(dit, x, t, inputs)
+            return step(x, dit.time_features(t, conditions), conditions)
+        out = dit(x, t, conditions)  # also warms up cuBLAS and the allocator for the capture
+        self._capture(dit, x, t, conditions)
         return out
 
     @staticmethod
     def _unusable(x: Tensor) -> str:
-        """Why these inputs cannot be recorded, or ""."""
+        """Why a step with this input cannot be captured, or ""."""
         if x.device.type != "cuda":
             return f"they are for CUDA devices, and this model computes on {x.device}"
-        if torch.is_grad_enabled():
-            return "gradients are wanted"
-        return ""
+        return "gradients are enabled" if torch.is_grad_enabled() else ""
 
-    def _step(self, dit: DiT, x: Tensor, inputs: Conditions) -> "Step | None":
-        """The recording for these inputs, or None."""
+    def _captured(self, dit: DiT, x: Tensor, conditions: Conditions) -> "CapturedStep | None":
         for step in self._steps.values():
-            if step.serves(inputs) and step.x.shape == x.shape:
+            if step.holds(conditions) and step.x.shape == x.shape:
                 return step
-        key = key_of(dit, x, inputs)
-        step = self._steps.get(key)
-        if step is not None:
+        key = cache_key(dit, x, conditions)
+        if key in self._steps:
             self._steps.move_to_end(key)
-        return step
+        return self._steps.get(key)
 
-    def _record(self, dit: DiT, x: Tensor, t: Tensor, inputs: Conditions) -> None:
-        """Keep a recording for inputs like these. Where it cannot be made, runs go on without and say why."""
+    def _capture(self, dit: DiT, x: Tensor, t: Tensor, conditions: Conditions) -> None:
+        """Add a captured step. After a failure, runs are eager and report why."""
         if self._pool is None:
-            self._pool = new_pool()
+            self._pool = torch.cuda.graph_pool_handle()
         try:
-            self._steps[key_of(dit, x, inputs)] = Step(dit, x, dit.time_features(t, inputs), inputs, self._pool)
+            self._steps[cache_key(dit, x, conditions)] = CapturedStep(dit, x, dit.time_features(t, conditions), conditions, self._pool)
         except torch.OutOfMemoryError:
-            self.clear()  # the run itself had room
+            self.clear()  # eager execution had enough memory
         except RuntimeError as error:
             self.clear()
-            self._failed = f"the recording failed ({str(error).splitlines()[0][:120]})"
+            self._failure = f"the recording failed ({str(error).splitlines()[0][:120]})"
             log.warning("The step could not be recorded as a CUDA graph: %s", error)
-        while len(self._steps) > KEPT_GRAPHS:
+        while len(self._steps) > MAX_GRAPHS:
             self._steps.popitem(last=False)
 
     def clear(self) -> None:
-        """Discard all recordings and their memory."""
+        """Discard all graphs and their memory."""
         self._steps.clear()
         self._pool = None
 
 
-class Step:
-    """One recording: velocity (B, C, T) of x (B, C, T) at times with features (B, 256), for a run's inputs of the same shapes."""
+class CapturedStep:
+    """Velocity (B, C, T) of x (B, C, T) at times with features (B, 256), for conditions of one set of shapes."""
 
-    def __init__(self, dit: DiT, x: Tensor, features: Tensor, inputs: Conditions, pool):
+    def __init__(self, dit: DiT, x: Tensor, features: Tensor, conditions: Conditions, pool):
         self.x, self.features, self._out = x.clone(), features.clone(), torch.empty_like(x)
-        self._inputs = with_tensors(inputs, [part.clone() for part in tensors_of(inputs)])
-        self._loaded = weakref.ref(inputs)
+        self._conditions = with_tensors(conditions, [part.clone() for part in tensors_of(conditions)])
+        self._loaded = weakref.ref(conditions)
 
         def compute() -> None:
-            # into a tensor of our own: what is allocated while a graph is recorded belongs to the graph
-            self._out.copy_(dit.step(self.x, dit.modulation_of(self.features, self._inputs), self._inputs))
+            # the output buffer is allocated outside: tensors allocated during the capture belong to the graph
+            self._out.copy_(dit.step(self.x, dit.modulation_of(self.features, self._conditions), self._conditions))
 
-        self._replay = record(compute, x.device, pool)
+        self._replay = capture(compute, x.device, pool)
 
-    def serves(self, inputs: Conditions) -> bool:
-        """Whether its buffers hold these inputs already."""
-        return self._loaded() is inputs
+    def holds(self, conditions: Conditions) -> bool:
+        """Whether its buffers contain these conditions."""
+        return self._loaded() is conditions
 
-    def __call__(self, x: Tensor, features: Tensor, inputs: Conditions) -> Tensor:
+    def __call__(self, x: Tensor, features: Tensor, conditions: Conditions) -> Tensor:
         self.x.copy_(x)
         self.features.copy_(features)
-        if not self.serves(inputs):
-            torch._foreach_copy_(tensors_of(self._inputs), tensors_of(inputs))
-            self._loaded = weakref.ref(inputs)
+        if not self.holds(conditions):
+            torch._foreach_copy_(tensors_of(self._conditions), tensors_of(conditions))
+            self._loaded = weakref.ref(conditions)
         self._replay()
         return self._out.clone()
 
 
-def new_pool():
-    return torch.cuda.graph_pool_handle()
-
-
-def record(function: Callable[[], None], device: torch.device, pool) -> Callable[[], None]:
-    """A function's kernels as one graph: what replays it."""
+def capture(function: Callable[[], None], device: torch.device, pool) -> Callable[[], None]:
+    """Capture the kernels of `function` as a graph; returns its replay."""
     graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream(device)
     stream.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(stream):
@@ -134,27 +125,26 @@ def record(function: Callable[[], None], device: torch.device, pool) -> Callable
     return graph.replay
 
 
-def key_of(dit: DiT, x: Tensor, inputs: Conditions) -> tuple:
-    """What a recording depends on: shapes, types, and where the weights lie."""
-    shapes = tuple((part.shape, part.dtype) for part in tensors_of(inputs))
+def cache_key(dit: DiT, x: Tensor, conditions: Conditions) -> tuple:
+    """The shapes, dtypes and weight addresses that a graph depends on."""
+    c, shapes = conditions, tuple((part.shape, part.dtype) for part in tensors_of(conditions))
     weights = tuple(part.data_ptr() for part in (*dit.parameters(), *dit.buffers()))
-    return id(dit), x.shape, x.dtype, x.device, inputs.frames, inputs.cross_bias is None, inputs.local is None, shapes, weights
+    return id(dit), x.shape, x.dtype, x.device, c.frames, c.cross_bias is None, c.local is None, shapes, weights
 
 
-def tensors_of(inputs: Conditions) -> list[Tensor]:
-    """What a step reads of a run's inputs."""
-    found = [part for layer in inputs.cross_kv for part in layer]
-    found += [] if inputs.local is None else inputs.local.embeddings
-    return [*found, inputs.global_embed, *inputs.rotary, *(part for part in (inputs.cross_bias, inputs.key_mask) if part is not None)]
+def tensors_of(conditions: Conditions) -> list[Tensor]:
+    """The tensors that a step reads."""
+    c = conditions
+    tensors = [part for layer in c.cross_kv for part in layer] + ([] if c.local is None else c.local.embeddings)
+    return [*tensors, c.global_embed, *c.rotary, *(part for part in (c.cross_bias, c.key_mask) if part is not None)]
 
 
-def with_tensors(inputs: Conditions, tensors: list[Tensor]) -> Conditions:
-    """The inverse of `tensors_of`: the inputs of a step made of other tensors."""
-    rest = iter(tensors)
-    cross_kv = [tuple(next(rest) for _ in layer) for layer in inputs.cross_kv]
-    local = inputs.local and LocalInput(inputs.local.rows, [next(rest) for _ in inputs.local.embeddings])
-    global_embed, rotary = next(rest), (next(rest), next(rest))
-    bias, mask = (None if part is None else next(rest) for part in (inputs.cross_bias, inputs.key_mask))
-    return replace(
-        inputs, cross_kv=cross_kv, local=local, global_embed=global_embed, rotary=rotary, cross_bias=bias, key_mask=mask, cache=StepCache(),
-    )  # fmt: skip
+def with_tensors(conditions: Conditions, tensors: list[Tensor]) -> Conditions:
+    """The conditions with other tensors, in the order of `tensors_of`."""
+    c, rest = conditions, iter(tensors)
+    cross_kv = [tuple(next(rest) for _ in layer) for layer in c.cross_kv]
+    local = c.local and LocalInput(c.local.rows, [next(rest) for _ in c.local.embeddings])
+    embed, rotary = next(rest), (next(rest), next(rest))
+    bias, mask = (None if part is None else next(rest) for part in (c.cross_bias, c.key_mask))
+    cache = StepCache()
+    return replace(c, cross_kv=cross_kv, local=local, global_embed=embed, rotary=rotary, cross_bias=bias, key_mask=mask, cache=cache)

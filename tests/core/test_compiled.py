@@ -1,4 +1,4 @@
-"""Compiled layers: made behind the runs, used from the next run on, the same sound; never in the way."""
+"""Compiled layers: compiled in the background, used from the next run on, equal to eager ones; failures fall back to eager execution."""
 
 import shutil
 
@@ -29,34 +29,34 @@ def run(model, seconds=1.0, **options):
     return model.generate("rain", seconds, seed=3, **{"steps": 2, "cfg": 3.0, "return_latents": True, **options}).latents
 
 
-def test_the_first_run_goes_as_it_is_and_the_next_is_compiled_whatever_its_length(model):
-    plain, longer = run(model), run(model, 2.0)
+def test_the_first_run_is_eager_and_later_ones_of_any_length_are_compiled(model):
+    eager, longer = run(model), run(model, 2.0)
     layers = model.compile(compiled=Compiled(backend="eager"))
-    assert torch.equal(run(model), plain) and layers.state == "not compiled yet"
+    assert torch.equal(run(model), eager) and layers.state == "not compiled yet"
     layers.join()
-    assert rel_error(run(model), plain) < ROUNDING and layers.state == "compiled"
+    assert rel_error(run(model), eager) < ROUNDING and layers.state == "compiled"
     assert rel_error(run(model, 2.0), longer) < ROUNDING and layers.state == "compiled"
     assert torch.equal(run(model), run(model))
 
 
 @pytest.mark.parametrize("variant", ["small-base", "medium-base"])
 def test_one_graph_serves_every_number_of_tokens(load_model, variant):
-    """Through torch's own decompositions, which look closer at numbers than a backend that leaves the graph as it is."""
+    """With torch's decompositions, which specialize on more numbers than the backend "eager"."""
     torch._dynamo.reset()
     net, layers = load_model(variant).dit, Compiled(backend="aot_eager_decomp_partition")
-    c, made = net.config, []
+    c, counts = net.config, []
     with torch.inference_mode():
         for frames in range(20, 37):
             inputs = net.prepare(randn(1, 8, c.cond_dim), randn(1, c.global_dim), torch.zeros(1, c.local_dim, frames), frames)
             x, t = randn(1, c.io_channels, frames), torch.tensor([0.5])
             with layers.run(wait=True):
                 out = layers.velocity(net, x, t, inputs)
-            made.append(graphs())
+            counts.append(graphs())
             assert layers.state == "compiled" and rel_error(out, net(x, t, inputs)) < ROUNDING
-    assert len(set(made)) == 1, made
+    assert len(set(counts)) == 1, counts
 
 
-def test_a_run_without_guidance_and_one_under_inference_mode_are_other_kinds(model):
+def test_guidance_and_inference_mode_are_part_of_the_cache_key(model):
     layers = model.compile(compiled=Compiled(backend="eager"))
     run(model)
     layers.join()
@@ -73,12 +73,12 @@ def test_a_run_without_guidance_and_one_under_inference_mode_are_other_kinds(mod
     assert layers.state == "compiled"
 
 
-def test_what_becomes_ready_during_a_run_waits_for_the_next(model):
+def test_a_graph_that_becomes_ready_during_a_run_serves_the_next(model):
     layers, states = model.compile(compiled=Compiled(backend="eager")), []
 
     def callback(step, total, denoised):
         states.append(layers.state)
-        layers._compile(dict(layers._missing))  # as the worker would, in the middle of the run
+        layers._compile_all(dict(layers._missing))  # as the worker would, in the middle of the run
 
     run(model, callback=callback)
     assert states == ["not compiled yet"] * 2
@@ -87,23 +87,23 @@ def test_what_becomes_ready_during_a_run_waits_for_the_next(model):
     assert states[2:] == ["compiled"] * 2
 
 
-def test_groups_of_several_sizes_are_kinds_of_their_own(model, monkeypatch):
+def test_the_number_of_items_is_part_of_the_cache_key(model, monkeypatch):
     prompts = ["rain", "wind", "a kick"]
 
     def together():
         return model.generate(prompts, 1.0, seed=3, steps=2, cfg=1.0, return_latents=True).latents
 
-    plain = together()
+    eager = together()
     monkeypatch.setattr(type(model.dit), "_items_at_once", lambda self, inputs: 2)
     layers = model.compile(compiled=Compiled(backend="eager"))
     together()
     layers.join()
     before = graphs()
-    assert rel_error(together(), plain) < ROUNDING and layers.state == "compiled"
+    assert rel_error(together(), eager) < ROUNDING and layers.state == "compiled"
     assert graphs() == before, "something was compiled during the run"
 
 
-KINDS = {  # of runs that look alike, and are not to torch
+ALIKE = {  # runs for which torch compiles different graphs
     "guided, then two without": [{"cfg": 3.0}, {"cfg": 1.0, "prompt": ["rain", "wind"]}],
     "a short prompt, then a long one": [{"prompt": "a"}, {"prompt": "rain on a tin roof, distant thunder, a dog barks"}],
     "inpainting two, then guided": [{"cfg": 1.0, "prompt": ["a", "b"], "inpaint": True}, {"prompt": ["a", "b"], "inpaint": True}],
@@ -111,9 +111,9 @@ KINDS = {  # of runs that look alike, and are not to torch
 }
 
 
-@pytest.mark.parametrize(("case", "inference"), [*((case, False) for case in KINDS), ("guided, then two without", True)])
-def test_nothing_is_compiled_during_a_run_that_counts_as_compiled(model, case, inference, monkeypatch):
-    monkeypatch.setattr(cpu, "CONTEXT_MULTIPLE", 2)  # so that numbers of rows differ
+@pytest.mark.parametrize(("case", "inference"), [*((case, False) for case in ALIKE), ("guided, then two without", True)])
+def test_nothing_is_compiled_during_a_compiled_run(model, case, inference, monkeypatch):
+    monkeypatch.setattr(cpu, "CONTEXT_MULTIPLE", 2)  # gives contexts different numbers of rows
     tone = (44100, 0.1 * torch.sin(torch.arange(44100) / 20).expand(2, -1))
 
     def one(prompt="rain", cfg=3.0, seconds=1.0, inpaint=False):
@@ -122,7 +122,7 @@ def test_nothing_is_compiled_during_a_run_that_counts_as_compiled(model, case, i
             return model.generate(prompt, seconds, seed=3, steps=2, cfg=cfg, return_latents=True, **options).latents
 
     layers = model.compile(compiled=Compiled(backend="eager"))
-    for settings in KINDS[case]:
+    for settings in ALIKE[case]:
         for _ in range(2):
             before = graphs()
             one(**settings)
@@ -131,7 +131,7 @@ def test_nothing_is_compiled_during_a_run_that_counts_as_compiled(model, case, i
         assert layers.state == "compiled"
 
 
-def test_runs_beside_the_compiler_go_as_they_are(model, monkeypatch):
+def test_runs_are_eager_while_the_compiler_works(model, monkeypatch):
     layers = model.compile(compiled=Compiled(backend="eager"))
     run(model)
     layers.join()
@@ -140,7 +140,7 @@ def test_runs_beside_the_compiler_go_as_they_are(model, monkeypatch):
     assert layers.state == "not compiled yet"
 
 
-def test_one_failure_leaves_the_other_kinds_alone(model):
+def test_a_failure_does_not_affect_other_cache_keys(model):
     layers = model.compile(wait=True, compiled=Compiled(backend="eager"))
     compiled_one = run(model)
 
@@ -148,14 +148,14 @@ def test_one_failure_leaves_the_other_kinds_alone(model):
         raise RuntimeError("no")
 
     layers._function = broken
-    plain = run(model, cfg=1.0)
+    eager = run(model, cfg=1.0)
     assert "no" in layers.reason
     del layers._function
     assert torch.equal(run(model), compiled_one) and layers.state == "compiled"
-    assert torch.equal(run(model, cfg=1.0), plain) and "no" in layers.reason
+    assert torch.equal(run(model, cfg=1.0), eager) and "no" in layers.reason
 
 
-def test_a_second_object_makes_no_graphs_anew(model):
+def test_a_second_object_reuses_the_graphs(model):
     model.compile(wait=True, compiled=Compiled(backend="eager"))
     run(model)
     before = graphs()
@@ -164,14 +164,14 @@ def test_a_second_object_makes_no_graphs_anew(model):
     assert layers.state == "compiled" and graphs() == before
 
 
-def test_a_run_that_was_stopped_keeps_nothing(model):
+def test_an_interrupted_run_compiles_nothing(model):
     layers = model.compile(compiled=Compiled(backend="eager"))
     with pytest.raises(KeyboardInterrupt):
         run(model, callback=lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     assert not layers._missing and not layers.busy and not layers._running
 
 
-def test_lack_of_memory_is_no_fault_of_the_compiler(model):
+def test_an_out_of_memory_error_is_raised_and_not_recorded_as_a_failure(model):
     layers = model.compile(wait=True, compiled=Compiled(backend="eager"))
 
     def full(*args):
@@ -185,10 +185,10 @@ def test_lack_of_memory_is_no_fault_of_the_compiler(model):
     assert layers.state == "compiled"
 
 
-def test_a_run_may_wait_and_says_so(model):
-    plain, said = run(model), []
+def test_a_run_can_wait_for_the_compiler_and_reports_it(model):
+    eager, said = run(model), []
     layers = model.compile(wait=True, compiled=Compiled(said.append, "eager"))
-    assert rel_error(run(model), plain) < ROUNDING and layers.state == "compiled" and said == ["compiling the transformer"]
+    assert rel_error(run(model), eager) < ROUNDING and layers.state == "compiled" and said == ["compiling the transformer"]
     run(model)
     assert len(said) == 1
 
@@ -209,13 +209,13 @@ def test_the_weights_may_change_and_move_between_runs(model):
     assert torch.equal(run(model), before)
 
 
-def test_a_compiler_that_fails_is_no_obstacle_and_is_told_once(model, caplog):
+def test_a_failing_compiler_is_reported_once_and_runs_are_eager(model, caplog):
     def broken(*args):
         raise RuntimeError("no compiler here\nand much more")
 
-    plain = run(model)
+    eager = run(model)
     layers = model.compile(wait=True, compiled=Compiled(backend=broken))
-    assert torch.equal(run(model), plain) and torch.equal(run(model), plain)
+    assert torch.equal(run(model), eager) and torch.equal(run(model), eager)
     assert "no compiler here" in layers.reason and "much more" not in layers.reason and layers.reason in layers.state
     layers.retry()
     layers._backend = "eager"
@@ -225,18 +225,18 @@ def test_a_compiler_that_fails_is_no_obstacle_and_is_told_once(model, caplog):
     assert sum("could not be compiled" in record.message for record in caplog.records) == 1
 
 
-def test_another_packs_settings_are_no_obstacle_and_stay(model):
+def test_another_packs_settings_are_overridden_and_restored(model):
     with torch._dynamo.config.patch(suppress_errors=True):
         layers = model.compile(wait=True, compiled=Compiled(backend="eager"))
         run(model)
         assert layers.state == "compiled" and torch._dynamo.config.suppress_errors
 
 
-def test_a_lora_that_comes_and_goes_runs_as_it_is_and_it_is_told(model, tmp_path):
+def test_a_scheduled_lora_runs_eagerly_and_is_reported(model, tmp_path):
     model.add_lora(write_lora(tmp_path / "one.safetensors", model.module), interval=(0.5, 1.0))
-    plain = run(model)
+    eager = run(model)
     layers = model.compile(wait=True, compiled=Compiled(backend="eager"))
-    assert torch.equal(run(model), plain) and "scheduled" in layers.reason
+    assert torch.equal(run(model), eager) and "scheduled" in layers.reason
     model.remove_loras()
     run(model)
     assert layers.state == "compiled" and not layers.reason
@@ -258,7 +258,7 @@ def test_compiled_layers_give_the_recorded_velocity(load_model, variant):
     assert rel_error(v * valid, golden["dit.v.padded"] * valid) < 1e-5
 
 
-def test_a_copy_of_a_layer_has_no_ties_to_the_model(model):
+def test_a_copy_of_a_layer_shares_no_parameters(model):
     layer = model.dit.transformer.layers[0]
     twin = compiled._copy(layer)
     assert {id(p) for p in twin.parameters()}.isdisjoint(id(p) for p in layer.parameters())

@@ -1,4 +1,4 @@
-"""A recorded step replays what the network computes, whatever the run hands in. A stand-in for the recording works without a GPU."""
+"""Captured steps compute what the network computes, for all conditions. Capturing is replaced where there is no GPU."""
 
 import pytest
 import torch
@@ -6,29 +6,29 @@ from core_support import FAMILIES, randn
 
 import sa3_core
 from sa3_core.backends import graphs
-from sa3_core.backends.graphs import Graphs, key_of, tensors_of, with_tensors
+from sa3_core.backends.graphs import Graphs, cache_key, tensors_of, with_tensors
 from sa3_core.models.conditions import Conditions
 
-ON_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+ON_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 
 
 @pytest.fixture
-def recordings(monkeypatch):
-    """Recordings that work on a CPU: a replay computes from the same buffers into the same result. The list of all that were made."""
-    made = []
+def captures(monkeypatch):
+    """Replace capturing: a replay runs the same function on the same buffers. Returns the list of captured functions."""
+    captured = []
 
-    def record(function, device, pool):
+    def capture(function, device, pool):
         function()
-        made.append(function)
+        captured.append(function)
         return function
 
-    monkeypatch.setattr(graphs, "record", record)
-    monkeypatch.setattr(graphs, "new_pool", lambda: "a pool")
+    monkeypatch.setattr(graphs, "capture", capture)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: "a pool")
     monkeypatch.setattr(Graphs, "_unusable", staticmethod(lambda x: ""))
-    return made
+    return captured
 
 
-def inputs_of(model, batch: int, frames: int, lengths=None, local=False, seed=1) -> Conditions:
+def conditions_of(model, batch: int, frames: int, lengths=None, local=False, seed=1) -> Conditions:
     config = model.config
     context = randn(batch, config.conditioning.max_tokens + 1, config.conditioning.cond_dim, seed=seed)
     filled = randn(batch, config.dit.local_dim, frames, seed=seed + 1) if local else torch.zeros(batch, config.dit.local_dim, frames)
@@ -43,111 +43,113 @@ def x_of(model, batch: int, frames: int, seed: int) -> torch.Tensor:
 @pytest.mark.parametrize("lengths", [None, [20, 13]])
 @pytest.mark.parametrize("local", [False, True])
 @pytest.mark.parametrize("variant", FAMILIES)
-def test_replays_are_the_network(model, variant, recordings, lengths, local):
-    graphs = Graphs()
+def test_replays_equal_the_network(model, variant, captures, lengths, local):
+    accelerator = Graphs()
     with torch.no_grad():
         for seed in (1, 10):  # two runs of one shape
-            inputs = inputs_of(model, 2, 20, lengths, local, seed)
+            conditions = conditions_of(model, 2, 20, lengths, local, seed)
             for step, t in enumerate((0.9, 0.5, 0.5, 0.1)):
                 x, times = x_of(model, 2, 20, seed + step), torch.tensor([t, t])
-                assert torch.equal(graphs.velocity(model.dit, x, times, inputs), model.dit(x, times, inputs))
-    assert len(recordings) == 1
+                assert torch.equal(accelerator.velocity(model.dit, x, times, conditions), model.dit(x, times, conditions))
+    assert len(captures) == 1
 
 
-def test_results_of_earlier_steps_stay(load_model, recordings):
-    """heun and rk4 hold several velocities at a time."""
-    model, graphs = load_model("small"), Graphs()
-    inputs, t = inputs_of(model, 1, 12), torch.tensor([0.5])
+def test_a_replay_does_not_overwrite_earlier_results(load_model, captures):
+    """heun and rk4 use several velocities at a time."""
+    model, accelerator = load_model("small"), Graphs()
+    conditions, t = conditions_of(model, 1, 12), torch.tensor([0.5])
     with torch.no_grad():
-        found = [graphs.velocity(model.dit, x_of(model, 1, 12, seed), t, inputs) for seed in range(4)]
-        wanted = [model.dit(x_of(model, 1, 12, seed), t, inputs) for seed in range(4)]
+        found = [accelerator.velocity(model.dit, x_of(model, 1, 12, seed), t, conditions) for seed in range(4)]
+        wanted = [model.dit(x_of(model, 1, 12, seed), t, conditions) for seed in range(4)]
     assert all(map(torch.equal, found, wanted))
 
 
-def test_guidance_that_comes_and_goes_keeps_a_recording_for_each(load_model, recordings):
-    model, graphs = load_model("small"), Graphs()
-    one, two = inputs_of(model, 1, 12, seed=1), inputs_of(model, 1, 12, seed=5)
+def test_guidance_within_an_interval_has_a_graph_of_its_own(load_model, captures):
+    model, accelerator = load_model("small"), Graphs()
+    one, two = conditions_of(model, 1, 12, seed=1), conditions_of(model, 1, 12, seed=5)
     both = Conditions.join([one, two])
     with torch.no_grad():
         for step in range(3):
-            for inputs in (one, both):
-                x, t = x_of(model, inputs.batch, 12, step), torch.full((inputs.batch,), 0.4 + step / 10)
-                assert torch.equal(graphs.velocity(model.dit, x, t, inputs), model.dit(x, t, inputs))
-    assert len(recordings) == 2
+            for conditions in (one, both):
+                x, t = x_of(model, conditions.batch, 12, step), torch.full((conditions.batch,), 0.4 + step / 10)
+                assert torch.equal(accelerator.velocity(model.dit, x, t, conditions), model.dit(x, t, conditions))
+    assert len(captures) == 2
 
 
-def test_other_weights_or_shapes_are_recorded_again(release, recordings):
-    model, graphs = sa3_core.load(release("small")), Graphs()
-    inputs, t = inputs_of(model, 1, 12), torch.tensor([0.5])
+def test_other_weights_or_shapes_are_captured_again(release, captures):
+    model, accelerator = sa3_core.load(release("small")), Graphs()
+    conditions, t = conditions_of(model, 1, 12), torch.tensor([0.5])
     layer = model.dit.transformer.layers[0].self_attn.to_qkv
     with torch.no_grad():
         for _ in range(2):
-            graphs.velocity(model.dit, x_of(model, 1, 12, 1), t, inputs)
+            accelerator.velocity(model.dit, x_of(model, 1, 12, 1), t, conditions)
         layer.weight = torch.nn.Parameter(layer.weight * 1.5, requires_grad=False)
-        changed = inputs_of(model, 1, 12)
+        changed = conditions_of(model, 1, 12)
         for _ in range(2):
-            assert torch.equal(graphs.velocity(model.dit, x_of(model, 1, 12, 1), t, changed), model.dit(x_of(model, 1, 12, 1), t, changed))
-        longer = inputs_of(model, 1, 16)
-        assert torch.equal(graphs.velocity(model.dit, x_of(model, 1, 16, 1), t, longer), model.dit(x_of(model, 1, 16, 1), t, longer))
-    assert len(recordings) == 3
+            assert torch.equal(
+                accelerator.velocity(model.dit, x_of(model, 1, 12, 1), t, changed), model.dit(x_of(model, 1, 12, 1), t, changed)
+            )
+        longer = conditions_of(model, 1, 16)
+        assert torch.equal(accelerator.velocity(model.dit, x_of(model, 1, 16, 1), t, longer), model.dit(x_of(model, 1, 16, 1), t, longer))
+    assert len(captures) == 3
 
 
-def test_no_more_than_a_few_are_kept(load_model, recordings):
-    model, graphs = load_model("small"), Graphs()
+def test_the_number_of_graphs_is_limited(load_model, captures):
+    model, accelerator = load_model("small"), Graphs()
     with torch.no_grad():
         for frames in range(8, 24, 2):
-            graphs.velocity(model.dit, x_of(model, 1, frames, 1), torch.tensor([0.5]), inputs_of(model, 1, frames))
-    assert len(recordings) == 8 and len(graphs._steps) == graphs.KEPT_GRAPHS
-    graphs.clear()
-    assert not graphs._steps
+            accelerator.velocity(model.dit, x_of(model, 1, frames, 1), torch.tensor([0.5]), conditions_of(model, 1, frames))
+    assert len(captures) == 8 and len(accelerator._steps) == graphs.MAX_GRAPHS
+    accelerator.clear()
+    assert not accelerator._steps
 
 
 @pytest.mark.parametrize("variant", FAMILIES)
-def test_buffers_hold_all_that_a_step_reads(model, variant):
-    inputs = inputs_of(model, 2, 12, [12, 9], local=True)
-    copies = with_tensors(inputs, [part.clone() for part in tensors_of(inputs)])
-    assert [part.shape for part in tensors_of(copies)] == [part.shape for part in tensors_of(inputs)]
+def test_buffers_contain_every_tensor_that_a_step_reads(model, variant):
+    conditions = conditions_of(model, 2, 12, [12, 9], local=True)
+    copies = with_tensors(conditions, [part.clone() for part in tensors_of(conditions)])
+    assert [part.shape for part in tensors_of(copies)] == [part.shape for part in tensors_of(conditions)]
     x, t = x_of(model, 2, 12, 3), torch.tensor([0.3, 0.8])
-    assert key_of(model.dit, x, copies) == key_of(model.dit, x, inputs)
+    assert cache_key(model.dit, x, copies) == cache_key(model.dit, x, conditions)
     with torch.no_grad():
-        assert torch.equal(model.dit(x, t, copies), model.dit(x, t, inputs))
+        assert torch.equal(model.dit(x, t, copies), model.dit(x, t, conditions))
 
 
 @pytest.mark.parametrize(("error", "state"), [(RuntimeError("CUDA error: capture"), "not graphed"), (torch.OutOfMemoryError(), "")])
-def test_a_recording_that_fails_costs_nothing_but_speed(load_model, recordings, monkeypatch, error, state):
+def test_a_failed_capture_falls_back_to_eager_execution(load_model, captures, monkeypatch, error, state):
     def fails(*args):
         raise error
 
-    model, graphs = load_model("small"), Graphs()
-    inputs, t = inputs_of(model, 1, 12), torch.tensor([0.5])
+    model, accelerator = load_model("small"), Graphs()
+    conditions, t = conditions_of(model, 1, 12), torch.tensor([0.5])
     with torch.no_grad(), monkeypatch.context() as patch:
-        patch.setattr(graphs, "record", fails)
+        patch.setattr(graphs, "capture", fails)
         for seed in range(3):
             x = x_of(model, 1, 12, seed)
-            assert torch.equal(graphs.velocity(model.dit, x, t, inputs), model.dit(x, t, inputs))
-    assert graphs.state.startswith(state) and not graphs._steps
-    graphs.retry()
-    with torch.no_grad(), graphs.run():
+            assert torch.equal(accelerator.velocity(model.dit, x, t, conditions), model.dit(x, t, conditions))
+    assert accelerator.state.startswith(state) and not accelerator._steps
+    accelerator.retry()
+    with torch.no_grad(), accelerator.run():
         for _ in range(2):
-            graphs.velocity(model.dit, x_of(model, 1, 12, 1), t, inputs)
-    assert graphs.state == "graphed"
+            accelerator.velocity(model.dit, x_of(model, 1, 12, 1), t, conditions)
+    assert accelerator.state == "graphed"
 
 
-def test_a_cpu_goes_without_and_says_so(load_model):
+def test_a_cpu_computes_eagerly_and_reports_why(load_model):
     model = load_model("small")
-    graphs, x, t, inputs = Graphs(), x_of(model, 1, 12, 1), torch.tensor([0.5]), inputs_of(model, 1, 12)
-    with torch.no_grad(), graphs.run():
-        assert torch.equal(graphs.velocity(model.dit, x, t, inputs), model.dit(x, t, inputs))
-    assert "CUDA" in graphs.reason and graphs.state.startswith("not graphed")
+    accelerator, x, t, conditions = Graphs(), x_of(model, 1, 12, 1), torch.tensor([0.5]), conditions_of(model, 1, 12)
+    with torch.no_grad(), accelerator.run():
+        assert torch.equal(accelerator.velocity(model.dit, x, t, conditions), model.dit(x, t, conditions))
+    assert "CUDA" in accelerator.reason and accelerator.state.startswith("not graphed")
 
 
 @ON_GPU
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("variant", FAMILIES)
-def test_on_a_gpu_a_replay_is_the_same_bytes(release, variant, dtype):
+def test_a_replay_on_a_gpu_is_bitwise_equal(release, variant, dtype):
     model = sa3_core.load(release(variant), device="cuda", dtype=dtype)
     wanted = model.generate(["rain", "a bell"], [1.0, 1.5], seed=2, steps=4, return_latents=True).latents
-    graphs = model.compile(compiled=Graphs())
+    accelerator = model.compile(compiled=Graphs())
     for _ in range(2):
         found = model.generate(["rain", "a bell"], [1.0, 1.5], seed=2, steps=4, return_latents=True)
-        assert torch.equal(found.latents, wanted) and "graphed" in graphs.state
+        assert torch.equal(found.latents, wanted) and "graphed" in accelerator.state
