@@ -1,6 +1,6 @@
 """The MODEL socket: a ModelPatcher over the transformer and conditioner of Stable Audio 3."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from ...sa3_core import run_record
-from ...sa3_core.backends.accelerator import Accelerator
 from ...sa3_core.backends.device import backend_of
 from ...sa3_core.checkpoints import checkpoint
 from ...sa3_core.checkpoints.checkpoint import Checkpoint
@@ -88,20 +87,15 @@ class Denoiser(ConditionedDiT):
         times = options.times_of(core.get("sigmas"))
         if times is not None:
             t = times.repeat(len(x) // len(times))  # core runs all conditions as one batch, or one by one
-        network = self._network(options.accelerator)
+        network = self.dit
+        if options.accelerator is not None and options.accelerator.once(("casts", self.dit), lambda: casts_weights(self.dit)):
+            options.accelerator.skip(WEIGHTS_CAST)
+        elif options.accelerator is not None:
+            network = partial(options.accelerator.velocity, self.dit)
         if not options.stack.scheduled:
             return network(x, t, sa3_inputs)
         sigmas = core.get("sample_sigmas") if options.sigmas is None else options.sigmas
         return options.stack.velocity(self.dit, x, t, sa3_inputs, sigmas, read_weight, network)
-
-    def _network(self, accelerator: Accelerator | None) -> Callable[..., Tensor]:
-        """(x, t, conditions) -> velocity: the transformer, through the accelerator unless its weights are cast at each use."""
-        if accelerator is None:
-            return self.dit
-        if accelerator.once(("casts", self.dit), lambda: casts_weights(self.dit)):
-            accelerator.skip(WEIGHTS_CAST)
-            return self.dit
-        return partial(accelerator.velocity, self.dit)
 
 
 class SA3Latents(comfy.latent_formats.LatentFormat):
@@ -196,19 +190,15 @@ def load_model(opened: Checkpoint, weight_dtype: torch.dtype | None, disable_dyn
     """A ModelPatcher over the transformer and conditioner of a checkpoint. weight_dtype: None = the one that ComfyUI prefers."""
     watch = run_record.Stopwatch()
     device, offload = comfy.model_management.get_torch_device(), comfy.model_management.unet_offload_device()
-    with torch.device("meta"):
-        parameters = sum(p.numel() for p in ConditionedDiT(opened.config).parameters())
-    dtype = weight_dtype or comfy.model_management.unet_dtype(
-        device, parameters, supported_dtypes=[torch.float16, torch.bfloat16, torch.float32]
-    )
+    meta = ConditionedDiT(opened.config, device="meta")  # with dynamic VRAM, ComfyUI's layers have no weights yet
+    parameters = sum(p.numel() for p in meta.parameters())
+    dtype = weight_dtype or comfy.model_management.unet_dtype(device, parameters)
     cast = None
     if weight_dtype is None or not computes_in(dtype, device):
-        cast = comfy.model_management.unet_manual_cast(dtype, device, [torch.float16, torch.bfloat16, torch.float32])
-    operations = Operations if cast is None else comfy.ops.manual_cast
-    denoiser = Denoiser(opened.config, operations, dtype)
+        cast = comfy.model_management.unet_manual_cast(dtype, device)
+    denoiser = Denoiser(opened.config, Operations if cast is None else comfy.ops.manual_cast, dtype)
     initial = comfy.model_management.unet_inital_load_device(parameters, dtype)
-    names = ConditionedDiT(opened.config, device="meta").state_dict()  # with dynamic VRAM, ComfyUI's layers have no weights yet
-    checkpoint.load_into(denoiser, opened.tensors, dtype=dtype, device=initial, names=names)
+    checkpoint.load_into(denoiser, opened.tensors, dtype=dtype, device=initial, names=meta.state_dict())
     model = SA3Model(opened.config, denoiser, cast or dtype, opened.name, opened.path)
     model.sa3_loaded = run_record.load_record(opened, dtype, device, watch)
     reload = reload_model, (opened.path, opened.objective, weight_dtype)

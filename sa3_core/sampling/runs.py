@@ -97,27 +97,16 @@ def run(
         x = (1 - level) * init + level * x
     elif bool((plan.sigmas[:, 0] < 1).any()):
         x = level * x
-    next_draw = draws
+
+    def next_draw(t: Tensor, t_next: Tensor) -> Tensor:
+        return to_device(draws(), x.device, x.dtype)
+
+    noise = next_draw
     if step_noise is not None:
-        step_noise = list(step_noise)
-        needed = samplers.draws_per_run(plan.sampler, plan.steps, plan.eta)
-        if len(step_noise) < needed:
-            raise SA3Error(f"step_noise has {len(step_noise)} draws; the sampler {plan.sampler} needs {needed} for {plan.steps} steps.")
-        next_draw = iter([_checked("A draw of step_noise", draw, shape) for draw in step_noise]).__next__
-
-    def noise(t: Tensor, t_next: Tensor) -> Tensor:
-        return to_device(next_draw(), x.device, x.dtype)
-
+        noise = [to_device(_checked("A draw of step_noise", draw, shape), x.device, x.dtype) for draw in step_noise]
     out = samplers.sample(plan.sampler, velocity, x, plan.sigmas, noise, plan.eta, callback)
-    return zero_padding(out, plan.lengths)
-
-
-def zero_padding(x: Tensor, lengths: Lengths) -> Tensor:
-    """x (B, C, T) with zeros beyond each item's valid frames."""
-    if min(lengths.valid) == x.shape[-1]:
-        return x
-    valid = valid_mask(lengths.valid, x.shape[-1])[:, None]
-    return torch.where(to_device(valid, x.device), x, torch.zeros((), device=x.device, dtype=x.dtype))
+    padding = ~valid_mask(plan.lengths.valid, x.shape[-1])[:, None]
+    return out.masked_fill(to_device(padding, x.device), 0)
 
 
 def _checked(name: str, x: Tensor, shape: tuple[int, ...]) -> Tensor:

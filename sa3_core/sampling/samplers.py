@@ -33,7 +33,7 @@ def sample(name: str, velocity: Callable, x: Tensor, sigmas: Tensor, noise=None,
     if noise is None or isinstance(noise, (list, tuple)):
         draws, needed = noise or (), draws_per_run(name, total, eta)
         if len(draws) < needed:
-            raise SA3Error(f"noise has {len(draws)} draws; the sampler {name} needs {needed} for {total} steps.")
+            raise SA3Error(f"There are {len(draws)} noise draws; the sampler {name} needs {needed} for {total} steps.")
         remaining = iter(draws)
 
         def noise(t, t_next):
@@ -185,15 +185,9 @@ def dpmpp_3m_sde(velocity, x, sigmas, noise, eta, report):
 
 
 SAMPLERS = {
-    "pingpong": pingpong,
-    "euler": euler,
-    "heun": heun,
-    "rk4": rk4,
-    "dpmpp": dpmpp,
-    "dpmpp-2m": dpmpp_2m_sde,
-    "dpmpp-2m-sde": dpmpp_2m_sde,
-    "dpmpp-3m-sde": dpmpp_3m_sde,
-}
+    "pingpong": pingpong, "euler": euler, "heun": heun, "rk4": rk4, "dpmpp": dpmpp,
+    "dpmpp-2m": dpmpp_2m_sde, "dpmpp-2m-sde": dpmpp_2m_sde, "dpmpp-3m-sde": dpmpp_3m_sde,
+}  # fmt: skip
 
 
 def draws_per_run(name: str, steps: int, eta: float | None = None) -> int:

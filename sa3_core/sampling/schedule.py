@@ -34,7 +34,10 @@ def build(kind: str, steps: int, sigma_max: float = 1.0, length=None, mode: str 
     if kind != "identity" and length is None:
         raise SA3Error(f"Schedule '{kind}' depends on the length; give `length` in latent frames.")
     for name, value in params.items():
-        _check_parameter(name, value)
+        if not isinstance(value, (int, float)) or not abs(value) < 1e30:
+            raise SA3Error(f"Schedule parameter {name} is {value!r}; expected a finite number.")
+        if value <= 0 and ("length" in name or "alpha" in name):
+            raise SA3Error(f"Schedule parameter {name} is {value}; expected more than 0.")
     values = {**defaults, **params}
     if kind == "full" and values["min_length"] >= values["max_length"]:
         raise SA3Error(f"Schedule full: min_length is {values['min_length']}; expected less than max_length, {values['max_length']}.")
@@ -48,15 +51,6 @@ def build(kind: str, steps: int, sigma_max: float = 1.0, length=None, mode: str 
         t = t * sigma_max
     t[:, 0], t[:, -1] = sigma_max, 0.0
     return t if per_item else t[0]
-
-
-def _check_parameter(name: str, value) -> None:
-    if isinstance(value, bool):
-        return
-    if not isinstance(value, (int, float)) or not abs(value) < 1e30:
-        raise SA3Error(f"Schedule parameter {name} is {value!r}; expected a finite number.")
-    if value <= 0 and ("length" in name or "alpha" in name):
-        raise SA3Error(f"Schedule parameter {name} is {value}; expected more than 0.")
 
 
 def _identity(t: Tensor, length: Tensor) -> Tensor:
