@@ -240,7 +240,7 @@ def read_weight(layer, like: Tensor) -> tuple[Tensor, Tensor | None]:
 def accelerator_warnings(model) -> list[str]:
     """Warnings of a MODEL's accelerator about the latest run."""
     accelerator = run_options.read(model.model_options).accelerator
-    return [] if accelerator is None else accelerator.remarks
+    return [] if accelerator is None else accelerator.warnings
 
 
 def record_fields(model) -> dict:

@@ -96,6 +96,6 @@ class Accelerator:
         return "; ".join(reason for outcome, reason in self._outcomes if outcome is Outcome.SKIPPED)
 
     @property
-    def remarks(self) -> list[str]:
-        """Messages to the user about the latest run."""
+    def warnings(self) -> list[str]:
+        """Warnings about the latest run, for the user."""
         return [f"This run went without {self.name}: {self.reason}."] if self.reason else []
