@@ -23,7 +23,7 @@ import sa3_core
 from benchmarks.measure import relative
 from sa3_core import timeline
 from sa3_core.models import dit
-from sa3_core.models.layers import expo_features
+from sa3_core.models.embeddings import expo_features
 from sa3_core.sampling import schedule
 
 DATA = ROOT / "tests" / "data"

@@ -11,7 +11,8 @@ from ..backends.ambient import independent
 from ..config import ConditioningConfig
 from ..errors import SA3Error
 from . import operations
-from .layers import FOURIER_DIM, Adapters, adapted, cast_to, expo_features
+from .embeddings import FOURIER_DIM, expo_features
+from .layers import Adapters, adapted, cast_to
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The parts that both networks share. Shapes: h (B, N, width); heads (B, H, N, D)."""
+"""Layers and functions of both networks. Shapes: h (B, N, width); heads (B, H, N, D)."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -7,96 +7,52 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..backends.device import backend_of, to_device
+from ..backends.device import backend_of
 from . import operations
 
-Adapters = Mapping[nn.Module, Callable[[nn.Module, Tensor], Tensor]]  # a layer -> what computes its output, adapter(layer, x)
-
-FOURIER_DIM = 256
-FOURIER_MIN, FOURIER_MAX = 0.5, 10000.0
-
-
-def expo_features(u: Tensor) -> Tensor:
-    """Exponential Fourier features of scalars u (...,) -> (..., 256) in float32.
-
-    Phases reach 63,000 rad: another order of the product, or frequencies in float64, changes the result by up to 5e-3.
-    """
-    ramp = torch.linspace(0, 1, FOURIER_DIM // 2, dtype=torch.float32)
-    freqs = torch.exp(ramp * (math.log(FOURIER_MAX) - math.log(FOURIER_MIN)) + math.log(FOURIER_MIN)).to(u.device)
-    args = u.float()[..., None] * freqs * 2 * math.pi
-    return torch.cat((args.cos(), args.sin()), dim=-1)
-
-
-def rotary_table(n: int, dim: int, head_dim: int, device=None, theta: float = 10000.0) -> tuple[Tensor, Tensor]:
-    """cos (n, head_dim), sin (n, dim) in float32 of positions 0..n-1, as `rotate` takes them: channels beyond `dim` stay as they are.
-
-    Always recomputed: 16-bit checkpoints carry rounded frequencies.
-    """
-    inv_freq = 1.0 / theta ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim)
-    angles = torch.arange(n, dtype=torch.float32)[:, None] * inv_freq
-    cos, sin = angles.cos(), angles.sin()
-    table = torch.cat((cos, cos, torch.ones(n, head_dim - dim, dtype=torch.float32)), dim=1), torch.cat((-sin, sin), dim=1)
-    return table if device is None else tuple(to_device(part, device) for part in table)
-
-
-def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotary embedding of x (B, N, ..., D) in float32: channel i of the table's width is paired with the one half a width on."""
-    return apply_rotary(x, *(part.unflatten(0, (-1, *(1,) * (x.dim() - 3))) for part in table))  # (N, 1..., width)
-
-
-def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor, start: Tensor | None = None) -> Tensor:
-    """`rotate` with tables that broadcast over x, in their own type; added to `start`, if given."""
-    width, half = sin.shape[-1], sin.shape[-1] // 2
-    out = x * cos if start is None else torch.addcmul(start, x, cos)
-    out[..., :half].addcmul_(x[..., half:width], sin[..., :half])
-    out[..., half:width].addcmul_(x[..., :half], sin[..., half:])
-    return out
-
-
-def split_heads(x: Tensor, head_dim: int) -> Tensor:
-    """(B, N, H * D) -> (B, H, N, D)."""
-    return x.unflatten(-1, (-1, head_dim)).transpose(1, 2)
+Adapters = Mapping[nn.Module, Callable[[nn.Module, Tensor], Tensor]]  # layer -> adapter(layer, x), which replaces layer(x)
 
 
 def merge_heads(x: Tensor) -> Tensor:
+    """(B, H, N, D) -> (B, N, H * D)."""
     return x.transpose(1, 2).flatten(2)
 
 
 def adapted(layer: nn.Module, x: Tensor, adapters: Adapters | None) -> Tensor:
-    """layer(x), or what its adapter computes."""
+    """layer(x), through the layer's adapter if it has one."""
     adapter = None if adapters is None else adapters.get(layer)
     return layer(x) if adapter is None else adapter(layer, x)
 
 
-def in_turn(layers: Iterable[nn.Module], x: Tensor, adapters: Adapters | None) -> Tensor:
-    """x through one layer after the other, each with its adapter."""
+def adapted_sequence(layers: Iterable[nn.Module], x: Tensor, adapters: Adapters | None) -> Tensor:
+    """nn.Sequential with adapters."""
     for layer in layers:
         x = adapted(layer, x, adapters)
     return x
 
 
 def cast_to(parameter: Tensor, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """A raw parameter on x's device, in `dtype` (None = x's): a host may keep it elsewhere, in its storage type."""
+    """A parameter on x's device, in `dtype` (None = x's): a host may store it elsewhere, in another dtype."""
     return parameter.to(device=x.device, dtype=dtype or x.dtype)
 
 
 def norms_in_half(x: Tensor, dtype: torch.dtype | None = None) -> bool:
-    """Whether norms and rotations of x are computed in 16 bits instead of float32. dtype: of their result; None = x's."""
+    """Whether norms and rotary embeddings of x are computed in 16 bits instead of float32. dtype: of their result; None = x's."""
     return backend_of(x.device).norms_in_half(dtype or x.dtype)
 
 
-def norm_type(x: Tensor) -> torch.dtype:
-    """The type of a norm's gain and shift for an input x."""
+def norm_dtype(x: Tensor) -> torch.dtype:
+    """The dtype of a norm's gain and shift for an input x."""
     return x.dtype if norms_in_half(x) else torch.promote_types(x.dtype, torch.float32)
 
 
-def over_rms(x: Tensor, eps: float) -> Tensor:
+def unit_rms(x: Tensor, eps: float) -> Tensor:
     """x / rms(x) over the last axis, float32."""
     return backend_of(x.device).rms_norm(x, eps)
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * gamma, computed in float32 and rounded once."""
+    """x / rms(x) * gamma, computed in float32 and rounded once, or in 16 bits where `norms_in_half`."""
 
     def __init__(self, dim: int, eps: float = 1e-5, device=None, dtype=None):
         super().__init__()
@@ -106,17 +62,17 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if norms_in_half(x):
             return F.rms_norm(x, x.shape[-1:], cast_to(self.gamma, x), self.eps)
-        return (over_rms(x.float(), self.eps) * cast_to(self.gamma, x, torch.float32)).to(x.dtype)
+        return (unit_rms(x.float(), self.eps) * cast_to(self.gamma, x, torch.float32)).to(x.dtype)
 
     def modulated(self, x: Tensor, gain: Tensor, shift: Tensor) -> Tensor:
-        """x / rms(x) * gain + shift, both in `norm_type`. gain: gamma times the modulation."""
+        """x / rms(x) * gain + shift, both in `norm_dtype`. gain: gamma times the modulation."""
         if norms_in_half(x):
             return torch.addcmul(shift, F.rms_norm(x, x.shape[-1:], None, self.eps), gain)
-        return torch.addcmul(shift, over_rms(x.float(), self.eps), gain).to(x.dtype)
+        return torch.addcmul(shift, unit_rms(x.float(), self.eps), gain).to(x.dtype)
 
 
 class DyT(nn.Module):
-    """Dynamic tanh, gamma * tanh(alpha x) + beta, in place of a norm (arXiv 2503.10622)."""
+    """Dynamic tanh, gamma * tanh(alpha x) + beta, which replaces a norm (arXiv 2503.10622)."""
 
     def __init__(self, dim: int, device=None, dtype=None):
         super().__init__()
@@ -125,20 +81,17 @@ class DyT(nn.Module):
         self.beta = nn.Parameter(torch.zeros(dim, device=device, dtype=dtype))
 
     def forward(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        """x in float32; the result in `dtype`."""
+        """x in float32 -> the result in `dtype`."""
         if dtype == torch.float16 and norms_in_half(x, dtype) and not torch.is_grad_enabled():
             y = torch.mul(x, cast_to(self.alpha, x), out=torch.empty_like(x, dtype=dtype)).tanh_()
             return torch.addcmul(cast_to(self.beta, y), y, cast_to(self.gamma, y))
-        return self._exact(x).to(dtype)
-
-    def _exact(self, x: Tensor) -> Tensor:
-        # tanh(y) = 2 sigmoid(2 y) - 1: the faster function; in 16 bits the difference would be too coarse
+        # tanh(y) = 2 sigmoid(2 y) - 1: the sigmoid is faster, but too coarse in 16 bits
         gamma = cast_to(self.gamma, x)
-        return torch.addcmul(cast_to(self.beta, x) - gamma, 2 * gamma, (x * (2 * cast_to(self.alpha, x))).sigmoid_())
+        return torch.addcmul(cast_to(self.beta, x) - gamma, 2 * gamma, (x * (2 * cast_to(self.alpha, x))).sigmoid_()).to(dtype)
 
 
 class GatedLinear(nn.Module):
-    """value * gate(g) with (value, g) from one Linear."""
+    """value * gate(g), both from one Linear."""
 
     def __init__(self, dim: int, inner: int, gate, operations=operations, device=None, dtype=None):
         super().__init__()
@@ -147,8 +100,8 @@ class GatedLinear(nn.Module):
 
     def forward(self, x: Tensor, adapters: Adapters | None = None) -> Tensor:
         value, g = adapted(self.proj, x, adapters).chunk(2, dim=-1)
-        opened = self.gate(g)
-        return value * opened if torch.is_grad_enabled() else opened.mul_(value)  # in place: the largest activation
+        gate = self.gate(g)
+        return value * gate if torch.is_grad_enabled() else gate.mul_(value)  # in place: the largest activation
 
 
 def sine_gate(g: Tensor) -> Tensor:
@@ -170,15 +123,14 @@ class FeedForward(nn.Module):
 
 
 class WeightNormConv1d(nn.Module):
-    """Conv1d, "same" padding, with the weight stored as g * v / ||v|| (norm over all but dim 0)."""
+    """ "same" convolution whose weight is g * v / ||v||, with the norm over all axes but the first."""
 
     def __init__(self, channels: int, out_channels: int, kernel: int, device=None, dtype=None):
         super().__init__()
         self.weight_g = nn.Parameter(torch.ones(out_channels, 1, 1, device=device, dtype=dtype))
         self.weight_v = nn.Parameter(torch.empty(out_channels, channels, kernel, device=device, dtype=dtype))
         self.bias = nn.Parameter(torch.zeros(out_channels, device=device, dtype=dtype))
-        if self.weight_v.device.type != "meta":
-            nn.init.kaiming_uniform_(self.weight_v, a=math.sqrt(5))
+        nn.init.kaiming_uniform_(self.weight_v, a=math.sqrt(5))
 
     def forward(self, x: Tensor) -> Tensor:
         v = cast_to(self.weight_v, x, torch.float32)

@@ -1,4 +1,4 @@
-"""The layers of the networks, where a host brings none of its own. A layer computes in the type of its input."""
+"""The networks' layers, unless the host passes its own. A layer computes in the dtype of its input."""
 
 import torch
 from torch import Tensor, nn
@@ -19,11 +19,7 @@ class Conv1d(nn.Conv1d):
     """ "same" convolution with an odd kernel."""
 
     def forward(self, input: Tensor) -> Tensor:
-        if input.dtype != self.weight.dtype:
-            return self._conv_forward(input, *_cast(self, input.dtype))
-        return super().forward(input)
-
-    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        weight, bias = (self.weight, self.bias) if input.dtype == self.weight.dtype else _cast(self, input.dtype)
         return backend_of(input.device).conv1d(input, weight, bias)
 
 

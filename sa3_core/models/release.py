@@ -1,4 +1,4 @@
-"""The networks of a release put together under the release's own names."""
+"""The networks of a release, under the parameter names of its files."""
 
 from torch import nn
 
@@ -11,7 +11,7 @@ from .same import SAME
 
 
 class ConditionedDiT(nn.Module):
-    """Diffusion transformer and conditioner: the part of a release that sampling needs (``model.model.*``, ``conditioner.*``)."""
+    """Diffusion transformer (``model.model.*``) and conditioner (``conditioner.*``): what sampling needs."""
 
     def __init__(self, config: ModelConfig, operations=operations, device=None, dtype=None):
         super().__init__()
@@ -26,7 +26,7 @@ class ConditionedDiT(nn.Module):
 
 
 class StableAudio(ConditionedDiT):
-    """A whole generative release, autoencoder included (``pretransform.model.*``)."""
+    """A generative release with its autoencoder (``pretransform.model.*``)."""
 
     def __init__(self, config: ModelConfig, operations=operations, device=None, dtype=None):
         super().__init__(config, operations, device, dtype)
@@ -39,9 +39,9 @@ class StableAudio(ConditionedDiT):
 
 
 def build(config: ModelConfig | dict, device="meta", dtype=None) -> nn.Module:
-    """The module of a model_config.json (its contents or the parsed config): `StableAudio`, or `SAME` for a standalone autoencoder.
+    """The module of a model_config.json, parsed or not: `StableAudio`, or `SAME` for a standalone autoencoder.
 
-    Its state_dict has the names and shapes of the released file, apart from recomputed rotary tables.
+    Its state_dict has the names and shapes of the released file, without rotary tables.
     """
     config = configs.parse(config) if isinstance(config, dict) else config
     if config.dit is None:

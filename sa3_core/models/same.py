@@ -15,7 +15,8 @@ from ..config import ResamplerConfig, SAMEConfig
 from ..errors import SA3Error
 from . import operations
 from .attention import attend_difference
-from .layers import DyT, FeedForward, WeightNormConv1d, apply_rotary, cast_to, merge_heads, norms_in_half, rotary_table, rotate, sine_gate
+from .embeddings import apply_rotary, rotary_table, rotate, scaled_tables
+from .layers import DyT, FeedForward, WeightNormConv1d, cast_to, merge_heads, norms_in_half, sine_gate
 
 REGULARIZE = 1e-3  # latent noise on decode, in units of running_std
 ROWS, FLOAT_ROWS = 12, 18  # live activations of a block, rows of `width` per token: in the type of the products, in float32
@@ -85,11 +86,9 @@ class DifferentialAttention(nn.Module):
         """alpha, and rotary tables that contain gamma and beta of both norms: DyT's last step and the rotation in one pass."""
         both = (self.q_norm, self.k_norm)
         alpha, gamma, beta = (torch.stack([cast_to(getattr(norm, name), x) for norm in both]) for name in ("alpha", "gamma", "beta"))
-        cos, sin = (part.to(x.dtype) for part in rotary)
-        half = sin.shape[-1] // 2
-        swapped = torch.cat((gamma[:, half : 2 * half], gamma[:, :half]), dim=1)
-        start = rotate(beta.expand(1, len(cos), 2, -1), (cos, sin))[0]
-        return alpha[:, :, None], *(part[:, :, None] for part in (start, cos[:, None] * gamma, sin[:, None] * swapped))  # (N, 2, 1, D)
+        rotary = tuple(part.to(x.dtype) for part in rotary)
+        start = rotate(beta.expand(1, len(rotary[0]), 2, -1), rotary)[0]
+        return alpha[:, :, None], start[:, :, None], *scaled_tables(rotary, gamma)
 
     @staticmethod
     def _rotated(qk: Tensor, alpha: Tensor, start: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:

@@ -67,7 +67,7 @@ def make_run(model, name: str, device: str, cfg: float = 3.0, stack=None, items:
     plan = runs.plan(model.config, lengths, steps=3, sampler=name, seed=1, sigmas=sigmas)
     cond = model.condition(model.encode_text(["rain", "a kick", "a dog"][:items]), lengths.seconds)
     dit = copy.deepcopy(model.dit).to(device)
-    local = dit._local(randn(items, max(lengths.valid), model.config.dit.local_dim).to(device))
+    local = dit._embed_local(randn(items, max(lengths.valid), model.config.dit.local_dim).to(device))
     inputs, uncond = (
         dit.prepare(context.to(device), cond.global_cond.to(device), local, lengths.frames, lengths.valid)
         for context in (cond.cross_attn, torch.zeros_like(cond.cross_attn))
