@@ -86,7 +86,9 @@ def sample(
     float32. A batch that exceeds memory is sampled in groups of items, with the same draws as in one batch.
     """
     inner = host_model.sa3_model(model)
-    if negative is None and _needs_negative(model, guidance):
+    if guidance.cfg == 1 and not model.model_options.get("disable_cfg1_optimization"):  # set by other packs' hooks
+        negative = []
+    elif negative is None:
         negative = [[torch.zeros(1, 1, inner.sa3_config.conditioning.cond_dim), {}]]
     batch, finished = len(plan.lengths), []  # finished groups are kept when the others are retried in smaller ones
     bar = progress or Progress(plan.steps * batch)
@@ -122,11 +124,6 @@ def sample(
     return torch.cat(finished).to(comfy.model_management.intermediate_device())
 
 
-def _needs_negative(model, guidance: Guidance) -> bool:
-    """Whether core evaluates the negative: for guidance, or because another pack's hook requests it at cfg 1 as well."""
-    return guidance.cfg != 1 or bool(model.model_options.get("disable_cfg1_optimization"))
-
-
 def _group_size(model, plan: Plan) -> int:
     """Number of items that fit into memory together with the loaded weights."""
     inner = model.model
@@ -150,7 +147,7 @@ def _sample_group(model, positive, negative, latents: Latents, plan: Plan, guida
         local = torch.cat((keep, keep * source.to(keep.device)), dim=1)
     run = host_model.RunInputs(part.lengths, local)
     guider = Guider(model, guidance, part.lengths.valid)
-    guider.set_conds(_for_run(positive, run, rows, batch), _for_run(negative, run, rows, batch) if _needs_negative(model, guidance) else [])
+    guider.set_conds(_for_run(positive, run, rows, batch), _for_run(negative, run, rows, batch))
     guider.model_options = run_options.updated(guider.model_options, sigmas=part.sigmas)
     sampler = RunSampler(part, channels, samples if part.noise_level < 1 else None, report, on_start)
     blank = torch.zeros(len(rows), channels, part.lengths.frames)  # core needs only the shape: the run draws its own noise
@@ -184,9 +181,8 @@ def check_conditioning(conditioning, config: ModelConfig, batch: int, name: str)
 
 def model_warnings(model) -> list[str]:
     """Warnings about a MODEL before a run."""
-    if OTHER_GUIDANCE not in model.model_options:
-        return []
-    return ["Another node on this MODEL sets its own guidance, which replaces SA3 Guidance; the settings of SA3 Guidance have no effect."]
+    replaced = "Another node on this MODEL sets its own guidance, which replaces SA3 Guidance; the settings of SA3 Guidance have no effect."
+    return [replaced] if OTHER_GUIDANCE in model.model_options else []
 
 
 def check_guidance(guidance) -> Guidance:
