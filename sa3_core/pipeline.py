@@ -267,7 +267,7 @@ class Model:
         self.loaded = {**self.loaded, "cache_hit": True}
         return Result(audio, latents if return_latents else None, lengths.seconds, self.config.sample_rate, record)
 
-    def _local_input(self, regions, source_audio, lengths: timeline.Lengths, chunk_size: int | None, overlap: int) -> Tensor:
+    def _local_input(self, regions, source_audio, lengths: timeline.Lengths, chunk_size, overlap: int) -> Tensor:
         """Keep mask and masked latents (B, D + 1, T); zeros without regions."""
         if (regions is None) != (source_audio is None):
             raise SA3Error("Inpainting needs both regions and source_audio; one of them is missing.")
@@ -277,9 +277,7 @@ class Model:
         mask = timeline.keep_mask(self.config, merged, lengths).to(self.device, self.dtype)
         return torch.cat((mask, mask * self._source_latents("source_audio", source_audio, lengths, chunk_size, overlap)), dim=1)
 
-    def _source_latents(
-        self, name: str, source: tuple[int, Tensor], lengths: timeline.Lengths, chunk_size: int | None, overlap: int
-    ) -> Tensor:
+    def _source_latents(self, name: str, source: tuple[int, Tensor], lengths: timeline.Lengths, chunk_size, overlap: int) -> Tensor:
         """Latents (B, D, T) of a clip, cut or zero-padded to each item's own length."""
         waveform = to_model(name, *source, self.config.sample_rate, self.config.same.audio_channels)
         out = torch.zeros(len(lengths), self.config.same.latent_dim, lengths.frames, device=self.device, dtype=self.dtype)
@@ -340,7 +338,7 @@ def _broadcast(prompt, negative, duration) -> tuple[list[str], list[str] | None,
     rows = {name: list(value) if isinstance(value, (list, tuple)) else [value] for name, value in rows.items()}
     batch = max(map(len, rows.values()))
     for name, row in rows.items():
-        if len(row) not in (1, batch):
+        if len(row) not in (1, batch) or not row:
             raise SA3Error(f"{name} has {len(row)} entries and the batch {batch} items; give one for all, or one per item.")
     prompts, negatives, seconds = (row * (batch // len(row)) for row in rows.values())
     return prompts, None if negative is None else negatives, seconds
