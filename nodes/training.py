@@ -96,7 +96,7 @@ class TrainLoRA(io.ComfyNode):
         trained, _ = add_lora(model, done.path.name)
         rate = vae.sa3_config.sample_rate
         audio = {"waveform": done.sample[None], "sample_rate": rate}
-        curves = draw_history(done.history)[None].float() / 255
+        curves = draw_history(done.history)[None]
         return io.NodeOutput(trained, done.path.name, audio, curves, done.report, ui={"audio": [preview.audio_file(done.sample, rate)]})
 
 

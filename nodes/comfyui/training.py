@@ -84,7 +84,7 @@ class NodeCallbacks(Callbacks):
         self.bar(step, steps, f"step {step} of {steps}, loss {loss:.3f}", image, step - self.resumed_step)
 
     def record(self, history: list[dict]) -> None:
-        self.curves = draw_history(history).float() / 255
+        self.curves = draw_history(history)
         self._update_image()
 
     def sample(self, step: int, waveform: Tensor, rate: int) -> None:

@@ -3,8 +3,10 @@
 import itertools
 import math
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ..errors import SA3Error
@@ -18,10 +20,7 @@ QUIET, LOUD = -100.0, -10.0  # dB relative to a full-scale sine, of the darkest 
 BACKGROUND, ENVELOPE, CORE, CLIPPED = (0.055, 0.063, 0.086), (0.23, 0.48, 0.68), (0.55, 0.80, 0.94), (0.96, 0.36, 0.30)
 GRADIENT = [(0.02, 0.02, 0.05), (0.13, 0.08, 0.31), (0.38, 0.11, 0.48), (0.68, 0.19, 0.45), (0.92, 0.40, 0.31), (0.99, 0.70, 0.35),
             (1.0, 0.97, 0.78)]  # fmt: skip
-GLYPHS = {  # 3 x 5 pixels, rows from the top
-    "0": "75557", "1": "26227", "2": "71747", "3": "71317", "4": "55711", "5": "74717", "6": "74757", "7": "71122", "8": "75757",
-    "9": "75717", ".": "00002", ":": "02020", "k": "45655", "s": "03617",
-}  # fmt: skip
+FONT = ImageFont.load_default()
 
 
 def draw(
@@ -161,8 +160,9 @@ def _frequency_axis(image: Tensor, rate: int, scale: str) -> Tensor:
 
 def draw_text(image: Tensor, text: str, bottom: int, left: int) -> Tensor:
     """The image with text on a darkened background, its lower left corner at (bottom, left); unchanged where the text does not fit."""
-    bits = torch.tensor([[int(row) >> shift & 1 for character in text for row in GLYPHS[character] for shift in (3, 2, 1, 0)]])
-    alpha = F.pad(bits.view(-1, 5, 4).transpose(0, 1).flatten(1)[:, 1:].repeat_interleave(2, 0).repeat_interleave(2, 1), (2, 2, 2, 2))
+    page = Image.new("L", (round(FONT.getlength(text)) + 4, 14))
+    ImageDraw.Draw(page).text((2, 1), text, 255, FONT)
+    alpha = torch.from_numpy(np.array(page)).float() / 255
     height, width = alpha.shape
     top = bottom - height
     if top < 0 or left < 0 or left + width > image.shape[1]:
