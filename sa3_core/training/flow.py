@@ -19,33 +19,22 @@ from ..sampling.schedule import SHIFTS
 from .trainer import Loss
 
 TRUNCATION = 0.075  # lower bound of the truncated logit-normal, before t is flipped
-TIMES = ("uniform", "logit_normal", "trunc_logit_normal", "log_snr", "log_snr_uniform")
+SILENCE = 4.0  # mean seconds of silence kept after a clip
+PROMPT_DROPOUT = 0.1  # probability of an all-zero cross-attention input
 LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)  # noise levels t of `fixed_noise_loss`
 
 
 @dataclass(frozen=True)
 class FlowSettings:
-    """times: distribution of t (TIMES). masks: probabilities of random segments, nothing given, a given beginning.
+    """masks: probabilities of random segments, nothing given, a given beginning.
 
-    base_shift, max_shift: shift of logit(t) at min_length and max_length frames. silence: mean seconds of silence kept after a clip.
-    context_weight: weight of the loss over given frames. prompt_dropout: probability of an all-zero cross-attention input.
     pairing: assign the noise of a batch to its items by optimal transport.
     """
 
-    times: str = "trunc_logit_normal"
     masks: tuple[float, float, float] = (0.1, 0.8, 0.1)
-    base_shift: float = 0.5
-    max_shift: float = 1.15
-    min_length: int = 256
-    max_length: int = 4096
-    silence: float = 4.0
-    context_weight: float = 1.0
-    prompt_dropout: float = 0.1
     pairing: bool = False
 
     def __post_init__(self):
-        if self.times not in TIMES:
-            raise SA3Error(f"times is '{self.times}', expected one of {', '.join(TIMES)}.")
         if len(self.masks) != 3 or min(self.masks) < 0 or abs(sum(self.masks) - 1) > 1e-6:
             raise SA3Error(f"masks are {self.masks}, expected three probabilities that sum to 1: segments, full, causal.")
 
@@ -68,21 +57,12 @@ class Batch:
         return self.lengths if self.durations is None else self.durations
 
 
-def draw_times(name: str, n: int, generator: torch.Generator) -> Tensor:
-    """n noise levels in (0, 1], float32 (n,)."""
-    if name == "uniform":
-        seed = int(torch.randint(2**31, (), generator=generator))
-        return torch.quasirandom.SobolEngine(1, scramble=True, seed=seed).draw(n)[:, 0]
-    z = torch.randn(n, generator=generator)
-    if name == "logit_normal":
-        return torch.sigmoid(z)
-    if name == "trunc_logit_normal":
-        low = _phi(torch.tensor(math.log(TRUNCATION / (1 - TRUNCATION))))
-        u = low + (1 - low) * _phi(z)
-        x = torch.sigmoid(math.sqrt(2) * torch.erfinv((2 * u - 1).clamp(-1 + 1e-7, 1 - 1e-7)))
-        return 1 - (x - TRUNCATION) / (1 - TRUNCATION)
-    log_snr = 2 * z - 1.2 if name == "log_snr" else 11 * torch.rand(n, generator=generator) - 6
-    return torch.sigmoid(-log_snr).clamp(1e-4, 1 - 1e-4)
+def draw_times(n: int, generator: torch.Generator) -> Tensor:
+    """n noise levels in (0, 1], float32 (n,), from a truncated logit-normal distribution."""
+    low = _phi(torch.tensor(math.log(TRUNCATION / (1 - TRUNCATION))))
+    u = low + (1 - low) * _phi(torch.randn(n, generator=generator))
+    x = torch.sigmoid(math.sqrt(2) * torch.erfinv((2 * u - 1).clamp(-1 + 1e-7, 1 - 1e-7)))
+    return 1 - (x - TRUNCATION) / (1 - TRUNCATION)
 
 
 def _phi(z: Tensor) -> Tensor:
@@ -90,10 +70,9 @@ def _phi(z: Tensor) -> Tensor:
     return 0.5 * (1 + torch.erf(z / math.sqrt(2)))
 
 
-def shift_times(t: Tensor, lengths: Sequence[int], settings: FlowSettings) -> Tensor:
+def shift_times(t: Tensor, lengths: Sequence[int]) -> Tensor:
     """t (B,) shifted by the schedule `full`, so that longer clips are trained at higher noise. lengths: frames per item."""
-    options = {name: getattr(settings, name) for name in ("base_shift", "max_shift", "min_length", "max_length")}
-    return SHIFTS["full"](t, torch.tensor(list(lengths), dtype=torch.float32), **options)
+    return SHIFTS["full"](t, torch.tensor(list(lengths), dtype=torch.float32))
 
 
 def extend_lengths(lengths: Sequence[int], mean_frames: float, frames: int, generator: torch.Generator) -> list[int]:
@@ -125,14 +104,14 @@ def draw_masks(lengths: Sequence[int], frames: int, probabilities: Sequence[floa
     return given
 
 
-def pair_noise(z: Tensor, noise: Tensor, iterations: int = 20) -> Tensor:
+def pair_noise(z: Tensor, noise: Tensor) -> Tensor:
     """The noise (B, ...) reordered to lie near the items of z (B, ...), by entropic optimal transport (arXiv 2407.03648).
 
-    Sinkhorn iterations on log P = -C / mean(C), C the squared distances; then each item in turn takes its most probable unused noise.
+    20 Sinkhorn iterations on log P = -C / mean(C), C the squared distances; then each item in turn takes its most probable unused noise.
     """
     cost = torch.cdist(z.flatten(1).float(), noise.flatten(1).float()).square()
     plan = -cost / cost.mean().clamp_min(1e-12)
-    for _ in range(iterations):
+    for _ in range(20):
         plan = plan - plan.logsumexp(1, keepdim=True)
         plan = plan - plan.logsumexp(0, keepdim=True)
     order, unused = [], list(range(len(noise)))
@@ -150,22 +129,22 @@ def training_loss(
     def loss(step: int, generator: torch.Generator) -> dict[str, Tensor]:
         batch = batches(generator)
         z = batch.latents
-        t = shift_times(draw_times(settings.times, len(z), generator), batch.shift_lengths, settings)
+        t = shift_times(draw_times(len(z), generator), batch.shift_lengths)
         noise = torch.randn(z.shape, generator=generator).to(z)
         noise = pair_noise(z, noise) if settings.pairing and len(z) > 1 else noise
-        lengths = extend_lengths(batch.lengths, settings.silence * frame_rate, z.shape[-1], generator)
+        lengths = extend_lengths(batch.lengths, SILENCE * frame_rate, z.shape[-1], generator)
         given = draw_masks(lengths, z.shape[-1], settings.masks, generator)
-        prompted = torch.rand(len(z), generator=generator) >= settings.prompt_dropout
-        return flow_loss(net, z, noise, t, lengths, given, batch.condition, prompted, settings.context_weight, checkpointing)
+        prompted = torch.rand(len(z), generator=generator) >= PROMPT_DROPOUT
+        return flow_loss(net, z, noise, t, lengths, given, batch.condition, prompted, checkpointing)
 
     return loss
 
 
 def flow_loss(
     net: ConditionedDiT, z: Tensor, noise: Tensor, t: Tensor, lengths: Sequence[int], given: Tensor, condition: Condition, prompted: Tensor,
-    context_weight: float = 1.0, checkpointing: bool = False,
+    checkpointing: bool = False,
 ) -> dict[str, Tensor]:  # fmt: skip
-    """The loss over generated and over given frames, and their weighted sum, for given draws.
+    """The loss over generated and over given frames, and their sum, for given draws.
 
     z, noise (B, D, T); t (B,); given (B, T) bool; prompted (B,) bool: items whose prompt is not dropped. The mean over the items, each
     averaged over its valid frames (`lengths`). checkpointing: recompute the transformer's layers in the backward pass.
@@ -183,7 +162,7 @@ def flow_loss(
         return ((error * mask).sum(1) / (mask.sum(1) + 1e-8)).mean()
 
     generated, context = mean(valid & ~given), mean(valid & given)
-    return {"loss": generated + context_weight * context, "generated": generated, "context": context}
+    return {"loss": generated + context, "generated": generated, "context": context}
 
 
 def _checkpointed(layer: torch.nn.Module, *args) -> Tensor:
@@ -203,12 +182,12 @@ def local_input(z: Tensor, given: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def fixed_noise_loss(net: ConditionedDiT, batch: Batch, seed: int, levels: Sequence[float] = LEVELS) -> dict[float, float]:
-    """The loss of a batch at each noise level with the noise of `seed`, nothing given and no prompt dropped."""
+def fixed_noise_loss(net: ConditionedDiT, batch: Batch, seed: int) -> dict[float, float]:
+    """The loss of a batch at each of LEVELS with the noise of `seed`, nothing given and no prompt dropped."""
     z, n = batch.latents, len(batch.latents)
     noise = torch.randn(z.shape, generator=torch.Generator().manual_seed(seed)).to(z)
     given, prompted = torch.zeros(n, z.shape[-1], dtype=torch.bool), torch.ones(n, dtype=torch.bool)
     return {
         level: float(flow_loss(net, z, noise, torch.full((n,), level), batch.lengths, given, batch.condition, prompted)["generated"])
-        for level in levels
+        for level in LEVELS
     }

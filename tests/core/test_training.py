@@ -93,11 +93,10 @@ def test_noise_is_flatter_than_a_tone():
 # --- flow matching
 
 
-@pytest.mark.parametrize("name", flow.TIMES)
-def test_times_lie_in_range_and_depend_on_the_generator(name):
-    t = flow.draw_times(name, 4096, generator())
+def test_times_lie_in_range_and_depend_on_the_generator():
+    t = flow.draw_times(4096, generator())
     assert t.min() >= 0 and t.max() <= 1 and t.std() > 0.1
-    assert torch.equal(t, flow.draw_times(name, 4096, generator())) and not torch.equal(t, flow.draw_times(name, 4096, generator(1)))
+    assert torch.equal(t, flow.draw_times(4096, generator())) and not torch.equal(t, flow.draw_times(4096, generator(1)))
 
 
 @pytest.mark.parametrize("level", [0.3, 0.6, 0.9, 0.99])
@@ -107,7 +106,7 @@ def test_truncated_logit_normal_follows_its_distribution(level):
     def phi(x):
         return 0.5 * (1 + math.erf(math.log(x / (1 - x)) / math.sqrt(2)))
 
-    t = flow.draw_times("trunc_logit_normal", 400_000, generator())
+    t = flow.draw_times(400_000, generator())
     wanted = (phi(0.075 + 0.925 * (1 - level)) - phi(0.075)) / (1 - phi(0.075))
     assert float((t > level).float().mean()) == pytest.approx(wanted, rel=0.1)
 
@@ -116,7 +115,7 @@ def test_the_shift_is_the_formula_of_the_full_schedule():
     t, lengths = torch.linspace(0, 1, 9), (10, 256, 1000, 4096, 9000)
     for length in lengths:
         full = build_schedule("full", 8, length=float(length), mode="reference").flip(0)
-        assert torch.allclose(flow.shift_times(t, [length] * 9, flow.FlowSettings()), full.float(), atol=1e-6)
+        assert torch.allclose(flow.shift_times(t, [length] * 9), full.float(), atol=1e-6)
 
 
 def test_silence_after_the_clip_has_the_requested_mean():
@@ -137,8 +136,6 @@ def test_masks_come_in_the_three_kinds_at_their_chances():
 
 
 def test_flow_settings_name_what_is_wrong():
-    with pytest.raises(SA3Error, match=r"'gauss'.*trunc_logit_normal"):
-        flow.FlowSettings(times="gauss")
     with pytest.raises(SA3Error, match="sum to 1"):
         flow.FlowSettings(masks=(0.5, 0.8, 0.1))
 
