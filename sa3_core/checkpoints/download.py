@@ -4,13 +4,10 @@ The token is huggingface_hub's own (environment or login) and is used in request
 """
 
 import errno
-import hashlib
-import inspect
 import json
 import os
 import re
 import shutil
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,9 +22,7 @@ from .tensors import check_file, sha256
 
 PAGES = "https://huggingface.co"
 RESERVE = 200_000_000  # bytes of disk space that stay free
-ACCESS_SECONDS = 60.0  # how long the result of an access check is cached
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")  # a file in its own folder on every system
-_access: dict[tuple[str, str], tuple[float, str]] = {}  # (hash of the token, repository) -> time, error sentence
 
 
 @dataclass(frozen=True)
@@ -48,12 +43,14 @@ def download(
     An interrupted download stays in a hidden folder next to the target and is resumed. progress(bytes done, bytes in total) may raise
     to stop. Raises SA3Error without access, disk space or connection, and for a wrong hash.
     """
+    from huggingface_hub import get_token
+
     target = Path(folder) / release.folder
     if target.exists():
         if (target / WEIGHTS).is_file():
             return target
         raise SA3Error(f"{target} exists and has no {WEIGHTS}; move it away, then download again.")
-    token = _token()
+    token = get_token()
     repository, revision, prefix = release.location(source)
     try:
         _check_access(repository, revision, prefix, token)
@@ -85,10 +82,8 @@ def verify(path: Path, model: str | None = None) -> str:
 
 def cached_text_encoder(width: int) -> Path | None:
     """A T5Gemma folder of this width in the Hub's local cache. Makes no network request."""
-    try:
-        from huggingface_hub import try_to_load_from_cache
-    except ImportError:
-        return None
+    from huggingface_hub import try_to_load_from_cache
+
     for release in RELEASES.values():
         for revision in (None, release.revision):
             config = try_to_load_from_cache(release.repository, f"{TEXT_SUBFOLDER}/config.json", revision=revision)
@@ -104,31 +99,16 @@ def cached_text_encoder(width: int) -> Path | None:
     return None
 
 
-def _token() -> str | None:
-    try:
-        from huggingface_hub import get_token
-    except ImportError as error:
-        raise SA3Error("Downloads need the package 'huggingface_hub'; install it, or download the files by hand.") from error
-    return get_token()
-
-
 def _check_access(repository: str, revision: str | None, prefix: str, token: str | None) -> None:
-    """Raise SA3Error where this user cannot read the repository; the result is cached for a while."""
+    """Raise SA3Error where this user cannot read the repository."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
 
-    key = (hashlib.sha256((token or "").encode()).hexdigest(), repository)
-    checked, refusal = _access.get(key, (-ACCESS_SECONDS, ""))
-    if time.monotonic() - checked > ACCESS_SECONDS:
-        refusal = ""
-        try:
-            get_hf_file_metadata(hf_hub_url(repository, prefix + CONFIG, revision=revision), token=token or False)
-        except Exception as error:
-            if _status(error) not in (401, 403):
-                raise
-            refusal = str(_explain(error, repository, token))
-        _access[key] = (time.monotonic(), refusal)
-    if refusal:
-        raise SA3Error(refusal)
+    try:
+        get_hf_file_metadata(hf_hub_url(repository, prefix + CONFIG, revision=revision), token=token or False)
+    except Exception as error:
+        if _status(error) not in (401, 403):
+            raise
+        raise _explain(error, repository, token) from None  # the original may quote request headers
 
 
 def _files_of(release: Release, repository: str, revision: str | None, prefix: str, token: str | None) -> list[RemoteFile]:
@@ -156,7 +136,7 @@ def _list_files(repository: str, revision: str | None, prefix: str, token: str |
     for entry in info.siblings:
         local = entry.rfilename.removeprefix(prefix)
         if _is_licence(local) or (entry.rfilename.startswith(prefix) and _is_model_file(local)):
-            digest = (entry.lfs or {}).get("sha256") if isinstance(entry.lfs, dict) or entry.lfs is None else entry.lfs.sha256
+            digest = entry.lfs.sha256 if entry.lfs else None
             files[local] = RemoteFile(repository, info.sha or revision or "main", entry.rfilename, local, entry.size or 0, digest)
     return files
 
@@ -227,10 +207,11 @@ def _fetch(file: RemoteFile, part: Path, token: str | None, progress: Callable[[
     if received > (remote.size or file.size):
         part.unlink()
         received = 0
-    options = {"resume_size": received, "headers": headers, "expected_size": remote.size, "displayed_filename": file.local}
-    known = inspect.signature(http_get).parameters  # they differ between versions of huggingface_hub
     with open(part, "ab") as out:
-        http_get(remote.location, _Counting(out, progress), **{key: value for key, value in options.items() if key in known})
+        http_get(
+            remote.location, _Counting(out, progress), resume_size=received, headers=headers, expected_size=remote.size,
+            displayed_filename=file.local,
+        )  # fmt: skip
 
 
 def _verify(file: RemoteFile, part: Path, progress: Callable[[int, int], None]) -> None:
