@@ -1,23 +1,23 @@
-"""The one attention of the project, ``attend(q, k, v, *, window=None, key_mask=None)``, exact on every device; differences of two."""
+"""Attention, exact on every device: full, within a window, and the difference of two."""
 
 import functools
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor
 
 from ..backends.device import backend_of
 
-WINDOW_BLOCK = 128  # queries per block; with a halo of 17 a block reads 1.27 keys for every query
-WINDOW_BLOCKS_AT_ONCE = 64  # keeps the gathered keys of a long sequence to some tens of MB
+WINDOW_BLOCK = 128  # queries per block; with a window of 17, a block reads 1.27 keys per query
+WINDOW_BLOCKS_AT_ONCE = 64  # limits the gathered keys of a long sequence to some tens of MB
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, *, window: int | None = None, key_mask: Tensor | None = None) -> Tensor:
     """softmax(q k^T / sqrt(D)) v.
 
-    q (B, H, N, D); k, v (B, H, M, D). `window`: a query sees only keys at distance <= window (N = M).
-    `key_mask` (B, M), True = visible: hidden keys leave the softmax altogether; without a window also float32, added to the scores of
-    each key. Returns (B, H, N, D).
+    q (B, H, N, D); k, v (B, H, M, D) -> (B, H, N, D). window: a query attends to keys at distance <= window (N = M); None = all.
+    key_mask (B, M): True = visible. Without a window it may be float32, which is added to the scores of each key.
     """
     backend = backend_of(q.device)
     if window is None or q.shape[2] <= window + 1:
@@ -28,14 +28,14 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, window: int | None = None, key_ma
 
 
 def attend_difference(q: Tensor, k: Tensor, q2: Tensor, k2: Tensor, v: Tensor, *, window: int | None = None) -> Tensor:
-    """attend(q, k, v) - attend(q2, k2, v), the differential attention of SAME. Shapes and window as in `attend`."""
+    """attend(q, k, v) - attend(q2, k2, v). Shapes and window as in `attend`."""
     if window is None and (difference := backend_of(q.device).attend_difference(q, k, q2, k2, v)) is not None:
         return difference
     return attend(q, k, v, window=window) - attend(q2, k2, v, window=window)
 
 
 def _attend_window(q: Tensor, k: Tensor, v: Tensor, window: int, key_mask: Tensor | None) -> Tensor:
-    """Blocks of queries against their own keys plus a halo of `window` on each side: N (block + 2 window), never N x N."""
+    """`attend` by blocks of queries, each over its own keys and `window` more on both sides: memory N (block + 2 window)."""
     n, size, backend = q.shape[2], WINDOW_BLOCK, backend_of(q.device)
     band_of = _band.__wrapped__ if torch.compiler.is_compiling() else _band  # a traced tensor cannot be cached
     if n <= size + 2 * window:
@@ -54,29 +54,28 @@ def _attend_window(q: Tensor, k: Tensor, v: Tensor, window: int, key_mask: Tenso
         mask = band_of(start, blocks, size, window, n, window, q.device)
         mask = mask[None, :, None].expand(q.shape[0], -1, -1, -1, -1).flatten(0, 1)
         if key_mask is not None:
-            seen = _blocks(key_mask[:, None, :, None].to(q.dtype), lo, hi, size + 2 * window, size) > 0
-            mask = mask & seen.transpose(2, 3)
-        o = backend.attend(q_blocks, k_blocks, v_blocks, mask)
-        o = o.unflatten(0, (q.shape[0], blocks)).transpose(1, 2).flatten(2, 3)  # (B, H, blocks * size, D)
+            visible = _blocks(key_mask[:, None, :, None].to(q.dtype), lo, hi, size + 2 * window, size) > 0
+            mask = mask & visible.transpose(2, 3)
+        o = rearrange(backend.attend(q_blocks, k_blocks, v_blocks, mask), "(b k) h n d -> b h (k n) d", k=blocks)
         out[:, :, start:stop] = o[:, :, : stop - start]
     return out
 
 
 def _blocks(x: Tensor, lo: int, hi: int, size: int, step: int) -> Tensor:
-    """Rows lo..hi of x (B, H, N, D), zeros outside, as overlapping blocks (B * blocks, H, size, D)."""
+    """Rows lo..hi of x (B, H, N, D), zero-padded, as overlapping blocks (B * blocks, H, size, D)."""
     n = x.shape[2]
     piece = F.pad(x[:, :, max(lo, 0) : min(hi, n)], (0, 0, max(-lo, 0), max(hi - n, 0)))
-    return piece.unfold(2, size, step).permute(0, 2, 1, 4, 3).flatten(0, 1)
+    return rearrange(piece.unfold(2, size, step), "b h k d n -> (b k) h n d")
 
 
 @functools.lru_cache(maxsize=16)  # shared by all layers and chunks of a decode
 def _band(start: int, blocks: int, size: int, halo: int, n: int, window: int, device: torch.device) -> Tensor:
-    """(blocks, size, size + 2 halo), True where a key exists and lies within `window` of the query, of n.
+    """Mask (blocks, size, size + 2 halo), True where the key is one of n and within `window` of the query.
 
-    Block b has the `size` queries from start + b size on, and keys from `halo` before to `halo` after them. A row past the end keeps its
-    own diagonal.
+    Block b has the `size` queries from start + b size on, and keys from `halo` before to `halo` after them. Queries beyond n see keys
+    beyond n, so that no row of the softmax is empty.
     """
-    with torch.inference_mode(False):  # for training as well
+    with torch.inference_mode(False):  # training uses the cached mask too
         first = start + torch.arange(blocks, device=device)[:, None] * size
         rows, columns = first + torch.arange(size, device=device), first - halo + torch.arange(size + 2 * halo, device=device)
         near = (rows[..., :, None] - columns[..., None, :]).abs() <= window

@@ -1,4 +1,4 @@
-"""Prompt and seconds -> the two inputs of the transformer. These parameters belong to the checkpoint, so adapters reach them."""
+"""Prompt embeddings and seconds -> cross-attention context and global condition of the transformer."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,9 +17,10 @@ from .layers import Adapters, adapted, cast_to
 
 @dataclass(frozen=True)
 class Condition:
-    """cross_attn (B, max_tokens + 1, dim): prompt rows, then the seconds row. global_cond (B, dim): the seconds embedding.
+    """The transformer's conditioning inputs.
 
-    adapters: those in the forward pass, for the transformer as well.
+    cross_attn (B, max_tokens + 1, dim): prompt rows, then the seconds row. global_cond (B, dim): the seconds embedding. adapters: those
+    in the forward pass, also of the transformer.
     """
 
     cross_attn: Tensor
@@ -35,15 +36,12 @@ class PromptPadding(nn.Module):
             self.padding_embedding = nn.Parameter(torch.zeros(config.cond_dim, device=device, dtype=dtype))
 
     def forward(self, embeddings: Tensor, mask: Tensor, max_tokens: int, negative: bool = False) -> Tensor:
-        """Real rows of embeddings (B, n, dim), the learned vector elsewhere up to max_tokens; zeros in a negative prompt."""
+        """Embeddings (B, n, dim) -> (B, max_tokens, dim): rows outside the mask become the learned vector, or zeros if negative."""
         n = min(embeddings.shape[1], max_tokens)
         embeddings = F.pad(embeddings[:, :n], (0, 0, 0, max_tokens - n))
         mask = F.pad(mask[:, :n].bool(), (0, max_tokens - n)).to(embeddings.device)[..., None]
         learned = self.mode == "learned" and not negative
-        padding = (
-            cast_to(self.padding_embedding, embeddings) if learned else torch.zeros((), device=embeddings.device, dtype=embeddings.dtype)
-        )
-        return torch.where(mask, embeddings, padding)
+        return torch.where(mask, embeddings, cast_to(self.padding_embedding, embeddings) if learned else embeddings.new_zeros(()))
 
 
 class SecondsEmbedder(nn.Module):
@@ -51,11 +49,11 @@ class SecondsEmbedder(nn.Module):
         super().__init__()
         self.low, self.high = config.seconds_min, config.seconds_max
         linear = operations.Linear(FOURIER_DIM, config.cond_dim, device=device, dtype=dtype)
-        self.embedder = nn.Module()  # the release nests embedder.embedding.1
+        self.embedder = nn.Module()  # named embedder.embedding.1 in the release
         self.embedder.embedding = nn.Sequential(nn.Identity(), linear)
 
     def forward(self, seconds: Sequence[float], dtype: torch.dtype, device=None, adapters: Adapters | None = None) -> Tensor:
-        """(B, dim). Seconds are clamped to the embedder's range; features stay float32 up to the Linear."""
+        """Embeddings (B, dim) of seconds, which are clamped to the embedder's range. Features are float32 up to the Linear."""
         values = torch.tensor(list(seconds), dtype=torch.float32).clamp(self.low, self.high)
         features = expo_features((values - self.low) / (self.high - self.low))
         return adapted(self.embedder.embedding[1], features.to(device, dtype), adapters)
@@ -71,6 +69,7 @@ class Conditioner(nn.Module):
 
     @independent
     def prompt(self, embeddings: Tensor, mask: Tensor, negative: bool = False) -> Tensor:
+        """Prompt rows (B, max_tokens, dim) of embeddings (B, n, dim) with their mask (B, n)."""
         if embeddings.shape[-1] != self.config.cond_dim:
             raise SA3Error(
                 f"The prompt embeddings are {embeddings.shape[-1]} wide, this model expects {self.config.cond_dim}: "
@@ -82,7 +81,7 @@ class Conditioner(nn.Module):
     def forward(
         self, embeddings: Tensor, mask: Tensor, seconds: Sequence[float], negative: bool = False, adapters: Adapters | None = None
     ) -> Condition:
-        """Rows of real tokens (B, n, dim) with their mask (B, n), and B durations -> the transformer's inputs."""
+        """The condition of embeddings (B, n, dim) with their mask (B, n), and of B durations."""
         if len(seconds) != len(embeddings):
             raise SA3Error(f"There are {len(embeddings)} prompts and {len(seconds)} durations; give one duration per prompt.")
         rows = self.prompt(embeddings, mask, negative)
@@ -90,5 +89,5 @@ class Conditioner(nn.Module):
         return Condition(torch.cat((rows, seconds_row[:, None]), dim=1), seconds_row, adapters)
 
     def unconditional(self, batch: int, like: Tensor) -> Tensor:
-        """The reference's context without a prompt: zeros in every row, the seconds row included."""
+        """The public code's unconditional context: zeros, also in the seconds row."""
         return torch.zeros(batch, self.config.max_tokens + 1, self.config.cond_dim, device=like.device, dtype=like.dtype)

@@ -1,4 +1,4 @@
-"""The constants of a sampling run: what `DiT.prepare` computes once and every step reads."""
+"""The constants of a sampling run, which `DiT.prepare` computes and every step reads."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -13,9 +13,9 @@ from .layers import Adapters
 
 
 class Modulation(NamedTuple):
-    """adaLN values of all layers at the times of a step, (layers, B, 1, width) each: of a layer's attention, then of its feed-forward.
+    """adaLN values of all layers in a step, (layers, B, 1, width) each: 1 for the self-attention, 2 for the feed-forward.
 
-    A gain is gamma (1 + scale) of the norm that it follows, a gate is sigmoid(1 - g) of the released parameter's g.
+    A gain is gamma (1 + scale) of the norm before it; a gate is sigmoid(1 - g) of the released parameter g.
     """
 
     gain1: Tensor
@@ -28,14 +28,14 @@ class Modulation(NamedTuple):
 
 @dataclass(frozen=True)
 class LocalInput:
-    """The local input, rows (b, 1 or frames, local_dim), and its embedding in each layer, (b, 1 or frames, width)."""
+    """The local input, rows (b, 1 or frames, local_dim), and its embedding for each layer, (b, 1 or frames, width)."""
 
     rows: Tensor
     embeddings: list[Tensor]
 
     @staticmethod
     def join(inputs: Sequence["LocalInput"], batches: Sequence[int]) -> "LocalInput":
-        """One input for several batches. It is kept once where all share it."""
+        """The local input of concatenated batches; the same object if all share it."""
         first = inputs[0]
         if all(other is first for other in inputs[1:]):
             return first
@@ -57,22 +57,22 @@ class LocalInput:
 
 @dataclass
 class StepCache:
-    """What the steps of one run share, each computed on first use."""
+    """Results that the steps of one run share."""
 
     modulations: dict[tuple[float, ...], Modulation] = field(default_factory=dict)  # by the times of a step
     parts: dict[tuple[int, ...], "Conditions"] = field(default_factory=dict)  # by items
     adapted: dict[tuple[float, ...], "Conditions"] = field(default_factory=dict)  # by the strengths of scheduled adapters
-    scheduled: dict = field(default_factory=dict)  # scheduled adapters on the device; the same object in parts and joined inputs
+    scheduled: dict = field(default_factory=dict)  # scheduled adapters on the device; shared by picked and joined conditions
 
 
 @dataclass(frozen=True)
 class Conditions:
-    """The constants of a run for B items. B may be a multiple of the local rows: guidance computes two contexts over one local input.
+    """The constants of a run for B items. B may be a multiple of the local rows: guidance has two contexts and one local input.
 
-    cross_attn (B, n, cond_dim), global_cond (B, cond_dim): the sources of the rest. cross_kv: per layer (k, v) or (k, k2, v), heads
-    (B, H, n, 64). cross_bias (B, n): log of the number of context rows that each row represents, None = 1. local: None = absent.
-    global_embed (B, width). key_mask (B, memory + frames), True = valid, or None. frames: the longest item's.
-    adapters: those in the forward pass; the tensors above were computed with them. cache: what the steps share; never copied.
+    cross_attn (B, n, cond_dim), global_cond (B, cond_dim): the inputs. cross_kv: per layer (k, v) or (k, k2, v), (B, H, n, D) each.
+    cross_bias (B, n): log of the number of context rows that each row represents, None = zeros. local: None = absent.
+    global_embed (B, width). key_mask (B, memory + frames): True = valid, None = all. frames: of the longest item.
+    adapters: those in the forward pass, with which the tensors were computed. cache: never copied.
     """
 
     cross_attn: Tensor
@@ -89,7 +89,7 @@ class Conditions:
 
     @staticmethod
     def join(inputs: Sequence["Conditions"]) -> "Conditions":
-        """Several runs over the same lengths as one batch. Local rows are kept once where all runs share them."""
+        """The conditions of several runs over the same lengths, as one batch."""
         first = inputs[0]
         if len(inputs) == 1:
             return first
@@ -98,7 +98,7 @@ class Conditions:
             local = LocalInput.join([one.local for one in inputs], [one.batch for one in inputs])
         if any(one.cross_bias is not None for one in inputs):
             rows = max(one.cross_attn.shape[1] for one in inputs)
-            inputs = [one._with_rows(rows) for one in inputs]
+            inputs = [one._padded_to(rows) for one in inputs]
         return replace(
             first,
             cross_attn=torch.cat([one.cross_attn for one in inputs]),
@@ -111,12 +111,12 @@ class Conditions:
             cache=StepCache(scheduled=first.cache.scheduled),
         )
 
-    def _with_rows(self, rows: int) -> "Conditions":
-        """Padded to `rows` rows of context, which nothing attends to."""
+    def _padded_to(self, rows: int) -> "Conditions":
+        """The conditions with a context of this many rows; the new ones are hidden from attention."""
         more = rows - self.cross_attn.shape[1]
         bias = self.cross_bias
         if bias is None:
-            bias = self.cross_attn.new_zeros(self.cross_attn.shape[:2], dtype=score_type(self.cross_attn))
+            bias = self.cross_attn.new_zeros(self.cross_attn.shape[:2], dtype=score_dtype(self.cross_attn))
         return replace(
             self,
             cross_attn=F.pad(self.cross_attn, (0, 0, 0, more)),
@@ -125,24 +125,22 @@ class Conditions:
         )
 
     def pick(self, items: Sequence[int]) -> "Conditions":
-        """The inputs of some of the items; views where they are neighbours."""
+        """The conditions of some items; views if they are consecutive."""
         rows = row_index(items, self.global_embed.device)
-        return Conditions(
-            self.cross_attn[rows],
-            self.global_cond[rows],
-            [tuple(part[rows] for part in layer) for layer in self.cross_kv],
-            None if self.cross_bias is None else self.cross_bias[rows],
-            None if self.local is None else self.local.pick(items),
-            self.global_embed[rows],
-            self.rotary,
-            None if self.key_mask is None else self.key_mask[rows],
-            self.frames,
-            self.adapters,
-            StepCache(scheduled=self.cache.scheduled),
+        return replace(
+            self,
+            cross_attn=self.cross_attn[rows],
+            global_cond=self.global_cond[rows],
+            cross_kv=[tuple(part[rows] for part in layer) for layer in self.cross_kv],
+            cross_bias=None if self.cross_bias is None else self.cross_bias[rows],
+            local=None if self.local is None else self.local.pick(items),
+            global_embed=self.global_embed[rows],
+            key_mask=None if self.key_mask is None else self.key_mask[rows],
+            cache=StepCache(scheduled=self.cache.scheduled),
         )
 
     def part(self, items: Sequence[int]) -> "Conditions":
-        """`pick`, computed once per run."""
+        """`pick`, cached."""
         key = tuple(items)
         if key not in self.cache.parts:
             self.cache.parts[key] = self.pick(key)
@@ -154,17 +152,17 @@ class Conditions:
 
     @property
     def rows(self) -> int:
-        """Rows per item, padding included."""
+        """Rows per item that the transformer computes, padding included."""
         return backend_of(self.rotary[0].device).padded_rows(len(self.rotary[0]))
 
 
 def row_index(items: Sequence[int], device) -> slice | Tensor:
-    """Items as an index for tensors on a device; a slice where they are neighbours."""
+    """An index of items for tensors on a device; a slice if they are consecutive."""
     rows = list(items)
-    together = slice(rows[0], rows[0] + len(rows))
-    return together if rows == list(range(together.start, together.stop)) else to_device(torch.tensor(rows), device)
+    consecutive = rows == list(range(rows[0], rows[0] + len(rows)))
+    return slice(rows[0], rows[0] + len(rows)) if consecutive else to_device(torch.tensor(rows), device)
 
 
-def score_type(rows: Tensor) -> torch.dtype:
-    """What is added to attention scores: float32, or float64 in a float64 model, where torch misreads another type."""
+def score_dtype(rows: Tensor) -> torch.dtype:
+    """The dtype of a bias of attention scores: float32, or float64 in a float64 model, where torch misreads other dtypes."""
     return torch.promote_types(rows.dtype, torch.float32)

@@ -1,4 +1,4 @@
-"""SAME, the autoencoder: stereo audio <-> latents, 4096 samples a frame in the released models."""
+"""SAME, the autoencoder: stereo audio <-> latents, 4096 samples per frame in the released models."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from ..audio.waveform import check_finite
@@ -18,10 +19,10 @@ from .attention import attend_difference
 from .embeddings import apply_rotary, rotary_table, rotate, scaled_tables
 from .layers import DyT, FeedForward, WeightNormConv1d, cast_to, merge_heads, norms_in_half, sine_gate
 
-REGULARIZE = 1e-3  # latent noise on decode, in units of running_std
-ROWS, FLOAT_ROWS = 12, 18  # live activations of a block, rows of `width` per token: in the type of the products, in float32
-MOST_CHUNKS, SHARE_OF_FREE = 8, 0.25  # chunks in a batch, above which nothing is gained; share of the free memory that they may take
-NOISE_BLOCK = 32  # frames per draw: any part of a clip can be drawn alone, so chunks agree with the whole
+REGULARIZE = 1e-3  # standard deviation of the latent noise on decode, in units of running_std
+ROWS, FLOAT_ROWS = 12, 18  # peak activations of a block, in rows of `width` per token: in the dtype of the products, in float32
+MAX_CHUNKS, FREE_SHARE = 8, 0.25  # chunks per batch, beyond which speed does not improve; the share of free memory for them
+NOISE_BLOCK = 32  # frames per draw: each block has its own generator, so a chunk draws the same noise as the whole clip
 
 
 @dataclass(frozen=True)
@@ -29,19 +30,16 @@ class Noise:
     """The autoencoder's inference noise, a pure function of (seed, item, frame, purpose)."""
 
     seed: int
-    items: Sequence[int] = ()  # which draw each batch row has; 0, 1, ... when empty
-    start: int = 0  # frame of the clip at which the latents begin
+    items: Sequence[int] = ()  # the item of each batch row; empty = 0, 1, ...
+    start: int = 0  # the clip's frame at which the latents begin
 
     def draw(self, purpose: str, batch: int, frames: int, per_frame: int) -> Tensor:
-        """(batch, frames, per_frame) standard normal numbers."""
+        """Standard normal numbers (batch, frames, per_frame)."""
         items = list(self.items) or list(range(batch))
-        first, last = self.start // NOISE_BLOCK, (self.start + frames - 1) // NOISE_BLOCK
-        rows = []
-        for item in items[:batch]:
-            blocks = [self._block(purpose, item, block, per_frame) for block in range(first, last + 1)]
-            offset = self.start - first * NOISE_BLOCK
-            rows.append(torch.cat(blocks)[offset : offset + frames])
-        return torch.stack(rows)
+        blocks = range(self.start // NOISE_BLOCK, (self.start + frames - 1) // NOISE_BLOCK + 1)
+        rows = [torch.cat([self._block(purpose, item, block, per_frame) for block in blocks]) for item in items[:batch]]
+        offset = self.start % NOISE_BLOCK
+        return torch.stack(rows)[:, offset : offset + frames]
 
     def _block(self, purpose: str, item: int, block: int, per_frame: int) -> Tensor:
         digest = hashlib.sha256(f"{self.seed}/{item}/{purpose}/{block}".encode()).digest()
@@ -64,10 +62,11 @@ class DifferentialAttention(nn.Module):
         self.k_norm = DyT(head_dim, **kw)
 
     def forward(self, x: Tensor, rotary, window: int | None) -> Tensor:
+        """x (B, N, width) -> the same shape. window: tokens on each side that a token attends to, None = all."""
         if x.dtype == torch.float16 and norms_in_half(x) and not torch.is_grad_enabled():
-            return self._half(x, rotary, window)
-        # DyT lets queries and keys reach +-50: in 16 bits their products, and the difference of the softmaxes, are too coarse. Part by
-        # part: smaller blocks of memory are reused.
+            return self._forward_float16(x, rotary, window)
+        # DyT's queries and keys reach +-50: in 16 bits their products and the difference of the softmaxes are too coarse. One part at a
+        # time, since memory of smaller blocks is reused.
         q, k, v, q2, k2 = (part.float() for part in self.to_qkv(x).unflatten(-1, (5, -1, self.head_dim)).unbind(2))  # (B, N, H, D)
         q, k, q2, k2 = (
             rotate(norm(part, part.dtype), rotary) for norm, part in zip((self.q_norm, self.k_norm) * 2, (q, k, q2, k2), strict=True)
@@ -75,15 +74,15 @@ class DifferentialAttention(nn.Module):
         q, k, v, q2, k2 = (part.transpose(1, 2) for part in (q, k, v, q2, k2))
         return self.to_out(merge_heads(attend_difference(q, k, q2, k2, v, window=window)).to(x.dtype))
 
-    def _half(self, x: Tensor, rotary, window: int | None) -> Tensor:
-        """`forward` in float16: fused kernels compute logits and softmaxes in float32."""
+    def _forward_float16(self, x: Tensor, rotary, window: int | None) -> Tensor:
+        """`forward` with fused kernels, which compute logits and softmaxes in float32."""
         parts = self.to_qkv(x).unflatten(-1, (5, -1, self.head_dim))  # q, k, v, q2, k2: (B, N, 5, H, D)
         tables = self._tables(rotary, x)
-        (q, k), (q2, k2) = (self._rotated(pair, *tables) for pair in (parts[:, :, :2], parts[:, :, 3:]))
+        (q, k), (q2, k2) = (self._queries_keys(pair, *tables) for pair in (parts[:, :, :2], parts[:, :, 3:]))
         return self.to_out(merge_heads(attend_difference(q, k, q2, k2, parts[:, :, 2].transpose(1, 2), window=window)))
 
     def _tables(self, rotary, x: Tensor) -> tuple[Tensor, ...]:
-        """alpha, and rotary tables that contain gamma and beta of both norms: DyT's last step and the rotation in one pass."""
+        """alpha (2, 1, D) of both norms; the rotated beta (N, 2, 1, D); rotary tables that include gamma."""
         both = (self.q_norm, self.k_norm)
         alpha, gamma, beta = (torch.stack([cast_to(getattr(norm, name), x) for norm in both]) for name in ("alpha", "gamma", "beta"))
         rotary = tuple(part.to(x.dtype) for part in rotary)
@@ -91,8 +90,8 @@ class DifferentialAttention(nn.Module):
         return alpha[:, :, None], start[:, :, None], *scaled_tables(rotary, gamma)
 
     @staticmethod
-    def _rotated(qk: Tensor, alpha: Tensor, start: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-        """DyT and rotation of queries and keys (B, N, 2, H, D), each (B, H, N, D)."""
+    def _queries_keys(qk: Tensor, alpha: Tensor, start: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        """DyT and rotation, in one pass, of queries and keys qk (B, N, 2, H, D); (B, H, N, D) each."""
         return tuple(part.transpose(1, 2) for part in apply_rotary((qk * alpha).tanh_(), cos, sin, start).unbind(2))
 
 
@@ -106,13 +105,13 @@ class Block(nn.Module):
         self.ff = FeedForward(config.width, 3 * config.width, gate, operations, **kw)
 
     def forward(self, h: Tensor, rotary, window: int | None, dtype: torch.dtype) -> Tensor:
-        """h (B, N, width) in float32; the matrix products are taken in `dtype`."""
+        """h (B, N, width) in float32 -> the same shape; matrix products are computed in `dtype`."""
         h = h + self.self_attn(self.pre_norm(h, dtype), rotary, window)
         return h + self.ff(self.ff_norm(h, dtype))
 
 
 class Resampler(nn.Module):
-    """Groups of one latent and `stride` patches go through the blocks; one side of the group is given, the other new."""
+    """Blocks over groups of one latent and `stride` patches: one of the two is given, the other starts as the learned new token."""
 
     def __init__(self, config: ResamplerConfig, operations, **kw):
         super().__init__()
@@ -139,39 +138,40 @@ class Resampler(nn.Module):
         return (h if encoding else self.mapping(h))[..., : frames * new]
 
     def _blocks(self, h: Tensor, dtype: torch.dtype) -> Tensor:
+        """All blocks over h (B, N, width), with attention within a window (SAME-L) or within chunks (SAME-S)."""
         c = self.config
-        rotary_dim = c.head_dim // 2
+        chunk = h.shape[1] if c.window is not None else c.align * (c.stride + 1)
+        rotary = rotary_table(chunk, c.head_dim // 2, c.head_dim, h.device)
         if c.window is not None:
-            rotary = rotary_table(h.shape[1], rotary_dim, c.head_dim, h.device)
             for block in self.transformers:
                 h = block(h, rotary, c.window, dtype)
             return h
-        chunk = c.align * (c.stride + 1)
-        rotary = rotary_table(chunk, rotary_dim, c.head_dim, h.device)
         half = c.depth // 2 if c.midpoint_shift else c.depth
         h = self._chunked(h, self.transformers[:half], chunk, rotary, dtype)
         if half == c.depth:
             return h
-        # The second half is cut in the middle of the first half's chunks; the ends repeat themselves as context.
+        # The second half's chunks are shifted by half a chunk; both ends are repeated as context.
         shift = chunk // 2
         h = torch.cat((h[:, :shift], h, h[:, -shift:]), dim=1)
         return self._chunked(h, self.transformers[half:], chunk, rotary, dtype)[:, shift:-shift]
 
     @staticmethod
     def _chunked(h: Tensor, blocks, chunk: int, rotary, dtype: torch.dtype) -> Tensor:
+        """Blocks over each chunk of h (B, N, width) on its own."""
         batch = h.shape[0]
-        h = h.unflatten(1, (-1, chunk)).flatten(0, 1)
-        groups = backend_of(h.device).groups(len(h), chunk)
-        done = []
-        for group in h.tensor_split(groups):
+        h = rearrange(h, "b (k n) d -> (b k) n d", n=chunk)
+        groups = []
+        for group in h.tensor_split(backend_of(h.device).groups(len(h), chunk)):
             for block in blocks:
                 group = block(group, rotary, None, dtype)
-            done.append(group)
-        h = done[0] if len(done) == 1 else torch.cat(done)
-        return h.unflatten(0, (batch, -1)).flatten(1, 2)
+            groups.append(group)
+        h = groups[0] if len(groups) == 1 else torch.cat(groups)
+        return rearrange(h, "(b k) n d -> b (k n) d", b=batch)
 
 
 class Bottleneck(nn.Module):
+    """Scale and bias of the latents (B, D, T)."""
+
     def __init__(self, dim: int, device=None, dtype=None):
         super().__init__()
         kw = {"device": device, "dtype": dtype}
@@ -186,11 +186,10 @@ class Bottleneck(nn.Module):
     def decode(self, z: Tensor, noise: Noise | None = None) -> Tensor:
         std = cast_to(self.running_std, z)
         z = z * std
-        if noise is not None:
-            z = z + REGULARIZE * std * to_device(noise.draw("latents", z.shape[0], z.shape[2], z.shape[1]), z.device, z.dtype).transpose(
-                1, 2
-            )
-        return z
+        if noise is None:
+            return z
+        drawn = to_device(noise.draw("latents", z.shape[0], z.shape[2], z.shape[1]), z.device, z.dtype)
+        return z + REGULARIZE * std * drawn.transpose(1, 2)
 
 
 class _Encoder(nn.Module):
@@ -214,7 +213,7 @@ class _Decoder(nn.Module):
 
 
 class SAME(nn.Module):
-    """Autoencoder of `config`; parameter names as in the standalone releases, below ``pretransform.model.`` in generative ones."""
+    """The autoencoder of `config`. Parameter names are the standalone releases'; generative ones prefix ``pretransform.model.``."""
 
     def __init__(self, config: SAMEConfig, operations=operations, device=None, dtype=None):
         super().__init__()
@@ -226,9 +225,9 @@ class SAME(nn.Module):
 
     @independent
     def encode(self, audio: Tensor, chunk_size: int | None = None, overlap: int = 32, noise: Noise | None = None, progress=None) -> Tensor:
-        """Audio (B, C, N) -> latents (B, D, ceil(N / samples_per_frame)); a last frame that is not full is zero-padded.
+        """Audio (B, C, N) -> latents (B, D, ceil(N / samples_per_frame)). An incomplete last frame is zero-padded.
 
-        chunk_size, overlap: frames per pass and shared by neighbours (None = a single pass). noise: None = off.
+        chunk_size, overlap: in frames; chunk_size None = a single pass. noise: None = off. progress(done, total): called per chunk.
         """
         spf = self.config.samples_per_frame
         if audio.dim() != 3 or audio.shape[1] != self.config.audio_channels or audio.shape[2] == 0:
@@ -240,7 +239,7 @@ class SAME(nn.Module):
             (start,) = starts
             piece = audio[..., start * spf : (start + length) * spf]
             piece = F.pad(piece, (0, length * spf - piece.shape[-1]))
-            patches = piece.unflatten(2, (-1, self.config.patch_size)).transpose(2, 3).flatten(1, 2)  # (B, C * patch, patches)
+            patches = rearrange(piece, "b c (n p) -> b (c p) n", p=self.config.patch_size)
             return self.bottleneck.encode(self.encoder(patches, noise and noise.at(start)))
 
         return _in_chunks(run, frames, 1, chunk_size, overlap, self.config.encoder, progress)
@@ -251,7 +250,7 @@ class SAME(nn.Module):
     ) -> Tensor:
         """Latents (B, D, T) -> audio (B, C, T * samples_per_frame), not clipped. Arguments as in `encode`.
 
-        at_once: chunks of a clip that are decoded as one batch; with noise it is always one.
+        at_once: chunks per batch; always 1 with noise.
         """
         if z.dim() != 3 or z.shape[1] != self.config.latent_dim or z.shape[2] == 0:
             raise SA3Error(f"Latents to decode have shape {tuple(z.shape)}; expected (batch, {self.config.latent_dim}, frames).")
@@ -261,20 +260,20 @@ class SAME(nn.Module):
             quiet = here if self.config.noise_regularize else None
             pieces = torch.cat([z[..., start : start + length] for start in starts])
             patches = self.decoder(self.bottleneck.decode(pieces, quiet), here)
-            return patches.unflatten(1, (self.config.audio_channels, -1)).transpose(2, 3).flatten(2)
+            return rearrange(patches, "b (c p) n -> b c (n p)", c=self.config.audio_channels)
 
         at_once = 1 if noise is not None else at_once
         spf = self.config.samples_per_frame
         return _in_chunks(run, z.shape[-1], spf, chunk_size, overlap, self.config.decoder, progress, at_once)
 
     def chunks_at_once(self, chunk: int | None, batch: int, dtype: torch.dtype, free: int | None) -> int:
-        """How many chunks of a clip `decode` computes as one batch. free: bytes of memory; None = one chunk at a time."""
+        """Number of chunks that `decode` should compute as one batch. free: bytes of memory; None = one chunk at a time."""
         if chunk is None or free is None:
             return 1
-        return max(1, min(MOST_CHUNKS, int(SHARE_OF_FREE * free) // (batch * self.activations(chunk, dtype))))
+        return max(1, min(MAX_CHUNKS, int(FREE_SHARE * free) // (batch * self.activations(chunk, dtype))))
 
     def activations(self, frames: int, dtype: torch.dtype) -> int:
-        """Estimated peak of a block's activations for one item of `frames`, in bytes, with products in `dtype`."""
+        """Estimated peak memory of the activations of one item of `frames`, in bytes, with matrix products in `dtype`."""
         side = self.config.decoder
         return frames * (side.stride + 1) * side.width * (FLOAT_ROWS * 4 + ROWS * dtype.itemsize)
 
@@ -282,12 +281,12 @@ class SAME(nn.Module):
 def _in_chunks(
     run: Callable, frames: int, scale: int, chunk: int | None, overlap: int, side: ResamplerConfig, progress, at_once: int = 1
 ) -> Tensor:
-    """Overlapping passes over `frames`, half the overlap trimmed at inner edges; at most `at_once` of them as one batch.
+    """Overlapping passes over `frames`, with half the overlap trimmed at inner edges. at_once: passes per batch.
 
-    run(starts, length): the pieces of a batch of B that begin at these frames, (len(starts) B, C, length * scale).
+    run(starts, length): the passes over `length` frames from each start, (len(starts) B, C, length * scale).
 
-    Starts lie on multiples of the side's `align`, so that SAME-S's chunks are cut as in a single pass. An overlap beyond the
-    network's reach changes nothing, so it is not computed; with less, the last pass is anchored to the end as in the public code.
+    Starts are multiples of the side's `align`, so that SAME-S has the same chunks as in a single pass. An overlap beyond the network's
+    reach would change nothing and is reduced to it; with a smaller one, the last pass ends at the last frame, as in the public code.
     """
     if chunk is None:
         return run([0], frames)
@@ -302,10 +301,9 @@ def _in_chunks(
     starts = list(range(0, frames - (overlap if exact else chunk), chunk - overlap))
     if not exact:
         starts.append(-(-(frames - chunk) // side.align) * side.align)
-    out = None
-    whole = sum(start + chunk <= frames for start in starts)  # the last one may be shorter
-    groups = [starts[i : min(i + at_once, whole)] for i in range(0, whole, at_once)] + [[start] for start in starts[whole:]]
-    done = 0
+    full = sum(start + chunk <= frames for start in starts)  # the last pass may be shorter
+    groups = [starts[i : min(i + at_once, full)] for i in range(0, full, at_once)] + [[start] for start in starts[full:]]
+    out, done = None, 0
     for group in groups:
         pieces = run(group, min(chunk, frames - group[0]))
         for start, piece in zip(group, pieces.chunk(len(group)), strict=True):

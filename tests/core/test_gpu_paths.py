@@ -170,7 +170,7 @@ def test_the_number_of_chunks_per_batch_follows_from_free_memory(load_model):
     assert autoencoder.chunks_at_once(16, 1, torch.float16, 0) == 1
     assert autoencoder.chunks_at_once(16, 1, torch.float16, 4 * 3 * each) == 3
     assert autoencoder.chunks_at_once(16, 2, torch.float16, 4 * 6 * each) == 3
-    assert autoencoder.chunks_at_once(16, 1, torch.float16, 10**15) == same.MOST_CHUNKS
+    assert autoencoder.chunks_at_once(16, 1, torch.float16, 10**15) == same.MAX_CHUNKS
 
 
 @pytest.mark.parametrize("kernel", [1, 3])
