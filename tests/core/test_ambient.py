@@ -1,4 +1,4 @@
-"""What the caller has switched on in torch changes nothing: autocast, another default device, another default type."""
+"""torch's ambient state has no effect: autocast, the default device, the default dtype."""
 
 from contextlib import contextmanager
 
@@ -19,16 +19,16 @@ def default_dtype(dtype):
         torch.set_default_dtype(before)
 
 
-SURROUNDINGS = {
+AMBIENT = {
     "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
-    "default device": lambda: torch.device("meta"),  # nothing computes there, so a tensor made there is found out
-    "default type float64": lambda: default_dtype(torch.float64),
-    "default type float16": lambda: default_dtype(torch.float16),
+    "default device": lambda: torch.device("meta"),  # has no values, so a tensor created there fails
+    "default dtype float64": lambda: default_dtype(torch.float64),
+    "default dtype float16": lambda: default_dtype(torch.float16),
 }
 
 
 def job(model):
-    """Sound and latents of everything that a run can go through."""
+    """Audio and latents from every stage of a run."""
     clip = torch.linspace(-0.5, 0.5, 60_000, dtype=torch.float32, device="cpu").repeat(2, 1)
     base = {"prompt": ["rain", "a bell"], "duration": [1.0, 1.5], "seed": 3, "steps": 3}
     restyled = model.generate(**base, init_audio=(48_000, clip), init_noise_level=0.7, sampler="dpmpp-2m-sde")
@@ -36,11 +36,11 @@ def job(model):
     return [*restyled.audio, *inpainted.audio, model.encode(clip[None], chunk_size=8, overlap=4)]
 
 
-@pytest.mark.parametrize("surrounding", SURROUNDINGS)
+@pytest.mark.parametrize("ambient", AMBIENT)
 @pytest.mark.parametrize("variant", ["small", "medium-base"])
-def test_a_run_is_the_same_bytes(tmp_path, load_model, variant, surrounding):
+def test_a_run_is_bitwise_equal(tmp_path, load_model, variant, ambient):
     wanted = job(load_model(variant))
-    with SURROUNDINGS[surrounding]():
+    with AMBIENT[ambient]():
         model = sa3_core.load(lay_out(tmp_path / variant, variant))
         found = job(model)
         parts = [sa3_core.timeline.splice(found[0][None], found[1][None, :, : found[0].shape[-1]], [(0.1, 0.3)], 44_100)]

@@ -1,4 +1,4 @@
-"""attend() on every path equals one definition, and never makes an N x N tensor for a long sequence."""
+"""Every path of attend() equals one definition, and none creates an N x N tensor for a long sequence."""
 
 import pytest
 import torch
@@ -12,11 +12,11 @@ from sa3_core.backends.mps import MPS
 from sa3_core.models import attention
 from sa3_core.models.attention import WINDOW_BLOCK, WINDOW_BLOCKS_AT_ONCE, attend, attend_difference
 
-GROUP = WINDOW_BLOCK * WINDOW_BLOCKS_AT_ONCE  # queries that the window path gathers at once
+GROUP = WINDOW_BLOCK * WINDOW_BLOCKS_AT_ONCE  # queries per call in the windowed path
 
 
 def definition(q, k, v, *, window=None, key_mask=None, rows=None):
-    """Softmax over all keys with the hidden ones at -inf, in float64, for some rows of the queries."""
+    """Softmax over all keys, hidden ones at -inf, in float64. rows: of the queries to compute, None = all."""
     q, k, v = q.double(), k.double(), v.double()
     rows = torch.arange(q.shape[2]) if rows is None else rows
     logits = q[:, :, rows] @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
@@ -71,7 +71,7 @@ def test_a_short_difference_has_the_gradients_of_a_long_one(monkeypatch):
 
 
 @pytest.mark.parametrize("hidden", [1, 10, 29])
-def test_hidden_keys_leave_the_softmax(hidden):
+def test_hidden_keys_are_excluded_from_the_softmax(hidden):
     q, k, v = heads(30)
     mask = torch.ones(2, 30, dtype=torch.bool)
     mask[1, -hidden:] = False
@@ -80,12 +80,12 @@ def test_hidden_keys_leave_the_softmax(hidden):
     assert rel_error(out[1:], attend(q[1:], k[1:, :, :-hidden], v[1:, :, :-hidden])) < 1e-6
 
 
-def test_what_hidden_keys_hold_does_not_matter():
+def test_the_values_of_hidden_keys_have_no_effect():
     q, k, v = heads(30)
     mask = torch.arange(30)[None].expand(2, -1) < 20
-    loud_k, loud_v = k.clone(), v.clone()
-    loud_k[:, :, 20:], loud_v[:, :, 20:] = 1e4, -1e4
-    assert torch.equal(attend(q, loud_k, loud_v, key_mask=mask), attend(q, k, v, key_mask=mask))
+    other_k, other_v = k.clone(), v.clone()
+    other_k[:, :, 20:], other_v[:, :, 20:] = 1e4, -1e4
+    assert torch.equal(attend(q, other_k, other_v, key_mask=mask), attend(q, k, v, key_mask=mask))
 
 
 EDGES = [WINDOW_BLOCK + d for d in (-1, 0, 1, 33, 34, 35)] + [2 * WINDOW_BLOCK + d for d in (-1, 0, 1, 17, 18)] + [5 * WINDOW_BLOCK + 3]
@@ -118,7 +118,7 @@ def test_window_over_several_groups_of_blocks(n):
 def test_window_and_key_mask_together(n):
     q, k, v = heads(n)
     mask = torch.arange(n)[None].expand(2, -1) < n - 9
-    rows = torch.arange(n - 9)  # a query further out may see no key at all
+    rows = torch.arange(n - 9)  # later queries may see no key
     out = attend(q, k, v, window=17, key_mask=mask)[:, :, rows]
     assert rel_error(out, definition(q, k, v, window=17, key_mask=mask, rows=rows)) < 1e-6
 
@@ -127,18 +127,18 @@ def test_window_and_key_mask_together(n):
 @pytest.mark.parametrize(
     ("n", "options"), [(30, {}), (30, {"hidden": 9}), (100, {"window": 17}), (150, {"window": 60}), (300, {"window": 17})]
 )
-def test_where_torch_needs_care_it_gets_contiguous_float32_in_parts(monkeypatch, n, options, dtype):
+def test_on_mps_torch_receives_contiguous_float32_in_parts(monkeypatch, n, options, dtype):
     monkeypatch.setitem(device.BACKENDS, "cpu", MPS())
     monkeypatch.setattr(mps, "QUERIES", 64)
-    plain, seen = torch.nn.functional.scaled_dot_product_attention, []
+    original, seen = torch.nn.functional.scaled_dot_product_attention, []
 
-    def picky(q, k, v, attn_mask=None):
+    def checked(q, k, v, attn_mask=None):
         assert all(x.is_contiguous() and x.dtype == torch.float32 for x in (q, k, v)) and q.shape[2] <= 64
         seen.append(attn_mask)
-        return plain(q, k, v, attn_mask=attn_mask)
+        return original(q, k, v, attn_mask=attn_mask)
 
-    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", picky)
-    q, k, v = (x.to(dtype).transpose(1, 2).contiguous().transpose(1, 2) for x in heads(n))  # views, as the networks have them
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", checked)
+    q, k, v = (x.to(dtype).transpose(1, 2).contiguous().transpose(1, 2) for x in heads(n))  # views, as in the networks
     mask = (torch.arange(n) < n - options["hidden"])[None].expand(2, -1) if "hidden" in options else None
     out = attend(q, k, v, window=options.get("window"), key_mask=mask)
     assert seen and out.dtype == dtype
@@ -146,7 +146,7 @@ def test_where_torch_needs_care_it_gets_contiguous_float32_in_parts(monkeypatch,
     assert rel_error(out, wanted) < (1e-6 if dtype == torch.float32 else 4e-3)
 
 
-def test_what_a_compiler_traced_is_not_kept_for_later_calls():
+def test_a_traced_mask_is_not_cached():
     class Net(torch.nn.Module):
         def forward(self, q, k, v):
             return attend(q, k, v, window=17)
@@ -158,7 +158,7 @@ def test_what_a_compiler_traced_is_not_kept_for_later_calls():
 
 
 class LargestTensor(TorchDispatchMode):
-    """Remembers the most elements of any tensor that an operation returned."""
+    """Records the number of elements of the largest tensor that an operation returned."""
 
     numel = 0
 
@@ -169,7 +169,7 @@ class LargestTensor(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("n", [20_000, 69_632])
-def test_window_needs_memory_in_proportion_to_the_length(n):
+def test_memory_of_a_window_is_proportional_to_the_length(n):
     q, k, v = (randn(1, 1, n, 4, seed=i) for i in range(3))
     with LargestTensor() as largest:
         out = attend(q, k, v, window=17)
@@ -177,7 +177,7 @@ def test_window_needs_memory_in_proportion_to_the_length(n):
     assert 0 < largest.numel <= n * (WINDOW_BLOCK + 2 * 17)
 
 
-def test_the_memory_measure_sees_a_full_mask():
+def test_the_memory_measurement_detects_a_full_mask():
     q, k, v = (randn(1, 1, 500, 4, seed=i) for i in range(3))
     with LargestTensor() as largest:
         definition(q, k, v, window=17)
@@ -185,10 +185,10 @@ def test_the_memory_measure_sees_a_full_mask():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_equal_rows_of_a_context_count_by_their_number(dtype):
+def test_equal_context_rows_are_merged_with_the_log_of_their_number(dtype):
     context = randn(2, 60, 8, seed=9, dtype=torch.float32).to(dtype)
-    context[0, 5:59] = context[0, 5]  # a short prompt, its padding, the row of seconds
-    context[1] = 0  # no prompt at all
+    context[0, 5:59] = context[0, 5]  # a short prompt, its padding, the seconds row
+    context[1] = 0  # an unconditional context
     few, bias = CPU().distinct_rows(context)
     assert few.shape == (2, 8, 8) and bias.shape == (2, 8)
     assert bias.exp().sum(1).tolist() == pytest.approx([60, 60], rel=1e-6)
@@ -197,7 +197,7 @@ def test_equal_rows_of_a_context_count_by_their_number(dtype):
     assert rel_error(short, whole) < (1e-6 if dtype == torch.float32 else 1e-2)
 
 
-def test_a_context_without_equal_rows_stays_as_it_is():
+def test_a_context_without_equal_rows_is_unchanged():
     context = randn(1, 20, 8, seed=9, dtype=torch.float32)
     few, bias = CPU().distinct_rows(context)
     assert few is context and bias is None

@@ -1,4 +1,4 @@
-"""The transformer: padded frames do not exist, a run's constants are computed once."""
+"""The transformer: padding has no effect, and the constants of a run are computed once."""
 
 from collections import Counter
 
@@ -38,29 +38,29 @@ def test_a_padded_item_equals_the_item_cut_to_its_length(model, case, variant, l
 
 
 @pytest.mark.parametrize("variant", FAMILIES)
-def test_what_padded_frames_hold_does_not_matter(model, case, variant):
+def test_the_values_of_padded_frames_have_no_effect(model, case, variant):
     mask = mask_of(24, 9)
-    plain = velocity(model, case, padding_mask=mask)
+    baseline = velocity(model, case, padding_mask=mask)
     noisy = {**case, "x": case["x"].clone(), "local_add": case["local_add"].clone()}
     noisy["x"][1, :, 9:], noisy["local_add"][1, :, 9:] = 1e3, -1e3
     out = velocity(model, noisy, padding_mask=mask)
-    assert torch.equal(out[0], plain[0]) and torch.equal(out[1, :, :9], plain[1, :, :9])
-    # and without the mask it does
+    assert torch.equal(out[0], baseline[0]) and torch.equal(out[1, :, :9], baseline[1, :, :9])
+    # without the mask they have one
     assert rel_error(velocity(model, noisy)[1, :, :9], velocity(model, case)[1, :, :9]) > 1e-2
 
 
-@pytest.mark.parametrize("rows", [0, 1, 2, 64], ids=lambda rows: f"{rows} more")
+@pytest.mark.parametrize("rows", [0, 1, 2, 64], ids=lambda rows: f"{rows} padding rows")
 @pytest.mark.parametrize("variant", FAMILIES)
-def test_rows_beyond_the_tokens_change_nothing(model, case, variant, rows, monkeypatch):
-    plain, masked = velocity(model, case), velocity(model, case, padding_mask=mask_of(21, 9))
+def test_padding_rows_change_nothing(model, case, variant, rows, monkeypatch):
+    baseline, masked = velocity(model, case), velocity(model, case, padding_mask=mask_of(21, 9))
     monkeypatch.setattr(CPU, "padded_rows", lambda self, tokens: tokens + rows)
-    assert rel_error(velocity(model, case), plain) < 1e-5
+    assert rel_error(velocity(model, case), baseline) < 1e-5
     assert rel_error(velocity(model, case, padding_mask=mask_of(21, 9)), masked) < 1e-5
 
 
 @pytest.mark.parametrize("variant", FAMILIES)
 def test_products_have_a_multiple_of_eight_rows(model, case, variant):
-    """Whatever the length: oneDNN is slow where it cannot cut the rows into equal parts."""
+    """For every length: oneDNN is slow if it cannot split the rows into equal tiles."""
     seen = set()
     layer = model.dit.transformer.layers[0]
     products = layer.self_attn.to_qkv, layer.self_attn.to_out, layer.cross_attn.to_q, layer.ff.ff[2]
@@ -79,18 +79,18 @@ def test_a_batch_item_equals_itself_alone(model, case, variant):
 
 @pytest.mark.parametrize("variant", FAMILIES)
 def test_a_local_input_of_zeros_is_present(model, case, variant):
-    """Zeros go through a shortcut of one row; numbers too small to matter take the long way. Absent is something else."""
-    shortcut, long_way = (velocity(model, {**case, "local_add": torch.full_like(case["local_add"], value)}) for value in (0.0, 1e-30))
-    assert rel_error(shortcut, long_way) < 1e-5
+    """Zeros are embedded as one row, negligibly small numbers as all rows. An absent input is different."""
+    one_row, all_rows = (velocity(model, {**case, "local_add": torch.full_like(case["local_add"], value)}) for value in (0.0, 1e-30))
+    assert rel_error(one_row, all_rows) < 1e-5
     absent = model.velocity(case["x"], case["t"], case["cross_attn"], case["global"])
-    assert rel_error(absent, shortcut) > 1e-3
+    assert rel_error(absent, one_row) > 1e-3
 
 
 @pytest.mark.parametrize("variant", FAMILIES)
-def test_every_input_acts(model, case, variant):
-    plain = velocity(model, case)
+def test_every_input_has_an_effect(model, case, variant):
+    baseline = velocity(model, case)
     for name in case:
-        assert rel_error(velocity(model, {**case, name: case[name] * 0.9}), plain) > 1e-4, name
+        assert rel_error(velocity(model, {**case, name: case[name] * 0.9}), baseline) > 1e-4, name
 
 
 @pytest.mark.parametrize("mask", [[[False] * T] * 2, [[True] * 5 + [False] + [True] * (T - 6)] * 2, [[False] + [True] * (T - 1)] * 2])
@@ -130,8 +130,8 @@ def test_the_same_time_is_embedded_once(load_model):
 
 
 @pytest.mark.parametrize("variant", FAMILIES)
-def test_padding_rows_of_the_prompt_may_be_told_once(model, case, variant, monkeypatch):
-    """The CPU computes equal rows of the context once; elsewhere every row has a key of its own."""
+def test_equal_context_rows_are_computed_once(model, case, variant, monkeypatch):
+    """On the CPU equal rows of the context share a key; elsewhere every row has its own."""
     case["cross_attn"][:, 4:-1] = case["cross_attn"][:, 4:5]
     negative = torch.zeros_like(case["cross_attn"])
     negative[:, :9] = case["cross_attn"][:, -1:].flip(0)
@@ -143,11 +143,11 @@ def test_padding_rows_of_the_prompt_may_be_told_once(model, case, variant, monke
 
 
 @pytest.mark.parametrize("frames", range(1, T + 1))
-def test_what_goes_at_once_fits_into_a_block_that_is_used_again(load_model, monkeypatch, frames):
+def test_the_items_computed_together_fit_into_a_reused_block_of_memory(load_model, monkeypatch, frames):
     model = load_model("small")
     c = model.config.dit
     row = 2 * int(c.width * c.ff_mult) * 4  # bytes of the widest activation
-    monkeypatch.setattr(cpu, "REUSED_BLOCK", 8 * 40 * row)  # a block of just that size is not used again
+    monkeypatch.setattr(cpu, "REUSED_BLOCK", 8 * 40 * row)  # a block of exactly this size is not reused
     with torch.no_grad():
         inputs = model.dit.prepare(randn(3, 8, c.cond_dim), randn(3, c.global_dim), None, frames)
         items = model.dit._items_at_once(inputs)
@@ -157,17 +157,17 @@ def test_what_goes_at_once_fits_into_a_block_that_is_used_again(load_model, monk
 
 @pytest.mark.parametrize("cfg", [1.0, 3.0])
 @pytest.mark.parametrize("variant", FAMILIES)
-def test_a_batch_too_wide_for_memory_that_is_used_again_goes_in_groups(model, case, monkeypatch, cfg):
+def test_a_batch_too_large_for_reused_memory_is_computed_in_groups(model, case, monkeypatch, cfg):
     options = {"padding_mask": mask_of(24, 9), "cfg": cfg}
     together = velocity(model, case, **options)
     monkeypatch.setattr(cpu, "REUSED_BLOCK", 1)
     with torch.no_grad():
         grouped = velocity(model, case, **options)
     assert rel_error(grouped, together) < 1e-5
-    plain = {name: case[name] for name in ("cross_attn", "global")}
+    baseline = {name: case[name] for name in ("cross_attn", "global")}
     with torch.no_grad():
-        inputs = model.dit.prepare(*plain.values(), case["local_add"], T)
+        inputs = model.dit.prepare(*baseline.values(), case["local_add"], T)
         apart = [model.dit(case["x"][i : i + 1], case["t"][i : i + 1], inputs.pick([i])) for i in range(2)]
         assert torch.equal(model.dit(case["x"], case["t"], inputs), torch.cat(apart))
-        assert len(inputs.cache.parts) == 2  # made once a run
+        assert len(inputs.cache.parts) == 2  # computed once per run
         assert torch.equal(model.dit(case["x"], case["t"], inputs), torch.cat(apart)) and len(inputs.cache.parts) == 2

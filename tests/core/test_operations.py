@@ -1,4 +1,4 @@
-"""The Linear of the networks: torch's in all that it is asked, oneDNN's product where that is the faster one."""
+"""Linear and Conv1d of the networks: equal to torch's, through oneDNN where that is faster."""
 
 import pytest
 import torch
@@ -11,24 +11,24 @@ from sa3_core.models import operations
 
 @pytest.fixture
 def products(monkeypatch) -> list:
-    """The weights that went to oneDNN, on a processor for which MKL is fast."""
+    """The weights that oneDNN multiplied, on a processor where MKL is fast."""
     monkeypatch.setattr(cpu, "mkl_is_slow", lambda: False)
-    seen, plain = [], cpu.onednn_linear
+    seen, original = [], cpu.onednn_linear
 
     def linear(x, weight, bias):
         seen.append(weight)
-        return plain(x, weight, bias)
+        return original(x, weight, bias)
 
     monkeypatch.setattr(cpu, "onednn_linear", linear)
     return seen
 
 
 def layer(dtype: torch.dtype, bias: bool = True) -> operations.Linear:
-    made = operations.Linear(48, 64, bias=bias)
+    linear = operations.Linear(48, 64, bias=bias)
     with torch.no_grad():
-        for i, parameter in enumerate(made.parameters()):
+        for i, parameter in enumerate(linear.parameters()):
             parameter.copy_(randn(*parameter.shape, seed=i))
-    return made.to(dtype)
+    return linear.to(dtype)
 
 
 @needs_bfloat16
@@ -45,7 +45,7 @@ def test_a_product_with_a_bias_is_rounded_once(products, shape):
 @needs_onednn
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", [(2, 5, 48), (7, 48), (1, 1, 48), (0, 48), (48,)])
-def test_where_mkl_is_slow_float32_is_onednns(products, monkeypatch, shape, bias):
+def test_float32_uses_onednn_where_mkl_is_slow(products, monkeypatch, shape, bias):
     monkeypatch.setattr(cpu, "mkl_is_slow", lambda: True)
     linear, x = layer(torch.float32, bias), randn(*shape, seed=3)
     with torch.no_grad():
@@ -64,7 +64,7 @@ AMD, INTEL = "vendor_id\t: AuthenticAMD\nmodel name\t: AMD Ryzen 9 7950X", "vend
         (AMD, "AVX512", True),
         (AMD, "AVX2", False),
         (INTEL, "AVX512", False),
-        ("AMD64 Family 25 Model 97 Stepping 2, AuthenticAMD", "AVX512", True),  # as Windows tells it
+        ("AMD64 Family 25 Model 97 Stepping 2, AuthenticAMD", "AVX512", True),  # Windows's description
         ("", "DEFAULT", False),
     ],
 )
@@ -74,16 +74,16 @@ def test_mkl_is_slow_on_processors_of_amd_with_avx512(monkeypatch, processor, in
     assert cpu.mkl_is_slow.__wrapped__() is slow
 
 
-def test_the_system_tells_the_processor(monkeypatch):
+def test_the_processor_is_read_from_the_system(monkeypatch):
     monkeypatch.setattr(cpu.Path, "read_text", lambda path: AMD)
     assert "AuthenticAMD" in cpu._processor()
     monkeypatch.setattr(cpu.Path, "read_text", lambda path: (_ for _ in ()).throw(FileNotFoundError))
-    monkeypatch.setattr(cpu.platform, "processor", lambda: "AuthenticAMD, by another way")
-    assert "another way" in cpu._processor()
+    monkeypatch.setattr(cpu.platform, "processor", lambda: "AuthenticAMD, from platform")
+    assert "from platform" in cpu._processor()
 
 
 @needs_bfloat16
-def test_views_are_products_too(products):
+def test_views_are_supported(products):
     linear, x = layer(torch.bfloat16), randn(5, 2, 48).bfloat16().transpose(0, 1)
     with torch.inference_mode():
         assert torch.equal(linear(x), linear(x.contiguous()))
@@ -91,14 +91,14 @@ def test_views_are_products_too(products):
 
 
 @pytest.mark.parametrize(("dtype", "bias"), [(torch.float32, True), (torch.float64, True), (torch.bfloat16, False)])
-def test_all_others_are_torchs(products, dtype, bias):
+def test_other_dtypes_use_torch(products, dtype, bias):
     linear, x = layer(dtype, bias), randn(3, 48).to(dtype)
     with torch.no_grad():
         assert torch.equal(linear(x), F.linear(x, linear.weight, linear.bias))
     assert products == []
 
 
-def test_gradients_are_torchs(products):
+def test_gradients_use_torch(products):
     linear, x = layer(torch.bfloat16), randn(3, 48).bfloat16().requires_grad_()
     linear(x).float().sum().backward()
     assert products == [] and rel_error(x.grad, linear.weight.detach().sum(0).expand(3, -1)) < 1e-2

@@ -1,9 +1,9 @@
 """The autoencoder: lengths, chunks, noise.
 
-Tiny SAME-L has two blocks, and each lets a token see 17 tokens, one latent frame, further: two frames on each side. Tiny
-SAME-S sees its pair of frames, then the pair shifted by one; a cut spoils one frame there, and the decoder's convolution
-of three patches another. Both need two frames of context, so an overlap of 4 (half of it trimmed on each side) makes a
-chunked pass equal the single one, and an overlap of 0 does not.
+The tiny SAME-L has two blocks, each with a window of 17 tokens, which is one latent frame: its reach is two frames. The tiny
+SAME-S attends within pairs of frames, then within pairs shifted by one (reach: one frame), and its decoder has a convolution
+over three patches (one more frame). Both need two frames of context on each side: with an overlap of 4 a chunked pass equals
+the single one, with an overlap of 0 it does not.
 """
 
 import json
@@ -31,7 +31,7 @@ def latents(frames: int, batch: int = 1, seed: int = 0):
 
 
 @pytest.mark.parametrize("variant", FAMILIES)
-def test_the_tiny_models_are_as_the_chunk_laws_assume(model, variant):
+def test_the_tiny_models_have_the_layout_that_the_chunk_tests_assume(model, variant):
     for side in (model.config.same.encoder, model.config.same.decoder):
         assert side.depth == 2
         assert (side.window, side.align) in {(17, 1), (None, 2)}
@@ -64,7 +64,7 @@ def test_groups_of_rows_change_nothing(load_model, rows, monkeypatch):
 
 @pytest.mark.parametrize("batch", [1, 2, 3, 4, 8])
 @pytest.mark.parametrize("frames", [2, 31, 97, 128])
-def test_a_group_has_no_more_rows_than_that(load_model, frames, batch):
+def test_the_rows_of_a_group_are_limited(load_model, frames, batch):
     decoder, seen = load_model("small").autoencoder.decoder, []
     blocks = decoder.layers[3].transformers
     with torch.no_grad(), watched((block, lambda h, *_: seen.append(h.shape[:2].numel())) for block in blocks):
@@ -73,7 +73,7 @@ def test_a_group_has_no_more_rows_than_that(load_model, frames, batch):
 
 
 @pytest.mark.parametrize("variant", FAMILIES)
-def test_without_overlap_chunks_show(model, variant):
+def test_chunks_without_overlap_differ_from_a_single_pass(model, variant):
     z, x = latents(40), audio(40)
     assert rel_error(model.decode(z, 8, 0), model.decode(z)) > 1e-3
     assert rel_error(model.encode(x, 8, 0), model.encode(x)) > 1e-3
@@ -89,7 +89,7 @@ def test_lengths(model, variant, frames):
 
 
 @pytest.mark.parametrize("variant", FAMILIES)
-def test_a_frame_that_is_not_full_is_zero_padded(model, variant):
+def test_an_incomplete_frame_is_zero_padded(model, variant):
     x = audio(4.3)
     padded = torch.nn.functional.pad(x, (0, 5 * SPF - x.shape[-1]))
     assert torch.equal(model.encode(x), model.encode(padded))
@@ -112,10 +112,10 @@ def test_a_frame_reaches_its_neighbours_only(model, variant, reached):
     assert moved == list(reached)
 
 
-def test_progress_is_told_once_per_chunk(load_model):
-    told = []
-    load_model("medium").autoencoder.decode(latents(20), 8, 4, progress=lambda done, total: told.append((done, total)))
-    assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
+def test_progress_is_reported_once_per_chunk(load_model):
+    reports = []
+    load_model("medium").autoencoder.decode(latents(20), 8, 4, progress=lambda done, total: reports.append((done, total)))
+    assert reports == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
 
 # Noise
@@ -125,12 +125,12 @@ def test_progress_is_told_once_per_chunk(load_model):
 def test_no_noise_is_deterministic_and_a_seed_repeats(model, variant):
     z = latents(9)
     torch.manual_seed(1)
-    plain, seeded = model.decode(z), model.decode(z, noise=7)
+    clean, seeded = model.decode(z), model.decode(z, noise=7)
     torch.manual_seed(2)
-    assert torch.equal(model.decode(z), plain)
+    assert torch.equal(model.decode(z), clean)
     assert torch.equal(model.decode(z, noise=7), seeded)
     assert not torch.equal(model.decode(z, noise=8), seeded)
-    assert 0 < rel_error(seeded, plain) < 0.5
+    assert 0 < rel_error(seeded, clean) < 0.5
 
 
 def test_noise_leaves_the_global_generator_alone(load_model):
@@ -141,7 +141,7 @@ def test_noise_leaves_the_global_generator_alone(load_model):
     assert torch.equal(torch.randn(4), wanted)
 
 
-def test_the_encoder_is_noisy_only_where_its_config_says(load_model):
+def test_encoder_noise_follows_the_config(load_model):
     x = audio(6)
     quiet, noisy = load_model("small"), load_model("medium")
     assert quiet.config.same.encoder.mask_noise == 0 < noisy.config.same.encoder.mask_noise
@@ -150,7 +150,7 @@ def test_the_encoder_is_noisy_only_where_its_config_says(load_model):
 
 
 @pytest.mark.parametrize(("start", "frames"), [(0, 1), (5, 20), (31, 1), (31, 2), (32, 32), (33, 70), (0, 100)])
-def test_a_stretch_of_noise_is_a_slice_of_the_whole(start, frames):
+def test_noise_of_a_range_is_a_slice_of_the_whole(start, frames):
     whole = Noise(7, items=[3]).draw("decoder", 1, 4 * NOISE_BLOCK, 5)
     assert torch.equal(Noise(7, items=[3]).at(start).draw("decoder", 1, frames, 5), whole[:, start : start + frames])
 
@@ -182,7 +182,7 @@ def test_noise_of_a_batch_item_is_its_own(model, variant):
     assert not torch.equal(together[0], together[1])
 
 
-# Bad input
+# Invalid input
 
 
 @pytest.mark.parametrize("shape", [(2, SPF), (1, 1, SPF), (1, 3, SPF), (1, 2, 0), (1, 1, 2, SPF)])
@@ -199,7 +199,7 @@ def test_latents_of_another_shape_are_refused(load_model, shape):
 
 @pytest.mark.parametrize(("chunk", "overlap"), [(0, 0), (-8, 4), (8, 8), (8, 9), (8, -2)])
 @pytest.mark.parametrize("variant", FAMILIES)
-def test_impossible_chunks_are_refused(model, variant, chunk, overlap):
+def test_invalid_chunks_are_refused(model, variant, chunk, overlap):
     with refused("chunk size", chunk, "overlap", overlap):
         model.decode(latents(20), chunk, overlap)
 

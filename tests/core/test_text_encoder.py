@@ -1,4 +1,4 @@
-"""Prompts -> tokens -> embeddings, and what the model makes of them."""
+"""Prompts -> tokens -> embeddings -> conditioning."""
 
 import json
 
@@ -25,7 +25,7 @@ def encoder():
     return checkpoint.load_text_encoder(DATA / TEXT_ENCODER)
 
 
-def test_the_softcap_acts(release, encoder):
+def test_the_softcap_has_an_effect(release, encoder):
     folder = release("small") / TEXT_ENCODER
     edit_json(folder / "config.json", attn_logit_softcapping=None)
     tokens = encoder.tokenize(PROMPTS, 32)
@@ -40,8 +40,8 @@ def test_attention_is_eager(encoder):
     assert found == {"eager"}
 
 
-def test_softmax_sees_capped_logits(encoder, monkeypatch):
-    """Every logit that reaches a softmax lies within +-50 (masked ones aside), and some would not without the cap."""
+def test_the_softmax_receives_capped_logits(encoder, monkeypatch):
+    """Every unmasked logit is within +-50, and large enough for the cap to matter."""
     seen, original = [], torch.nn.functional.softmax
 
     def watch(x, *args, **kwargs):
@@ -65,12 +65,12 @@ def test_tokens_have_no_bos_no_eos_and_zero_padding(encoder, prompt):
     assert not {encoder.config.bos_token_id, encoder.config.eos_token_id} & set(wanted)
 
 
-def test_a_tokenizer_that_would_add_bos_and_eos_is_told_not_to():
+def test_a_tokenizer_that_adds_bos_and_eos_is_used_without_them():
     encoder, tokens = checkpoint.load_text_encoder(DATA / TEXT_ENCODER), [("<bos>", 2), ("<eos>", 1)]
-    plain = encoder.tokenize(PROMPTS, 32)
+    expected = encoder.tokenize(PROMPTS, 32)
     encoder.tokenizer.post_processor = TemplateProcessing(single="<bos> $A <eos>", special_tokens=tokens)
     assert encoder.tokenizer.encode("kick").ids[0] == 2
-    assert torch.equal(encoder.tokenize(PROMPTS, 32).ids, plain.ids)
+    assert torch.equal(encoder.tokenize(PROMPTS, 32).ids, expected.ids)
 
 
 def test_a_long_prompt_is_cut_to_max_tokens(load_model):
@@ -111,7 +111,7 @@ def test_a_batch_of_prompts_equals_each_alone(load_model, prompt):
 
 
 def test_computing_only_real_positions_changes_nothing(encoder):
-    """The encoder runs on the longest prompt's length; the released code runs on all positions."""
+    """The encoder computes the longest prompt's length, the public code all positions."""
     tokens = encoder.tokenize(PROMPTS[:2], 32)
     short = encoder(tokens)
     full = encoder.model(input_ids=tokens.ids, attention_mask=tokens.mask.long()).last_hidden_state
@@ -141,7 +141,7 @@ def test_embeddings_of_another_width_are_refused(load_model):
         load_model("small").module.conditioner(randn(1, 3, 48), torch.ones(1, 3, dtype=torch.bool), [1.0])
 
 
-def test_the_encoder_takes_tokens_it_did_not_make(encoder):
+def test_the_encoder_accepts_tokens_from_elsewhere(encoder):
     ids, mask = recorded("small/golden")["cond.prompt.input_ids"].long(), recorded("small/golden")["cond.prompt.mask"].bool()
     out = encoder(Tokens(ids, mask))
     assert out.shape == (4, int(mask.sum(1).max()), encoder.width)

@@ -1,4 +1,4 @@
-"""The host runs ahead of the device: in the steps of a run and in a decode it reads nothing back, and what it sends is in pinned memory."""
+"""Steps and decodes never synchronize with the device: nothing is read back, and copies to it are pinned and non-blocking."""
 
 import copy
 import itertools
@@ -19,18 +19,18 @@ from sa3_core.sampling.guidance import Guidance
 from sa3_core.sampling.predictor import Predictor
 
 aten = torch.ops.aten
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 
 
-class Sent(TorchDispatchMode):
-    """Notes what goes from the CPU to the device "meta", which stands for one here: it has no values, so reading any is an error.
+class Copies(TorchDispatchMode):
+    """Records the copies from the CPU to the device "meta", a stand-in for a GPU: reading a value from it is an error.
 
-    Only a copy that does not block, of dense memory that is pinned, runs ahead. A list as an index is such a copy inside of torch.
+    A copy is asynchronous if it is non-blocking and its source dense and pinned. Indexing with a CPU tensor is a blocking copy.
     """
 
     def __init__(self):
         super().__init__()
-        self.pinned, self.ways = [], []
+        self.pinned, self.kinds = [], []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs, source, target = kwargs or {}, None, None
@@ -40,18 +40,18 @@ class Sent(TorchDispatchMode):
             source, target = args[1], args[0].device
         if source is not None and source.device.type == "cpu" and target.type == "meta":
             direct = any(source is x for x in self.pinned) and source.is_contiguous()
-            self.ways.append("runs ahead" if direct and (kwargs.get("non_blocking") or args[2:] == (True,)) else "waits")
+            self.kinds.append("asynchronous" if direct and (kwargs.get("non_blocking") or args[2:] == (True,)) else "blocking")
         if func in (aten.index.Tensor, aten.index_put_.default) and any(i is not None and i.device != args[0].device for i in args[1]):
-            self.ways.append("waits")
+            self.kinds.append("blocking")
         return func(*args, **kwargs)
 
 
 @pytest.fixture
-def sent(monkeypatch) -> Sent:
-    mode = Sent()
+def copies(monkeypatch) -> Copies:
+    mode = Copies()
 
     def pin_memory(x: torch.Tensor) -> torch.Tensor:
-        mode.pinned.append(torch.empty_strided(x.shape, x.stride(), dtype=x.dtype).copy_(x))  # as torch does
+        mode.pinned.append(torch.empty_strided(x.shape, x.stride(), dtype=x.dtype).copy_(x))  # torch keeps strides too
         return mode.pinned[-1]
 
     pinning = Backend()
@@ -62,7 +62,7 @@ def sent(monkeypatch) -> Sent:
 
 
 def make_run(model, name: str, device: str, cfg: float = 3.0, stack=None, items: int = 2, sigmas=None):
-    """A run on a device, items of different lengths: (plan, velocity)."""
+    """(plan, velocity) of a run on a device, with items of different lengths."""
     lengths = timeline.lengths(model.config, [1.0, 0.6, 0.8][:items], 0.5)
     plan = runs.plan(model.config, lengths, steps=3, sampler=name, seed=1, sigmas=sigmas)
     cond = model.condition(model.encode_text(["rain", "a kick", "a dog"][:items]), lengths.seconds)
@@ -78,7 +78,7 @@ def make_run(model, name: str, device: str, cfg: float = 3.0, stack=None, items:
 
 
 def sample(model, plan, velocity, device: str, watch=None, since: int = 0, **options) -> torch.Tensor:
-    """The run; watched from its first step on, when everything is ready, or from a later one."""
+    """Sample. watch: a context entered at step `since`, when everything is prepared."""
     with ExitStack() as stack, torch.no_grad():
         steps = itertools.count()
 
@@ -92,14 +92,14 @@ def sample(model, plan, velocity, device: str, watch=None, since: int = 0, **opt
 
 @pytest.fixture
 def scheduled(load_model, tmp_path):
-    """scheduled(...): the stack of a LoRA that comes and goes; the model itself stays as it was."""
+    """Function (schedule) -> the stack of a scheduled LoRA; the model is unchanged."""
 
     def stack(**schedule):
         model = load_model("small")
         model.add_lora(write_lora(tmp_path / "a.safetensors", model.module, "bora"), seconds_strength=0, **schedule)
-        made = model.loras
+        loras = model.loras
         model.remove_loras()
-        return made
+        return loras
 
     return stack
 
@@ -107,46 +107,46 @@ def scheduled(load_model, tmp_path):
 @pytest.mark.parametrize("cfg", [1.0, 3.0])
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("name", samplers.SAMPLERS)
-def test_no_step_waits_for_the_device(load_model, sent, name, family, cfg):
+def test_no_step_synchronizes(load_model, copies, name, family, cfg):
     model = load_model(family)
     plan, velocity = make_run(model, name, "meta", cfg)
-    out = sample(model, plan, velocity, "meta", sent)
-    assert out.device.type == "meta" and set(sent.ways) == {"runs ahead"}
+    out = sample(model, plan, velocity, "meta", copies)
+    assert out.device.type == "meta" and set(copies.kinds) == {"asynchronous"}
 
 
 @pytest.mark.parametrize("items", [2, 3])
 @pytest.mark.parametrize("schedule", [{"curve": [0.2, 1.0, 0.4]}, {"interval": (0.5, 0.8)}], ids=["curve", "interval"])
-def test_no_step_waits_for_a_lora_but_the_first(load_model, sent, scheduled, schedule, items):
-    """Items of several noise levels, of which some have the LoRA and others not."""
+def test_only_the_first_step_with_a_lora_synchronizes(load_model, copies, scheduled, schedule, items):
+    """Items at several noise levels, so that a step has the LoRA for some of them only."""
     model = load_model("small")
     levels = torch.tensor([[1.0, 0.9, 0.4, 0.0], [1.0, 0.7, 0.3, 0.0], [1.0, 0.95, 0.6, 0.0]])[:items]
     plan, velocity = make_run(model, "pingpong", "meta", items=items, stack=scheduled(**schedule), sigmas=levels)
-    sample(model, plan, velocity, "meta", sent, since=1)
-    assert set(sent.ways) == {"runs ahead"}
+    sample(model, plan, velocity, "meta", copies, since=1)
+    assert set(copies.kinds) == {"asynchronous"}
 
 
-def test_levels_and_draws_that_all_items_share_do_not_wait(load_model, sent):
+def test_shared_levels_and_draws_do_not_synchronize(load_model, copies):
     model = load_model("small")
     plan, velocity = make_run(model, "pingpong", "meta", sigmas=torch.tensor([1.0, 0.7, 0.3, 0.0]))
     draw = randn(1, model.config.same.latent_dim, plan.lengths.frames)
-    sample(model, plan, velocity, "meta", sent, step_noise=[draw] * 3)
-    assert set(sent.ways) == {"runs ahead"}
+    sample(model, plan, velocity, "meta", copies, step_noise=[draw] * 3)
+    assert set(copies.kinds) == {"asynchronous"}
 
 
 @pytest.mark.parametrize("noise", [None, 3])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_no_chunk_of_a_decode_waits(load_model, sent, family, noise):
+def test_no_chunk_of_a_decode_synchronizes(load_model, copies, family, noise):
     model = load_model(family)
     same = copy.deepcopy(model.autoencoder).to("meta")
     z = torch.empty(1, model.config.same.latent_dim, 140, device="meta")
-    with sent, torch.no_grad():
+    with copies, torch.no_grad():
         audio = same.decode(z, 64, 16, None if noise is None else Noise(noise))
-    assert audio.shape[-1] == 140 * model.config.same.samples_per_frame and set(sent.ways) == {"runs ahead"}
+    assert audio.shape[-1] == 140 * model.config.same.samples_per_frame and set(copies.kinds) == {"asynchronous"}
 
 
-def test_the_watch_sees_what_waits(sent):
+def test_blocking_copies_are_detected(copies):
     x = torch.ones(3)
-    with sent:
+    with copies:
         x.to("meta")
         torch.empty(3, device="meta").copy_(x)
         x.to("meta", non_blocking=True)  # not pinned
@@ -156,10 +156,10 @@ def test_the_watch_sees_what_waits(sent):
         device.to_device(x, "meta")
         device.to_device(x[:1].expand(3), "meta")
         device.to_device(torch.ones(3, 2)[:, 1], "meta", torch.bfloat16)
-    assert sent.ways == ["waits"] * 5 + ["runs ahead"] * 3
+    assert copies.kinds == ["blocking"] * 5 + ["asynchronous"] * 3
 
 
-def test_what_is_put_keeps_its_values():
+def test_to_device_keeps_values():
     x = randn(2, 3)
     assert device.to_device(x, "cpu") is x
     assert torch.equal(device.to_device(x, torch.device("cpu"), torch.bfloat16), x.bfloat16())
@@ -168,7 +168,7 @@ def test_what_is_put_keeps_its_values():
 @needs_gpu
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("name", ["pingpong", "dpmpp-3m-sde"])
-def test_a_gpu_is_not_waited_for(load_model, name, family):
+def test_a_run_on_a_gpu_does_not_synchronize(load_model, name, family):
     model = load_model(family)
     plan, velocity = make_run(model, name, "cuda")
     expected = sample(model, plan, velocity, "cuda")
