@@ -92,11 +92,9 @@ def run(
     first = draws() if initial_noise is None else _checked("initial_noise", initial_noise, shape)
     x = first.to(device, torch.float32)
     level = plan.sigmas[:, :1, None].to(x.device)
+    x = level * x
     if init is not None:
-        init = _checked("The latents to start from", init, shape).to(x.device, torch.float32)
-        x = (1 - level) * init + level * x
-    elif bool((plan.sigmas[:, 0] < 1).any()):
-        x = level * x
+        x = (1 - level) * _checked("The latents to start from", init, shape).to(x) + x
 
     def next_draw(t: Tensor, t_next: Tensor) -> Tensor:
         return to_device(draws(), x.device, x.dtype)
