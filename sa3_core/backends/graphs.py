@@ -1,6 +1,6 @@
 """The transformer's step as a CUDA graph: captured once per shape, then replayed without launching each kernel.
 
-A graph holds addresses. Inputs are copied into buffers of its own; weights are read in place, so their addresses are part of its cache key.
+A graph contains addresses. Inputs are copied into its own buffers; weights are read in place, so their addresses are in its cache key.
 """
 
 import logging

@@ -40,13 +40,12 @@ class LocalInput:
         if all(other is first for other in inputs[1:]):
             return first
 
-        def cat(*parts: Tensor) -> Tensor:
+        def cat(parts: Sequence[Tensor]) -> Tensor:
             frames = max(part.shape[1] for part in parts)
             return torch.cat([part.expand(n, frames, -1) for part, n in zip(parts, batches, strict=True)])
 
-        return LocalInput(
-            cat(*(one.rows for one in inputs)), [cat(*parts) for parts in zip(*(one.embeddings for one in inputs), strict=True)]
-        )
+        rows, *embeddings = map(cat, zip(*((one.rows, *one.embeddings) for one in inputs), strict=True))
+        return LocalInput(rows, embeddings)
 
     def pick(self, items: Sequence[int]) -> "LocalInput":
         if len(self.rows) == 1:
@@ -93,9 +92,6 @@ class Conditions:
         first = inputs[0]
         if len(inputs) == 1:
             return first
-        local = first.local
-        if local is not None:
-            local = LocalInput.join([one.local for one in inputs], [one.batch for one in inputs])
         if any(one.cross_bias is not None for one in inputs):
             rows = max(one.cross_attn.shape[1] for one in inputs)
             inputs = [one._padded_to(rows) for one in inputs]
@@ -105,7 +101,7 @@ class Conditions:
             global_cond=torch.cat([one.global_cond for one in inputs]),
             cross_kv=[tuple(map(torch.cat, zip(*layer, strict=True))) for layer in zip(*(one.cross_kv for one in inputs), strict=True)],
             cross_bias=None if inputs[0].cross_bias is None else torch.cat([one.cross_bias for one in inputs]),
-            local=local,
+            local=None if first.local is None else LocalInput.join([one.local for one in inputs], [one.batch for one in inputs]),
             global_embed=torch.cat([one.global_embed for one in inputs]),
             key_mask=None if first.key_mask is None else torch.cat([one.key_mask for one in inputs]),
             cache=StepCache(scheduled=first.cache.scheduled),

@@ -17,18 +17,11 @@ from . import operations
 from .attention import attend
 from .conditions import Conditions, LocalInput, Modulation, StepCache
 from .embeddings import FOURIER_DIM, apply_rotary, expo_features, rotary_table, rotate, scaled_tables
-from .layers import (
-    Adapters,
-    FeedForward,
-    RMSNorm,
-    adapted,
-    adapted_sequence,
-    cast_to,
-    merge_heads,
-    norm_dtype,
-    norms_in_half,
-    unit_rms,
-)
+from .layers import Adapters, FeedForward, RMSNorm, adapted, adapted_sequence, cast_to, merge_heads, norm_dtype, norms_in_half, unit_rms
+
+
+def mlp(inputs: int, width: int, outputs: int, operations, bias: bool = True, **kw) -> nn.Sequential:
+    return nn.Sequential(operations.Linear(inputs, width, bias=bias, **kw), nn.SiLU(), operations.Linear(width, outputs, bias=bias, **kw))
 
 
 class SelfAttention(nn.Module):
@@ -98,9 +91,7 @@ class Layer(nn.Module):
         self.self_attn = SelfAttention(config, operations, **kw)
         self.cross_attend_norm = RMSNorm(width, **kw)
         self.cross_attn = CrossAttention(config, operations, **kw)
-        self.to_local_embed = nn.Sequential(
-            operations.Linear(config.local_dim, width, **kw), nn.SiLU(), operations.Linear(width, width, **kw)
-        )
+        self.to_local_embed = mlp(config.local_dim, width, width, operations, **kw)
         self.ff_norm = RMSNorm(width, **kw)
         self.ff = FeedForward(width, int(width * config.ff_mult), operations=operations, **kw)
         self.to_scale_shift_gate = nn.Parameter(torch.zeros(6 * width, device=kw["device"], dtype=kw["dtype"]))
@@ -129,9 +120,7 @@ class Transformer(nn.Module):
         self.memory_tokens = nn.Parameter(torch.zeros(config.memory_tokens, width, device=kw["device"], dtype=kw["dtype"]))
         self.project_in = operations.Linear(config.io_channels, width, bias=False, **kw)
         self.project_out = operations.Linear(width, config.io_channels, bias=False, **kw)
-        self.global_cond_embedder = nn.Sequential(
-            operations.Linear(width, width, **kw), nn.SiLU(), operations.Linear(width, 6 * width, **kw)
-        )
+        self.global_cond_embedder = mlp(width, width, 6 * width, operations, **kw)
         self.layers = nn.ModuleList(Layer(config, operations, **kw) for _ in range(config.depth))
 
 
@@ -143,29 +132,18 @@ class DiT(nn.Module):
         kw = {"device": device, "dtype": dtype}
         self.config = config
         width, io = config.width, config.io_channels
-
-        def mlp(inner: int, bias: bool) -> nn.Sequential:
-            return nn.Sequential(
-                operations.Linear(inner, width, bias=bias, **kw), nn.SiLU(), operations.Linear(width, width, bias=bias, **kw)
-            )
-
-        self.to_cond_embed = mlp(config.cond_dim, False)
-        self.to_global_embed = mlp(config.global_dim, False)
-        self.to_timestep_embed = mlp(FOURIER_DIM, True)
+        self.to_cond_embed = mlp(config.cond_dim, width, width, operations, bias=False, **kw)
+        self.to_global_embed = mlp(config.global_dim, width, width, operations, bias=False, **kw)
+        self.to_timestep_embed = mlp(FOURIER_DIM, width, width, operations, **kw)
         self.preprocess_conv = operations.Conv1d(io, io, 1, bias=False, **kw)
         self.postprocess_conv = operations.Conv1d(io, io, 1, bias=False, **kw)
         self.transformer = Transformer(config, operations, **kw)
 
     @independent
     def prepare(
-        self,
-        cross_attn: Tensor,
-        global_cond: Tensor,
-        local: LocalInput | Tensor | None,
-        frames: int,
-        lengths: Sequence[int] | None = None,
-        adapters: Adapters | None = None,
-    ) -> Conditions:
+        self, cross_attn: Tensor, global_cond: Tensor, local: LocalInput | Tensor | None, frames: int,
+        lengths: Sequence[int] | None = None, adapters: Adapters | None = None,
+    ) -> Conditions:  # fmt: skip
         """The constants of a sampling run.
 
         cross_attn (B, n, cond_dim), global_cond (B, cond_dim): their dtype is the one the network computes in.
@@ -180,18 +158,11 @@ class DiT(nn.Module):
         if min(lengths) < frames:
             mask = (torch.arange(-memory, frames)[None] < torch.tensor(lengths)[:, None]).to(device)
         cross_attn, bias = backend_of(device).distinct_rows(cross_attn)
-        return Conditions(
-            cross_attn,
-            global_cond,
-            self._cross_kv(cross_attn, adapters),
-            bias,
-            self.local_embeddings(local, frames, adapters) if isinstance(local, Tensor) else local,
-            self._embed_global(global_cond, adapters),
-            rotary_table(memory + frames, self.config.rotary_dim, self.config.head_dim, device),
-            mask,
-            frames,
-            adapters,
-        )
+        cross_kv = self._cross_kv(cross_attn, adapters)
+        local = self.local_embeddings(local, frames, adapters) if isinstance(local, Tensor) else local
+        global_embed = self._embed_global(global_cond, adapters)
+        rotary = rotary_table(memory + frames, self.config.rotary_dim, self.config.head_dim, device)
+        return Conditions(cross_attn, global_cond, cross_kv, bias, local, global_embed, rotary, mask, frames, adapters)
 
     @independent
     def refresh(self, conditions: Conditions, changed: Iterable[str], adapters: Adapters | None = None) -> Conditions:

@@ -82,7 +82,7 @@ class DifferentialAttention(nn.Module):
         return self.to_out(merge_heads(attend_difference(q, k, q2, k2, parts[:, :, 2].transpose(1, 2), window=window)))
 
     def _tables(self, rotary, x: Tensor) -> tuple[Tensor, ...]:
-        """alpha (2, 1, D) of both norms; the rotated beta (N, 2, 1, D); rotary tables that include gamma."""
+        """alpha (2, 1, 1) and the rotated beta (N, 2, 1, D) of both norms; rotary tables that include gamma."""
         both = (self.q_norm, self.k_norm)
         alpha, gamma, beta = (torch.stack([cast_to(getattr(norm, name), x) for norm in both]) for name in ("alpha", "gamma", "beta"))
         rotary = tuple(part.to(x.dtype) for part in rotary)
