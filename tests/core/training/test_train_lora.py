@@ -206,12 +206,11 @@ def test_pairing_lowers_the_cost_and_a_single_item_keeps_its_noise():
     assert torch.equal(flow.pair_noise(z[:1], noise[:1]), noise[:1])
 
 
-def test_fixed_losses_are_the_same_each_time_and_named_by_their_level(source):
+def test_fixed_losses_are_the_same_each_time(source):
     net = load_network(source)
     z, condition = batch(net)
     one = flow.Batch(z, [6, 4], condition)
-    found = flow.fixed_noise_loss(net, one, 0)
-    assert list(found) == [0.1, 0.3, 0.5, 0.7, 0.9] and found == flow.fixed_noise_loss(net, one, 0) != flow.fixed_noise_loss(net, one, 1)
+    assert flow.fixed_noise_loss(net, one, 0) == flow.fixed_noise_loss(net, one, 0) != flow.fixed_noise_loss(net, one, 1)
 
 
 # --- data
@@ -388,8 +387,7 @@ def test_what_the_file_computes_is_what_was_trained(source, data, tmp_path):
     for i, clip in enumerate(clips.training):
         z, valid = clips.crop(clip, 11, None)
         condition = model.condition(model.encode_text(clip.caption), [float(clip.seconds)])
-        found = flow.fixed_noise_loss(model.module, flow.Batch(z[None], [valid], condition), i)
-        values.append(sum(found.values()) / len(found))
+        values.append(flow.fixed_noise_loss(model.module, flow.Batch(z[None], [valid], condition), i))
     assert sum(values) / len(values) == pytest.approx(done.history[-1]["training"], rel=2e-3)
     assert done.history[-1]["training"] != pytest.approx(done.history[0]["training"], rel=2e-3)
 

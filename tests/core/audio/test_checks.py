@@ -13,7 +13,7 @@ from sa3_core.run_record import item_seeds
 from sa3_core.sampling.draws import item_seed
 
 RATE = 44100
-KEEP = json.loads((Path(__file__).parents[1] / "data" / "keep.json").read_text(encoding="utf-8"))
+KEEP = json.loads((Path(__file__).parents[2] / "data" / "keep.json").read_text(encoding="utf-8"))
 TONE = 0.5 * torch.sin(2 * math.pi * 220 * torch.arange(RATE) / RATE).expand(2, -1)
 
 

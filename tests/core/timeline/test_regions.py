@@ -8,7 +8,7 @@ import pytest
 from sa3_core import SA3Error
 from sa3_core.timeline.regions import format_regions, merge_regions, parse_regions
 
-CASES = json.loads((Path(__file__).parents[1] / "data" / "regions.json").read_text(encoding="utf-8"))
+CASES = json.loads((Path(__file__).parents[2] / "data" / "regions.json").read_text(encoding="utf-8"))
 MESSAGES = {"unreadable": "cannot be read", "backwards": "ends before it starts", "infinite": "finite numbers"}
 
 

@@ -11,7 +11,7 @@ import torch
 import sa3_core
 from tools.demo.trainer import Settings
 
-RECIPE = Path(__file__).parents[2] / "tools" / "demo" / "make_demo.py"
+RECIPE = Path(__file__).parents[3] / "tools" / "demo" / "make_demo.py"
 
 
 @pytest.fixture
