@@ -11,26 +11,20 @@ from .comfyui.schema import io, schema
 class Download(io.ComfyNode):
     @classmethod
     def define_schema(cls):
+        sizes = "; ".join(f"{release.variant} {release.size():.1f} GB" for release in releases.RELEASES.values())
+        model = f"{sizes}. {releases.OPTIMIZED} is refused: it {releases.OPTIMIZED_REASON}."
+        source = (
+            "official: Stability AI's files, pinned to a revision and checked by hash; three models need a login. "
+            f"mirror: 16-bit copies in {releases.MIRROR}, half the size, no login, not pinned."
+        )
         return schema(
             "SA3_Download",
             display_name="SA3 Download",
             description="Downloads a model from the Hugging Face Hub into ComfyUI's model folders. Without confirm it only reports "
             "what it would download. " + releases.TERMS,
             inputs=[
-                io.Combo.Input(
-                    "model",
-                    options=[*releases.RELEASES, releases.OPTIMIZED],
-                    default="small-music",
-                    tooltip=f"{'; '.join(f'{r.variant} {r.size():.1f} GB' for r in releases.RELEASES.values())}. "
-                    f"{releases.OPTIMIZED} is refused: it {releases.OPTIMIZED_REASON}.",
-                ),
-                io.Combo.Input(
-                    "source",
-                    options=list(releases.SOURCES),
-                    default=releases.SOURCES[0],
-                    tooltip=f"official: Stability AI's files, pinned to a revision and checked by hash; three models need a login. "
-                    f"mirror: 16-bit copies in {releases.MIRROR}, half the size, no login, not pinned.",
-                ),
+                io.Combo.Input("model", options=[*releases.RELEASES, releases.OPTIMIZED], default="small-music", tooltip=model),
+                io.Combo.Input("source", options=list(releases.SOURCES), default=releases.SOURCES[0], tooltip=source),
                 io.Boolean.Input("confirm", default=False, tooltip="Download: you have read and accept the licence in the report."),
             ],
             outputs=[io.String.Output("report")],

@@ -1,5 +1,6 @@
 """Nodes that create LATENT, and decode it to AUDIO."""
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import torch
@@ -66,6 +67,8 @@ class SAMEEncode(io.ComfyNode):
     @classmethod
     def define_schema(cls):
         seconds = "Duration of the result. 0 = the recording's. Longer: silence is appended. Shorter: the rest serves only as context."
+        channels = "For audio with more than two channels: refuse it, use the first two, or mix all to mono."
+        options = ["refuse", "first two", "mix to mono"]
         return schema(
             "SA3_SAMEEncode",
             display_name="SA3 SAME Encode",
@@ -76,12 +79,7 @@ class SAMEEncode(io.ComfyNode):
                 number("seconds", 0.0, 0.0, 86400.0, 0.1, seconds),
                 padding_input(),
                 *chunk_inputs(),
-                io.Combo.Input(
-                    "more_channels",
-                    options=["refuse", "first two", "mix to mono"],
-                    default="refuse",
-                    tooltip="For audio with more than two channels: refuse it, use the first two, or mix all to mono.",
-                ),
+                io.Combo.Input("more_channels", options=options, default="refuse", tooltip=channels),
             ],
             outputs=[io.Latent.Output("LATENT")],
         )
@@ -97,6 +95,7 @@ class SAMEEncode(io.ComfyNode):
 class SAMEDecode(io.ComfyNode):
     @classmethod
     def define_schema(cls):
+        noise = "The decoder's regularisation noise. seeded: add it as the official tools do, drawn from the seed below."
         return schema(
             "SA3_SAMEDecode",
             display_name="SA3 SAME Decode",
@@ -105,12 +104,7 @@ class SAMEDecode(io.ComfyNode):
                 io.Latent.Input("latent", tooltip="Latents of SA3 Sampler or SA3 SAME Encode."),
                 io.Vae.Input("vae", tooltip="The VAE of SA3 Model Loader."),
                 *chunk_inputs(),
-                io.Combo.Input(
-                    "noise",
-                    options=["off", "seeded"],
-                    default="off",
-                    tooltip="The decoder's regularisation noise. seeded: add it as the official tools do, drawn from the seed below.",
-                ),
+                io.Combo.Input("noise", options=["off", "seeded"], default="off", tooltip=noise),
                 io.Int.Input("seed", default=0, **SEED, tooltip="Seed of the decoder noise; ignored while noise is off."),
             ],
             outputs=[io.Audio.Output("AUDIO", is_output_list=True)],
@@ -144,12 +138,9 @@ class SAMEDecode(io.ComfyNode):
 def equal_runs(frames: Sequence[int], at_once: Callable[[int], int]) -> list[range]:
     """Groups of consecutive items of equal length, at most at_once(length) items in each."""
     groups: list[range] = []
-    for i, n in enumerate(frames):
-        last = groups[-1] if groups else None
-        if last is not None and frames[last.start] == n and len(last) < at_once(n):
-            groups[-1] = range(last.start, i + 1)
-        else:
-            groups.append(range(i, i + 1))
+    for n, run in itertools.groupby(range(len(frames)), frames.__getitem__):
+        items, size = list(run), at_once(n)
+        groups += [range(start, min(start + size, items[-1] + 1)) for start in items[::size]]
     return groups
 
 

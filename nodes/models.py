@@ -45,6 +45,11 @@ class ModelLoader(io.ComfyNode):
             "Release to load. auto: the first one in ComfyUI's model folders, else the embedded demo (a tiny model of tones, beats and "
             "noises). demo-medium belongs to the medium family. -base models need about 50 steps and cfg 7."
         )
+        text_encoder = (
+            "The T5Gemma text encoder. auto: the folder next to the weights, else ComfyUI's text_encoders folder, else the Hugging Face "
+            "cache."
+        )
+        encoders = [folders.AUTO, *sorted(folders.text_encoders())]
         file = "A model in ComfyUI's model folders. 'by name' finds the file from model, so a shared workflow works on every machine."
         objective = "For a file without model_config.json: whether it is a base model. auto: yes if its file name contains 'base'."
         return schema(
@@ -56,13 +61,7 @@ class ModelLoader(io.ComfyNode):
                 io.Combo.Input("model", options=[folders.AUTO, *folders.VARIANTS, *folders.DEMOS], default=folders.AUTO, tooltip=model),
                 io.Combo.Input("file", options=[folders.BY_NAME, *sorted(folders.releases())], default=folders.BY_NAME, tooltip=file),
                 io.Combo.Input("dtype", options=["auto", *DTYPES], default="auto", tooltip=DTYPE_TIP),
-                io.Combo.Input(
-                    "text_encoder",
-                    options=[folders.AUTO, *sorted(folders.text_encoders())],
-                    default=folders.AUTO,
-                    tooltip="The T5Gemma text encoder. auto: the folder next to the weights, else ComfyUI's text_encoders folder, else the "
-                    "Hugging Face cache.",
-                ),
+                io.Combo.Input("text_encoder", options=encoders, default=folders.AUTO, tooltip=text_encoder),
                 io.Combo.Input("objective", options=list(OBJECTIVES), default="auto", optional=True, tooltip=objective),
             ],
             outputs=[io.Model.Output("MODEL"), io.Clip.Output("CLIP"), io.Vae.Output("VAE")],
@@ -105,18 +104,17 @@ class AutoencoderLoader(io.ComfyNode):
     @classmethod
     def define_schema(cls):
         file = "A file in ComfyUI's model folders. 'by name' finds the file from autoencoder."
+        autoencoder = (
+            "SAME-S belongs to the small models, SAME-L to medium. A standalone file is preferred, else the autoencoder of a full model is "
+            "loaded. demo, demo-medium: those of the embedded demo models."
+        )
+        names = [*folders.AUTOENCODERS, *folders.DEMOS]
         return schema(
             "SA3_AutoencoderLoader",
             display_name="SA3 Autoencoder Loader",
             description="Loads the SAME autoencoder alone, for encoding and decoding, from a standalone release or a full model.",
             inputs=[
-                io.Combo.Input(
-                    "autoencoder",
-                    options=[*folders.AUTOENCODERS, *folders.DEMOS],
-                    default=folders.AUTOENCODERS[0],
-                    tooltip="SAME-S belongs to the small models, SAME-L to medium. A standalone file is preferred, else the autoencoder "
-                    "of a full model is loaded. demo, demo-medium: those of the embedded demo models.",
-                ),
+                io.Combo.Input("autoencoder", options=names, default=names[0], tooltip=autoencoder),
                 io.Combo.Input("file", options=[folders.BY_NAME, *sorted(folders.autoencoders())], default=folders.BY_NAME, tooltip=file),
                 io.Combo.Input("dtype", options=["auto", *DTYPES], default="auto", tooltip=SAME_DTYPE_TIP),
             ],

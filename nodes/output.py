@@ -10,6 +10,14 @@ from .comfyui.schema import io, schema
 class SaveAudio(io.ComfyNode):
     @classmethod
     def define_schema(cls):
+        prefix = (
+            "Subfolder and start of the file name in ComfyUI's output folder. Placeholders: %year%, %month%, %day%, %hour%, %minute%, "
+            "%second%, %batch_num%. Existing files are never overwritten."
+        )
+        kind = (
+            "flac: 24 bits, lossless, small. wav32f: keeps levels above full scale. 16 and 24 bits are dithered where the audio is finer. "
+            "Drop a file of any format on the canvas to restore its workflow."
+        )
         return schema(
             "SA3_SaveAudio",
             display_name="SA3 Save Audio",
@@ -17,19 +25,8 @@ class SaveAudio(io.ComfyNode):
             inputs=[
                 io.Audio.Input("audio", tooltip="Audio to save; each item of a batch becomes a file."),
                 io.String.Input("run_info", optional=True, force_input=True, tooltip="The run_info of SA3 Sampler, stored as metadata."),
-                io.String.Input(
-                    "filename_prefix",
-                    default="audio/sa3",
-                    tooltip="Subfolder and start of the file name in ComfyUI's output folder. Placeholders: %year%, %month%, %day%, "
-                    "%hour%, %minute%, %second%, %batch_num%. Existing files are never overwritten.",
-                ),
-                io.Combo.Input(
-                    "format",
-                    options=list(audio_files.FORMATS),
-                    default="flac",
-                    tooltip="flac: 24 bits, lossless, small. wav32f: keeps levels above full scale. 16 and 24 bits are dithered where the "
-                    "audio is finer. Drop a file of any format on the canvas to restore its workflow.",
-                ),
+                io.String.Input("filename_prefix", default="audio/sa3", tooltip=prefix),
+                io.Combo.Input("format", options=list(audio_files.FORMATS), default="flac", tooltip=kind),
                 io.Custom("AUDIO_UI").Input("audioUI", optional=True),
             ],
             outputs=[io.Audio.Output("AUDIO")],

@@ -18,6 +18,10 @@ ITEMS = "sa3_items"  # key of the ui result that web/preview_batch.js reads
 class PreviewBatch(io.ComfyNode):
     @classmethod
     def define_schema(cls):
+        keep = (
+            "Items to pass on, counted from 1, for example: 1, 3-4. all = every item. none = listen only, the nodes after this one do not "
+            "run. The check boxes set this text."
+        )
         original = "Source of the items: each player can switch to it at the same position. One clip for all items, or one per item."
         return schema(
             "SA3_PreviewBatch",
@@ -28,12 +32,7 @@ class PreviewBatch(io.ComfyNode):
                 io.Audio.Input("audio", tooltip="A batch, or the list of clips of different lengths from SA3 SAME Decode."),
                 io.String.Input("run_info", optional=True, force_input=True, tooltip="The run_info of SA3 Sampler; shows the seeds."),
                 io.Audio.Input("original", optional=True, tooltip=original),
-                io.String.Input(
-                    "keep",
-                    default="all",
-                    tooltip="Items to pass on, counted from 1, for example: 1, 3-4. all = every item. none = listen only, the nodes after "
-                    "this one do not run. The check boxes set this text.",
-                ),
+                io.String.Input("keep", default="all", tooltip=keep),
             ],
             outputs=[io.Audio.Output("AUDIO", is_output_list=True), io.String.Output("REPORT"), io.Image.Output("PICTURES")],
             hidden=[io.Hidden.unique_id],

@@ -10,24 +10,19 @@ from .inputs import number
 class TextEncode(io.ComfyNode):
     @classmethod
     def define_schema(cls):
+        text = (
+            'What to hear. Music: genre, instruments, mood and tempo ("lo-fi hip hop, warm Rhodes, 85 BPM"). Effects: the event and its '
+            'place ("heavy rain on a tin roof"). Up to 256 tokens; may be empty.'
+        )
+        lines = "Each line becomes one item of the batch; set the latent's batch_size to the number of lines."
         return schema(
             "SA3_TextEncode",
             display_name="SA3 Text Encode",
             description="Encodes a prompt for Stable Audio 3. The text is used verbatim, without weighting syntax.",
             inputs=[
                 io.Clip.Input("clip", tooltip="The CLIP of SA3 Model Loader."),
-                io.String.Input(
-                    "text",
-                    multiline=True,
-                    default="",
-                    tooltip='What to hear. Music: genre, instruments, mood and tempo ("lo-fi hip hop, warm Rhodes, 85 BPM"). Effects: the '
-                    'event and its place ("heavy rain on a tin roof"). Up to 256 tokens; may be empty.',
-                ),
-                io.Boolean.Input(
-                    "one_prompt_per_line",
-                    default=False,
-                    tooltip="Each line becomes one item of the batch; set the latent's batch_size to the number of lines.",
-                ),
+                io.String.Input("text", multiline=True, default="", tooltip=text),
+                io.Boolean.Input("one_prompt_per_line", default=False, tooltip=lines),
             ],
             outputs=[io.Conditioning.Output("CONDITIONING")],
             hidden=[io.Hidden.unique_id],
@@ -47,6 +42,11 @@ class PromptHelper(io.ComfyNode):
         def line(name, tooltip):
             return io.String.Input(name, default="", tooltip=tooltip)
 
+        extra = "Other sounds, in plain words. For effects: the object, its action, the room, the microphone."
+        rewritten = (
+            "A language model's answer to the llm_instruction of another SA3 Prompt Helper. If not empty, it becomes the prompt, without "
+            "quotation marks, Markdown and reasoning."
+        )
         track_type = "What to generate. Sets the labels at the start of the prompt, and the instruction."
         seconds = "Duration. 0 = the default of the type: 60 s, effects 5 s, loops 8 s. Loops with a tempo get whole bars of 4/4."
         return schema(
@@ -62,25 +62,10 @@ class PromptHelper(io.ComfyNode):
                 number("bpm", 0.0, 0.0, 400.0, 0.5, "Tempo in beats per minute. 0 = left out."),
                 line("key", "Musical key: A minor. Empty = left out."),
                 number("seconds", 0.0, 0.0, 384.0, 0.1, seconds),
-                io.String.Input(
-                    "extra",
-                    default="",
-                    multiline=True,
-                    tooltip="Other sounds, in plain words. For effects: the object, its action, the room, the microphone.",
-                ),
-                io.String.Input(
-                    "rewritten",
-                    optional=True,
-                    force_input=True,
-                    tooltip="A language model's answer to the llm_instruction of another SA3 Prompt Helper. If not empty, it becomes the "
-                    "prompt, without quotation marks, Markdown and reasoning.",
-                ),
+                io.String.Input("extra", default="", multiline=True, tooltip=extra),
+                io.String.Input("rewritten", optional=True, force_input=True, tooltip=rewritten),
             ],
-            outputs=[
-                io.String.Output("prompt"),
-                io.Float.Output("duration", display_name="seconds"),
-                io.String.Output("llm_instruction"),
-            ],
+            outputs=[io.String.Output("prompt"), io.Float.Output("duration", display_name="seconds"), io.String.Output("llm_instruction")],
             hidden=[io.Hidden.unique_id],
         )
 
