@@ -18,7 +18,7 @@ def publish(target: Path, write: Callable[[Path], None]) -> None:
     _discard(part)  # of a killed process
     try:
         write(part)
-        os.rename(part, target)
+        os.replace(part, target)
     finally:
         _discard(part)
 

@@ -1,6 +1,5 @@
 """LoRA training inside a graph: ComfyUI's folders, VAE and CLIP for the data, its progress bar and its interruption."""
 
-import contextlib
 from pathlib import Path
 
 import comfy.model_management
@@ -125,7 +124,7 @@ def train_lora(model, clip, vae, folder: str, name: str, settings: LoRASettings)
     def decode(z: Tensor) -> Tensor:
         return copied(same_vae.decode_latents(z, progress=check_interrupt))
 
-    with training_mode():
+    with torch.inference_mode(False), torch.enable_grad():  # ComfyUI runs nodes in inference mode
         autoencoder = fingerprint(same_vae.first_stage_model)
         base = BaseModel(inner.sa3_config, inner.sa3_name, inner.sa3_path, autoencoder, lambda: encode, encode_texts, decode, device)
         callbacks = NodeCallbacks(settings.steps)
@@ -145,10 +144,3 @@ def train_lora(model, clip, vae, folder: str, name: str, settings: LoRASettings)
     stacked = [stacked.lora.name for stacked in stack_of(model).loras]
     warnings = [f"{', '.join(stacked)} on the MODEL is ignored: training starts from the base's file."] if stacked else []
     return result, [*warnings, *(f"Skipped: {sentence}" for sentence in result.skipped)]
-
-
-@contextlib.contextmanager
-def training_mode():
-    """Enable gradients, which ComfyUI's inference mode disables."""
-    with torch.inference_mode(False), torch.enable_grad():
-        yield

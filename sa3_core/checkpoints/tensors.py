@@ -3,14 +3,16 @@
 import hashlib
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import SA3Error
+from ..files import publish
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}  # what weights can be loaded as, by the user's name
 STORED = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}  # what weights can be stored as
@@ -81,6 +83,11 @@ class TensorFile:
             length = int.from_bytes(file.read(8), "little")
             digest = hashlib.sha256(file.read(length)).hexdigest()
         return f"{self.path.stat().st_size}-{digest[:16]}"
+
+
+def save(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Atomic write of a safetensors file."""
+    publish(path, lambda part: save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part, metadata))
 
 
 def sha256(path: Path, progress: Callable[[int, int], None] | None = None) -> str:

@@ -5,10 +5,9 @@ import re
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
-from ..checkpoints.tensors import PICKLES
+from ..checkpoints.tensors import PICKLES, save
 from ..errors import SA3Error
 from ..files import publish
 from .formats import PEFT_CONFIG, PEFT_FILE, Bases, LoRA, from_tensors, read_lora
@@ -62,19 +61,16 @@ def convert(source: str | Path, target: str | Path, layout: str = "native", base
     if target.exists():
         raise SA3Error(f"{target} exists already; choose another name.")
 
-    def write(part: Path) -> None:
-        if config is None:
-            return _save(tensors, part, metadata)
-        part.mkdir()
-        _save(tensors, part / PEFT_FILE, metadata)
-        (part / PEFT_CONFIG).write_text(json.dumps(config, indent=2), encoding="utf-8")
+    def write(folder: Path) -> None:
+        folder.mkdir()
+        save(folder / PEFT_FILE, tensors, metadata)
+        (folder / PEFT_CONFIG).write_text(json.dumps(config, indent=2), encoding="utf-8")
 
-    publish(target, write)
+    if layout == "peft":
+        publish(target, write)
+    else:
+        save(target, tensors, metadata)
     return file
-
-
-def _save(tensors: dict[str, Tensor], file: Path, metadata: dict[str, str] | None = None) -> None:
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file, metadata)
 
 
 def native_tensors(lora: LoRA) -> dict[str, Tensor]:
@@ -154,6 +150,5 @@ def convert_bases(source: str | Path, target: str | Path) -> Path:
     pairs = list(content.values()) if isinstance(content, dict) else []
     if not pairs or not all(isinstance(pair, dict) and all(_is_dense(pair.get(part)) for part in ("U", "V")) for pair in pairs):
         raise SA3Error(f"{source} has no SVD bases; expected U and V for each weight.")
-    tensors = {f"{name}.{part}": pair[part] for name, pair in content.items() for part in ("U", "V")}
-    publish(target, lambda part: _save(tensors, part))
+    save(target, {f"{name}.{part}": pair[part] for name, pair in content.items() for part in ("U", "V")})
     return target

@@ -15,15 +15,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..audio import files as audio_files
 from ..audio.waveform import check_finite, to_model
-from ..checkpoints.tensors import TensorFile, sha256
+from ..checkpoints.tensors import TensorFile, save, sha256
 from ..config import ModelConfig
 from ..errors import SA3Error
-from ..files import parse_json, publish
+from ..files import parse_json
 
 CACHE = ".latents"
 TABLES = tuple(f"{name}.{kind}" for name in ("captions", "metadata") for kind in ("csv", "jsonl"))
@@ -211,7 +210,8 @@ def load(
     clips, skipped = find_clips(folder)
     cache, spf = Path(folder) / CACHE, config.same.samples_per_frame
     encoder = functools.cache(load_encoder)
-    align, tail = config.same.encoder.align, _silent_frames(config)
+    align = config.same.encoder.align
+    tail = -(-config.same.encoder.reach // align) * align  # the receptive field, in whole attention chunks
     path = cache / f"silence-{autoencoder}-{FORMAT}.safetensors"
     if (cached := _read_cache(path)) is None:
         zeros = torch.zeros(1, config.same.audio_channels, (2 * tail + align) * spf)
@@ -239,12 +239,6 @@ def load(
     return Dataset(training, [clip for clip in encoded if clip.name in names], silence, config.sample_rate / spf, skipped)
 
 
-def _silent_frames(config: ModelConfig) -> int:
-    """The encoder's receptive field in frames, rounded up to whole attention chunks."""
-    encoder = config.same.encoder
-    return -(-encoder.reach // encoder.align) * encoder.align
-
-
 def _encode_clip(audio: Tensor, config: ModelConfig, tail: int, encode: Encode) -> dict[str, Tensor]:
     """Latents of a clip (channels, N) in both polarities, with the `tail` frames of silence that it still influences."""
     align, spf = config.same.encoder.align, config.same.samples_per_frame
@@ -268,7 +262,7 @@ def _read_cache(path: Path) -> dict[str, Tensor] | None:
 
 def _write_cache(path: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     try:
-        publish(path, lambda part: save_file({name: t.contiguous() for name, t in tensors.items()}, part))
+        save(path, tensors)
     except OSError as error:
         raise SA3Error(f"The encoded clips cannot be saved in {path.parent} ({error}); the folder must be writable.") from error
     return tensors

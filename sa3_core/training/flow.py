@@ -51,11 +51,6 @@ class Batch:
     condition: Condition
     durations: Sequence[int] | None = None
 
-    @property
-    def shift_lengths(self) -> Sequence[int]:
-        """The lengths in frames that shift the noise levels."""
-        return self.lengths if self.durations is None else self.durations
-
 
 def draw_times(n: int, generator: torch.Generator) -> Tensor:
     """n noise levels in (0, 1], float32 (n,), from a truncated logit-normal distribution."""
@@ -129,7 +124,7 @@ def training_loss(
     def loss(step: int, generator: torch.Generator) -> dict[str, Tensor]:
         batch = batches(generator)
         z = batch.latents
-        t = shift_times(draw_times(len(z), generator), batch.shift_lengths)
+        t = shift_times(draw_times(len(z), generator), batch.durations or batch.lengths)
         noise = torch.randn(z.shape, generator=generator).to(z)
         noise = pair_noise(z, noise) if settings.pairing and len(z) > 1 else noise
         lengths = extend_lengths(batch.lengths, SILENCE * frame_rate, z.shape[-1], generator)
@@ -182,12 +177,10 @@ def local_input(z: Tensor, given: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def fixed_noise_loss(net: ConditionedDiT, batch: Batch, seed: int) -> dict[float, float]:
-    """The loss of a batch at each of LEVELS with the noise of `seed`, nothing given and no prompt dropped."""
+def fixed_noise_loss(net: ConditionedDiT, batch: Batch, seed: int) -> float:
+    """The mean loss of a batch over LEVELS with the noise of `seed`, nothing given and no prompt dropped."""
     z, n = batch.latents, len(batch.latents)
     noise = torch.randn(z.shape, generator=torch.Generator().manual_seed(seed)).to(z)
     given, prompted = torch.zeros(n, z.shape[-1], dtype=torch.bool), torch.ones(n, dtype=torch.bool)
-    return {
-        level: float(flow_loss(net, z, noise, torch.full((n,), level), batch.lengths, given, batch.condition, prompted)["generated"])
-        for level in LEVELS
-    }
+    losses = [flow_loss(net, z, noise, torch.full((n,), level), batch.lengths, given, batch.condition, prompted) for level in LEVELS]
+    return sum(float(loss["generated"]) for loss in losses) / len(LEVELS)

@@ -11,13 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .. import __version__
 from ..audio import files as audio_files
+from ..checkpoints.tensors import save
 from ..errors import SA3Error
-from ..files import publish
 from ..lora.fit import checkpoint_bases
 from ..lora.formats import BASES, read_bases, read_lora
 from ..models.conditioning import Condition
@@ -125,8 +124,7 @@ class _TrainingRun:
             lambda done, total: self.callbacks.stage(done, total, "SVD bases, layer"),
         )  # fmt: skip
         if bases is not None and not path.is_file():
-            tensors = {name: basis.cpu().contiguous() for name, basis in adapters.svd_bases().items()}
-            publish(path, lambda part: save_file(tensors, part))
+            save(path, {name: basis.cpu() for name, basis in adapters.svd_bases().items()})
         return adapters
 
     def train(self) -> None:
@@ -188,7 +186,7 @@ class _TrainingRun:
             clips = getattr(self.clips, name)[:EVALUATION_CLIPS]
             losses = [fixed_noise_loss(self.net, self.batch([clip], None), i) for i, clip in enumerate(clips)]
             if losses:
-                values[name] = sum(sum(loss.values()) / len(loss) for loss in losses) / len(losses)
+                values[name] = sum(losses) / len(losses)
         return values
 
     def sample(self, step: int) -> None:
@@ -214,7 +212,7 @@ class _TrainingRun:
         """Write the adapters as a LoRA with their settings in its metadata (atomically)."""
         settings, clips, step = self.settings, self.clips, self.trainer.step
         epoch = step * settings.batch // max(1, len(clips.training))
-        tensors = {name: tensor.contiguous() for name, tensor in self.adapters.tensors().items()}
+        tensors = self.adapters.tensors()
         overflow = next((name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())), None)
         if overflow is not None:
             raise SA3Error(f"The tensor '{overflow}' exceeds the range of float16 at step {step}; train with a lower learning rate.")
@@ -225,7 +223,7 @@ class _TrainingRun:
             "clips": len(clips.training), "held_out": len(clips.validation), "minutes": round(clips.minutes, 2),
             "data": clips.fingerprint(), "run": self.files.run_id, "trainer": f"sa3_core {__version__}",
         }  # fmt: skip
-        publish(path, lambda part: save_file(tensors, part, {"lora_config": json.dumps(config)}))
+        save(path, tensors, {"lora_config": json.dumps(config)})
 
     def finish(self) -> TrainingResult:
         """Save the LoRA and a last sample. A shorter result of the same run is renamed to its step."""

@@ -1,16 +1,15 @@
 """A training loop with AdamW, gradient clipping, exact resumption and loss curves."""
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from ..checkpoints.tensors import save
 from ..errors import SA3Error
 from .curves import by_name, write_curves
 
@@ -123,11 +122,9 @@ class Trainer:
 
     def save(self) -> None:
         """Write the state (atomically), the records as CSV and the curves as PNG."""
-        path = self.folder / STATE
         # One metadata key: safetensors does not fix the order of several, and equal states must be equal files.
         note = json.dumps({"step": self.step, "history": self.history, "window": self.window, "settings": repr(self.settings)})
-        save_file({name: t.contiguous() for name, t in self.tensors().items()}, f"{path}.part", {"state": note})
-        os.replace(f"{path}.part", path)
+        save(self.folder / STATE, self.tensors(), {"state": note})
         if self.history:
             _write_csv(self.folder / CSV, self.history)
             write_curves(self.folder / CURVES, [row["step"] for row in self.history], by_name(self.history))

@@ -56,8 +56,8 @@ def sample_paths(
 ) -> Paths:  # fmt: skip
     """The teacher's paths for the conditions of a batch. lengths: frames to generate per item; given (B, T): known frames of the batch."""
     z, condition = batch.latents, batch.condition
-    options = dict(teacher.config.schedule)
-    sigmas = schedule.build(options.pop("kind"), steps, 1.0, torch.tensor(list(batch.shift_lengths)), **options).expand(len(z), -1)
+    options, frames = dict(teacher.config.schedule), torch.tensor(list(batch.durations or batch.lengths))
+    sigmas = schedule.build(options.pop("kind"), steps, 1.0, frames, **options).expand(len(z), -1)
     velocity = Predictor.prepare(teacher.dit, condition, local_input(z, given).to(condition.cross_attn), z.shape[-1], lengths, guidance)
     states = []
 
