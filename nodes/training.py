@@ -19,6 +19,9 @@ class TrainLoRA(io.ComfyNode):
             "A folder in ComfyUI's input folder: audio files, each with its caption in a .txt file of the same name, or in a table "
             "captions.csv with the columns file and caption."
         )
+        name = "Name of the new file in ComfyUI's loras folder. Never overwrites others."
+        steps = "Steps in total; the official guide suggests 1000. Raise it to continue a finished run."
+        prompt = "Prompt of the previews. Empty = the folder's first caption."
         kind = (
             "Type of the adapter. dora-rows: the official default. lora: the simplest. -xs: tiny files; need the base model's singular "
             "vectors, which take minutes to compute once."
@@ -41,15 +44,11 @@ class TrainLoRA(io.ComfyNode):
                 io.Clip.Input("clip", tooltip="The CLIP of the same loader; encodes the captions."),
                 io.Vae.Input("vae", tooltip="The VAE of the same loader; encodes the audio once."),
                 io.String.Input("folder", default="training", tooltip=folder),
-                io.String.Input(
-                    "name", default="my_lora", tooltip="Name of the new file in ComfyUI's loras folder. Never overwrites others."
-                ),
+                io.String.Input("name", default="my_lora", tooltip=name),
                 io.Combo.Input("kind", options=list(TYPES), default="dora-rows", tooltip=kind),
                 count("rank", 16, 1, 1024, "Size of the adapter; file size and memory grow with it. The official value is 16."),
                 number("alpha", 0.0, 0.0, 10000.0, 0.5, "The adapter is scaled by alpha / rank. 0 = rank, that is no scaling."),
-                count(
-                    "steps", 1000, 1, 1_000_000, "Steps in total; the official guide suggests 1000. Raise it to continue a finished run."
-                ),
+                count("steps", 1000, 1, 1_000_000, steps),
                 number("learning_rate", 1e-4, 1e-7, 0.1, 1e-6, "Constant over the run. The official value is 0.0001.", round=False),
                 count("batch_size", 1, 1, 64, "Clips per step. More is steadier, and takes proportionally more time and memory."),
                 number("seconds", 30.0, 0.5, 380.0, 0.5, "Longest excerpt of a clip, cropped at random. Determines memory and time."),
@@ -59,9 +58,7 @@ class TrainLoRA(io.ComfyNode):
                 io.String.Input("include", default="", tooltip=include),
                 io.String.Input("exclude", default="", tooltip=exclude),
                 count("save_every", 250, 0, 1_000_000, "Steps between saved LoRAs, name_step000250 and so on. 0 = only the final one."),
-                io.String.Input(
-                    "prompt", default="", multiline=True, tooltip="Prompt of the previews. Empty = the folder's first caption."
-                ),
+                io.String.Input("prompt", default="", multiline=True, tooltip=prompt),
                 count("preview_every", 250, 0, 1_000_000, "Steps between previews; each is a full run of the model. 0 = only at the end."),
                 number("preview_seconds", 10.0, 0.5, 380.0, 0.5, "Duration of a preview in seconds."),
                 io.Boolean.Input("gradient_checkpointing", optional=True, default=False, tooltip=checkpointing),

@@ -73,7 +73,7 @@ class SA3VAE(comfy.sd.VAE):
         return self._run("decoding", "The decoded samples", len(z), z.shape[-1], sizes, compute, progress, warn)
 
     @torch.inference_mode()
-    def encode_audio(self, audio: Tensor, chunk_size: int = CHUNK, overlap: int = OVERLAP, progress=None, warn=warn) -> Tensor:
+    def encode_audio(self, audio: Tensor, chunk_size: int = CHUNK, overlap: int = OVERLAP, progress=None) -> Tensor:
         """Audio (B, C, N) at the model's rate -> float32 latents (B, D, T). Options as of `decode_latents`."""
 
         def compute(chunk: int, dtype: torch.dtype, progress) -> Tensor:

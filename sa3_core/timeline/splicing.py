@@ -45,14 +45,9 @@ class SpliceReport:
 
 @independent
 def splice(
-    original: Tensor,
-    generated: Tensor,
-    regions: Sequence[Region],
-    sample_rate: int,
-    generated_rate: int = RATE,
-    crossfade: float = 0.02,
+    original: Tensor, generated: Tensor, regions: Sequence[Region], sample_rate: int, generated_rate: int = RATE, crossfade: float = 0.02,
     match_level: bool = False,
-) -> tuple[Tensor, SpliceReport]:
+) -> tuple[Tensor, SpliceReport]:  # fmt: skip
     """Replace `regions` (seconds) of original (B, C, N) by generated (B or 1, c, n); the result has the original's shape and dtype.
 
     Both start at time 0; the original is silent where a continuation goes. The generated audio is resampled to sample_rate and
