@@ -16,8 +16,13 @@ def publish(target: Path, write: Callable[[Path], None]) -> None:
     part = target.with_name(f".{target.name}.part")
     target.parent.mkdir(parents=True, exist_ok=True)
     _discard(part)  # of a killed process
+    part.touch()
+    mode = part.stat().st_mode  # what the umask allows; safetensors writes files that only their owner can read
+    part.unlink()
     try:
         write(part)
+        if part.is_file():
+            part.chmod(mode)
         os.replace(part, target)
     finally:
         _discard(part)

@@ -38,6 +38,8 @@ def main(arguments: Sequence[str]) -> int:
             return 0
         release = find(options.model)
         print(release.describe(options.folder, options.source))
+        if not options.yes and not sys.stdin.isatty():
+            raise SA3Error("There is no terminal to ask on. If you have read and accept the licence, repeat the command with --yes.")
         if not options.yes and input("Download it? [y/N] ").strip().lower() not in ("y", "yes"):
             print("Nothing was downloaded.")
             return 1

@@ -308,7 +308,7 @@ def teacher_paths(work: Path, recipe: PostTraining, window: str, batches: Corpus
         with torch.no_grad():
             batch, captions, seconds = batches.draw(generator)
         frames = batch.latents.shape[-1]
-        lengths = flow.extend_lengths(batch.lengths, FLOW.silence * corpus.RATE / FRAME, frames, generator)
+        lengths = flow.extend_lengths(batch.lengths, flow.SILENCE * corpus.RATE / FRAME, frames, generator)
         given = flow.draw_masks(lengths, frames, FLOW.masks, generator)
         part = distil.sample_paths(batches.net, batch, lengths, given, recipe.guidance, recipe.steps, generator)
         with torch.no_grad():

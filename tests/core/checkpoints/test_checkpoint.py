@@ -284,7 +284,7 @@ def test_without_a_text_encoder_everything_but_text_works(release):
     assert rel_error(velocity(model), recorded("small/golden")["dit.v"]) < 1e-5
     assert model.decode(randn(1, 32, 2)).shape == (1, 2, 8192)
     for use in (lambda: model.encode_text("rain"), lambda: model.generate("rain", 1.0)):
-        with refused("no text encoder", TEXT_ENCODER):
+        with refused("without a text encoder", TEXT_ENCODER):
             use()
 
 
