@@ -18,7 +18,7 @@ from lora_support import write_lora
 
 import sa3_core
 from sa3_core.audio import files as audio_files
-from sa3_core.checkpoints import download, releases
+from sa3_core.checkpoints import download, releases, tensors
 from sa3_core.lora import convert as lora_convert
 from sa3_core.lora import merge as lora_merge
 from sa3_core.models import same, text_encoder
@@ -78,9 +78,9 @@ def test_in_a_conversion(load_model, tmp_path, layout, point):
 
     def work():
         if point == "half":
-            lora_convert.save_file = lambda tensors, file, metadata: (file.write_bytes(b"half"), die())
+            tensors.save_file = lambda values, file, metadata: (file.write_bytes(b"half"), die())
         else:
-            os.rename = die
+            os.replace = die
         lora_convert.convert(source, target, layout)
 
     killed(work)
@@ -98,7 +98,7 @@ def test_in_a_merge(tmp_path, point):
 
     def work():
         if point == "rename":
-            os.rename = die
+            os.replace = die
         lora_merge.merge(
             folder,
             model.loras,
