@@ -15,9 +15,11 @@ import comfy.ops
 import comfy.supported_models_base
 import comfyui_version
 import torch
+from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
 from torch import Tensor
 
 from ...sa3_core import run_record
+from ...sa3_core.audio.waveform import check_tensor
 from ...sa3_core.backends.device import backend_of
 from ...sa3_core.checkpoints import checkpoint
 from ...sa3_core.checkpoints.checkpoint import Checkpoint
@@ -81,8 +83,12 @@ class Denoiser(ConditionedDiT):
         super().__init__(config, operations, device="meta", dtype=dtype)
         self.dtype = dtype
 
-    def forward(self, x, t, context=None, control=None, transformer_options=None, sa3_inputs: Conditions | None = None, **kwargs):
+    def forward(self, x, t, context=None, control=None, transformer_options=None, **kwargs):
         core = transformer_options or {}
+        wrappers = get_all_wrappers(WrappersMP.DIFFUSION_MODEL, core)  # of other nodes, such as EasyCache
+        return WrapperExecutor.new_class_executor(self._forward, self, wrappers).execute(x, t, context, control, core, **kwargs)
+
+    def _forward(self, x, t, context, control, core: dict, sa3_inputs: Conditions | None = None, **kwargs):
         options = run_options.read(core)
         times = options.times_of(core.get("sigmas"))
         if times is not None:
@@ -138,6 +144,12 @@ class SA3Model(comfy.model_base.BaseModel):
         finally:
             self.manual_cast_dtype = previous
 
+    def _apply_model(self, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs):
+        core = transformer_options or {}
+        if run_options.KEY not in core and self.current_patcher is not None:  # another node has replaced transformer_options
+            core = {**core, run_options.KEY: run_options.read(self.current_patcher.model_options)}
+        return super()._apply_model(x, t, c_concat, c_crossattn, control, core, **kwargs)
+
     def extra_conds(self, **kwargs) -> dict:
         """What all steps of a run share, for one condition. Core calls this once per run, after the weights are loaded."""
         noise, device, dtype = kwargs["noise"], kwargs["device"], self.compute_dtype
@@ -174,8 +186,15 @@ def unpadded_lengths(config: ModelConfig, latents: Tensor, seconds_total: float 
 
 def prompt_rows(embeddings: Tensor | None, mask: Tensor | None, batch: int) -> tuple[Tensor, Tensor]:
     """A CONDITIONING's rows (1 or B, n, dim) and mask as (B, n, dim) and (B, n)."""
-    if embeddings is None or embeddings.dim() != 3:
+    if not isinstance(embeddings, Tensor) or embeddings.dim() != 3:
         raise SA3Error("The CONDITIONING holds no prompt embeddings; connect SA3_TextEncode or CLIPTextEncode with this pack's CLIP.")
+    check_tensor("The CONDITIONING", embeddings)
+    if not bool(torch.isfinite(embeddings.float()).all()):
+        raise SA3Error("The CONDITIONING contains NaN or infinite values; check the CLIP and the nodes after it.")
+    if mask is not None:
+        check_tensor("The CONDITIONING's attention_mask", mask, integers=True)
+        if mask.dim() != 2 or mask.shape[0] not in (1, embeddings.shape[0], batch):
+            raise SA3Error(f"The CONDITIONING's attention_mask has shape {tuple(mask.shape)}; expected {tuple(embeddings.shape[:2])}.")
     mask = torch.ones(embeddings.shape[:2], dtype=torch.bool) if mask is None else mask.bool()
     # ConditioningConcat appends tokens to the prompt without extending the mask
     mask = torch.nn.functional.pad(mask, (0, embeddings.shape[1] - mask.shape[1]), value=True)

@@ -1,4 +1,4 @@
-"""What a MODEL carries for its runs, under one key of its transformer_options."""
+"""What a MODEL carries for its runs, under one key of its model_options and their transformer_options."""
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -39,10 +39,10 @@ class RunOptions:
 
 def read(model_options: dict) -> RunOptions:
     """The options in a MODEL's model_options, or in its transformer_options."""
-    return model_options.get("transformer_options", model_options).get(KEY) or RunOptions()
+    return model_options.get("transformer_options", {}).get(KEY) or model_options.get(KEY) or RunOptions()
 
 
 def updated(model_options: dict, **changes) -> dict:
-    """A copy of model_options with changed RunOptions."""
-    options = model_options.get("transformer_options", {})
-    return {**model_options, "transformer_options": {**options, KEY: replace(read(model_options), **changes)}}
+    """A copy of model_options with changed RunOptions, kept twice: another node may replace transformer_options."""
+    options, changed = model_options.get("transformer_options", {}), replace(read(model_options), **changes)
+    return {**model_options, KEY: changed, "transformer_options": {**options, KEY: changed}}

@@ -22,6 +22,7 @@ from .live_preview import LivePreview
 from .out_of_memory import halvings, retry_smaller
 from .progress import Progress, check_interrupt, show_loading, warn
 
+IMAGE_CONDITIONS = ("area", "mask", "control")  # keys of a CONDITIONING entry that core applies to images
 OTHER_GUIDANCE = "sampler_cfg_function"  # key of model_options: another node's guidance, which replaces this pack's
 
 
@@ -170,7 +171,12 @@ def check_conditioning(conditioning, config: ModelConfig, batch: int, name: str)
     """Raise SA3Error unless a CONDITIONING fits the model and the batch."""
     if not isinstance(conditioning, list) or not conditioning:
         raise SA3Error(f"The {name} CONDITIONING is empty; connect SA3_TextEncode.")
-    for embeddings, values in conditioning:
+    for entry in conditioning:
+        if not isinstance(entry, (list, tuple)) or len(entry) != 2 or not isinstance(entry[1], dict):
+            raise SA3Error(f"The {name} CONDITIONING has an entry without embeddings and settings; connect SA3_TextEncode.")
+        embeddings, values = entry
+        if key := next((key for key in IMAGE_CONDITIONS if values.get(key) is not None), None):
+            raise SA3Error(f"The {name} CONDITIONING has the setting '{key}', which is for images; remove the node that sets it.")
         rows, _ = host_model.prompt_rows(embeddings, values.get("attention_mask"), batch)
         if rows.shape[-1] != config.conditioning.cond_dim:
             raise SA3Error(
@@ -182,7 +188,9 @@ def check_conditioning(conditioning, config: ModelConfig, batch: int, name: str)
 def model_warnings(model) -> list[str]:
     """Warnings about a MODEL before a run."""
     replaced = "Another node on this MODEL sets its own guidance, which replaces SA3 Guidance; the settings of SA3 Guidance have no effect."
-    return [replaced] if OTHER_GUIDANCE in model.model_options else []
+    patched = "Another node patches attention or blocks of this MODEL, which Stable Audio 3 does not support; its patches have no effect."
+    core = model.model_options.get("transformer_options", {})
+    return [replaced] * (OTHER_GUIDANCE in model.model_options) + [patched] * any(core.get(key) for key in ("patches", "patches_replace"))
 
 
 def check_guidance(guidance) -> Guidance:
