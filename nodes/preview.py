@@ -68,7 +68,8 @@ def split_items(name: str, audios) -> list[tuple]:
     items = []
     for audio in audios:
         waveform = audio.get("waveform") if isinstance(audio, dict) else None
-        finite = {**audio, "waveform": waveform.nan_to_num(0, 0, 0)} if isinstance(waveform, torch.Tensor) else audio
+        readable = isinstance(waveform, torch.Tensor) and waveform.itemsize > 1  # torch has no NaN check for 8 bits
+        finite = {**audio, "waveform": waveform.nan_to_num(0, 0, 0)} if readable else audio
         _, rate = read_audio(name, finite)
         items += [(clip, rate, audio) for clip in waveform]
     return items

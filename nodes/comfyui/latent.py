@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...sa3_core.audio.waveform import check_clip, to_model
+from ...sa3_core.audio.waveform import check_clip, check_tensor, to_model
 from ...sa3_core.config import FRAME, RATE, ModelConfig
 from ...sa3_core.errors import SA3Error
 from ...sa3_core.timeline.durations import PADDING_SECONDS, Lengths, batch_frames, check_padding, generate_mask, lengths
@@ -29,37 +29,57 @@ class Latents:
 
 def read_latent(latent, config: ModelConfig) -> Latents:
     """Check a LATENT against a model. An empty one gets the model's own number of frames, so that one graph fits every model."""
-    if not isinstance(latent, dict) or not isinstance(latent.get("samples"), Tensor):
-        raise SA3Error("The LATENT holds no samples; connect SA3_EmptyLatent or SA3_SAMEEncode.")
-    samples, channels = latent["samples"], config.same.latent_dim
+    samples, channels = _samples(latent), config.same.latent_dim
     batch = samples.shape[0]
-    if samples.dim() != 3:
-        raise SA3Error(f"The LATENT has shape {tuple(samples.shape)}, an image or video; expected audio (batch, {channels}, frames).")
-    indices = tuple(int(i) for i in latent.get("batch_index") or range(batch))
+    indices = _batch_index(latent) or tuple(range(batch))
     seconds, empty = latent.get(SECONDS), not bool(samples.any())
     if samples.shape[1] != channels and not (empty and seconds is not None):
         hint = "that is Stable Audio 1 or Open" if samples.shape[1] == 64 else "it belongs to another model"
         raise SA3Error(
             f"The LATENT has {samples.shape[1]} channels ({hint}); this model has {channels}. Use SA3_EmptyLatent or SA3_SAMEEncode."
         )
+    if not bool(torch.isfinite(samples.float()).all()):
+        raise SA3Error("The LATENT contains NaN or infinite values; check the node that it comes from.")
     if len(indices) != batch:
         raise SA3Error(f"The LATENT's batch_index has {len(indices)} entries for {batch} items; expected one per item.")
     if seconds is None:
         item_lengths = host_model.unpadded_lengths(config, samples)
     else:
-        seconds, frames = _per_item(seconds, batch, latent.get("batch_index")), None if empty else samples.shape[-1]
-        item_lengths = lengths(config, seconds, float(latent.get(PADDING, PADDING_SECONDS)), frames)
+        seconds, frames = _per_item(seconds, batch, _batch_index(latent)), None if empty else samples.shape[-1]
+        item_lengths = lengths(config, seconds, latent.get(PADDING, PADDING_SECONDS), frames)
     mask = latent.get("noise_mask")
     keep = None if mask is None else 1 - _frame_mask(mask, batch, item_lengths.frames)
     return Latents(item_lengths, indices, None if empty else samples, keep)
 
 
-def _per_item(seconds, batch: int, indices: list[int] | None) -> list[float]:
+def _samples(latent) -> Tensor:
+    """The samples (B, D, T) of a LATENT, with at least one item. Raises SA3Error for anything else."""
+    if not isinstance(latent, dict) or not isinstance(latent.get("samples"), Tensor):
+        raise SA3Error("The LATENT holds no samples; connect SA3_EmptyLatent or SA3_SAMEEncode.")
+    samples = latent["samples"]
+    check_tensor("The LATENT", samples)
+    if samples.dim() != 3:
+        raise SA3Error(f"The LATENT has shape {tuple(samples.shape)}, an image or video; expected audio (batch, channels, frames).")
+    if 0 in samples.shape:
+        raise SA3Error(f"The LATENT has shape {tuple(samples.shape)}, which is empty; expected at least one item and one frame.")
+    return samples
+
+
+def _batch_index(latent: dict) -> tuple[int, ...]:
+    """ComfyUI's indices of the items in a larger batch; empty without them."""
+    indices = latent.get("batch_index")
+    found = () if indices is None else indices.tolist() if isinstance(indices, Tensor) else indices
+    if not isinstance(found, (list, tuple)) or not all(isinstance(i, int) and i >= 0 for i in found):
+        raise SA3Error(f"The LATENT's batch_index is {indices}; expected a list of whole numbers from 0.")
+    return tuple(found)
+
+
+def _per_item(seconds, batch: int, indices: tuple[int, ...]) -> list[float]:
     """One duration per item: by the batch's indices where ComfyUI has picked items from a larger batch."""
     if not isinstance(seconds, (list, tuple)):
         raise SA3Error(f"The LATENT's {SECONDS} has no list for {batch} items; expected a list with one number per item.")
-    if not all(isinstance(value, (int, float)) for value in seconds):
-        raise SA3Error(f"The LATENT's {SECONDS} is {list(seconds)}; expected a list of numbers.")
+    if not all(isinstance(value, (int, float)) and not isinstance(value, bool) and not abs(value) >= 1e9 for value in seconds):
+        raise SA3Error(f"The LATENT's {SECONDS} is {str(list(seconds))[:80]}; expected a list of numbers of seconds.")
     if indices and max(indices) < len(seconds):
         return [float(seconds[i]) for i in indices]
     if len(seconds) != batch:
@@ -69,6 +89,9 @@ def _per_item(seconds, batch: int, indices: list[int] | None) -> list[float]:
 
 def _frame_mask(mask: Tensor, batch: int, frames: int) -> Tensor:
     """A noise mask in any of ComfyUI's shapes as (B, 1, T), 1 = regenerate, by nearest neighbour."""
+    check_tensor("The noise mask", mask, integers=True)
+    if mask.dim() == 0 or 0 in mask.shape or not bool(torch.isfinite(mask.float()).all()):
+        raise SA3Error(f"The noise mask has shape {tuple(mask.shape)}; expected finite values (batch, 1, frames).")
     mask = mask.float().reshape(-1, 1, mask.shape[-1])
     if mask.shape[0] not in (1, batch):
         raise SA3Error(f"The noise mask has {mask.shape[0]} rows for {batch} items; expected one, or one per item.")
@@ -81,8 +104,10 @@ def schedule_lengths(latent, config: ModelConfig | None) -> Tensor | float:
         return ANCHOR_LENGTH
     if config is not None:
         return torch.tensor(read_latent(latent, config).lengths.effective)
-    seconds, samples = latent.get(SECONDS), latent["samples"]
-    frames = [samples.shape[-1]] * samples.shape[0] if seconds is None else [-(-int(value * RATE) // FRAME) for value in seconds]
+    samples, seconds = _samples(latent), latent.get(SECONDS)
+    batch = samples.shape[0]
+    seconds = None if seconds is None else _per_item(seconds, batch, _batch_index(latent))
+    frames = [samples.shape[-1]] * batch if seconds is None else [-(-int(value * RATE) // FRAME) for value in seconds]
     return torch.tensor(frames)
 
 

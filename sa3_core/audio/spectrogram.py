@@ -20,6 +20,7 @@ QUIET, LOUD = -100.0, -10.0  # dB relative to a full-scale sine, of the darkest 
 BACKGROUND, ENVELOPE, CORE, CLIPPED = (0.055, 0.063, 0.086), (0.23, 0.48, 0.68), (0.55, 0.80, 0.94), (0.96, 0.36, 0.30)
 GRADIENT = [(0.02, 0.02, 0.05), (0.13, 0.08, 0.31), (0.38, 0.11, 0.48), (0.68, 0.19, 0.45), (0.92, 0.40, 0.31), (0.99, 0.70, 0.35),
             (1.0, 0.97, 0.78)]  # fmt: skip
+LARGEST = 1e9  # amplitude; the power of a larger one would overflow float32
 FONT = ImageFont.load_default()
 
 
@@ -38,7 +39,7 @@ def draw(
         raise SA3Error(f"The image would be {width} x {height}; expected at least 16 x 16 pixels.")
     if loud <= quiet:
         raise SA3Error(f"The loud end is {loud:g} dB and the quiet end {quiet:g} dB; the loud one must be higher.")
-    clip = clip.detach().float()
+    clip = clip.detach().float().clamp(-LARGEST, LARGEST)
     upper = {"waveform": height, "spectrogram": 0, "both": height // 3}[kind]
     parts = [waveform(clip, width, upper)] if upper else []
     if upper < height:

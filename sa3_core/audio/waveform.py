@@ -14,6 +14,21 @@ ZEROS, ROLLOFF = 6, 0.99  # torchaudio's default kernel: zero crossings per side
 LARGEST_KERNEL = 1 << 22  # entries of torchaudio's table; rates with a small gcd would need billions
 
 
+def check_tensor(name: str, x, integers: bool = False) -> None:
+    """Raise SA3Error unless x is a dense tensor of real numbers. integers: whether integers and booleans are numbers too."""
+    found = ""
+    if not isinstance(x, Tensor):
+        found = type(x).__name__
+    elif x.is_nested or x.layout != torch.strided:
+        found = "a nested tensor" if x.is_nested else f"a {x.layout} tensor".replace("torch.", "")
+    elif x.is_meta:
+        found = "a meta tensor without values"
+    elif x.is_complex() or not (integers or x.is_floating_point()) or (x.is_floating_point() and x.itemsize < 2):
+        found = f"a tensor of {x.dtype}"
+    if found:
+        raise SA3Error(f"{name} is {found}; expected a dense tensor of {'real' if integers else 'floating-point'} numbers.")
+
+
 def check_clip(name: str, waveform: Tensor, rate: int) -> None:
     """Raise SA3Error for a waveform that is not finite floating-point (..., C, N), too short, or at an unusable sample rate (Hz)."""
     if not isinstance(waveform, Tensor) or waveform.dim() < 2 or 0 in waveform.shape[:-1]:
@@ -21,6 +36,7 @@ def check_clip(name: str, waveform: Tensor, rate: int) -> None:
         raise SA3Error(f"{name} has shape {found}; expected (channels, samples).")
     if isinstance(rate, bool) or not isinstance(rate, int) or not RATES[0] <= rate <= RATES[1]:
         raise SA3Error(f"{name} has a sample rate of {rate}; expected a whole number of Hz from {RATES[0]} to {RATES[1]}.")
+    check_tensor(name, waveform, integers=True)
     if not waveform.is_floating_point():
         raise SA3Error(f"{name} holds {waveform.dtype} samples; expected floating point between -1 and 1.")
     if waveform.shape[-1] < SHORTEST:
@@ -45,7 +61,7 @@ def to_model(name: str, rate: int, waveform: Tensor, model_rate: int, channels: 
 
 
 def check_finite(name: str, waveform: Tensor) -> None:
-    if not bool(torch.isfinite(waveform).all()):
+    if not bool(torch.isfinite(waveform.float()).all()):
         raise SA3Error(f"{name} contains NaN or infinite samples; expected finite audio.")
 
 

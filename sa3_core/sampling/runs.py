@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ..audio.waveform import check_tensor
 from ..backends.ambient import independent
 from ..backends.device import to_device
 from ..config import ModelConfig
@@ -66,7 +67,12 @@ def plan(
 
 def check_sigmas(sigmas: Tensor, batch: int) -> Tensor:
     """Sigmas (steps + 1,) or (B, steps + 1) as (B, steps + 1), float32, on the CPU. Raises SA3Error when they are not valid."""
-    sigmas = torch.as_tensor(sigmas, dtype=torch.float32).cpu()
+    try:
+        sigmas = torch.as_tensor(sigmas)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise SA3Error(f"SIGMAS are {type(sigmas).__name__}; expected a tensor or a list of noise levels.") from error
+    check_tensor("SIGMAS", sigmas, integers=True)
+    sigmas = sigmas.to("cpu", torch.float32)
     sigmas = sigmas.expand(batch, -1) if sigmas.dim() == 1 else sigmas
     if sigmas.dim() != 2 or sigmas.shape[0] != batch or sigmas.shape[1] < 2:
         raise SA3Error(f"SIGMAS have shape {tuple(sigmas.shape)}; expected (steps + 1,) or ({batch}, steps + 1), at least two points.")

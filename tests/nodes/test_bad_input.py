@@ -1,5 +1,6 @@
 """What does not fit is refused with a sentence, before any network computes."""
 
+import importlib
 from types import SimpleNamespace
 
 import pytest
@@ -76,6 +77,27 @@ BAD_LATENTS = {
     "negative padding": (audio_latent(1, sa3_seconds=[1.0], sa3_padding=-1.0), ["padding is -1", "0 or more"]),
     "another batch's indices": (audio_latent(2, batch_index=[0, 1, 2]), ["batch_index", "3 entries", "2 items"]),
     "a mask of another batch": (audio_latent(2, noise_mask=torch.ones(3, 1, 40)), ["mask", "3 rows", "2 items"]),
+    "NaN": ({"samples": torch.full((1, 32, 40), NAN)}, ["NaN", "check the node"]),
+    "complex numbers": ({"samples": torch.ones(1, 32, 40, dtype=torch.complex64)}, ["complex64", "floating-point"]),
+    "whole numbers": ({"samples": torch.ones(1, 32, 40, dtype=torch.long)}, ["int64", "floating-point"]),
+    "no values": ({"samples": torch.ones(1, 32, 40, device="meta")}, ["meta tensor", "dense"]),
+    "sparse values": ({"samples": torch.ones(1, 32, 40).to_sparse()}, ["sparse", "dense"]),
+    "a single number": ({"samples": torch.tensor(1.0)}, ["shape ()", "expected audio"]),
+    "no items": ({"samples": torch.zeros(0, 32, 40), "sa3_seconds": []}, ["(0, 32, 40)", "empty"]),
+    "no frames": ({"samples": torch.zeros(1, 32, 0)}, ["(1, 32, 0)", "empty"]),
+    "a duration in words": (audio_latent(1, sa3_seconds=["1.0"]), ["sa3_seconds", "['1.0']", "numbers"]),
+    "a duration of True": (audio_latent(1, sa3_seconds=[True]), ["sa3_seconds", "True", "numbers"]),
+    "a duration beyond floating point": (audio_latent(1, sa3_seconds=[10**400]), ["sa3_seconds", "numbers"]),
+    "padding in words": (audio_latent(1, sa3_seconds=[1.0], sa3_padding="6"), ["padding is 6", "0 or more"]),
+    "no padding": (audio_latent(1, sa3_seconds=[1.0], sa3_padding=None), ["padding is None", "0 or more"]),
+    "indices in words": (audio_latent(1, batch_index=["a"]), ["batch_index", "['a']", "whole numbers"]),
+    "an index without a list": (audio_latent(1, batch_index=3), ["batch_index", "3", "list"]),
+    "a negative index": (audio_latent(1, batch_index=[-1], sa3_seconds=[1.0, 2.0]), ["batch_index", "-1", "from 0"]),
+    "a fractional index": (audio_latent(1, batch_index=[0.5]), ["batch_index", "0.5", "whole numbers"]),
+    "a mask of NaN": (audio_latent(1, noise_mask=torch.full((1, 1, 40), NAN)), ["noise mask", "finite"]),
+    "a mask without values": (audio_latent(1, noise_mask=torch.zeros(1, 1, 0)), ["noise mask", "(1, 1, 0)"]),
+    "a mask without a tensor": (audio_latent(1, noise_mask=[1, 0]), ["noise mask", "list"]),
+    "a mask of complex numbers": (audio_latent(1, noise_mask=torch.ones(1, 1, 40, dtype=torch.complex64)), ["noise mask", "complex64"]),
 }
 
 
@@ -93,6 +115,22 @@ def test_foreign_latent_to_decode(sa3, load, case):
         sa3.decode(latent, load("small").vae)
 
 
+@pytest.mark.parametrize(
+    "case", ["no samples", "no values", "no items", "a duration in words", "a duration without a list", "a negative index"]
+)
+def test_foreign_latent_for_a_schedule(sa3, case):
+    latent, words = BAD_LATENTS[case]
+    latent = {**latent, "sa3_seconds": latent.get("sa3_seconds", [1.0])}
+    with sa3.refused(*words):
+        sa3.run("SA3_Schedule", latent=latent, kind="logsnr", steps=3)
+
+
+def test_indices_as_a_tensor(sa3, load):
+    latent = audio_latent(2, batch_index=torch.tensor([2, 3]), sa3_seconds=[1.0, 1.0, 1.5, 2.0])
+    read = importlib.import_module("sa3_pack.nodes.comfyui.latent").read_latent(latent, load("small").model.model.sa3_config)
+    assert read.indices == (2, 3) and read.lengths.seconds == (1.5, 2.0)
+
+
 def test_an_empty_latent_longer_than_the_model_makes(sa3, load, prompt):
     with sa3.refused("60", "at most 47"):
         sa3.sample(load("small").model, prompt, sa3.empty(60.0))
@@ -105,6 +143,19 @@ BAD_CONDITIONING = {
     "pooled only": ([[randn(1, 64), {}]], ["no prompt embeddings", "SA3_TextEncode"]),
     "another width": ([[randn(1, 77, 768), {}]], ["positive", "768", "64", "CLIP"]),
     "another batch": ([[randn(3, 5, 64), {}]], ["3 prompts", "2 items", "one"]),
+    "NaN": ([[torch.full((1, 5, 64), NAN), {}]], ["NaN", "CLIP"]),
+    "complex numbers": ([[torch.ones(1, 5, 64, dtype=torch.complex64), {}]], ["complex64", "floating-point"]),
+    "no values": ([[torch.ones(1, 5, 64, device="meta"), {}]], ["meta tensor"]),
+    "a list of numbers": ([[[1, 2, 3], {}]], ["no prompt embeddings", "SA3_TextEncode"]),
+    "an entry without settings": ([[randn(1, 5, 64)]], ["positive", "entry", "SA3_TextEncode"]),
+    "settings of None": ([[randn(1, 5, 64), None]], ["positive", "entry", "SA3_TextEncode"]),
+    "an attention mask of another batch": (
+        [[randn(1, 5, 64), {"attention_mask": torch.ones(3, 5)}]],
+        ["attention_mask", "(3, 5)", "(1, 5)"],
+    ),
+    "an attention mask in words": ([[randn(1, 5, 64), {"attention_mask": "all"}]], ["attention_mask", "str"]),
+    "an area of an image": ([[randn(1, 5, 64), {"area": (1, 1, 0, 0)}]], ["positive", "'area'", "images", "remove"]),
+    "a mask of an image": ([[randn(1, 5, 64), {"mask": torch.ones(1, 64, 64)}]], ["positive", "'mask'", "images", "remove"]),
     "a second entry of another width": ([[randn(1, 5, 64), {}], [randn(1, 5, 2048), {}]], ["2048", "64"]),
 }
 
@@ -127,6 +178,9 @@ BAD_SIGMAS = {
     "above 1": (torch.tensor([14.6, 3.0, 0.0]), ["14.6", "between 1 and 0"]),
     "below 0": (torch.tensor([1.0, -0.5]), ["-0.5", "between 1 and 0"]),
     "NaN": (torch.tensor([1.0, NAN, 0.0]), ["nan", "between 1 and 0"]),
+    "complex numbers": (torch.tensor([1 + 0j, 0]), ["complex64"]),
+    "no values": (torch.zeros(3, device="meta"), ["meta tensor"]),
+    "words": ("abc", ["str", "list of noise levels"]),
     "one point": (torch.tensor([1.0]), ["at least two"]),
     "none": (torch.zeros(0), ["at least two"]),
     "of another batch": (torch.rand(3, 5), ["(3, 5)", "(2, steps + 1)"]),
@@ -188,3 +242,33 @@ def test_seconds_per_item_against_the_batch_size(sa3):
 def test_seconds_that_cannot_be(sa3, value):
     with sa3.refused("seconds has", f"{value:g}", "above 0", "384"):
         sa3.empty(value)
+
+
+BAD_AUDIO = {
+    "no values": (torch.ones(1, 2, 4410, device="meta"), ["meta tensor"]),
+    "sparse values": (torch.ones(1, 2, 4410).to_sparse(), ["sparse"]),
+    "complex numbers": (torch.ones(1, 2, 4410, dtype=torch.complex64), ["complex64"]),
+    "eight bits": (torch.ones(1, 2, 4410).to(torch.float8_e4m3fn), ["float8"]),
+    "NaN": (torch.full((1, 2, 4410), NAN), ["NaN"]),
+}
+
+
+@pytest.mark.parametrize("node", ["SA3_SAMEEncode", "SA3_Levels", "SA3_AudioImage"])
+@pytest.mark.parametrize("case", BAD_AUDIO)
+def test_foreign_audio(sa3, load, node, case):
+    waveform, words = BAD_AUDIO[case]
+    vae = {"vae": load("small").vae} if node == "SA3_SAMEEncode" else {}
+    with sa3.refused("AUDIO", *words):
+        sa3.run(node, audio={"waveform": waveform, "sample_rate": 44100}, **vae)
+
+
+@pytest.mark.parametrize("case", [case for case in BAD_AUDIO if case != "NaN"])
+def test_foreign_audio_to_preview(sa3, case):
+    waveform, words = BAD_AUDIO[case]
+    with sa3.refused("AUDIO", *words):
+        sa3.run("SA3_PreviewBatch", audio=[{"waveform": waveform, "sample_rate": 44100}], keep=["all"])
+
+
+def test_audio_beyond_float32_when_squared_has_an_image(sa3):
+    (image,) = sa3.run("SA3_AudioImage", audio={"waveform": randn(1, 2, 4410) * 1e37, "sample_rate": 44100})
+    assert bool(torch.isfinite(image).all())
