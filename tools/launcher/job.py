@@ -99,7 +99,7 @@ def run(root: Path, options: Namespace) -> Path:
         files = [file for file in server.output_files(entry) if file.suffix in AUDIO and file.is_file()]
     if not files:
         raise SetupError(f"The workflow {options.workflow} saved no audio file; expected one of {', '.join(sorted(AUDIO))}.")
-    saved = [file for file in files if file.is_relative_to(output.resolve())]
+    saved = [file for file in files if file.resolve().is_relative_to(output.resolve())]
     if not saved:
         progress.say("the workflow saved nothing: this is a preview, which the next run deletes")
     return (saved or files)[-1]
