@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from . import run_record, timeline
-from .audio.waveform import to_model
+from .audio.waveform import check_tensor, to_model
 from .backends.accelerator import Accelerator
 from .backends.compiled import Compiled
 from .backends.device import backend_of
@@ -28,6 +28,7 @@ from .models.release import StableAudio, build
 from .models.same import SAME, Noise
 from .models.text_encoder import Text, TextEncoder, encoder_dtype
 from .sampling import runs
+from .sampling.draws import check_seed
 from .sampling.float32_retry import with_float32_retry
 from .sampling.guidance import Guidance
 from .sampling.predictor import Predictor
@@ -143,7 +144,9 @@ class Model:
         module = self._release()
         if self.text_encoder is None:
             raise SA3Error(f"{self.name} was loaded without a text encoder; pass the folder t5gemma-b-b-ul2 to load() as text_encoder.")
-        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        prompts = [prompts] if isinstance(prompts, str) else prompts
+        if not isinstance(prompts, (list, tuple)):
+            raise SA3Error(f"The prompt is {type(prompts).__name__}; expected a text, or a list of them.")
         if not prompts:
             raise SA3Error("The list of prompts is empty; expected at least one prompt, which may be an empty text.")
         tokens = self.text_encoder.tokenize(prompts, self.config.conditioning.max_tokens)
@@ -165,10 +168,30 @@ class Model:
 
         cross_attn, global_cond: from `condition`. local_add (B, D + 1, T): mask and masked latents. padding_mask (B, T), True = valid.
         """
-        if x.dim() != 3 or x.shape[1] != self.config.same.latent_dim or t.shape != (len(x),) or len(cross_attn) != len(x):
+        inputs = {"x": x, "t": t, "cross_attn": cross_attn, "global_cond": global_cond}
+        optional = {"local_add": local_add, "padding_mask": padding_mask, "negative_cross_attn": negative_cross_attn}
+        for name, tensor in {**inputs, **{name: value for name, value in optional.items() if value is not None}}.items():
+            check_tensor(f"The {name} of velocity()", tensor, integers=name in ("t", "padding_mask"))
+        if (
+            x.dim() != 3
+            or not x.shape[-1]
+            or x.shape[1] != self.config.same.latent_dim
+            or t.shape != (len(x),)
+            or len(cross_attn) != len(x)
+        ):
             raise SA3Error(
                 f"velocity() got x {tuple(x.shape)}, t {tuple(t.shape)} and cross_attn {tuple(cross_attn.shape)}; "
                 f"expected (B, {self.config.same.latent_dim}, T), (B,) and (B, n, dim)."
+            )
+        width, (batch, _, frames) = self.config.conditioning.cond_dim, x.shape
+        expected = {"cross_attn": (batch, cross_attn.shape[1], width), "global_cond": (batch, width), "padding_mask": (batch, frames)}
+        expected |= {"local_add": (batch, self.config.dit.local_dim, frames), "negative_cross_attn": tuple(cross_attn.shape)}
+        for name, tensor in {**inputs, **optional}.items():
+            if tensor is not None and name in expected and (tuple(tensor.shape) != expected[name] or 0 in tensor.shape):
+                raise SA3Error(f"The {name} of velocity() has shape {tuple(tensor.shape)}; expected {expected[name]}, not empty.")
+        if cross_attn.dtype != self.dtype or global_cond.dtype != self.dtype:
+            raise SA3Error(
+                f"velocity() got cross_attn in {cross_attn.dtype} and global_cond in {global_cond.dtype}; expected {self.dtype}."
             )
         lengths = None if padding_mask is None else _lengths_of(padding_mask)
         guidance, t = _guidance(cfg, apg, rescale, norm_threshold, cfg_interval), t.float().cpu()
@@ -182,11 +205,13 @@ class Model:
     @torch.no_grad()
     def encode(self, audio: Tensor, chunk_size: int | None = None, overlap: int = 32, noise: int | None = None) -> Tensor:
         """Audio (B, channels, N) at the model's rate -> latents (B, D, frames). noise: a seed, None = off."""
+        check_tensor("The audio to encode", audio)
         return self.autoencoder.encode(audio.to(self.device, self.dtype), chunk_size, overlap, _noise(noise))
 
     @torch.no_grad()
     def decode(self, z: Tensor, chunk_size: int | None = None, overlap: int = 32, noise: int | None = None) -> Tensor:
         """Latents (B, D, T) -> audio (B, channels, N), not clipped. noise: a seed, None = off."""
+        check_tensor("The latents to decode", z)
         return self._decode(z.to(self.device, self.dtype), chunk_size, overlap, noise)
 
     def _decode(self, z: Tensor, chunk_size: int | None, overlap: int, noise: int | None) -> Tensor:
@@ -214,6 +239,8 @@ class Model:
         decode_noise: seed of the decoder's regularisation noise, None = off. initial_noise (B, D, T), step_noise (list of the same):
         replace the seed's draws. callback(step, total, denoised).
         """
+        if not isinstance(step_noise, (Sequence, type(None))) or isinstance(step_noise, str):
+            raise SA3Error(f"step_noise is {type(step_noise).__name__}; expected a list of draws.")
         dit, watch = self.dit, run_record.Stopwatch()
         prompts, negatives, seconds = _broadcast(prompt, negative_prompt, duration)
         lengths = timeline.lengths(self.config, seconds, padding)
@@ -279,6 +306,8 @@ class Model:
 
     def _source_latents(self, name: str, source: tuple[int, Tensor], lengths: timeline.Lengths, chunk_size, overlap: int) -> Tensor:
         """Latents (B, D, T) of a clip, cut or zero-padded to each item's own length."""
+        if not isinstance(source, (list, tuple)) or len(source) != 2:
+            raise SA3Error(f"{name} is {type(source).__name__}; expected (rate, waveform).")
         waveform = to_model(name, *source, self.config.sample_rate, self.config.same.audio_channels)
         out = torch.zeros(len(lengths), self.config.same.latent_dim, lengths.frames, device=self.device, dtype=self.dtype)
         for own in set(lengths.own):
@@ -315,13 +344,16 @@ def load(
 
 
 def _guidance(cfg, apg, rescale, norm_threshold, interval) -> Guidance:
-    if len(interval) != 2:
+    if not isinstance(interval, (list, tuple)) or len(interval) != 2:
         raise SA3Error(f"cfg_interval is {interval}; expected two noise levels, start and end.")
     return Guidance(cfg, apg, rescale, norm_threshold, *interval)
 
 
 def _noise(seed: int | None) -> Noise | None:
-    return None if seed is None else Noise(int(seed))
+    if seed is None:
+        return None
+    check_seed(seed)
+    return Noise(seed)
 
 
 def _lengths_of(padding_mask: Tensor) -> list[int]:

@@ -50,7 +50,10 @@ def to_model(name: str, rate: int, waveform: Tensor, model_rate: int, channels: 
 
     Raises SA3Error for other channel counts than 1 and `channels`.
     """
-    waveform = torch.as_tensor(waveform)
+    try:
+        waveform = torch.as_tensor(waveform)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise SA3Error(f"{name} holds {type(waveform).__name__}; expected a waveform (channels, samples).") from error
     waveform = waveform[None] if waveform.dim() == 1 else waveform
     check_clip(name, waveform, rate)
     if waveform.shape[-2] == 1:

@@ -202,6 +202,18 @@ def apply(
     tensors: lora_A (rank, in) and lora_B (out, rank), or M_xs (rank, rank) with U (out, rank) and V (in, rank), which default to the
     weight's own SVD; magnitude, or magnitude_r and magnitude_c. alpha: None = rank. Strength 0 returns the weight itself.
     """
+    if not isinstance(weight, Tensor) or not weight.is_floating_point() or weight.dim() < 2:
+        found = f"{tuple(weight.shape)}, {weight.dtype}" if isinstance(weight, Tensor) else type(weight).__name__
+        raise SA3Error(f"The weight is {found}; expected a floating-point tensor (out, in).")
+    for name, value in {"strength": strength, "alpha": alpha, "rank": rank}.items():
+        wrong = isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 1e9 or (name == "rank" and value <= 0)
+        if wrong and (value is not None or name == "strength"):
+            raise SA3Error(f"The adapter's {name} is {value!r}; expected a finite number{', above 0' if name == 'rank' else ''}.")
+    if not isinstance(tensors, Mapping):
+        raise SA3Error(f"The adapter's tensors are {type(tensors).__name__}; expected a dict by name.")
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor) or not tensor.is_floating_point() or not bool(torch.isfinite(tensor).all()):
+            raise SA3Error(f"The adapter's tensor '{name}' is not a floating-point tensor of finite values.")
     if strength == 0:
         return weight
     adapter = adapter_of(adapter_type, tensors, alpha, rank)

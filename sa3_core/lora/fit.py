@@ -76,17 +76,25 @@ def fit_lora(
     if mode not in MODES:
         raise SA3Error(f"The LoRA mode is '{mode}'; expected {' or '.join(MODES)}.")
     seconds_strength = strength if seconds_strength is None else seconds_strength
-    low, high = (float(value) for value in interval)
+    try:
+        low, high = (float(value) for value in interval)
+    except (TypeError, ValueError) as error:
+        raise SA3Error(f"The LoRA's interval is {interval!r}; expected two noise levels, start and end.") from error
     for name, value in {"strength": strength, "seconds_strength": seconds_strength, "start": low, "end": high}.items():
-        if not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
             raise SA3Error(f"The LoRA's {name} is {value}; expected a finite number.")
     if low > high:
         raise SA3Error(f"The LoRA's interval runs from {low} to {high}; expected start <= end.")
     if curve is not None:
-        values = torch.as_tensor(curve, dtype=torch.float32)
+        try:
+            values = torch.as_tensor(curve, dtype=torch.float32)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise SA3Error(f"The strength curve is {curve!r}; expected a list of finite multipliers, one per step.") from error
         if values.dim() != 1 or not len(values) or not bool(torch.isfinite(values).all()):
             raise SA3Error(f"The strength curve has shape {tuple(values.shape)}; expected a list of finite multipliers, one per step.")
         curve = tuple(values.tolist())
+    if not isinstance(skip_layers, (str, list, tuple)) or not all(isinstance(part, str) for part in skip_layers):
+        raise SA3Error(f"skip_layers is {skip_layers!r}; expected parts of layer names.")
     skip = [part.strip() for part in (skip_layers.split(",") if isinstance(skip_layers, str) else skip_layers)]
     layers = {layer: adapter for layer, adapter in _fitting_layers(lora, module, model_name).items() if not matches(layer, skip)}
     if not layers:

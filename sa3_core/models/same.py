@@ -290,7 +290,7 @@ def _in_chunks(
     """
     if chunk is None:
         return run([0], frames)
-    if chunk < 1 or not 0 <= overlap < chunk:
+    if not isinstance(chunk, int) or not isinstance(overlap, int) or not 0 <= overlap < chunk:
         raise SA3Error(f"Chunk size {chunk} with overlap {overlap}: expected 0 <= overlap < chunk size, in latent frames.")
     if chunk % side.align or overlap % side.align:
         raise SA3Error(f"Chunk size {chunk} with overlap {overlap}: this autoencoder needs both to be multiples of {side.align} frames.")

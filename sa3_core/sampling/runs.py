@@ -52,10 +52,14 @@ def plan(
     """
     check_seed(seed)
     sampler = config.default_sampler if sampler in (None, "auto") else sampler
-    if sampler not in samplers.SAMPLERS:
+    if not isinstance(sampler, str) or sampler not in samplers.SAMPLERS:
         raise SA3Error(f"Sampler '{sampler}' is unknown; choose one of {', '.join(samplers.SAMPLERS)}.")
     if sigmas is None:
+        if not isinstance(schedule_options, (dict, type(None))):
+            raise SA3Error(f"The schedule is {schedule_options!r}; expected a dict with kind, mode and parameters.")
         options = dict(schedule_options or config.schedule)
+        if reserved := sorted({"steps", "sigma_max", "length"} & set(options)):
+            raise SA3Error(f"The schedule has '{reserved[0]}', which the run sets; remove it.")
         if "kind" not in options:
             raise SA3Error(f"The schedule has no 'kind'; choose one of {', '.join(schedule.SHIFTS)}.")
         steps = steps or config.default_steps
@@ -115,6 +119,7 @@ def run(
 
 def _checked(name: str, x: Tensor, shape: tuple[int, ...]) -> Tensor:
     """x, or x (1, C, T) expanded to the batch. Raises SA3Error for another shape and for values that are not finite."""
+    check_tensor(name, x)
     x = x.expand(shape[0], -1, -1) if x.dim() == 3 and x.shape[0] == 1 else x
     if tuple(x.shape) != shape:
         raise SA3Error(f"{name} has shape {tuple(x.shape)}; this run needs {shape} (batch, channels, frames).")

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..audio.waveform import check_tensor
 from ..backends.ambient import independent
 from ..backends.device import to_device
 from ..errors import SA3Error
@@ -21,24 +22,36 @@ def sample(name: str, velocity: Callable, x: Tensor, sigmas: Tensor, noise=None,
     sigmas (steps + 1,) or (B, steps + 1). noise: callable (t, t_next) -> draw like x, or a list of draws, for samplers that add noise.
     eta: strength of re-noising in the -sde samplers, None = 1. callback(step, total, denoised).
     """
-    if name not in SAMPLERS:
+    if not isinstance(name, str) or name not in SAMPLERS:
         raise SA3Error(f"Sampler '{name}' is unknown; choose one of {', '.join(SAMPLERS)}.")
-    sigmas = torch.as_tensor(sigmas).to("cpu", torch.promote_types(x.dtype, torch.float32))
+    check_tensor("The latents x", x)
+    if x.dim() != 3:
+        raise SA3Error(f"The latents x have shape {tuple(x.shape)}; expected (B, C, T).")
+    try:
+        sigmas = torch.as_tensor(sigmas)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise SA3Error(f"Sigmas are {type(sigmas).__name__}; expected a tensor or a list of noise levels.") from error
+    check_tensor("Sigmas", sigmas, integers=True)
+    sigmas = sigmas.to("cpu", torch.promote_types(x.dtype, torch.float32))
     sigmas = sigmas.expand(x.shape[0], -1) if sigmas.dim() == 1 else sigmas
     if sigmas.dim() != 2 or sigmas.shape[0] != x.shape[0] or sigmas.shape[1] < 2:
         raise SA3Error(f"Sigmas have shape {tuple(sigmas.shape)}; expected (steps + 1,) or ({x.shape[0]}, steps + 1).")
-    if eta is not None and not 0 <= eta <= 100:
+    if eta is not None and (isinstance(eta, bool) or not isinstance(eta, (int, float)) or not 0 <= eta <= 100):
         raise SA3Error(f"Eta is {eta}; expected 0 to 100, 1 for the standard SDE.")
     total = sigmas.shape[1] - 1
     if noise is None or isinstance(noise, (list, tuple)):
         draws, needed = noise or (), draws_per_run(name, total, eta)
         if len(draws) < needed:
             raise SA3Error(f"There are {len(draws)} noise draws; the sampler {name} needs {needed} for {total} steps.")
+        for draw in draws:
+            check_tensor("A noise draw", draw)
         remaining = iter(draws)
 
         def noise(t, t_next):
             return next(remaining)
 
+    if not callable(noise):
+        raise SA3Error(f"The noise is {noise!r}; expected a function (t, t_next), or a list of draws.")
     report = (lambda step, denoised: None) if callback is None else (lambda step, denoised: callback(step, total, denoised))
     eta = (1.0 if eta is None else eta) if name.endswith("-sde") else 0.0
     return SAMPLERS[name](velocity, x, sigmas, noise, eta, report)

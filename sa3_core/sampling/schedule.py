@@ -19,13 +19,13 @@ def build(kind: str, steps: int, sigma_max: float = 1.0, length=None, mode: str 
     kind: identity, logsnr, flux or full, with its `params`. mode: "scaled" shifts linspace(1, 0) and multiplies by sigma_max, which is
     monotone; "reference" shifts linspace(sigma_max, 0) and sets the first point, as the public code does: the second can exceed it.
     """
-    if kind not in SHIFTS:
+    if not isinstance(kind, str) or kind not in SHIFTS:
         raise SA3Error(f"Schedule '{kind}' is unknown; choose one of {', '.join(SHIFTS)}.")
     if mode not in ("scaled", "reference"):
         raise SA3Error(f"Schedule mode '{mode}' is unknown; choose scaled or reference.")
     if isinstance(steps, bool) or not isinstance(steps, (int, float)) or not 1 <= steps < 1e6 or int(steps) != steps:
         raise SA3Error(f"The number of steps is {steps}; expected a whole number from 1 to 999999.")
-    if not 0 < sigma_max <= 1:
+    if not isinstance(sigma_max, (int, float)) or not 0 < sigma_max <= 1:
         raise SA3Error(f"The noise level is {sigma_max}; expected more than 0 and at most 1.")
     defaults = parameters(kind)
     unknown = sorted(set(params) - set(defaults))
@@ -42,7 +42,13 @@ def build(kind: str, steps: int, sigma_max: float = 1.0, length=None, mode: str 
     if kind == "full" and values["min_length"] >= values["max_length"]:
         raise SA3Error(f"Schedule full: min_length is {values['min_length']}; expected less than max_length, {values['max_length']}.")
     per_item = isinstance(length, Tensor) and length.dim() > 0
-    lengths = torch.as_tensor(1.0 if length is None else length, dtype=torch.float32).clamp(min=1).reshape(-1, 1)
+    try:
+        lengths = torch.as_tensor(1.0 if length is None else length, dtype=torch.float32)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise SA3Error(f"The length is {length!r}; expected a number of latent frames, or a tensor of them.") from error
+    if lengths.dim() > 1 or not len(lengths.reshape(-1)) or not bool(torch.isfinite(lengths).all()):
+        raise SA3Error(f"The length is {length!r}; expected a finite number of latent frames, or a tensor of them.")
+    lengths = lengths.clamp(min=1).reshape(-1, 1)
     grid = torch.linspace(sigma_max if mode == "reference" else 1.0, 0, int(steps) + 1, dtype=torch.float32)
     # Row by row, because vectorised kernels do not guarantee the same bits for an item alone and in a batch.
     t = torch.cat([SHIFTS[kind](grid, row, **params).reshape(1, -1) for row in lengths[:, None]])

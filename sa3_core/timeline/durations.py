@@ -47,8 +47,8 @@ def seconds_of(samples: int, rate: int) -> float:
 
 def check_seconds(seconds: Sequence[float], config: ModelConfig) -> None:
     for value in seconds:
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value <= 0:
-            raise SA3Error(f"The duration is {value}; expected a positive number of seconds.")
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e9:
+            raise SA3Error(f"The duration is {str(value)[:80]}; expected a positive number of seconds.")
         if config.sample_size is not None and int(value * config.sample_rate) < 1:
             raise SA3Error(f"The duration is {value} s, shorter than one sample; expected at least {1 / config.sample_rate:.6f} s.")
         if config.sample_size is not None and value > config.max_seconds:

@@ -11,7 +11,7 @@ from ..audio import waveform
 from ..backends.ambient import independent
 from ..config import RATE
 from ..errors import SA3Error
-from .regions import Region, merge_regions, sample_span
+from .regions import Region, check_pairs, merge_regions, sample_span
 
 LEVEL_WINDOW = 0.05  # seconds on either side of a seam over which levels are compared
 MATCH_WINDOW = 0.5  # seconds on either side of a region over which original and generated audio are compared for a level match
@@ -55,15 +55,20 @@ def splice(
     digital silence inside the fade, an offset that fades out joins the generated audio to the original's last sample instead.
     match_level: scale the generated audio of each region to the original's level around the region.
     """
-    if original.dim() != 3 or generated.dim() != 3:
+    waveform.check_tensor("The original", original)
+    waveform.check_tensor("The generated audio", generated)
+    if original.dim() != 3 or generated.dim() != 3 or 0 in (*original.shape[:2], *generated.shape[:2]):
         raise SA3Error(f"Splice takes (batch, channels, samples); got {tuple(original.shape)} and {tuple(generated.shape)}.")
     if generated.shape[0] not in (1, original.shape[0]):
         raise SA3Error(f"The generated audio has {generated.shape[0]} items, the original {original.shape[0]}; give one, or one per item.")
-    if not math.isfinite(crossfade) or crossfade < 0:
+    for name, rate in {"sample_rate": sample_rate, "generated_rate": generated_rate}.items():
+        if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 < rate < math.inf:
+            raise SA3Error(f"The {name} is {rate!r}; expected a number of Hz above 0.")
+    if not isinstance(crossfade, (int, float)) or not 0 <= crossfade < math.inf:
         raise SA3Error(f"The cross-fade is {crossfade} s; expected 0 or more.")
     waveform.check_finite("The generated audio", generated)
     n = original.shape[-1]
-    spans = [sample_span(region, sample_rate) for region in merge_regions(regions, n / sample_rate)]
+    spans = [sample_span(region, sample_rate) for region in merge_regions(check_pairs(regions), n / sample_rate)]
     spans = [(a, min(b, n)) for a, b in spans if b > a]
     fitted, notes = waveform.fit_channels(generated.float(), original.shape[1])
     fitted = waveform.resample(fitted, generated_rate, sample_rate).to(original.device).expand(original.shape[0], -1, -1)
