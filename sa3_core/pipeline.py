@@ -166,7 +166,7 @@ class Model:
     ) -> Tensor:  # fmt: skip
         """Velocity (B, D, T) at latents x (B, D, T) and t (B,), from one evaluation with guidance.
 
-        cross_attn, global_cond: from `condition`. local_add (B, D + 1, T): mask and masked latents. padding_mask (B, T), True = valid.
+        cross_attn, global_cond: from `condition`; the network computes in the dtype of cross_attn. local_add (B, D + 1, T): mask and masked latents. padding_mask (B, T), True = valid.
         """
         inputs = {"x": x, "t": t, "cross_attn": cross_attn, "global_cond": global_cond}
         optional = {"local_add": local_add, "padding_mask": padding_mask, "negative_cross_attn": negative_cross_attn}
@@ -189,16 +189,13 @@ class Model:
         for name, tensor in {**inputs, **optional}.items():
             if tensor is not None and name in expected and (tuple(tensor.shape) != expected[name] or 0 in tensor.shape):
                 raise SA3Error(f"The {name} of velocity() has shape {tuple(tensor.shape)}; expected {expected[name]}, not empty.")
-        if cross_attn.dtype != self.dtype or global_cond.dtype != self.dtype:
-            raise SA3Error(
-                f"velocity() got cross_attn in {cross_attn.dtype} and global_cond in {global_cond.dtype}; expected {self.dtype}."
-            )
         lengths = None if padding_mask is None else _lengths_of(padding_mask)
         guidance, t = _guidance(cfg, apg, rescale, norm_threshold, cfg_interval), t.float().cpu()
         active = bool(guidance.active(t)[0])  # as in the public code, the first item decides for the batch
+        local_add, negative_cross_attn = (None if part is None else part.to(cross_attn) for part in (local_add, negative_cross_attn))
         predictor = Predictor.prepare(
-            self.dit, Condition(cross_attn, global_cond), local_add, x.shape[-1], lengths, guidance if active else Guidance(),
-            negative_cross_attn, self._network(),
+            self.dit, Condition(cross_attn, global_cond.to(cross_attn)), local_add, x.shape[-1], lengths,
+            guidance if active else Guidance(), negative_cross_attn, self._network(),
         )  # fmt: skip
         return guidance.combine(x, t, *predictor.pair(x, t), lengths) if active else predictor(x, t)
 
