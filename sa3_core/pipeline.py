@@ -166,7 +166,8 @@ class Model:
     ) -> Tensor:  # fmt: skip
         """Velocity (B, D, T) at latents x (B, D, T) and t (B,), from one evaluation with guidance.
 
-        cross_attn, global_cond: from `condition`; the network computes in the dtype of cross_attn. local_add (B, D + 1, T): mask and masked latents. padding_mask (B, T), True = valid.
+        cross_attn, global_cond: from `condition`; the network computes in the dtype of cross_attn. local_add (B, D + 1, T): mask and
+        masked latents. padding_mask (B, T), True = valid.
         """
         inputs = {"x": x, "t": t, "cross_attn": cross_attn, "global_cond": global_cond}
         optional = {"local_add": local_add, "padding_mask": padding_mask, "negative_cross_attn": negative_cross_attn}

@@ -60,7 +60,8 @@ def find_release(model: str, file: str) -> Path:
         return _folder_or_file(available[min(available)]) if available else DEMOS["demo"]
     raise SA3Error(
         f"No file of '{model}' was found; the model folders hold {_names(available)}. Put the release's folder "
-        f"({CONFIG}, {WEIGHTS}, {TEXT_SUBFOLDER}/) or its file repackaged for ComfyUI under {_example()}, download it with SA3_Download, or choose 'demo' to try the graph."
+        f"({CONFIG}, {WEIGHTS}, {TEXT_SUBFOLDER}/) or its file repackaged for ComfyUI under {_example()}, download it with SA3_Download, "
+        "or choose 'demo' to try the graph."
     )
 
 
