@@ -38,14 +38,15 @@ def main(arguments: Sequence[str]) -> int:
             return 0
         release = find(options.model)
         print(release.describe(options.folder, options.source))
-        if not options.yes and not sys.stdin.isatty():
-            raise SA3Error("There is no terminal to ask on. If you have read and accept the licence, repeat the command with --yes.")
         if not options.yes and input("Download it? [y/N] ").strip().lower() not in ("y", "yes"):
             print("Nothing was downloaded.")
             return 1
         print(download(release, options.folder, options.source))
         return 0
-    except (SA3Error, EOFError, KeyboardInterrupt) as error:
+    except EOFError:
+        print("\nThere is no terminal to answer on. If you have read and accept the licence, repeat the command with --yes.", file=sys.stderr)
+        return 1
+    except (SA3Error, KeyboardInterrupt) as error:
         print(f"{error or 'Stopped. What has arrived is kept: the same command resumes the download.'}", file=sys.stderr)
         return 1
 

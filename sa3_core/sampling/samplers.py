@@ -24,9 +24,9 @@ def sample(name: str, velocity: Callable, x: Tensor, sigmas: Tensor, noise=None,
     """
     if not isinstance(name, str) or name not in SAMPLERS:
         raise SA3Error(f"Sampler '{name}' is unknown; choose one of {', '.join(SAMPLERS)}.")
-    check_tensor("The latents x", x)
-    if x.dim() != 3:
-        raise SA3Error(f"The latents x have shape {tuple(x.shape)}; expected (B, C, T).")
+    if not isinstance(x, Tensor) or not x.is_floating_point() or x.dim() != 3:
+        found = f"{tuple(x.shape)} in {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
+        raise SA3Error(f"The latents x are {found}; expected a floating-point tensor (B, C, T).")
     try:
         sigmas = torch.as_tensor(sigmas)
     except (TypeError, ValueError, RuntimeError) as error:
