@@ -44,7 +44,7 @@ def main(arguments: Sequence[str]) -> int:
         print(download(release, options.folder, options.source))
         return 0
     except EOFError:
-        print("\nThere is no terminal to answer on. If you have read and accept the licence, repeat the command with --yes.", file=sys.stderr)
+        print("\nThere is no terminal to answer on. If you accept the licence, repeat the command with --yes.", file=sys.stderr)
         return 1
     except (SA3Error, KeyboardInterrupt) as error:
         print(f"{error or 'Stopped. What has arrived is kept: the same command resumes the download.'}", file=sys.stderr)

@@ -44,7 +44,8 @@ def sample(name: str, velocity: Callable, x: Tensor, sigmas: Tensor, noise=None,
         if len(draws) < needed:
             raise SA3Error(f"There are {len(draws)} noise draws; the sampler {name} needs {needed} for {total} steps.")
         for draw in draws:
-            check_tensor("A noise draw", draw)
+            if not isinstance(draw, Tensor) or not draw.is_floating_point():
+                raise SA3Error(f"A noise draw is {getattr(draw, 'dtype', type(draw).__name__)}; expected a floating-point tensor like x.")
         remaining = iter(draws)
 
         def noise(t, t_next):
