@@ -13,11 +13,12 @@ import tempfile
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.append(str(ROOT))
+sys.path += [str(ROOT), str(ROOT / "tests" / "core")]
+
+from recorded_cases import DATA, golden_tensors
 
 import sa3_core
 from benchmarks.measure import relative
@@ -26,7 +27,6 @@ from sa3_core.models import dit
 from sa3_core.models.embeddings import expo_features
 from sa3_core.sampling import schedule
 
-DATA = ROOT / "tests" / "data"
 FAMILIES = ("small", "medium")
 
 
@@ -103,7 +103,7 @@ def main() -> None:
         ("seconds rounded before the Fourier features", rounded_seconds()),
     ]
     for family in FAMILIES:
-        model, golden = load(family), {**load_file(DATA / "golden.safetensors"), **load_file(DATA / family / "golden.safetensors")}
+        model, golden = load(family), golden_tensors(family)
         for what, measure in {
             "padded keys kept, values zeroed": key_masking,
             "decoder noise on": decoder_noise,

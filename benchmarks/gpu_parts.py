@@ -56,10 +56,9 @@ from tools.demo.trainer import EMATrainer, Settings
 
 sys.path.append(str(ROOT / "tests" / "core"))
 
-from recorded_cases import GUIDANCE, SAME, run_arguments
+from recorded_cases import DATA, GUIDANCE, SAME, golden_tensors, run_arguments
 
 Rows = Iterator[tuple[str, dict]]
-DATA = ROOT / "tests" / "data"
 VARIANTS = ("small", "medium", "small-base", "medium-base")
 HALVES = ("fp16", "bf16")
 ARMS: dict[str, Callable[[Lab], Accelerator | None]] = {
@@ -156,9 +155,7 @@ def tiny_release(variant: str) -> Iterator[Path]:
 
 def recorded(variant: str, lab: Lab) -> Rows:
     """Largest error of each kind of recorded case, by number format."""
-    from safetensors.torch import load_file
-
-    golden = {**load_file(DATA / "golden.safetensors"), **load_file(DATA / variant / "golden.safetensors")}
+    golden = golden_tensors(variant)
     cases = json.loads((DATA / "index.json").read_text(encoding="utf-8"))[variant]
     worst: dict[str, dict[str, float]] = {}
     columns = {"fp32": ("fp32", False), "fp32, defaults": ("fp32", True), "fp16": ("fp16", True), "bf16": ("bf16", True)}

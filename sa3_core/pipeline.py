@@ -173,16 +173,11 @@ class Model:
         optional = {"local_add": local_add, "padding_mask": padding_mask, "negative_cross_attn": negative_cross_attn}
         for name, tensor in {**inputs, **{name: value for name, value in optional.items() if value is not None}}.items():
             check_tensor(f"The {name} of velocity()", tensor, integers=name in ("t", "padding_mask"))
-        if (
-            x.dim() != 3
-            or not x.shape[-1]
-            or x.shape[1] != self.config.same.latent_dim
-            or t.shape != (len(x),)
-            or len(cross_attn) != len(x)
-        ):
+        dim = self.config.same.latent_dim
+        if x.dim() != 3 or x.shape[1] != dim or not x.shape[-1] or t.shape != x.shape[:1] or cross_attn.shape[:-2] != x.shape[:1]:
             raise SA3Error(
                 f"velocity() got x {tuple(x.shape)}, t {tuple(t.shape)} and cross_attn {tuple(cross_attn.shape)}; "
-                f"expected (B, {self.config.same.latent_dim}, T), (B,) and (B, n, dim)."
+                f"expected (B, {dim}, T), (B,) and (B, n, dim)."
             )
         width, (batch, _, frames) = self.config.conditioning.cond_dim, x.shape
         expected = {"cross_attn": (batch, cross_attn.shape[1], width), "global_cond": (batch, width), "padding_mask": (batch, frames)}
@@ -237,8 +232,10 @@ class Model:
         decode_noise: seed of the decoder's regularisation noise, None = off. initial_noise (B, D, T), step_noise (list of the same):
         replace the seed's draws. callback(step, total, denoised).
         """
-        if not isinstance(step_noise, (Sequence, type(None))) or isinstance(step_noise, str):
-            raise SA3Error(f"step_noise is {type(step_noise).__name__}; expected a list of draws.")
+        try:
+            step_noise = None if step_noise is None else list(step_noise)
+        except TypeError as error:
+            raise SA3Error(f"step_noise is {type(step_noise).__name__}; expected a list of draws.") from error
         dit, watch = self.dit, run_record.Stopwatch()
         prompts, negatives, seconds = _broadcast(prompt, negative_prompt, duration)
         lengths = timeline.lengths(self.config, seconds, padding)
@@ -254,7 +251,6 @@ class Model:
             negative = self.condition(self.encode_text(negatives), lengths.seconds, negative=True).cross_attn
         watch.lap("encode")
         warnings: list[str] = []
-        step_noise = None if step_noise is None else list(step_noise)  # a retry reads it again
 
         def sample(dtype: torch.dtype) -> Tensor:
             condition = Condition(cond.cross_attn.to(dtype), cond.global_cond.to(dtype))

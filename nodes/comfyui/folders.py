@@ -174,7 +174,7 @@ def _label(name: str) -> str:
 
 
 def _folder_or_file(weights: Path) -> Path:
-    """The folder of a release's weights; a single file as it is."""
+    """The folder that contains a release's weights, or the single file itself."""
     return weights.parent if weights.name == WEIGHTS and (weights.parent / CONFIG).is_file() else weights
 
 

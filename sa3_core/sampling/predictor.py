@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from ..errors import SA3Error
 from ..models.conditioning import Condition
 from ..models.conditions import Conditions, LocalInput
 from ..models.dit import DiT
@@ -14,7 +15,7 @@ from .guidance import Guidance
 class Predictor:
     """velocity(x, t) of a run: a network (x, t, conditions) -> velocity, with guidance where it is active.
 
-    uncond: None = no guidance. lengths: valid frames per item, over which guidance computes norms; None = all.
+    uncond: needed when guidance.cfg is not 1. lengths: valid frames per item, over which guidance computes norms; None = all.
     """
 
     def __init__(
@@ -22,7 +23,9 @@ class Predictor:
         lengths: Sequence[int] | None = None,
     ):  # fmt: skip
         self.network, self.cond, self.guidance, self.lengths = network, cond, guidance or Guidance(), lengths
-        self.joined = None if uncond is None else Conditions.join([cond, uncond])
+        if self.guidance.cfg != 1 and uncond is None:
+            raise SA3Error("Guidance needs an unconditional input.")
+        self.joined = None if self.guidance.cfg == 1 else Conditions.join([cond, uncond])
 
     @classmethod
     def prepare(

@@ -71,15 +71,7 @@ def plan(
 
 def check_sigmas(sigmas: Tensor, batch: int) -> Tensor:
     """Sigmas (steps + 1,) or (B, steps + 1) as (B, steps + 1), float32, on the CPU. Raises SA3Error when they are not valid."""
-    try:
-        sigmas = torch.as_tensor(sigmas)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise SA3Error(f"SIGMAS are {type(sigmas).__name__}; expected a tensor or a list of noise levels.") from error
-    check_tensor("SIGMAS", sigmas, integers=True)
-    sigmas = sigmas.to("cpu", torch.float32)
-    sigmas = sigmas.expand(batch, -1) if sigmas.dim() == 1 else sigmas
-    if sigmas.dim() != 2 or sigmas.shape[0] != batch or sigmas.shape[1] < 2:
-        raise SA3Error(f"SIGMAS have shape {tuple(sigmas.shape)}; expected (steps + 1,) or ({batch}, steps + 1), at least two points.")
+    sigmas = samplers.sigmas_per_item("SIGMAS", sigmas, batch, torch.float32)
     if not bool(torch.isfinite(sigmas).all()) or float(sigmas.max()) > 1 or float(sigmas.min()) < 0:
         raise SA3Error(f"SIGMAS run from {sigmas.max():.4g} to {sigmas.min():.4g}; Stable Audio 3 needs noise levels between 1 and 0.")
     if bool((sigmas[:, :-1] <= 0).any()):

@@ -27,15 +27,7 @@ def sample(name: str, velocity: Callable, x: Tensor, sigmas: Tensor, noise=None,
     if not isinstance(x, Tensor) or not x.is_floating_point() or x.dim() != 3:
         found = f"{tuple(x.shape)} in {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
         raise SA3Error(f"The latents x are {found}; expected a floating-point tensor (B, C, T).")
-    try:
-        sigmas = torch.as_tensor(sigmas)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise SA3Error(f"Sigmas are {type(sigmas).__name__}; expected a tensor or a list of noise levels.") from error
-    check_tensor("Sigmas", sigmas, integers=True)
-    sigmas = sigmas.to("cpu", torch.promote_types(x.dtype, torch.float32))
-    sigmas = sigmas.expand(x.shape[0], -1) if sigmas.dim() == 1 else sigmas
-    if sigmas.dim() != 2 or sigmas.shape[0] != x.shape[0] or sigmas.shape[1] < 2:
-        raise SA3Error(f"Sigmas have shape {tuple(sigmas.shape)}; expected (steps + 1,) or ({x.shape[0]}, steps + 1).")
+    sigmas = sigmas_per_item("Sigmas", sigmas, len(x), torch.promote_types(x.dtype, torch.float32))
     if eta is not None and (isinstance(eta, bool) or not isinstance(eta, (int, float)) or not 0 <= eta <= 100):
         raise SA3Error(f"Eta is {eta}; expected 0 to 100, 1 for the standard SDE.")
     total = sigmas.shape[1] - 1
@@ -56,6 +48,20 @@ def sample(name: str, velocity: Callable, x: Tensor, sigmas: Tensor, noise=None,
     report = (lambda step, denoised: None) if callback is None else (lambda step, denoised: callback(step, total, denoised))
     eta = (1.0 if eta is None else eta) if name.endswith("-sde") else 0.0
     return SAMPLERS[name](velocity, x, sigmas, noise, eta, report)
+
+
+def sigmas_per_item(name: str, sigmas, batch: int, dtype: torch.dtype) -> Tensor:
+    """Noise levels (steps + 1,) or (B, steps + 1) as a tensor (B, steps + 1) on the CPU. Raises SA3Error with the name otherwise."""
+    try:
+        sigmas = torch.as_tensor(sigmas)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise SA3Error(f"{name} are {type(sigmas).__name__}; expected a tensor or a list of noise levels.") from error
+    check_tensor(name, sigmas, integers=True)
+    sigmas = sigmas.to("cpu", dtype)
+    sigmas = sigmas.expand(batch, -1) if sigmas.dim() == 1 else sigmas
+    if sigmas.dim() != 2 or sigmas.shape[0] != batch or sigmas.shape[1] < 2:
+        raise SA3Error(f"{name} have shape {tuple(sigmas.shape)}; expected (steps + 1,) or ({batch}, steps + 1), at least two points.")
+    return sigmas
 
 
 def _steps(sigmas: Tensor):

@@ -16,6 +16,7 @@ from ..models.conditioning import Condition
 from ..models.conditions import Conditions
 from ..models.release import ConditionedDiT
 from ..sampling.schedule import SHIFTS
+from ..timeline.durations import valid_mask
 from .trainer import Loss
 
 TRUNCATION = 0.075  # lower bound of the truncated logit-normal, before t is flipped
@@ -150,7 +151,7 @@ def flow_loss(
     inputs = prepare_inputs(net, z, given, replace(condition, cross_attn=cross), lengths)
     velocity = net.dit(x, t, inputs, _checkpointed if checkpointing else None)
     error = (velocity - (noise - z)).float().square().mean(1)[:, : inputs.frames]  # (B, frames)
-    valid = (torch.arange(inputs.frames)[None] < torch.tensor(list(lengths))[:, None]).to(z.device)
+    valid = valid_mask(lengths, inputs.frames).to(z.device)
     given = given[:, : inputs.frames]
 
     def mean(mask: Tensor) -> Tensor:

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from recorded_cases import DATA, golden_tensors
 from safetensors.torch import load_file
 
 from sa3_core import SA3Error
 from sa3_core.backends import cpu
 
-DATA = Path(__file__).parents[1] / "data"
 VARIANTS = ["small", "medium", "small-base", "medium-base"]
 FAMILIES = ["small", "medium"]  # SAME-S in chunks with a plain transformer; SAME-L in a window with a differential one
 RELEASES = ["small-music", "small-sfx", "medium", "small-music-base", "small-sfx-base", "medium-base", "SAME-S", "SAME-L"]
@@ -27,9 +27,9 @@ needs_bfloat16 = pytest.mark.skipif(
 
 @functools.cache
 def recorded(name: str) -> dict[str, torch.Tensor]:
-    """The tensors of a file below tests/data; golden.safetensors holds those that are equal in all variants."""
-    tensors = load_file(DATA / f"{name}.safetensors")
-    return {**load_file(DATA / "golden.safetensors"), **tensors} if name.endswith("/golden") else tensors
+    """The tensors of a file below tests/data."""
+    variant, _, file = name.rpartition("/")
+    return golden_tensors(variant) if file == "golden" else load_file(DATA / f"{name}.safetensors")
 
 
 @functools.cache

@@ -5,7 +5,10 @@ import json
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import parse_qs, urlparse
+
+import huggingface_hub
 
 LARGE = 1000  # bytes from which a file lies in the store, as LFS files do
 
@@ -140,3 +143,16 @@ class Hub:
                 http.close_connection = True
                 return http.connection.shutdown(2)
         return http.wfile.write(body)
+
+
+def use_hub(running: Hub, monkeypatch, tmp_path: Path) -> None:
+    """Make huggingface_hub talk to this Hub, without a token or a proxy of this machine."""
+    constants = huggingface_hub.constants
+    monkeypatch.setattr(constants, "ENDPOINT", running.url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", running.url + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_PROGRESS_BARS", True)
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 50_000)
+    proxies = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy")
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", *proxies):
+        monkeypatch.delenv(name, raising=False)

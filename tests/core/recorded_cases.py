@@ -1,4 +1,11 @@
-"""Inputs of the recorded cases, shared by tests and benchmarks; importable without pytest."""
+"""The recorded cases, shared by tests and benchmarks; importable without pytest."""
+
+from pathlib import Path
+
+from safetensors.torch import load_file
+from torch import Tensor
+
+DATA = Path(__file__).parents[1] / "data"
 
 GUIDANCE = {
     "cfg4_apg0": {"apg": 0.0},
@@ -21,6 +28,11 @@ SAME = {  # case: (direction, input, arguments)
     "decode_long": ("decode", "latents_long", {}),
     "decode_long_chunk16_overlap4": ("decode", "latents_long", {"chunk_size": 16, "overlap": 4}),
 }
+
+
+def golden_tensors(variant: str) -> dict[str, Tensor]:
+    """The recorded outputs of a variant; tests/data/golden.safetensors holds those that are equal in all variants."""
+    return {**load_file(DATA / "golden.safetensors"), **load_file(DATA / variant / "golden.safetensors")}
 
 
 def run_arguments(case: dict, key: str, golden: dict, schedule: dict) -> dict:

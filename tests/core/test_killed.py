@@ -9,11 +9,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import huggingface_hub.constants
 import pytest
 import torch
 from core_support import DATA, TEXT_ENCODER, lay_out, randn
-from hub_server import Hub, Repository
+from hub_server import Hub, Repository, use_hub
 from lora_support import write_lora
 
 import sa3_core
@@ -122,15 +121,7 @@ def published(monkeypatch, tmp_path):
         files["model_config.json"] = (DATA / "small-base" / "model_config.json").read_bytes()
         files |= {f"{TEXT_ENCODER}/{path.name}": path.read_bytes() for path in (DATA / TEXT_ENCODER).iterdir()}
         running.repositories[release.repository] = Repository(files, release.revision, False)
-        constants = huggingface_hub.constants
-        monkeypatch.setattr(constants, "ENDPOINT", running.url)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", running.url + "/{repo_id}/resolve/{revision}/{filename}")
-        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_PROGRESS_BARS", True)
-        monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 50_000)
-        for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
-            monkeypatch.delenv(name, raising=False)
-        monkeypatch.setenv("NO_PROXY", "*")
+        use_hub(running, monkeypatch, tmp_path)
         yield dataclasses.replace(release, sha256=hashlib.sha256(files["model.safetensors"]).hexdigest()), files
 
 

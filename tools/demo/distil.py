@@ -15,6 +15,7 @@ from sa3_core.models.release import ConditionedDiT
 from sa3_core.sampling import samplers, schedule
 from sa3_core.sampling.guidance import Guidance
 from sa3_core.sampling.predictor import Predictor
+from sa3_core.timeline.durations import valid_mask
 from sa3_core.training.flow import Batch, local_input, prepare_inputs
 from sa3_core.training.trainer import Loss
 
@@ -96,5 +97,5 @@ def distil_loss(student: ConditionedDiT, paths: Paths, items: Tensor, states: Te
     level = t.to(x)[:, None, None]
     predicted = x - level * student.dit(x, t, inputs).float()
     error = ((predicted - paths.ends[items].float()).square() / level).mean(1)  # (B, T)
-    valid = torch.arange(x.shape[-1])[None] < torch.tensor(lengths)[:, None]
+    valid = valid_mask(lengths, x.shape[-1])
     return {"loss": ((error * valid).sum(1) / valid.sum(1)).mean()}

@@ -16,7 +16,7 @@ import huggingface_hub.constants
 import huggingface_hub.file_download
 import pytest
 from core_support import DATA, TEXT_ENCODER, refused
-from hub_server import Hub, Repository
+from hub_server import Hub, Repository, use_hub
 
 import sa3_core
 from sa3_core.checkpoints import __main__ as command
@@ -44,15 +44,7 @@ def server(monkeypatch, tmp_path):
             running.repositories[release.repository] = Repository(files, release.revision, gated)
             digest = hashlib.sha256(files["model.safetensors"]).hexdigest()
             monkeypatch.setitem(releases.RELEASES, variant, dataclasses.replace(release, sha256=digest))
-        constants = huggingface_hub.constants
-        monkeypatch.setattr(constants, "ENDPOINT", running.url)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", running.url + "/{repo_id}/resolve/{revision}/{filename}")
-        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_PROGRESS_BARS", True)
-        monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 50_000)
-        proxies = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy")
-        for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", *proxies):
-            monkeypatch.delenv(name, raising=False)
+        use_hub(running, monkeypatch, tmp_path)
         monkeypatch.setattr(huggingface_hub.file_download.time, "sleep", lambda seconds: None)
         yield running
 
