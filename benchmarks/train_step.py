@@ -73,7 +73,7 @@ def main() -> None:
     print(f"{options.family}-base, {shape}, {options.seconds:g} s, batch {n}, {options.dtype}, {device}, "
           f"{torch.get_num_threads()} threads, torch {torch.__version__}")  # fmt: skip
     print(f"  step {statistics.median(times):.2f} s (fastest {min(times):.2f}), {min(used):.2f} s of processor time; "
-          f"memory {most:.0f} MB, of which the base {base:.0f} MB")  # fmt: skip
+          f"memory {most:.0f} MB, including {base:.0f} MB for the base")  # fmt: skip
 
 
 if __name__ == "__main__":
