@@ -15,15 +15,18 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from benchmarks.gpu_lab import Lab, Skipped, decode, patched, relative, short, snr, tf32
 from benchmarks.gpu_parts import Item, Rows
 from sa3_core import config, timeline
+from sa3_core.backends import half
 from sa3_core.checkpoints.tensors import DTYPES
 from sa3_core.models import attention, same
+from sa3_core.models.embeddings import rotary_table
 from sa3_core.models.same import SAME
 from sa3_core.pipeline import DEMOS, load
 
+LENGTHS = (("small", 30), ("medium", 120), ("medium", 380))
 BACKENDS = ("FLASH_ATTENTION", "CUDNN_ATTENTION", "EFFICIENT_ATTENTION", "MATH")
 LOGITS = 5.5  # of tanh(normal) queries and keys of 64 channels: their logits reach about +-50
 CAPTURED = "Part 7a. A whole decode captured as a CUDA graph"
-NORMS = "Part 7b. Norms: kernel time and error"
+FUSED = "Part 7b. Norms, rotations and gates: kernel time by torch's operations and by Triton's kernels, fp16"
 SDPA = "Part 7c. Attention of the transformer, fp16: milliseconds (error against float32), without launches"
 WINDOW = "Part 7d. Windowed differential attention of SAME-L: kernel time, error against float32"
 DECODE = "Part 7e. SAME decode: time, SNR against float32 (TF32 off)"
@@ -47,7 +50,7 @@ def items() -> list[Item]:
     ]
     found += [
         Item(7, "settings of products", products),
-        Item(7, "norms", norms),
+        *(Item(7, f"kernels, {family} {seconds} s", functools.partial(kernels, family, seconds)) for family, seconds in LENGTHS),
         Item(7, "window, our blocks", functools.partial(window, ("ours fp32", "ours fp16", "ours bf16"))),
         Item(7, "window, varlen", functools.partial(window, ("varlen fp16", "varlen bf16"))),
         Item(7, "window, flash without lengths", functools.partial(window, ("flash fp16", "flash bf16"))),
@@ -75,60 +78,51 @@ def captured_decode(family: str, seconds: float, lab: Lab) -> Rows:
         yield CAPTURED, {**row, "replay ms": lab.ms(graph.replay), "bytes equal": str(torch.equal(out, eager))}
 
 
-# b. fused forms
+# b. norms, rotations and gates
 
 
-def norms(lab: Lab) -> Rows:
-    """RMS norms over heads and over the width, at the shapes of medium 120 s."""
-    step = lab.step(lab.case("medium", 120), "fp16")
-    settings, n = step.dit.config, step.inputs.rows
-    for dtype in (torch.float16, torch.bfloat16):
-        parts, gain = lab.randn(1, n, 5, settings.heads, settings.head_dim, dtype=dtype), 1 + 0.02 * lab.randn(settings.head_dim, seed=2)
-        yield from compared_norms(lab, "queries and keys of five parts", parts[:, :, :2], head_norms(gain.to(dtype)))
-        h, scale, shift = (lab.randn(1, rows, settings.width, seed=rows, dtype=dtype) for rows in (n, 1, 1))
-        wide = 1 + 0.02 * lab.randn(settings.width, seed=3)
-        yield from compared_norms(lab, "width, modulated", h, wide_norms(wide.to(dtype), scale, shift))
+def kernels(family: str, seconds: float, lab: Lab) -> Rows:
+    """The Triton kernels against torch's operations, at the shapes of the transformer and of a batch of SAME's chunks."""
+    if not lab.cuda:
+        raise Skipped(f"the Triton kernels need a CUDA device, and this is {lab.device}")
+    from sa3_core.backends import fused
 
+    case = lab.case(family, seconds)
+    step, settings = lab.step(case, "fp16"), config.parse(lab.config(family))
+    layer, n = step.dit.transformer.layers[0], step.inputs.rows
+    block, side = lab.same(family, "fp16").decoder.layers[3].transformers[0], settings.same.decoder
+    tokens = 128 * (side.stride + 1) if side.window else side.align * (side.stride + 1)
+    items = (8 * 128 * (side.stride + 1)) // tokens
+    tables = rotary_table(tokens, side.head_dim // 2, side.head_dim, lab.device)
 
-def head_norms(gain: Tensor) -> dict[str, Callable[[Tensor], Tensor]]:
-    size = gain.shape
-    return {
-        "float32, weight after": lambda x: (F.rms_norm(x.float(), size, None, 1e-6) * gain.float()).to(x.dtype),
-        "float32, weight inside": lambda x: F.rms_norm(x.float(), size, gain.float(), 1e-6).to(x.dtype),
-        "16 bits, weight inside": lambda x: F.rms_norm(x, size, gain, 1e-6),
-        "16 bits, no weight": lambda x: F.rms_norm(x, size, None, 1e-6) * gain,
-        "norm by a reduction": lambda x: by_reduction(x, 1e-6) * gain,
-        "exact": lambda x: F.rms_norm(x.double(), size, gain.double(), 1e-6),
+    def half_randn(*shape: int) -> Tensor:
+        return lab.randn(*shape, dtype=torch.float16)
+
+    count = 5 if settings.dit.differential else 3
+    jobs = {  # name: (function of a module of kernels, an input)
+        "RMS norm, modulated": (lambda k, x: k.rms_norm(x, x[:, :1], x[:, 1:2], 1e-5), half_randn(1, n, settings.dit.width)),
+        "queries and keys": (
+            lambda k, x: k.queries_keys(x, step.inputs.rotary, layer.self_attn.q_norm, layer.self_attn.k_norm)[0][0],
+            half_randn(1, len(step.inputs.rotary[0]), count, settings.dit.heads, settings.dit.head_dim),
+        ),
+        "gate": (lambda k, x: k.gated(x, False), half_randn(1, n, 2 * int(settings.dit.width * settings.dit.ff_mult))),
+        "SAME, dynamic tanh": (
+            lambda k, x: k.dynamic_tanh(x, block.pre_norm.alpha, block.pre_norm.gamma, block.pre_norm.beta, torch.float16),
+            lab.randn(items, tokens, side.width),
+        ),
+        "SAME, queries and keys": (
+            lambda k, x: k.queries_keys(x, tables, block.self_attn.q_norm, block.self_attn.k_norm)[0][0],
+            half_randn(items, tokens, 5, side.width // side.head_dim, side.head_dim),
+        ),
+        "SAME, gate": (lambda k, x: k.gated(x, True), half_randn(items, tokens, 6 * side.width)),
     }
-
-
-def by_reduction(x: Tensor, eps: float) -> Tensor:
-    """x / rms(x) from torch's reduction, which is made for short rows."""
-    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
-    scale = norm.square_().mul_(1 / x.shape[-1]).add_(eps).rsqrt_()
-    return torch.mul(x, scale, out=torch.empty(x.shape, dtype=x.dtype, device=x.device))
-
-
-def wide_norms(gain: Tensor, scale: Tensor, shift: Tensor) -> dict[str, Callable[[Tensor], Tensor]]:
-    size = gain.shape
-
-    def rounded_once(x: Tensor) -> Tensor:
-        gains = gain.float() * (1 + scale.float())
-        return torch.addcmul(shift.float(), F.rms_norm(x.float(), size, None, 1e-5), gains).to(x.dtype)
-
-    def exact(x: Tensor) -> Tensor:
-        return F.rms_norm(x.double(), size, gain.double(), 1e-5) * (1 + scale.double()) + shift.double()
-
-    return {"float32": rounded_once, "16 bits": lambda x: torch.addcmul(shift, F.rms_norm(x, size, gain, 1e-5), 1 + scale), "exact": exact}
-
-
-def compared_norms(lab: Lab, what: str, x: Tensor, ways: dict[str, Callable[[Tensor], Tensor]]) -> Rows:
-    exact = ways.pop("exact")(x.cpu() if lab.device.type == "mps" else x)
-    first = next(iter(ways))
-    ways[f"{first}, compiled"] = lab.compile(ways[first])
-    for name, way in ways.items():
-        out, ms = way(x), lab.kernel_ms(functools.partial(way, x), 20)
-        yield NORMS, {"norm": f"{what}, {str(x.dtype).removeprefix('torch.')}", "way": name, "ms": ms, "error": relative(out, exact)}
+    for name, (job, x) in jobs.items():
+        row = {"clip": str(case), "operation": name, "MB read": x.numel() * x.element_size() / 1e6}
+        found = {}
+        for words, module in (("torch", half), ("Triton", fused)):
+            found[words] = job(module, x.clone())
+            row[f"{words}, ms"] = lab.kernel_ms(functools.partial(job, module, x))
+        yield FUSED, {**row, "difference": relative(found["Triton"], found["torch"])}
 
 
 # c. attention of the transformer

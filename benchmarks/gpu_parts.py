@@ -71,7 +71,7 @@ TOP = 15  # kernels listed by name
 RECORDED = "Part 1. Recorded cases: largest relative error on the device. fp32 with TF32 off, and with torch's defaults"
 PRECISION = "Part 1. 16 bits against float32 (TF32 off) on the same device: relative error (cosine), or SNR"
 RUNS = "Part 2. Sampling, text cached: median of 3 runs after a warm-up"
-DRAWS = "Part 2. Noise of a run, drawn on the CPU: time of one draw and of its way to the device"
+DRAWS = "Part 2. What a run computes besides its steps, fp16: a draw of noise on the CPU and its copy, conditions, adaLN values of a step"
 DECODES = "Part 2. Decode in chunks of 128 frames"
 KERNELS = "Part 3. Kernels of one call"
 TOPS = "Part 3. The most expensive kernels"
@@ -338,7 +338,19 @@ def draws(lab: Lab) -> Rows:
         settings = parse(lab.config(case.family))
         drawn = Draws(7, settings.same.latent_dim, timeline.lengths(settings, [case.seconds]))
         row = {"clip": str(case), "draw ms": lab.ms(drawn, 5)}
-        yield DRAWS, {**row, "to the device ms": lab.ms(functools.partial(to_device, drawn(), lab.device), 5)}
+        row["to the device ms"] = lab.ms(functools.partial(to_device, drawn(), lab.device), 5)
+        model, lengths = lab.model(case.family, "fp16"), timeline.lengths(settings, [case.seconds])
+        condition = model.condition(model.encode_text("x"), lengths.seconds)
+        local = torch.zeros(1, settings.same.latent_dim + 1, lengths.frames, device=model.device, dtype=model.dtype)
+        row["conditioner ms"] = lab.ms(lambda: model.condition(model.encode_text("x"), lengths.seconds), 5)  # noqa: B023
+        prepare = functools.partial(model.dit.prepare, condition.cross_attn, condition.global_cond, local, lengths.frames, lengths.valid)
+        inputs = prepare()
+        features = model.dit.time_features(torch.ones(1), inputs)
+        row["prepare ms"], row["adaLN values ms"] = (
+            lab.ms(prepare, 5),
+            lab.ms(functools.partial(model.dit.modulation_of, features, inputs), 5),
+        )
+        yield DRAWS, row
 
 
 def decoding(family: str, seconds: float, lab: Lab) -> Rows:

@@ -1,6 +1,7 @@
 """The interface between the networks and a device, with torch's own operations as defaults."""
 
 from collections.abc import Callable
+from types import ModuleType
 
 import torch
 import torch.nn.functional as F
@@ -26,9 +27,9 @@ class Backend:
         """x / rms(x) over the last axis, float32."""
         return F.rms_norm(x, x.shape[-1:], None, eps)
 
-    def norms_in_half(self, dtype: torch.dtype) -> bool:
-        """Whether norms and rotary embeddings of this dtype are computed in it instead of float32."""
-        return False
+    def kernels(self, device: torch.device, dtype: torch.dtype) -> ModuleType | None:
+        """The device's own norms, rotations and gates for this dtype, with the functions of `half`; None = the models' own, in float32."""
+        return None
 
     def has_bfloat16(self) -> bool:
         """Whether bfloat16 is a native type."""

@@ -1,9 +1,11 @@
-"""NVIDIA's GPUs, and AMD's through ROCm: norms in 16 bits, fused attention within a window, exact float32 convolutions."""
+"""NVIDIA's GPUs, and AMD's through ROCm: norms and gates in 16 bits, fused attention within a window, exact float32 convolutions."""
 
 import functools
 import inspect
+import logging
 from collections.abc import Callable
 from contextlib import suppress
+from types import ModuleType
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +13,7 @@ from torch import Tensor
 
 from .base import Backend
 
+log = logging.getLogger("sa3")
 HALF = (torch.float16, torch.bfloat16)
 
 
@@ -25,9 +28,15 @@ class CUDA(Backend):
         pieces = F.pad(x, (reach, reach)).unfold(2, weight.shape[-1], 1).permute(0, 2, 1, 3).flatten(2)  # (B, T, C * kernel)
         return F.linear(pieces, weight.flatten(1), bias).transpose(1, 2)
 
-    def norms_in_half(self, dtype: torch.dtype) -> bool:
-        """True in 16 bits: these operations are limited by memory bandwidth."""
-        return dtype in HALF
+    def kernels(self, device: torch.device, dtype: torch.dtype) -> ModuleType | None:
+        """In 16 bits: `fused` where Triton works and no gradient is needed, else `half`."""
+        if dtype not in HALF:
+            return None
+        from . import half
+
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return half
+        return fused_kernels(device, dtype) or half
 
     def has_bfloat16(self) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
@@ -52,6 +61,20 @@ class CUDA(Backend):
 
     def free_memory(self, device: torch.device) -> int | None:
         return torch.cuda.mem_get_info(device)[0]
+
+
+@functools.lru_cache(maxsize=16)
+def fused_kernels(device: torch.device, dtype: torch.dtype) -> ModuleType | None:
+    """The Triton kernels, if they can be compiled here: that needs the package triton, a C compiler and a GPU that it supports."""
+    try:
+        from . import fused
+
+        fused.gated(torch.zeros(1, 2, device=device, dtype=dtype), sine=False)
+    except Exception as error:  # compilers raise exceptions of any type
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        log.info("Norms and gates are computed without Triton, which is slower: %s", reason)
+        return None
+    return fused
 
 
 def varlen_attention() -> Callable | None:

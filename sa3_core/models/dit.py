@@ -3,7 +3,7 @@
 `DiT.prepare` computes what is constant over a sampling run, `DiT.forward` one step.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -16,8 +16,8 @@ from ..config import DiTConfig
 from . import operations
 from .attention import attend
 from .conditions import Conditions, LocalInput, Modulation, StepCache
-from .embeddings import FOURIER_DIM, apply_rotary, expo_features, rotary_table, rotate, scaled_tables
-from .layers import Adapters, FeedForward, RMSNorm, adapted, adapted_sequence, cast_to, merge_heads, norm_dtype, norms_in_half, unit_rms
+from .embeddings import FOURIER_DIM, expo_features, rotary_table, rotate
+from .layers import Adapters, FeedForward, RMSNorm, adapted, adapted_sequence, cast_to, kernels_of, merge_heads, norm_dtype, unit_rms
 
 
 def mlp(inputs: int, width: int, outputs: int, operations, bias: bool = True, **kw) -> nn.Sequential:
@@ -36,25 +36,21 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor, rotary, key_mask: Tensor | None, adapters: Adapters | None = None) -> Tensor:
         """x (B, rows, width) -> the same shape. Rows beyond the length of the rotary table are padding: no keys, zeros in the result."""
         tokens = len(rotary[0])
-        qkv = adapted(self.to_qkv, x, adapters)[:, :tokens]
-        qkv = qkv.unflatten(-1, (5 if self.differential else 3, -1, self.head_dim))  # q, k, v, q2, k2: (B, N, 3 or 5, H, D)
-        gains = torch.stack([cast_to(norm.gamma, qkv, torch.float32) for norm in (self.q_norm, self.k_norm)])
-        if norms_in_half(qkv):
-            rotary = [part.to(qkv.dtype) for part in scaled_tables(rotary, gains)]
-        v = qkv[:, :, 2].transpose(1, 2)
-        out = attend(*self._queries_keys(qkv[:, :, :2], gains, rotary), v, key_mask=key_mask)
-        if self.differential:
-            out = out - attend(*self._queries_keys(qkv[:, :, 3:], gains, rotary), v, key_mask=key_mask)
-        out = merge_heads(out)
+        parts = adapted(self.to_qkv, x, adapters)[:, :tokens].unflatten(-1, (5 if self.differential else 3, -1, self.head_dim))
+        v = parts[:, :, 2].transpose(1, 2)
+        outs = [attend(q, k, v, key_mask=key_mask) for q, k in self._queries_keys(parts, rotary)]
+        out = merge_heads(outs[0] - outs[1] if self.differential else outs[0])
         return adapted(self.to_out, F.pad(out, (0, 0, 0, x.shape[1] - tokens)) if x.shape[1] > tokens else out, adapters)
 
-    def _queries_keys(self, qk: Tensor, gains: Tensor, rotary) -> tuple[Tensor, Tensor]:
-        """Normed and rotated queries and keys of qk (B, N, 2, H, D), (B, H, N, D) each. In half precision, rotary includes the gains."""
-        if norms_in_half(qk):
-            qk = apply_rotary(F.rms_norm(qk, qk.shape[-1:], None, self.q_norm.eps), *rotary)
-        else:
-            qk = rotate(unit_rms(qk.float(), self.q_norm.eps) * gains[:, None], rotary).to(qk.dtype)
-        return tuple(part.transpose(1, 2) for part in qk.unbind(2))
+    def _queries_keys(self, parts: Tensor, rotary) -> Iterator[tuple[Tensor, Tensor]]:
+        """Normed and rotated (q, k), then (q2, k2), (B, H, N, D) each, of parts (B, N, 3 or 5, H, D): q, k, v, q2, k2."""
+        if kernels := kernels_of(parts):
+            yield from kernels.queries_keys(parts, rotary, self.q_norm, self.k_norm)
+            return
+        gains = torch.stack([cast_to(norm.gamma, parts, torch.float32) for norm in (self.q_norm, self.k_norm)])
+        for pair in (parts[:, :, :2], parts[:, :, 3:])[: 2 if self.differential else 1]:
+            pair = rotate(unit_rms(pair.float(), self.q_norm.eps) * gains[:, None], rotary).to(parts.dtype)
+            yield tuple(part.transpose(1, 2) for part in pair.unbind(2))
 
 
 class CrossAttention(nn.Module):
@@ -70,8 +66,8 @@ class CrossAttention(nn.Module):
     def keys(self, context: Tensor, adapters: Adapters | None = None) -> tuple[Tensor, ...]:
         """Normed keys, and values, of a context (B, n, width): (k, v), or (k, k2, v) when differential; (B, H, n, D) each."""
         rows = adapted(self.to_kv, context, adapters)
-        *keys, v = (part.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for part in rows.chunk(3 if self.differential else 2, dim=-1))
-        return *map(self.k_norm, keys), v
+        *keys, v = (part.unflatten(-1, (-1, self.head_dim)) for part in rows.chunk(3 if self.differential else 2, dim=-1))
+        return tuple(part.transpose(1, 2) for part in (*map(self.k_norm, keys), v))
 
     def forward(self, x: Tensor, kv: tuple[Tensor, ...], bias: Tensor | None, adapters: Adapters | None = None) -> Tensor:
         """x (B, N, width) -> the same shape. kv: from `keys`. bias (B, n): added to the scores, None = zeros."""

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from types import ModuleType
 
 import torch
 import torch.nn.functional as F
@@ -36,14 +37,14 @@ def cast_to(parameter: Tensor, x: Tensor, dtype: torch.dtype | None = None) -> T
     return parameter.to(device=x.device, dtype=dtype or x.dtype)
 
 
-def norms_in_half(x: Tensor, dtype: torch.dtype | None = None) -> bool:
-    """Whether norms and rotary embeddings of x are computed in 16 bits instead of float32. dtype: of their result; None = x's."""
-    return backend_of(x.device).norms_in_half(dtype or x.dtype)
+def kernels_of(x: Tensor, dtype: torch.dtype | None = None) -> ModuleType | None:
+    """The device's own norms, rotations and gates of x, with results in `dtype` (None = x's); None = those written here, in float32."""
+    return backend_of(x.device).kernels(x.device, dtype or x.dtype)
 
 
 def norm_dtype(x: Tensor) -> torch.dtype:
     """The dtype of a norm's gain and shift for an input x."""
-    return x.dtype if norms_in_half(x) else torch.promote_types(x.dtype, torch.float32)
+    return x.dtype if kernels_of(x) else torch.promote_types(x.dtype, torch.float32)
 
 
 def unit_rms(x: Tensor, eps: float) -> Tensor:
@@ -52,7 +53,7 @@ def unit_rms(x: Tensor, eps: float) -> Tensor:
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * gamma, computed in float32 and rounded once, or in 16 bits where `norms_in_half`."""
+    """x / rms(x) * gamma, computed in float32 and rounded once, or by the device's own kernels."""
 
     def __init__(self, dim: int, eps: float = 1e-5, device=None, dtype=None):
         super().__init__()
@@ -60,14 +61,14 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        if norms_in_half(x):
-            return F.rms_norm(x, x.shape[-1:], cast_to(self.gamma, x), self.eps)
+        if kernels := kernels_of(x):
+            return kernels.rms_norm(x, cast_to(self.gamma, x), None, self.eps)
         return (unit_rms(x.float(), self.eps) * cast_to(self.gamma, x, torch.float32)).to(x.dtype)
 
     def modulated(self, x: Tensor, gain: Tensor, shift: Tensor) -> Tensor:
         """x / rms(x) * gain + shift, both in `norm_dtype`. gain: gamma times the modulation."""
-        if norms_in_half(x):
-            return torch.addcmul(shift, F.rms_norm(x, x.shape[-1:], None, self.eps), gain)
+        if kernels := kernels_of(x):
+            return kernels.rms_norm(x, gain, shift, self.eps)
         return torch.addcmul(shift, unit_rms(x.float(), self.eps), gain).to(x.dtype)
 
 
@@ -82,9 +83,8 @@ class DyT(nn.Module):
 
     def forward(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """x in float32 -> the result in `dtype`."""
-        if dtype == torch.float16 and norms_in_half(x, dtype) and not torch.is_grad_enabled():
-            y = torch.mul(x, cast_to(self.alpha, x), out=torch.empty_like(x, dtype=dtype)).tanh_()
-            return torch.addcmul(cast_to(self.beta, y), y, cast_to(self.gamma, y))
+        if dtype == torch.float16 and (kernels := kernels_of(x, dtype)):
+            return kernels.dynamic_tanh(x, *(part.to(x.device) for part in (self.alpha, self.gamma, self.beta)), dtype)
         # tanh(y) = 2 sigmoid(2 y) - 1: the sigmoid is faster, but too coarse in 16 bits
         gamma = cast_to(self.gamma, x)
         return torch.addcmul(cast_to(self.beta, x) - gamma, 2 * gamma, (x * (2 * cast_to(self.alpha, x))).sigmoid_()).to(dtype)
@@ -99,7 +99,10 @@ class GatedLinear(nn.Module):
         self.gate = gate
 
     def forward(self, x: Tensor, adapters: Adapters | None = None) -> Tensor:
-        value, g = adapted(self.proj, x, adapters).chunk(2, dim=-1)
+        both = adapted(self.proj, x, adapters)
+        if kernels := kernels_of(both):
+            return kernels.gated(both, self.gate is sine_gate)
+        value, g = both.chunk(2, dim=-1)
         gate = self.gate(g)
         return value * gate if torch.is_grad_enabled() else gate.mul_(value)  # in place: the largest activation
 

@@ -16,8 +16,8 @@ from ..config import ResamplerConfig, SAMEConfig
 from ..errors import SA3Error
 from . import operations
 from .attention import attend_difference
-from .embeddings import apply_rotary, rotary_table, rotate, scaled_tables
-from .layers import DyT, FeedForward, WeightNormConv1d, cast_to, merge_heads, norms_in_half, sine_gate
+from .embeddings import rotary_table, rotate
+from .layers import DyT, FeedForward, WeightNormConv1d, cast_to, kernels_of, merge_heads, sine_gate
 
 REGULARIZE = 1e-3  # standard deviation of the latent noise on decode, in units of running_std
 ROWS, FLOAT_ROWS = 12, 18  # peak activations of a block, in rows of `width` per token: in the dtype of the products, in float32
@@ -63,36 +63,19 @@ class DifferentialAttention(nn.Module):
 
     def forward(self, x: Tensor, rotary, window: int | None) -> Tensor:
         """x (B, N, width) -> the same shape. window: tokens on each side that a token attends to, None = all."""
-        if x.dtype == torch.float16 and norms_in_half(x) and not torch.is_grad_enabled():
-            return self._forward_float16(x, rotary, window)
-        # DyT's queries and keys reach +-50: in 16 bits their products and the difference of the softmaxes are too coarse. One part at a
-        # time, since memory of smaller blocks is reused.
-        q, k, v, q2, k2 = (part.float() for part in self.to_qkv(x).unflatten(-1, (5, -1, self.head_dim)).unbind(2))  # (B, N, H, D)
+        parts = self.to_qkv(x).unflatten(-1, (5, -1, self.head_dim))  # q, k, v, q2, k2: (B, N, 5, H, D)
+        if x.dtype == torch.float16 and (kernels := kernels_of(x)):
+            (q, k), (q2, k2) = kernels.queries_keys(parts, rotary, self.q_norm, self.k_norm)
+            return self.to_out(merge_heads(attend_difference(q, k, q2, k2, parts[:, :, 2].transpose(1, 2), window=window)))
+        # DyT's queries and keys reach +-50: in bfloat16 their products, and in float16 without fused kernels the difference of the
+        # softmaxes, are too coarse. One part at a time, since memory of smaller blocks is reused.
+        q, k, v, q2, k2 = (part.float() for part in parts.unbind(2))
+        del parts
         q, k, q2, k2 = (
             rotate(norm(part, part.dtype), rotary) for norm, part in zip((self.q_norm, self.k_norm) * 2, (q, k, q2, k2), strict=True)
         )
         q, k, v, q2, k2 = (part.transpose(1, 2) for part in (q, k, v, q2, k2))
         return self.to_out(merge_heads(attend_difference(q, k, q2, k2, v, window=window)).to(x.dtype))
-
-    def _forward_float16(self, x: Tensor, rotary, window: int | None) -> Tensor:
-        """`forward` with fused kernels, which compute logits and softmaxes in float32."""
-        parts = self.to_qkv(x).unflatten(-1, (5, -1, self.head_dim))  # q, k, v, q2, k2: (B, N, 5, H, D)
-        tables = self._tables(rotary, x)
-        (q, k), (q2, k2) = (self._queries_keys(pair, *tables) for pair in (parts[:, :, :2], parts[:, :, 3:]))
-        return self.to_out(merge_heads(attend_difference(q, k, q2, k2, parts[:, :, 2].transpose(1, 2), window=window)))
-
-    def _tables(self, rotary, x: Tensor) -> tuple[Tensor, ...]:
-        """alpha (2, 1, 1) and the rotated beta (N, 2, 1, D) of both norms; rotary tables that include gamma."""
-        both = (self.q_norm, self.k_norm)
-        alpha, gamma, beta = (torch.stack([cast_to(getattr(norm, name), x) for norm in both]) for name in ("alpha", "gamma", "beta"))
-        rotary = tuple(part.to(x.dtype) for part in rotary)
-        start = rotate(beta.expand(1, len(rotary[0]), 2, -1), rotary)[0]
-        return alpha[:, :, None], start[:, :, None], *scaled_tables(rotary, gamma)
-
-    @staticmethod
-    def _queries_keys(qk: Tensor, alpha: Tensor, start: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-        """DyT and rotation, in one pass, of queries and keys qk (B, N, 2, H, D); (B, H, N, D) each."""
-        return tuple(part.transpose(1, 2) for part in apply_rotary((qk * alpha).tanh_(), cos, sin, start).unbind(2))
 
 
 class Block(nn.Module):

@@ -1,5 +1,6 @@
 """Fixtures of the core tests: no ComfyUI, no network. The repository root is found from here, whatever the import mode."""
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +13,9 @@ sys.path.extend(str(path) for path in (HERE.parents[1], HERE) if str(path) not i
 
 import core_support
 import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is first imported: its kernels then run on a CPU
 
 import sa3_core
 
