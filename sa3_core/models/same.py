@@ -21,7 +21,7 @@ from .layers import DyT, FeedForward, WeightNormConv1d, cast_to, kernels_of, mer
 
 REGULARIZE = 1e-3  # standard deviation of the latent noise on decode, in units of running_std
 ROWS, FLOAT_ROWS = 12, 18  # peak activations of a block, in rows of `width` per token: in the dtype of the products, in float32
-MAX_CHUNKS, FREE_SHARE = 8, 0.25  # chunks per batch, beyond which speed does not improve; the share of free memory for them
+MAX_CHUNKS, FREE_SHARE = 8, 0.25  # chunks per pass, beyond which speed does not improve; the share of free memory for them
 NOISE_BLOCK = 32  # frames per draw: each block has its own generator, so a chunk draws the same noise as the whole clip
 
 
@@ -218,8 +218,7 @@ class SAME(nn.Module):
         check_finite("The audio to encode", audio)
         frames = -(-audio.shape[-1] // spf)
 
-        def run(starts: Sequence[int], length: int) -> Tensor:
-            (start,) = starts
+        def run(start: int, length: int) -> Tensor:
             piece = audio[..., start * spf : (start + length) * spf]
             piece = F.pad(piece, (0, length * spf - piece.shape[-1]))
             patches = rearrange(piece, "b c (n p) -> b (c p) n", p=self.config.patch_size)
@@ -233,27 +232,29 @@ class SAME(nn.Module):
     ) -> Tensor:
         """Latents (B, D, T) -> audio (B, C, T * samples_per_frame), not clipped. Arguments as in `encode`.
 
-        at_once: chunks per batch; always 1 with noise.
+        at_once: number of chunks to compute in a pass, as one longer chunk.
         """
         if z.dim() != 3 or z.shape[1] != self.config.latent_dim or z.shape[2] == 0:
             raise SA3Error(f"Latents to decode have shape {tuple(z.shape)}; expected (batch, {self.config.latent_dim}, frames).")
 
-        def run(starts: Sequence[int], length: int) -> Tensor:
-            here = noise and noise.at(starts[0])
+        def run(start: int, length: int) -> Tensor:
+            here = noise and noise.at(start)
             quiet = here if self.config.noise_regularize else None
-            pieces = torch.cat([z[..., start : start + length] for start in starts])
-            patches = self.decoder(self.bottleneck.decode(pieces, quiet), here)
+            patches = self.decoder(self.bottleneck.decode(z[..., start : start + length], quiet), here)
             return rearrange(patches, "b (c p) n -> b c (n p)", c=self.config.audio_channels)
 
-        at_once = 1 if noise is not None else at_once
         spf = self.config.samples_per_frame
         return _in_chunks(run, z.shape[-1], spf, chunk_size, overlap, self.config.decoder, progress, at_once)
 
     def chunks_at_once(self, chunk: int | None, batch: int, dtype: torch.dtype, free: int | None) -> int:
-        """Number of chunks that `decode` should compute as one batch. free: bytes of memory; None = one chunk at a time."""
+        """Number of chunks that `decode` should compute in a pass. free: bytes of memory; None = one chunk at a time.
+
+        A power of two: a slightly different amount of free memory rarely changes how the result is rounded.
+        """
         if chunk is None or free is None:
             return 1
-        return max(1, min(MAX_CHUNKS, int(FREE_SHARE * free) // (batch * self.activations(chunk, dtype))))
+        fitting = int(FREE_SHARE * free) // (batch * self.activations(chunk, dtype))
+        return 1 << (max(1, min(MAX_CHUNKS, fitting)).bit_length() - 1)
 
     def activations(self, frames: int, dtype: torch.dtype) -> int:
         """Estimated peak memory of the activations of one item of `frames`, in bytes, with matrix products in `dtype`."""
@@ -264,36 +265,32 @@ class SAME(nn.Module):
 def _in_chunks(
     run: Callable, frames: int, scale: int, chunk: int | None, overlap: int, side: ResamplerConfig, progress, at_once: int = 1
 ) -> Tensor:
-    """Overlapping passes over `frames`, with half the overlap trimmed at inner edges. at_once: passes per batch.
-
-    run(starts, length): the passes over `length` frames from each start, (len(starts) B, C, length * scale).
+    """Overlapping passes over `frames`, with half the overlap trimmed at inner edges. run(start, length): a pass, (B, C, length * scale).
 
     Starts are multiples of the side's `align`, so that SAME-S has the same chunks as in a single pass. An overlap beyond the network's
-    reach would change nothing and is reduced to it; with a smaller one, the last pass ends at the last frame, as in the public code.
+    reach would change nothing and is reduced to it, and a pass may then cover `at_once` chunks. With a smaller one, the last pass ends at
+    the last frame, as in the public code.
     """
     if chunk is None:
-        return run([0], frames)
+        return run(0, frames)
     if not isinstance(chunk, int) or not isinstance(overlap, int) or not 0 <= overlap < chunk:
         raise SA3Error(f"Chunk size {chunk} with overlap {overlap}: expected 0 <= overlap < chunk size, in latent frames.")
     if chunk % side.align or overlap % side.align:
         raise SA3Error(f"Chunk size {chunk} with overlap {overlap}: this autoencoder needs both to be multiples of {side.align} frames.")
-    if frames <= chunk:
-        return run([0], frames)
     needed = 2 * -(-side.reach // side.align) * side.align
-    exact, overlap = overlap >= needed, min(overlap, needed)
+    if exact := overlap >= needed:
+        chunk, overlap = needed + at_once * (chunk - needed), needed
+    if frames <= chunk:
+        return run(0, frames)
     starts = list(range(0, frames - (overlap if exact else chunk), chunk - overlap))
     if not exact:
         starts.append(-(-(frames - chunk) // side.align) * side.align)
-    full = sum(start + chunk <= frames for start in starts)  # the last pass may be shorter
-    groups = [starts[i : min(i + at_once, full)] for i in range(0, full, at_once)] + [[start] for start in starts[full:]]
-    out, done = None, 0
-    for group in groups:
-        pieces = run(group, min(chunk, frames - group[0]))
-        for start, piece in zip(group, pieces.chunk(len(group)), strict=True):
-            out = piece.new_empty(*piece.shape[:2], frames * scale) if out is None else out
-            left = overlap // 2 if start else 0
-            out[..., (start + left) * scale : (start + chunk) * scale] = piece[..., left * scale :]
-        done += len(group)
+    out = None
+    for done, start in enumerate(starts, 1):
+        piece = run(start, min(chunk, frames - start))
+        out = piece.new_empty(*piece.shape[:2], frames * scale) if out is None else out
+        left = overlap // 2 if start else 0
+        out[..., (start + left) * scale : (start + chunk) * scale] = piece[..., left * scale :]
         if progress is not None:
             progress(done, len(starts))
     return out

@@ -16,7 +16,7 @@ QUICK = [  # one of each kind; the command itself runs all
     "recorded cases, medium-base", "precision, text encoder", "draws", "decode, medium 120 s", "sampling, small 30 s, bf16, eager",
     "sampling, small 30 s, fp16, compiled", "kernels of a step, small 30 s, eager", "floor, medium 120 s", "memory, small 30 s, fp16",
     "LoRA, constant and scheduled", "training step", "resumed training", "attention, small 30 s x 8", "decode formats, medium 120 s",
-    "chunks, small 30 s", "settings of products", "norms", "window, our blocks",
+    "chunks, small 30 s", "settings of products", "window, our blocks",
 ]  # fmt: skip
 SKIPPED = {
     "sampling, small 30 s, fp16, graphed": "need a CUDA device", "captured decode, small 30 s": "need a CUDA device",
