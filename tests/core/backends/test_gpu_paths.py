@@ -26,52 +26,56 @@ def kernels(request):
     return importlib.import_module(f"sa3_core.backends.{request.param}")
 
 
-def compute_as_a_gpu(monkeypatch, kernels) -> None:
-    """The CPU uses these norms and gates in 16 bits."""
+HERE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def compute_as_a_gpu(monkeypatch, kernels) -> torch.device:
+    """A device that uses these norms and gates in 16 bits: a GPU for the Triton kernels if there is one, else the CPU."""
     monkeypatch.setattr(CPU, "kernels", lambda self, device, dtype: kernels if dtype in HALF else None)
+    return torch.device("cpu") if kernels is half else HERE
 
 
 @pytest.fixture
 def on_gpu(monkeypatch, kernels):
-    compute_as_a_gpu(monkeypatch, kernels)
+    return compute_as_a_gpu(monkeypatch, kernels)
 
 
 def velocity(model, dtype) -> torch.Tensor:
     config = model.config
     context = randn(2, config.conditioning.max_tokens + 1, config.conditioning.cond_dim, seed=1)
     x, seconds = randn(2, config.same.latent_dim, 24, seed=2), randn(2, config.conditioning.cond_dim, seed=3)
-    parts = [part.to(dtype) for part in (x, context, seconds)]
-    return model.velocity(parts[0], torch.tensor([0.8, 0.3]), *parts[1:]).float()
+    parts = [part.to(model.device, dtype) for part in (x, context, seconds)]
+    return model.velocity(parts[0], torch.tensor([0.8, 0.3]), *parts[1:]).float().cpu()
 
 
 @pytest.mark.parametrize("dtype", HALF)
 @pytest.mark.parametrize("variant", FAMILIES)
 def test_norms_and_rotations_in_16_bits_add_less_than_a_quarter_to_the_error(monkeypatch, kernels, load_model, release, variant, dtype):
-    exact, model = velocity(load_model(variant), torch.float32), sa3_core.load(release(variant), dtype=dtype)
-    before = rel_error(velocity(model, dtype), exact)
-    compute_as_a_gpu(monkeypatch, kernels)
-    truncated = kernels is not half and dtype == torch.bfloat16 and HERE.type == "cpu"  # by Triton's interpreter; a GPU rounds
+    exact, folder = velocity(load_model(variant), torch.float32), release(variant)
+    before = rel_error(velocity(sa3_core.load(folder, dtype=dtype), dtype), exact)
+    where = compute_as_a_gpu(monkeypatch, kernels)
+    model = sa3_core.load(folder, dtype=dtype, device=where)
+    truncated = kernels is not half and dtype == torch.bfloat16 and where.type == "cpu"  # by Triton's interpreter; a GPU rounds
     assert rel_error(velocity(model, dtype), exact) < (1.5 if truncated else 1.25) * before
 
 
 @pytest.mark.parametrize("variant", FAMILIES)
 def test_the_autoencoder_in_16_bits_keeps_55_db(load_model, release, variant, on_gpu):
-    exact, model = load_model(variant), sa3_core.load(release(variant), dtype=torch.float16)
+    exact, model = load_model(variant), sa3_core.load(release(variant), dtype=torch.float16, device=on_gpu)
     z = randn(1, exact.config.same.latent_dim, 24)
     wanted = exact.decode(z)
-    assert -20 * math.log10(rel_error(model.decode(z).float(), wanted)) > 55
+    assert -20 * math.log10(rel_error(model.decode(z).float().cpu(), wanted)) > 55
     clip = 0.3 * randn(1, 2, 20 * exact.config.same.samples_per_frame, seed=4)
-    assert rel_error(model.encode(clip).float(), exact.encode(clip)) < 2e-3
+    assert rel_error(model.encode(clip).float().cpu(), exact.encode(clip)) < 2e-3
 
 
 @pytest.mark.parametrize("name", ["demo", "demo-medium"])
 def test_the_autoencoder_in_16_bits_keeps_55_db_on_trained_weights(name, on_gpu):
-    exact, model = sa3_core.load(name), sa3_core.load(name, dtype=torch.float16)
+    exact, model = sa3_core.load(name), sa3_core.load(name, dtype=torch.float16, device=on_gpu)
     z = exact.generate("a low tone", 0.5, seed=1, return_latents=True).latents[..., :6]
-    assert -20 * math.log10(rel_error(model.decode(z).float(), exact.decode(z))) > 55
+    assert -20 * math.log10(rel_error(model.decode(z).float().cpu(), exact.decode(z))) > 55
 
 
-HERE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 ROUNDING = {torch.float16: 5e-4, torch.bfloat16: 4e-3}  # of a result; several in `half`
 
 
