@@ -102,7 +102,7 @@ def kernels(family: str, seconds: float, lab: Lab) -> Rows:
     jobs = {  # name: (function of a module of kernels, an input)
         "RMS norm, modulated": (lambda k, x: k.rms_norm(x, x[:, :1], x[:, 1:2], 1e-5), half_randn(1, n, settings.dit.width)),
         "queries and keys": (
-            lambda k, x: k.queries_keys(x, step.inputs.rotary, layer.self_attn.q_norm, layer.self_attn.k_norm)[0][0],
+            lambda k, x: k.queries_keys(x, step.inputs.rotary, (layer.self_attn.q_norm, layer.self_attn.k_norm), 1e-6)[0][0],
             half_randn(1, len(step.inputs.rotary[0]), count, settings.dit.heads, settings.dit.head_dim),
         ),
         "gate": (lambda k, x: k.gated(x, False), half_randn(1, n, 2 * int(settings.dit.width * settings.dit.ff_mult))),
@@ -111,7 +111,7 @@ def kernels(family: str, seconds: float, lab: Lab) -> Rows:
             lab.randn(items, tokens, side.width),
         ),
         "SAME, queries and keys": (
-            lambda k, x: k.queries_keys(x, tables, block.self_attn.q_norm, block.self_attn.k_norm)[0][0],
+            lambda k, x: k.queries_keys(x, tables, (block.self_attn.q_norm, block.self_attn.k_norm), None)[0][0],
             half_randn(items, tokens, 5, side.width // side.head_dim, side.head_dim),
         ),
         "SAME, gate": (lambda k, x: k.gated(x, True), half_randn(items, tokens, 6 * side.width)),

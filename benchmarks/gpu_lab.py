@@ -28,6 +28,7 @@ from benchmarks.make_release import RELEASES, SEED, draw
 from sa3_core import config as configs
 from sa3_core import timeline
 from sa3_core.backends.compiled import Compiled
+from sa3_core.backends.device import backend_of
 from sa3_core.checkpoints.tensors import DTYPES
 from sa3_core.models.conditions import Conditions
 from sa3_core.models.dit import DiT
@@ -331,9 +332,9 @@ def run_latents(model: Model, case: Case) -> Tensor:
 
 
 def decode(same: SAME, z: Tensor, chunk: int | None = 128) -> Tensor:
-    """The pipeline's decode: chunks of 128 frames with 32 shared, as many at once as suits the memory. chunk None: a single pass."""
-    free = torch.cuda.mem_get_info(z.device)[0] if z.device.type == "cuda" else None
-    return same.decode(z, chunk, 32, at_once=same.chunks_at_once(chunk, len(z), z.dtype, free))
+    """The pipeline's decode: chunks of 128 frames with 32 shared, as many in a pass as suits the memory. chunk None: a single pass."""
+    memory = backend_of(z.device).memory(z.device)
+    return same.decode(z, chunk, 32, at_once=same.chunks_at_once(chunk, len(z), z.dtype, memory))
 
 
 def relative(a: Tensor, b: Tensor) -> float:

@@ -199,7 +199,8 @@ class Model:
     def encode(self, audio: Tensor, chunk_size: int | None = None, overlap: int = 32, noise: int | None = None) -> Tensor:
         """Audio (B, channels, N) at the model's rate -> latents (B, D, frames). noise: a seed, None = off."""
         check_tensor("The audio to encode", audio)
-        return self.autoencoder.encode(audio.to(self.device, self.dtype), chunk_size, overlap, _noise(noise))
+        at_once = self._chunks_at_once(chunk_size, len(audio), self.dtype)
+        return self.autoencoder.encode(audio.to(self.device, self.dtype), chunk_size, overlap, _noise(noise), at_once=at_once)
 
     @torch.no_grad()
     def decode(self, z: Tensor, chunk_size: int | None = None, overlap: int = 32, noise: int | None = None) -> Tensor:
@@ -208,10 +209,12 @@ class Model:
         return self._decode(z.to(self.device, self.dtype), chunk_size, overlap, noise)
 
     def _decode(self, z: Tensor, chunk_size: int | None, overlap: int, noise: int | None) -> Tensor:
-        """`decode` in the dtype of z, with as many chunks at once as fit into free memory."""
-        same = self.autoencoder
-        at_once = same.chunks_at_once(chunk_size, len(z), z.dtype, backend_of(z.device).free_memory(z.device))
-        return same.decode(z, chunk_size, overlap, _noise(noise), at_once=at_once)
+        """`decode` in the dtype of z."""
+        at_once = self._chunks_at_once(chunk_size, len(z), z.dtype)
+        return self.autoencoder.decode(z, chunk_size, overlap, _noise(noise), at_once=at_once)
+
+    def _chunks_at_once(self, chunk: int | None, batch: int, dtype: torch.dtype) -> int:
+        return self.autoencoder.chunks_at_once(chunk, batch, dtype, backend_of(self.device).memory(self.device))
 
     @torch.no_grad()
     def generate(

@@ -65,60 +65,63 @@ class SA3VAE(comfy.sd.VAE):
         result was not finite and float32 was used.
         """
 
-        def compute(chunk: int, dtype: torch.dtype, progress) -> Tensor:
-            at_once = self.first_stage_model.chunks_at_once(chunk, len(z), dtype, self._free_memory())
+        def compute(dtype: torch.dtype, chunk: int, at_once: int, progress) -> Tensor:
             return self.first_stage_model.decode(z.to(self.device, dtype), chunk, overlap, noise, progress, at_once)
 
-        sizes = self._chunk_sizes(chunk_size, overlap, z.shape[-1])
-        return self._run("decoding", "The decoded samples", len(z), z.shape[-1], sizes, compute, progress, warn)
+        return self._run("decoding", "The decoded samples", z.shape, chunk_size, overlap, compute, progress, warn)
 
     @torch.inference_mode()
     def encode_audio(self, audio: Tensor, chunk_size: int = CHUNK, overlap: int = OVERLAP, progress=None) -> Tensor:
         """Audio (B, C, N) at the model's rate -> float32 latents (B, D, T). Options as of `decode_latents`."""
 
-        def compute(chunk: int, dtype: torch.dtype, progress) -> Tensor:
-            return self.first_stage_model.encode(audio.to(self.device, dtype), chunk, overlap, None, progress)
+        def compute(dtype: torch.dtype, chunk: int, at_once: int, progress) -> Tensor:
+            return self.first_stage_model.encode(audio.to(self.device, dtype), chunk, overlap, None, progress, at_once)
 
-        frames = -(-audio.shape[-1] // self.downscale_ratio)
-        sizes = self._chunk_sizes(chunk_size, overlap, frames)
-        return self._run("encoding", "The encoded latents", len(audio), frames, sizes, compute, progress, warn)
+        shape = len(audio), self.latent_channels, -(-audio.shape[-1] // self.downscale_ratio)
+        return self._run("encoding", "The encoded latents", shape, chunk_size, overlap, compute, progress, warn)
 
-    def _run(self, stage: str, result: str, batch: int, frames: int, sizes: list[int], compute: Callable, progress, warn) -> Tensor:
-        """compute(chunk, dtype, progress) with the weights loaded: in smaller chunks on lack of memory, in float32 on overflow."""
+    def _run(
+        self, stage: str, result: str, shape: tuple[int, int, int], chunk: int, overlap: int, compute: Callable, progress, warn
+    ) -> Tensor:
+        """compute(dtype, chunk, chunks at once, progress) with the weights loaded: with less at once on lack of memory, in float32 on
+        overflow. shape: of the latents."""
+        batch, _, frames = shape
         bar = progress or Progress(1, f"{stage} chunk")
         show_loading(self.patcher, "the autoencoder")
 
-        def attempt(chunk: int) -> Tensor:
-            self._load(batch, frames, chunk)
-            return with_float32_retry(result, self.vae_dtype, lambda dtype: compute(chunk, dtype, bar).float().to(self.output_device), warn)
+        def attempt(size: int) -> Tensor:
+            self._load(batch, frames, size)
+            at_once = max(1, size // chunk)
 
-        out = retry_smaller(stage, "frames", ADVICE, sizes, attempt)
+            def run(dtype: torch.dtype) -> Tensor:
+                return compute(dtype, min(size, chunk), at_once, bar).float().to(self.output_device)
+
+            return with_float32_retry(result, self.vae_dtype, run, warn)
+
+        out = retry_smaller(stage, "frames", ADVICE, self._pass_sizes(chunk, overlap, batch, frames), attempt)
         if progress is None:
             bar.finish()
         return out
 
-    def _load(self, batch: int, frames: int, chunk: int) -> None:
-        memory = batch * self.first_stage_model.activations(min(frames, chunk), self.vae_dtype)
+    def _load(self, batch: int, frames: int, size: int) -> None:
+        memory = batch * self.first_stage_model.activations(min(frames, size), self.vae_dtype)
         comfy.model_management.load_models_gpu([self.patcher], memory_required=memory)
 
-    def _chunk_sizes(self, chunk: int, overlap: int, frames: int) -> list[int]:
-        """Chunk sizes to try: the requested one, then halves down to twice the overlap, which give the same result."""
+    def _pass_sizes(self, chunk: int, overlap: int, batch: int, frames: int) -> list[int]:
+        """Frames per pass to try: several chunks, one chunk, then halves down to twice the overlap."""
         align = self.sa3_config.same.decoder.align
         smaller = halvings(min(chunk, -(-frames // align) * align), max(2 * overlap, MIN_CHUNK), align)[1:]
-        return [chunk, *smaller] if smaller[0] > overlap else [chunk, chunk]
+        sizes = [chunk, *smaller] if smaller[0] > overlap else [chunk, chunk]
+        several = chunk * self.first_stage_model.chunks_at_once(chunk, batch, self.vae_dtype, self._memory())
+        return [several, *sizes] if several > chunk and frames > chunk else sizes
 
     def items_at_once(self, frames: int, chunk: int) -> int:
-        """Number of items of this many frames to decode as one batch: what fits into memory; 1 on a CPU, where a batch saves no time."""
-        free = self._free_memory()
-        each = self.first_stage_model.activations(min(frames, chunk), self.vae_dtype)
-        return 1 if free is None else max(1, int(0.5 * free / each))
+        """Number of items of this many frames to decode as one batch; 1 on a CPU, where a batch saves no time."""
+        return self.first_stage_model.items_at_once(min(frames, chunk), self.vae_dtype, self._memory())
 
-    def _free_memory(self) -> int | None:
-        """Bytes for activations once the weights are on the device; None on a CPU."""
-        if comfy.model_management.is_device_cpu(self.device):
-            return None
-        missing = self.model_size() - self.patcher.loaded_size()
-        return max(0, comfy.model_management.get_free_memory(self.device) - missing)
+    def _memory(self) -> int | None:
+        """Bytes of the device; None for a CPU."""
+        return None if comfy.model_management.is_device_cpu(self.device) else comfy.model_management.get_total_memory(self.device)
 
 
 def load_vae(opened: Checkpoint, dtype: torch.dtype | None, disable_dynamic: bool = False) -> SA3VAE:

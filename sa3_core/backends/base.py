@@ -81,6 +81,6 @@ class Backend:
         """Number of groups to split `items` sequences of `rows` rows into."""
         return 1
 
-    def free_memory(self, device: torch.device) -> int | None:
-        """Free bytes on the device; None where batching chunks gains nothing."""
+    def memory(self, device: torch.device) -> int | None:
+        """Bytes of the device; None where several chunks of audio at once gain nothing."""
         return None

@@ -1,4 +1,4 @@
-"""NVIDIA's GPUs, and AMD's through ROCm: norms and gates in 16 bits, fused attention within a window, exact float32 convolutions."""
+"""NVIDIA's GPUs, and AMD's through ROCm: norms and gates in 16 bits, fused windowed attention, exact float32 convolutions."""
 
 import functools
 import inspect
@@ -59,8 +59,8 @@ class CUDA(Backend):
         varlen = varlen_attention()
         return None if varlen is None else windowed(varlen)
 
-    def free_memory(self, device: torch.device) -> int | None:
-        return torch.cuda.mem_get_info(device)[0]
+    def memory(self, device: torch.device) -> int | None:
+        return torch.cuda.get_device_properties(device).total_memory
 
 
 @functools.lru_cache(maxsize=16)
@@ -69,10 +69,12 @@ def fused_kernels(device: torch.device, dtype: torch.dtype) -> ModuleType | None
     try:
         from . import fused
 
-        fused.gated(torch.zeros(1, 2, device=device, dtype=dtype), sine=False)
+        fused.check(device, dtype)
+    except torch.OutOfMemoryError:
+        raise  # the next run checks again
     except Exception as error:  # compilers raise exceptions of any type
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        log.info("Norms and gates are computed without Triton, which is slower: %s", reason)
+        log.info("Norms, rotations and gates in %s on %s are computed without Triton, which is slower: %s", dtype, device, reason)
         return None
     return fused
 

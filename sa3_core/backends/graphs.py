@@ -70,9 +70,9 @@ class Graphs(Accelerator):
             self._steps[cache_key(dit, x, conditions)] = CapturedStep(dit, x, dit.time_features(t, conditions), conditions, self._pool)
         except torch.OutOfMemoryError:
             self.clear()  # eager execution had enough memory
-        except RuntimeError as error:
+        except Exception as error:  # of torch, or of Triton's compiler
             self.clear()
-            self._failure = f"the recording failed ({str(error).splitlines()[0][:120]})"
+            self._failure = f"the recording failed ({(str(error) or type(error).__name__).splitlines()[0][:120]})"
             log.warning("The step could not be recorded as a CUDA graph: %s", error)
         while len(self._steps) > MAX_GRAPHS:
             self._steps.popitem(last=False)

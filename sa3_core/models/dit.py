@@ -16,8 +16,9 @@ from ..config import DiTConfig
 from . import operations
 from .attention import attend
 from .conditions import Conditions, LocalInput, Modulation, StepCache
-from .embeddings import FOURIER_DIM, expo_features, rotary_table, rotate
+from .embeddings import FOURIER_DIM, expo_features, rotary_table
 from .layers import Adapters, FeedForward, RMSNorm, adapted, adapted_sequence, cast_to, kernels_of, merge_heads, norm_dtype, unit_rms
+from .rotary import rotate
 
 
 def mlp(inputs: int, width: int, outputs: int, operations, bias: bool = True, **kw) -> nn.Sequential:
@@ -45,7 +46,7 @@ class SelfAttention(nn.Module):
     def _queries_keys(self, parts: Tensor, rotary) -> Iterator[tuple[Tensor, Tensor]]:
         """Normed and rotated (q, k), then (q2, k2), (B, H, N, D) each, of parts (B, N, 3 or 5, H, D): q, k, v, q2, k2."""
         if kernels := kernels_of(parts):
-            yield from kernels.queries_keys(parts, rotary, self.q_norm, self.k_norm)
+            yield from kernels.queries_keys(parts, rotary, (self.q_norm, self.k_norm), self.q_norm.eps)
             return
         gains = torch.stack([cast_to(norm.gamma, parts, torch.float32) for norm in (self.q_norm, self.k_norm)])
         for pair in (parts[:, :, :2], parts[:, :, 3:])[: 2 if self.differential else 1]:

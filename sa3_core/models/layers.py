@@ -83,7 +83,7 @@ class DyT(nn.Module):
 
     def forward(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """x in float32 -> the result in `dtype`."""
-        if dtype == torch.float16 and (kernels := kernels_of(x, dtype)):
+        if dtype == torch.float16 and not torch.is_grad_enabled() and (kernels := kernels_of(x, dtype)):
             return kernels.dynamic_tanh(x, *(part.to(x.device) for part in (self.alpha, self.gamma, self.beta)), dtype)
         # tanh(y) = 2 sigmoid(2 y) - 1: the sigmoid is faster, but too coarse in 16 bits
         gamma = cast_to(self.gamma, x)

@@ -16,12 +16,13 @@ from ..config import ResamplerConfig, SAMEConfig
 from ..errors import SA3Error
 from . import operations
 from .attention import attend_difference
-from .embeddings import rotary_table, rotate
+from .embeddings import rotary_table
 from .layers import DyT, FeedForward, WeightNormConv1d, cast_to, kernels_of, merge_heads, sine_gate
+from .rotary import rotate
 
 REGULARIZE = 1e-3  # standard deviation of the latent noise on decode, in units of running_std
 ROWS, FLOAT_ROWS = 12, 18  # peak activations of a block, in rows of `width` per token: in the dtype of the products, in float32
-MAX_CHUNKS, FREE_SHARE = 8, 0.25  # chunks per pass, beyond which speed does not improve; the share of free memory for them
+MAX_CHUNKS, MEMORY_SHARE = 8, 1 / 8  # chunks per pass, beyond which speed does not improve; the share of a device's memory for a pass
 NOISE_BLOCK = 32  # frames per draw: each block has its own generator, so a chunk draws the same noise as the whole clip
 
 
@@ -64,10 +65,10 @@ class DifferentialAttention(nn.Module):
     def forward(self, x: Tensor, rotary, window: int | None) -> Tensor:
         """x (B, N, width) -> the same shape. window: tokens on each side that a token attends to, None = all."""
         parts = self.to_qkv(x).unflatten(-1, (5, -1, self.head_dim))  # q, k, v, q2, k2: (B, N, 5, H, D)
-        if x.dtype == torch.float16 and (kernels := kernels_of(x)):
-            (q, k), (q2, k2) = kernels.queries_keys(parts, rotary, self.q_norm, self.k_norm)
+        if x.dtype == torch.float16 and not torch.is_grad_enabled() and (kernels := kernels_of(x)):
+            (q, k), (q2, k2) = kernels.queries_keys(parts, rotary, (self.q_norm, self.k_norm), None)
             return self.to_out(merge_heads(attend_difference(q, k, q2, k2, parts[:, :, 2].transpose(1, 2), window=window)))
-        # DyT's queries and keys reach +-50: in bfloat16 their products, and in float16 without fused kernels the difference of the
+        # DyT's queries and keys reach +-50: in bfloat16 their products, and in float16 without fused attention the difference of the
         # softmaxes, are too coarse. One part at a time, since memory of smaller blocks is reused.
         q, k, v, q2, k2 = (part.float() for part in parts.unbind(2))
         del parts
@@ -207,10 +208,13 @@ class SAME(nn.Module):
         self.decoder = _Decoder(config.decoder, operations, **kw)
 
     @independent
-    def encode(self, audio: Tensor, chunk_size: int | None = None, overlap: int = 32, noise: Noise | None = None, progress=None) -> Tensor:
+    def encode(
+        self, audio: Tensor, chunk_size: int | None = None, overlap: int = 32, noise: Noise | None = None, progress=None, at_once: int = 1
+    ) -> Tensor:
         """Audio (B, C, N) -> latents (B, D, ceil(N / samples_per_frame)). An incomplete last frame is zero-padded.
 
-        chunk_size, overlap: in frames; chunk_size None = a single pass. noise: None = off. progress(done, total): called per chunk.
+        chunk_size, overlap: in frames; chunk_size None = a single pass. noise: None = off. progress(done, total): called per pass.
+        at_once: number of chunks to compute in a pass, as one longer chunk.
         """
         spf = self.config.samples_per_frame
         if audio.dim() != 3 or audio.shape[1] != self.config.audio_channels or audio.shape[2] == 0:
@@ -224,16 +228,13 @@ class SAME(nn.Module):
             patches = rearrange(piece, "b c (n p) -> b (c p) n", p=self.config.patch_size)
             return self.bottleneck.encode(self.encoder(patches, noise and noise.at(start)))
 
-        return _in_chunks(run, frames, 1, chunk_size, overlap, self.config.encoder, progress)
+        return _in_chunks(run, frames, 1, chunk_size, overlap, self.config.encoder, progress, at_once)
 
     @independent
     def decode(
         self, z: Tensor, chunk_size: int | None = None, overlap: int = 32, noise: Noise | None = None, progress=None, at_once: int = 1
     ) -> Tensor:
-        """Latents (B, D, T) -> audio (B, C, T * samples_per_frame), not clipped. Arguments as in `encode`.
-
-        at_once: number of chunks to compute in a pass, as one longer chunk.
-        """
+        """Latents (B, D, T) -> audio (B, C, T * samples_per_frame), not clipped. Arguments as in `encode`."""
         if z.dim() != 3 or z.shape[1] != self.config.latent_dim or z.shape[2] == 0:
             raise SA3Error(f"Latents to decode have shape {tuple(z.shape)}; expected (batch, {self.config.latent_dim}, frames).")
 
@@ -246,15 +247,18 @@ class SAME(nn.Module):
         spf = self.config.samples_per_frame
         return _in_chunks(run, z.shape[-1], spf, chunk_size, overlap, self.config.decoder, progress, at_once)
 
-    def chunks_at_once(self, chunk: int | None, batch: int, dtype: torch.dtype, free: int | None) -> int:
-        """Number of chunks that `decode` should compute in a pass. free: bytes of memory; None = one chunk at a time.
+    def chunks_at_once(self, chunk: int | None, batch: int, dtype: torch.dtype, memory: int | None) -> int:
+        """Number of chunks to compute in a pass. memory: bytes of the device, None = one chunk at a time.
 
-        A power of two: a slightly different amount of free memory rarely changes how the result is rounded.
+        Not of free memory: the length of a pass changes how the result is rounded.
         """
-        if chunk is None or free is None:
+        if chunk is None or memory is None:
             return 1
-        fitting = int(FREE_SHARE * free) // (batch * self.activations(chunk, dtype))
-        return 1 << (max(1, min(MAX_CHUNKS, fitting)).bit_length() - 1)
+        return max(1, min(MAX_CHUNKS, int(MEMORY_SHARE * memory) // (batch * self.activations(chunk, dtype))))
+
+    def items_at_once(self, frames: int, dtype: torch.dtype, memory: int | None) -> int:
+        """Number of items of this many frames to compute in a pass. memory: as of `chunks_at_once`."""
+        return 1 if memory is None else max(1, int(MEMORY_SHARE * memory) // self.activations(frames, dtype))
 
     def activations(self, frames: int, dtype: torch.dtype) -> int:
         """Estimated peak memory of the activations of one item of `frames`, in bytes, with matrix products in `dtype`."""
@@ -263,7 +267,7 @@ class SAME(nn.Module):
 
 
 def _in_chunks(
-    run: Callable, frames: int, scale: int, chunk: int | None, overlap: int, side: ResamplerConfig, progress, at_once: int = 1
+    run: Callable, frames: int, scale: int, chunk: int | None, overlap: int, side: ResamplerConfig, progress, at_once: int
 ) -> Tensor:
     """Overlapping passes over `frames`, with half the overlap trimmed at inner edges. run(start, length): a pass, (B, C, length * scale).
 

@@ -15,7 +15,7 @@ from sa3_core.backends import cuda, device, half
 from sa3_core.backends.base import SCORES_LIMIT, Backend
 from sa3_core.backends.cpu import CPU
 from sa3_core.backends.cuda import CUDA, HALF
-from sa3_core.models import attention, embeddings, layers, operations, same
+from sa3_core.models import attention, embeddings, layers, operations, rotary, same
 
 
 @pytest.fixture(params=["half", "fused"])
@@ -97,45 +97,57 @@ def exact(norm: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
     return x * (x.square().mean(-1, keepdim=True) + norm.eps).rsqrt() * norm.gamma
 
 
+def strided(x: torch.Tensor) -> torch.Tensor:
+    """The same values, every second one in memory."""
+    return x.repeat_interleave(2, -1)[..., ::2]
+
+
 @pytest.mark.parametrize("dtype", HALF)
+@pytest.mark.parametrize("eps", [1e-5, 1e-2])
 @torch.no_grad()
-def test_a_gpus_norms_are_the_definitions(kernels, dtype):
-    x = randn(2, 7, 48, seed=1).to(HERE, dtype)
+def test_a_gpus_norms_are_the_definitions(kernels, dtype, eps):
+    x = 0.1 * randn(2, 7, 48, seed=1).to(HERE, dtype)
     gain, shift = (randn(2, 1, 48, seed=seed).to(HERE, dtype) for seed in (2, 3))
-    unit = x.double() * (x.double().square().mean(-1, keepdim=True) + 1e-5).rsqrt()
-    assert near(kernels.rms_norm(x, gain, shift, 1e-5), unit * gain + shift, kernels)
-    assert near(kernels.rms_norm(x.transpose(0, 1), gain[0, 0], None, 1e-5), (unit * gain[0, 0]).transpose(0, 1), kernels)
-    wide, norm = 3 * randn(3, 5, 48, seed=4).to(HERE), random_norm(layers.DyT, 48)
-    assert near(kernels.dynamic_tanh(wide, *(p.to(dtype) for p in norm.parameters()), dtype), exact(norm.to(dtype).double(), wide), kernels)
+    unit = x.double() * (x.double().square().mean(-1, keepdim=True) + eps).rsqrt()
+    assert near(kernels.rms_norm(x, gain, shift, eps), unit * gain + shift, kernels)
+    assert near(kernels.rms_norm(strided(x), strided(gain), strided(shift), eps), unit * gain + shift, kernels)
+    assert near(kernels.rms_norm(x.transpose(0, 1), gain[0, 0], None, eps), (unit * gain[0, 0]).transpose(0, 1), kernels)
+    assert kernels.rms_norm(x[:0], gain[:0], shift[:0], eps).shape == (0, 7, 48)
+    wide, norm = 3 * randn(3, 5, 48, seed=4).to(HERE), random_norm(layers.DyT, 48).to(dtype)
+    assert near(kernels.dynamic_tanh(wide, *norm.parameters(), dtype), exact(norm.double(), wide), kernels)
 
 
 @pytest.mark.parametrize("dtype", HALF)
 @pytest.mark.parametrize("sine", [False, True])
 @torch.no_grad()
 def test_a_gpus_gates_are_the_definitions(kernels, dtype, sine):
-    x = 3 * randn(2, 5, 2 * 40, seed=1).to(HERE, dtype)
-    value, g = x.double().chunk(2, dim=-1)
-    wanted = value * (torch.sin(torch.pi * g) if sine else g * torch.sigmoid(g))
-    coarse = 4 if sine and kernels is half else 1  # pi times g is rounded
-    assert rel_error(kernels.gated(x.clone(), sine).double(), wanted) < 5 * coarse * ROUNDING[dtype]
+    x = randn(2, 5, 2 * 40, seed=1).to(HERE, dtype)
+    for scale in (3, 10):
+        x = (scale * x).to(dtype)
+        value, g = x.double().chunk(2, dim=-1)
+        wanted = value * (torch.sin(torch.pi * g) if sine else g * torch.sigmoid(g))
+        for given in (x.clone(), strided(x)):
+            assert rel_error(kernels.gated(given, sine).double(), wanted) < 5 * ROUNDING[dtype]
 
 
 @pytest.mark.parametrize("dtype", HALF)
 @pytest.mark.parametrize("kind", [layers.RMSNorm, layers.DyT])
-@pytest.mark.parametrize("parts", [3, 5])
+@pytest.mark.parametrize("parts, dim, rotated", [(3, 16, 8), (5, 16, 8), (5, 48, 32)])
 @torch.no_grad()
-def test_a_gpus_queries_and_keys_are_the_definitions(kernels, dtype, kind, parts):
-    norms, table = (random_norm(kind, 16), random_norm(kind, 16)), embeddings.rotary_table(9, 8, 16, HERE)
+def test_a_gpus_queries_and_keys_are_the_definitions(kernels, dtype, kind, parts, dim, rotated):
+    norms, table = (random_norm(kind, dim), random_norm(kind, dim)), embeddings.rotary_table(9, rotated, dim, HERE)
     norms[1].gamma.data.neg_()
-    x = randn(2, 11, parts * 3 * 16).to(HERE, dtype)[:, :9].unflatten(-1, (parts, 3, 16))  # the last rows are padding
+    eps = getattr(norms[0], "eps", None)
+    x = randn(2, 11, parts * 3 * dim).to(HERE, dtype)[:, :9].unflatten(-1, (parts, 3, dim))  # the last rows are padding
     wanted = [exact(norm, x[:, :, i]) for norm, i in zip(norms * 2, (0, 1, 3, 4), strict=True) if i < parts]
-    wanted = [embeddings.rotate(part, tuple(one.double() for one in table)).transpose(1, 2) for part in wanted]
-    found = [part for pair in kernels.queries_keys(x, table, *norms) for part in pair]
-    assert all(near(one, other, kernels) for one, other in zip(found, wanted, strict=True))
+    wanted = [rotary.rotate(part, tuple(one.double() for one in table)).transpose(1, 2) for part in wanted]
+    for given in (x, strided(x), x.transpose(2, 3).contiguous().transpose(2, 3)):
+        found = [part for pair in kernels.queries_keys(given, table, norms, eps) for part in pair]
+        assert all(near(one, other, kernels) for one, other in zip(found, wanted, strict=True))
 
 
-def test_gradients_and_the_compiler_get_kernels_of_torch(monkeypatch, kernels):
-    gpu = torch.device("cuda", 0)
+def test_gradients_and_the_compiler_get_kernels_of_torch(monkeypatch):
+    gpu, kernels = torch.device("cuda", 0), object()
     monkeypatch.setattr(cuda, "fused_kernels", lambda *of: kernels)
     with torch.no_grad():
         assert CUDA().kernels(gpu, torch.float16) is kernels and CUDA().kernels(gpu, torch.float32) is None
@@ -146,13 +158,40 @@ def test_gradients_and_the_compiler_get_kernels_of_torch(monkeypatch, kernels):
         assert CUDA().kernels(gpu, torch.bfloat16) is half
 
 
-def test_without_triton_torchs_operations_are_used_and_the_log_says_so(monkeypatch, caplog):
-    monkeypatch.setitem(sys.modules, "sa3_core.backends.fused", None)
-    monkeypatch.delattr("sa3_core.backends.fused", raising=False)
+@pytest.fixture
+def unchecked(monkeypatch):
+    """`fused_kernels` without its cache."""
     monkeypatch.setattr(cuda, "fused_kernels", cuda.fused_kernels.__wrapped__)
-    with caplog.at_level("INFO", logger="sa3"), torch.no_grad():
+
+
+@pytest.mark.parametrize("failure", [ImportError("No module named 'triton'"), RuntimeError("Failed to find C compiler."), KeyError()])
+@torch.no_grad()
+def test_where_triton_does_not_work_torchs_operations_are_used_and_the_log_says_why(monkeypatch, unchecked, caplog, failure):
+    def check(device, dtype):
+        raise failure
+
+    monkeypatch.setitem(sys.modules, "sa3_core.backends.fused", SimpleNamespace(check=check))
+    monkeypatch.setattr("sa3_core.backends.fused", SimpleNamespace(check=check), raising=False)
+    with caplog.at_level("INFO", logger="sa3"):
         assert CUDA().kernels(torch.device("cuda", 0), torch.float16) is half
-    assert "without Triton" in caplog.text
+    assert "without Triton" in caplog.text and (str(failure) or "KeyError") in caplog.text
+
+
+@torch.no_grad()
+def test_lack_of_memory_is_not_taken_for_a_missing_triton(monkeypatch):
+    def check(device, dtype):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("sa3_core.backends.fused", SimpleNamespace(check=check), raising=False)
+    cuda.fused_kernels.cache_clear()
+    with pytest.raises(torch.OutOfMemoryError):
+        CUDA().kernels(torch.device("cuda", 0), torch.float16)
+    assert cuda.fused_kernels.cache_info().currsize == 0
+
+
+def test_the_check_runs_every_kernel():
+    fused = pytest.importorskip("sa3_core.backends.fused", reason="needs the package triton")
+    fused.check(HERE, torch.float16)
 
 
 @pytest.mark.skipif(HERE.type != "cuda", reason="needs a CUDA GPU")
@@ -253,15 +292,17 @@ def test_chunks_in_one_pass_equal_chunks_in_turn(load_model, variant, at_once, b
     assert reports[-1][0] == reports[-1][1]
 
 
-def test_the_number_of_chunks_per_pass_follows_from_free_memory(load_model):
+def test_the_number_of_chunks_and_items_per_pass_follows_from_the_memory_of_the_device(load_model):
     autoencoder = load_model("medium").autoencoder
     each = autoencoder.activations(16, torch.float16)
-    assert autoencoder.chunks_at_once(16, 1, torch.float16, None) == 1  # a CPU
-    assert autoencoder.chunks_at_once(None, 1, torch.float16, 10**12) == 1  # a single pass
-    assert autoencoder.chunks_at_once(16, 1, torch.float16, 0) == 1
-    assert autoencoder.chunks_at_once(16, 1, torch.float16, 4 * 3 * each) == 2
-    assert autoencoder.chunks_at_once(16, 2, torch.float16, 4 * 8 * each) == 4
-    assert autoencoder.chunks_at_once(16, 1, torch.float16, 10**15) == same.MAX_CHUNKS
+    for chunk, batch, memory, wanted in (
+        (16, 1, None, 1),  # a CPU
+        (None, 1, 10**12, 1),  # a single pass
+        (16, 1, 0, 1), (16, 1, 8 * 3 * each, 3), (16, 2, 8 * 8 * each, 4), (16, 1, 10**15, same.MAX_CHUNKS),
+    ):  # fmt: skip
+        assert autoencoder.chunks_at_once(chunk, batch, torch.float16, memory) == wanted
+    for memory, wanted in ((None, 1), (0, 1), (8 * 3 * each, 3)):
+        assert autoencoder.items_at_once(16, torch.float16, memory) == wanted
 
 
 @pytest.mark.parametrize("kernel", [1, 3])
