@@ -44,10 +44,10 @@ def key_masking(model: sa3_core.Model, golden: dict[str, Tensor]) -> str:
     ours = model.velocity(*inputs)
     attend = dit.attend
 
-    def zero_values(q: Tensor, k: Tensor, v: Tensor, *, window: int | None = None, key_mask: Tensor | None = None) -> Tensor:
-        if key_mask is None or key_mask.dtype != torch.bool:
-            return attend(q, k, v, window=window, key_mask=key_mask)
-        return attend(q, k, v * key_mask[:, None, :, None], window=window)
+    def zero_values(q: Tensor, k: Tensor, v: Tensor, *, bias: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:
+        if lengths is None:
+            return attend(q, k, v, bias=bias)
+        return attend(q, k, v * (torch.arange(k.shape[2]) < lengths[:, None])[:, None, :, None])
 
     dit.attend = zero_values
     theirs = model.velocity(*inputs)

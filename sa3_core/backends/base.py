@@ -39,6 +39,11 @@ class Backend:
         """softmax(q k^T / sqrt(D)) v of q (B, H, N, D), k, v (B, H, M, D). mask: broadcasts to (B, H, N, M), boolean or added to scores."""
         return self.attend_in_parts(q, k, v, mask, self.queries_at_once(q, k))
 
+    def attend_lengths(self, q: Tensor, k: Tensor, v: Tensor, lengths: Tensor) -> Tensor:
+        """`attend` to the first `lengths` (B,) keys of each item. Queries beyond them get any finite result."""
+        visible = torch.arange(k.shape[2], device=k.device) < lengths[:, None]
+        return self.attend(q, k, v, visible[:, None, None])
+
     def attend_difference(self, q: Tensor, k: Tensor, q2: Tensor, k2: Tensor, v: Tensor) -> Tensor | None:
         """The difference of two attentions without a mask in one pass, or None if there is no such kernel."""
         return None

@@ -50,14 +50,19 @@ class CUDA(Backend):
                 size = q.shape[2]
         return self.attend_in_parts(q, k, v, mask, size)
 
-    @staticmethod
-    @functools.lru_cache(maxsize=16)
-    def window_kernel(device: torch.device, dtype: torch.dtype) -> Callable[[Tensor, Tensor, Tensor, int], Tensor] | None:
-        """On Ampere or newer, in 16 bits."""
-        if dtype not in HALF or torch.version.hip is not None or torch.cuda.get_device_capability(device) < (8, 0):
-            return None
-        varlen = varlen_attention()
-        return None if varlen is None else windowed(varlen)
+    def attend_lengths(self, q: Tensor, k: Tensor, v: Tensor, lengths: Tensor) -> Tensor:
+        """By a kernel for packed sequences: with a mask, torch uses a slower one. The rest of an item is a sequence of its own."""
+        simple = torch.is_grad_enabled() or torch.compiler.is_compiling() or q.shape != k.shape
+        kernel = None if simple else packed_kernel(q.device, q.dtype)
+        if kernel is None:
+            return super().attend_lengths(q, k, v, lengths)
+        starts = _offsets(q.shape[0], q.shape[2], q.device)
+        ends = torch.stack((starts[:-1], starts[:-1] + lengths), dim=1).flatten()
+        return attend_packed(kernel, q, k, v, torch.cat((ends, starts[-1:])))
+
+    def window_kernel(self, device: torch.device, dtype: torch.dtype) -> Callable[[Tensor, Tensor, Tensor, int], Tensor] | None:
+        kernel = packed_kernel(device, dtype)
+        return None if kernel is None else functools.partial(attend_window, kernel)
 
     def memory(self, device: torch.device) -> int | None:
         return torch.cuda.get_device_properties(device).total_memory
@@ -79,8 +84,14 @@ def fused_kernels(device: torch.device, dtype: torch.dtype) -> ModuleType | None
     return fused
 
 
-def varlen_attention() -> Callable | None:
-    """Attention over packed sequences with a window: torch's, else the package flash-attn's, else None."""
+@functools.lru_cache(maxsize=16)
+def packed_kernel(device: torch.device, dtype: torch.dtype) -> Callable | None:
+    """Attention over packed sequences with a window, on Ampere or newer in 16 bits: torch's, else the package flash-attn's, else None.
+
+    kernel(q, k, v (tokens, H, D), offsets, offsets, longest, longest, window_size=).
+    """
+    if dtype not in HALF or torch.version.hip is not None or torch.cuda.get_device_capability(device) < (8, 0):
+        return None
     with suppress(ImportError):
         from torch.nn.attention.varlen import varlen_attn
 
@@ -93,17 +104,15 @@ def varlen_attention() -> Callable | None:
     return None
 
 
-def windowed(varlen: Callable) -> Callable[[Tensor, Tensor, Tensor, int], Tensor]:
-    """attend(q, k, v, window) by a kernel varlen(q, k, v, offsets, offsets, longest, longest, window_size=) for packed sequences."""
+def attend_packed(kernel: Callable, q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, window: int = -1) -> Tensor:
+    """Attention of q, k, v (B, H, N, D) within sequences that begin at `offsets` of all B N tokens. window: -1 = none."""
+    batch, _, n, _ = q.shape
+    packed = (part.transpose(1, 2).flatten(0, 1) for part in (q, k, v))
+    return kernel(*packed, offsets, offsets, n, n, window_size=(window, window)).unflatten(0, (batch, n)).transpose(1, 2)
 
-    def attend(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
-        batch, _, n, _ = q.shape
-        offsets = _offsets(batch, n, q.device)
-        packed = (part.transpose(1, 2).flatten(0, 1) for part in (q, k, v))  # (B N, H, D)
-        out = varlen(*packed, offsets, offsets, n, n, window_size=(window, window))
-        return out.unflatten(0, (batch, n)).transpose(1, 2)
 
-    return attend
+def attend_window(kernel: Callable, q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
+    return attend_packed(kernel, q, k, v, _offsets(q.shape[0], q.shape[2], q.device), window)
 
 
 @functools.lru_cache(maxsize=16)

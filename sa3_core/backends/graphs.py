@@ -136,7 +136,7 @@ def tensors_of(conditions: Conditions) -> list[Tensor]:
     """The tensors that a step reads."""
     c = conditions
     tensors = [part for layer in c.cross_kv for part in layer] + ([] if c.local is None else c.local.embeddings)
-    return [*tensors, c.global_embed, *c.rotary, *(part for part in (c.cross_bias, c.key_mask) if part is not None)]
+    return [*tensors, c.global_embed, *c.rotary, *(part for part in (c.cross_bias, c.lengths) if part is not None)]
 
 
 def with_tensors(conditions: Conditions, tensors: list[Tensor]) -> Conditions:
@@ -145,6 +145,6 @@ def with_tensors(conditions: Conditions, tensors: list[Tensor]) -> Conditions:
     cross_kv = [tuple(next(rest) for _ in layer) for layer in c.cross_kv]
     local = c.local and LocalInput(c.local.rows, [next(rest) for _ in c.local.embeddings])
     embed, rotary = next(rest), (next(rest), next(rest))
-    bias, mask = (None if part is None else next(rest) for part in (c.cross_bias, c.key_mask))
+    bias, lengths = (None if part is None else next(rest) for part in (c.cross_bias, c.lengths))
     cache = StepCache()
-    return replace(c, cross_kv=cross_kv, local=local, global_embed=embed, rotary=rotary, cross_bias=bias, key_mask=mask, cache=cache)
+    return replace(c, cross_kv=cross_kv, local=local, global_embed=embed, rotary=rotary, cross_bias=bias, lengths=lengths, cache=cache)

@@ -1,4 +1,4 @@
-"""Attention, exact on every device: full, within a window, and the difference of two."""
+"""Attention, exact on every device: full, of items of different lengths, within a window, and the difference of two."""
 
 import functools
 
@@ -13,18 +13,22 @@ WINDOW_BLOCK = 128  # queries per block; with a window of 17, a block reads 1.27
 WINDOW_BLOCKS_AT_ONCE = 64  # limits the gathered keys of a long sequence to some tens of MB
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, *, window: int | None = None, key_mask: Tensor | None = None) -> Tensor:
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, *, window: int | None = None, bias: Tensor | None = None, lengths: Tensor | None = None
+) -> Tensor:  # fmt: skip
     """softmax(q k^T / sqrt(D)) v.
 
-    q (B, H, N, D); k, v (B, H, M, D) -> (B, H, N, D). window: a query attends to keys at distance <= window (N = M); None = all.
-    key_mask (B, M): True = visible. Without a window it may be float32, which is added to the scores of each key.
+    q (B, H, N, D); k, v (B, H, M, D) -> (B, H, N, D). One of, or none: window, a query attends to keys at distance <= window (N = M);
+    bias (B, M), added to the scores of each key; lengths (B,), an item attends to its first so many keys.
     """
     backend = backend_of(q.device)
+    if lengths is not None:
+        return backend.attend_lengths(q, k, v, lengths)
     if window is None or q.shape[2] <= window + 1:
-        return backend.attend(q, k, v, None if key_mask is None else key_mask[:, None, None, :])
-    if key_mask is None and not torch.is_grad_enabled() and (kernel := backend.window_kernel(q.device, q.dtype)) is not None:
+        return backend.attend(q, k, v, None if bias is None else bias[:, None, None, :])
+    if not torch.is_grad_enabled() and (kernel := backend.window_kernel(q.device, q.dtype)) is not None:
         return kernel(q, k, v, window)
-    return _attend_window(q, k, v, window, key_mask)
+    return _attend_window(q, k, v, window)
 
 
 def attend_difference(q: Tensor, k: Tensor, q2: Tensor, k2: Tensor, v: Tensor, *, window: int | None = None) -> Tensor:
@@ -34,14 +38,12 @@ def attend_difference(q: Tensor, k: Tensor, q2: Tensor, k2: Tensor, v: Tensor, *
     return attend(q, k, v, window=window) - attend(q2, k2, v, window=window)
 
 
-def _attend_window(q: Tensor, k: Tensor, v: Tensor, window: int, key_mask: Tensor | None) -> Tensor:
+def _attend_window(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
     """`attend` by blocks of queries, each over its own keys and `window` more on both sides: memory N (block + 2 window)."""
     n, size, backend = q.shape[2], WINDOW_BLOCK, backend_of(q.device)
     band_of = _band.__wrapped__ if torch.compiler.is_compiling() else _band  # a traced tensor cannot be cached
     if n <= size + 2 * window:
-        band = band_of(0, 1, n, 0, n, window, q.device)[0]
-        band = band if key_mask is None else band & key_mask[:, None, None, :]
-        return backend.attend(q, k, v, band)
+        return backend.attend(q, k, v, band_of(0, 1, n, 0, n, window, q.device)[0])
     out = torch.empty_like(q)
     span = size * WINDOW_BLOCKS_AT_ONCE
     for start in range(0, n, span):
@@ -53,9 +55,6 @@ def _attend_window(q: Tensor, k: Tensor, v: Tensor, window: int, key_mask: Tenso
         q_blocks = _blocks(q, start, start + blocks * size, size, size)
         mask = band_of(start, blocks, size, window, n, window, q.device)
         mask = mask[None, :, None].expand(q.shape[0], -1, -1, -1, -1).flatten(0, 1)
-        if key_mask is not None:
-            visible = _blocks(key_mask[:, None, :, None].to(q.dtype), lo, hi, size + 2 * window, size) > 0
-            mask = mask & visible.transpose(2, 3)
         o = rearrange(backend.attend(q_blocks, k_blocks, v_blocks, mask), "(b k) h n d -> b h (k n) d", k=blocks)
         out[:, :, start:stop] = o[:, :, : stop - start]
     return out

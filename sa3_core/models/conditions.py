@@ -70,7 +70,7 @@ class Conditions:
 
     cross_attn (B, n, cond_dim), global_cond (B, cond_dim): the inputs. cross_kv: per layer (k, v) or (k, k2, v), (B, H, n, D) each.
     cross_bias (B, n): log of the number of context rows that each row represents, None = zeros. local: None = absent.
-    global_embed (B, width). key_mask (B, memory + frames): True = valid, None = all. frames: of the longest item.
+    global_embed (B, width). lengths (B,): valid tokens, memory included; None = all. frames: of the longest item.
     adapters: those in the forward pass, with which the tensors were computed. cache: never copied.
     """
 
@@ -81,7 +81,7 @@ class Conditions:
     local: LocalInput | None
     global_embed: Tensor
     rotary: tuple[Tensor, Tensor]
-    key_mask: Tensor | None
+    lengths: Tensor | None
     frames: int
     adapters: Adapters | None = None
     cache: StepCache = field(default_factory=StepCache)
@@ -103,7 +103,7 @@ class Conditions:
             cross_bias=None if inputs[0].cross_bias is None else torch.cat([one.cross_bias for one in inputs]),
             local=None if first.local is None else LocalInput.join([one.local for one in inputs], [one.batch for one in inputs]),
             global_embed=torch.cat([one.global_embed for one in inputs]),
-            key_mask=None if first.key_mask is None else torch.cat([one.key_mask for one in inputs]),
+            lengths=None if first.lengths is None else torch.cat([one.lengths for one in inputs]),
             cache=StepCache(scheduled=first.cache.scheduled),
         )
 
@@ -131,7 +131,7 @@ class Conditions:
             cross_bias=None if self.cross_bias is None else self.cross_bias[rows],
             local=None if self.local is None else self.local.pick(items),
             global_embed=self.global_embed[rows],
-            key_mask=None if self.key_mask is None else self.key_mask[rows],
+            lengths=None if self.lengths is None else self.lengths[rows],
             cache=StepCache(scheduled=self.cache.scheduled),
         )
 

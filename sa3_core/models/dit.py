@@ -34,12 +34,12 @@ class SelfAttention(nn.Module):
         self.q_norm = RMSNorm(config.head_dim, 1e-6, **kw)
         self.k_norm = RMSNorm(config.head_dim, 1e-6, **kw)
 
-    def forward(self, x: Tensor, rotary, key_mask: Tensor | None, adapters: Adapters | None = None) -> Tensor:
+    def forward(self, x: Tensor, rotary, lengths: Tensor | None, adapters: Adapters | None = None) -> Tensor:
         """x (B, rows, width) -> the same shape. Rows beyond the length of the rotary table are padding: no keys, zeros in the result."""
         tokens = len(rotary[0])
         parts = adapted(self.to_qkv, x, adapters)[:, :tokens].unflatten(-1, (5 if self.differential else 3, -1, self.head_dim))
         v = parts[:, :, 2].transpose(1, 2)
-        outs = [attend(q, k, v, key_mask=key_mask) for q, k in self._queries_keys(parts, rotary)]
+        outs = [attend(q, k, v, lengths=lengths) for q, k in self._queries_keys(parts, rotary)]
         out = merge_heads(outs[0] - outs[1] if self.differential else outs[0])
         return adapted(self.to_out, F.pad(out, (0, 0, 0, x.shape[1] - tokens)) if x.shape[1] > tokens else out, adapters)
 
@@ -74,7 +74,7 @@ class CrossAttention(nn.Module):
         """x (B, N, width) -> the same shape. kv: from `keys`. bias (B, n): added to the scores, None = zeros."""
         *keys, v = kv
         queries = self.q_norm(adapted(self.to_q, x, adapters).unflatten(-1, (len(keys), -1, self.head_dim)))  # (B, N, 1 or 2, H, D)
-        outs = [attend(queries[:, :, i].transpose(1, 2), k, v, key_mask=bias) for i, k in enumerate(keys)]
+        outs = [attend(queries[:, :, i].transpose(1, 2), k, v, bias=bias) for i, k in enumerate(keys)]
         return adapted(self.to_out, merge_heads(outs[0] - outs[1] if self.differential else outs[0]), adapters)
 
 
@@ -94,12 +94,12 @@ class Layer(nn.Module):
         self.to_scale_shift_gate = nn.Parameter(torch.zeros(6 * width, device=kw["device"], dtype=kw["dtype"]))
 
     def forward(
-        self, h: Tensor, modulation: Modulation, kv, bias, local: Tensor | None, rotary, key_mask, memory: int,
+        self, h: Tensor, modulation: Modulation, kv, bias, local: Tensor | None, rotary, lengths, memory: int,
         adapters: Adapters | None = None,
     ) -> Tensor:  # fmt: skip
         """h (B, rows, width) -> the same shape. modulation: of this layer, (B, 1, width) each. memory: number of memory tokens."""
         m = modulation
-        h = torch.addcmul(h, self.self_attn(self.pre_norm.modulated(h, m.gain1, m.shift1), rotary, key_mask, adapters), m.gate1)
+        h = torch.addcmul(h, self.self_attn(self.pre_norm.modulated(h, m.gain1, m.shift1), rotary, lengths, adapters), m.gate1)
         h = h + self.cross_attn(self.cross_attend_norm(h), kv, bias, adapters)
         if local is not None:
             tokens = h[:, : len(rotary[0])].unflatten(0, (-1, local.shape[0]))
@@ -151,15 +151,15 @@ class DiT(nn.Module):
         lengths = [frames] * len(cross_attn) if lengths is None else list(lengths)
         frames = max(lengths)
         memory, device = self.config.memory_tokens, cross_attn.device
-        mask = None
+        tokens = None
         if min(lengths) < frames:
-            mask = (torch.arange(-memory, frames)[None] < torch.tensor(lengths)[:, None]).to(device)
+            tokens = torch.tensor([memory + n for n in lengths], dtype=torch.int32).to(device)
         cross_attn, bias = backend_of(device).distinct_rows(cross_attn)
         cross_kv = self._cross_kv(cross_attn, adapters)
         local = self.local_embeddings(local, frames, adapters) if isinstance(local, Tensor) else local
         global_embed = self._embed_global(global_cond, adapters)
         rotary = rotary_table(memory + frames, self.config.rotary_dim, self.config.head_dim, device)
-        return Conditions(cross_attn, global_cond, cross_kv, bias, local, global_embed, rotary, mask, frames, adapters)
+        return Conditions(cross_attn, global_cond, cross_kv, bias, local, global_embed, rotary, tokens, frames, adapters)
 
     @independent
     def refresh(self, conditions: Conditions, changed: Iterable[str], adapters: Adapters | None = None) -> Conditions:
@@ -257,7 +257,7 @@ class DiT(nn.Module):
         for i, layer in enumerate(core.layers):
             local = None if c.local is None else c.local.embeddings[i]
             own = Modulation(*(part[i] for part in modulation))
-            h = run_layer(layer, h, own, c.cross_kv[i], c.cross_bias, local, c.rotary, c.key_mask, memory, adapters)
+            h = run_layer(layer, h, own, c.cross_kv[i], c.cross_bias, local, c.rotary, c.lengths, memory, adapters)
         y = adapted(core.project_out, h[:, memory:], adapters).transpose(1, 2)
         y = (adapted(self.postprocess_conv, y, adapters) + y)[..., : c.frames]
         return F.pad(y, (0, padding)) if padding else y

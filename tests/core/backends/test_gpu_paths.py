@@ -203,11 +203,12 @@ def test_a_gpu_uses_the_triton_kernels(dtype):
 
 def packed(q, k, v, offsets, offsets_k, longest, longest_k, *, window_size):
     """Reference for a kernel over packed sequences; q, k, v (tokens, H, D)."""
-    assert torch.equal(offsets, offsets_k) and offsets.dtype == torch.int32 and longest == longest_k == int(offsets.diff().max())
+    assert torch.equal(offsets, offsets_k) and offsets.dtype == torch.int32 and longest == longest_k >= int(offsets.diff().max())
+    window = max(window_size) if max(window_size) >= 0 else longest
     out = torch.empty_like(q)
     for start, stop in itertools.pairwise(offsets.tolist()):
         at = torch.arange(stop - start)
-        far = (at[:, None] - at[None]).abs() > max(window_size)
+        far = (at[:, None] - at[None]).abs() > window
         scores = torch.einsum("nhd,mhd->hnm", q[start:stop], k[start:stop]) * q.shape[-1] ** -0.5
         weights = scores.masked_fill(far, -math.inf).softmax(-1)
         out[start:stop] = torch.einsum("hnm,mhd->nhd", weights, v[start:stop])
@@ -218,10 +219,26 @@ def packed(q, k, v, offsets, offsets_k, longest, longest_k, *, window_size):
 def test_windowed_attention_through_a_kernel_for_packed_sequences(batch, monkeypatch):
     q, k, v = (randn(batch, 100, 4, 16, seed=seed).transpose(1, 2) for seed in range(3))
     wanted = attention.attend(q, k, v, window=9)
-    monkeypatch.setattr(CPU, "window_kernel", lambda self, device, dtype: cuda.windowed(packed))
+    monkeypatch.setattr(CPU, "window_kernel", CUDA.window_kernel)
+    monkeypatch.setattr(cuda, "packed_kernel", lambda device, dtype: packed)
     with torch.no_grad():
         found = attention.attend(q, k, v, window=9)
     assert found.shape == wanted.shape and rel_error(found, wanted) < 1e-6
+
+
+@pytest.mark.parametrize("lengths", [[50, 31, 1], [50, 50, 50]])
+def test_items_of_different_lengths_through_a_kernel_for_packed_sequences(lengths, monkeypatch):
+    q, k, v = (randn(3, 50, 4, 16, seed=seed).transpose(1, 2) for seed in range(3))
+    lengths = torch.tensor(lengths, dtype=torch.int32)
+    wanted = attention.attend(q, k, v, lengths=lengths)
+    monkeypatch.setattr(cuda, "packed_kernel", lambda device, dtype: packed)
+    with torch.no_grad():
+        found = CUDA().attend_lengths(q, k, v, lengths)
+    assert found.shape == wanted.shape and bool(torch.isfinite(found).all())
+    for one, other, n in zip(found, wanted, lengths, strict=True):
+        assert rel_error(one[:, :n], other[:, :n]) < 1e-6
+    with torch.enable_grad():
+        assert torch.equal(CUDA().attend_lengths(q, k, v, lengths), wanted)
 
 
 def test_torchs_kernel_is_preferred_to_the_packages_and_neither_is_required(monkeypatch):
@@ -231,9 +248,8 @@ def test_torchs_kernel_is_preferred_to_the_packages_and_neither_is_required(monk
     def packages():
         pass
 
-    gpu, kernel = torch.device("cuda"), CUDA.window_kernel.__wrapped__
+    gpu, kernel = torch.device("cuda"), cuda.packed_kernel.__wrapped__
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    monkeypatch.setattr(cuda, "windowed", lambda kernel: kernel)
     monkeypatch.setitem(sys.modules, "torch.nn.attention.varlen", SimpleNamespace(varlen_attn=torchs))
     monkeypatch.setitem(sys.modules, "flash_attn", SimpleNamespace(flash_attn_varlen_func=packages))
     assert kernel(gpu, torch.float16) is torchs
@@ -252,23 +268,27 @@ def test_torchs_kernel_is_preferred_to_the_packages_and_neither_is_required(monk
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 @pytest.mark.parametrize("dtype", HALF)
 @pytest.mark.parametrize("batch", [1, 3])
-def test_the_windowed_kernel_on_a_gpu_equals_the_definition(dtype, batch):
+def test_the_kernel_for_packed_sequences_on_a_gpu_equals_the_definition(dtype, batch):
     q, k, v = (randn(batch, 300, 4, 64, seed=seed).transpose(1, 2) for seed in range(3))
     wanted = attention.attend(q, k, v, window=17)
+    lengths, bound = torch.tensor([300, 211, 1][:batch], dtype=torch.int32), 2e-3 if dtype == torch.float16 else 1e-2
+    ragged = attention.attend(q, k, v, lengths=lengths)
     with torch.no_grad():
         found = attention.attend(*(part.cuda().to(dtype) for part in (q, k, v)), window=17)
-    assert rel_error(found.float().cpu(), wanted) < (2e-3 if dtype == torch.float16 else 1e-2)
+        assert rel_error(found.float().cpu(), wanted) < bound
+        found = attention.attend(*(part.cuda().to(dtype) for part in (q, k, v)), lengths=lengths.cuda()).float().cpu()
+    assert all(rel_error(found[i, :, :n], ragged[i, :, :n]) < bound for i, n in enumerate(lengths.tolist()))
 
 
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("at_once", [1, 7, 1000])
 def test_attention_in_parts_equals_attention_at_once(monkeypatch, at_once, masked):
     q, k, v = randn(2, 3, 40, 16, seed=1), randn(2, 3, 50, 16, seed=2), randn(2, 3, 50, 16, seed=3)
-    mask = torch.arange(50) < torch.tensor([[50], [31]]) if masked else None
-    wanted = attention.attend(q, k, v, key_mask=mask)
+    lengths = torch.tensor([50, 31]) if masked else None
+    wanted = attention.attend(q, k, v, lengths=lengths)
     monkeypatch.setitem(device.BACKENDS, "cpu", Backend())
     monkeypatch.setattr(Backend, "queries_at_once", lambda *rest: at_once)
-    assert torch.allclose(attention.attend(q, k, v, key_mask=mask), wanted, atol=1e-6)
+    assert torch.allclose(attention.attend(q, k, v, lengths=lengths), wanted, atol=1e-6)
 
 
 def test_scores_stay_within_their_limit_without_a_fused_kernel():

@@ -15,7 +15,7 @@ from sa3_core.models.attention import WINDOW_BLOCK, WINDOW_BLOCKS_AT_ONCE, atten
 GROUP = WINDOW_BLOCK * WINDOW_BLOCKS_AT_ONCE  # queries per call in the windowed path
 
 
-def definition(q, k, v, *, window=None, key_mask=None, rows=None):
+def definition(q, k, v, *, window=None, lengths=None, rows=None):
     """Softmax over all keys, hidden ones at -inf, in float64. rows: of the queries to compute, None = all."""
     q, k, v = q.double(), k.double(), v.double()
     rows = torch.arange(q.shape[2]) if rows is None else rows
@@ -23,8 +23,8 @@ def definition(q, k, v, *, window=None, key_mask=None, rows=None):
     if window is not None:
         far = (rows[:, None] - torch.arange(k.shape[2])[None]).abs() > window
         logits = logits.masked_fill(far, -torch.inf)
-    if key_mask is not None:
-        logits = logits.masked_fill(~key_mask[:, None, None], -torch.inf)
+    if lengths is not None:
+        logits = logits.masked_fill(torch.arange(k.shape[2]) >= lengths[:, None, None, None], -torch.inf)
     return logits.softmax(-1) @ v
 
 
@@ -73,19 +73,18 @@ def test_a_short_difference_has_the_gradients_of_a_long_one(monkeypatch):
 @pytest.mark.parametrize("hidden", [1, 10, 29])
 def test_hidden_keys_are_excluded_from_the_softmax(hidden):
     q, k, v = heads(30)
-    mask = torch.ones(2, 30, dtype=torch.bool)
-    mask[1, -hidden:] = False
-    out = attend(q, k, v, key_mask=mask)
-    assert rel_error(out, definition(q, k, v, key_mask=mask)) < 1e-6
+    lengths = torch.tensor([30, 30 - hidden], dtype=torch.int32)
+    out = attend(q, k, v, lengths=lengths)
+    assert rel_error(out, definition(q, k, v, lengths=lengths)) < 1e-6
     assert rel_error(out[1:], attend(q[1:], k[1:, :, :-hidden], v[1:, :, :-hidden])) < 1e-6
 
 
 def test_the_values_of_hidden_keys_have_no_effect():
     q, k, v = heads(30)
-    mask = torch.arange(30)[None].expand(2, -1) < 20
+    lengths = torch.tensor([20, 20])
     other_k, other_v = k.clone(), v.clone()
     other_k[:, :, 20:], other_v[:, :, 20:] = 1e4, -1e4
-    assert torch.equal(attend(q, other_k, other_v, key_mask=mask), attend(q, k, v, key_mask=mask))
+    assert torch.equal(attend(q, other_k, other_v, lengths=lengths), attend(q, k, v, lengths=lengths))
 
 
 EDGES = [WINDOW_BLOCK + d for d in (-1, 0, 1, 33, 34, 35)] + [2 * WINDOW_BLOCK + d for d in (-1, 0, 1, 17, 18)] + [5 * WINDOW_BLOCK + 3]
@@ -114,15 +113,6 @@ def test_window_over_several_groups_of_blocks(n):
     assert rel_error(attend(q, k, v, window=17)[:, :, rows], definition(q, k, v, window=17, rows=rows)) < 1e-6
 
 
-@pytest.mark.parametrize("n", [40, 300])
-def test_window_and_key_mask_together(n):
-    q, k, v = heads(n)
-    mask = torch.arange(n)[None].expand(2, -1) < n - 9
-    rows = torch.arange(n - 9)  # later queries may see no key
-    out = attend(q, k, v, window=17, key_mask=mask)[:, :, rows]
-    assert rel_error(out, definition(q, k, v, window=17, key_mask=mask, rows=rows)) < 1e-6
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
     ("n", "options"), [(30, {}), (30, {"hidden": 9}), (100, {"window": 17}), (150, {"window": 60}), (300, {"window": 17})]
@@ -139,10 +129,10 @@ def test_on_mps_torch_receives_contiguous_float32_in_parts(monkeypatch, n, optio
 
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", checked)
     q, k, v = (x.to(dtype).transpose(1, 2).contiguous().transpose(1, 2) for x in heads(n))  # views, as in the networks
-    mask = (torch.arange(n) < n - options["hidden"])[None].expand(2, -1) if "hidden" in options else None
-    out = attend(q, k, v, window=options.get("window"), key_mask=mask)
+    lengths = torch.tensor([n, n - options["hidden"]]) if "hidden" in options else None
+    out = attend(q, k, v, window=options.get("window"), lengths=lengths)
     assert seen and out.dtype == dtype
-    wanted = definition(q, k, v, window=options.get("window"), key_mask=mask)
+    wanted = definition(q, k, v, window=options.get("window"), lengths=lengths)
     assert rel_error(out, wanted) < (1e-6 if dtype == torch.float32 else 4e-3)
 
 
@@ -193,7 +183,7 @@ def test_equal_context_rows_are_merged_with_the_log_of_their_number(dtype):
     assert few.shape == (2, 8, 8) and bias.shape == (2, 8)
     assert bias.exp().sum(1).tolist() == pytest.approx([60, 60], rel=1e-6)
     q = randn(2, 1, 33, 8, seed=3, dtype=torch.float32).to(dtype)
-    whole, short = attend(q, context[:, None], context[:, None]), attend(q, few[:, None], few[:, None], key_mask=bias)
+    whole, short = attend(q, context[:, None], context[:, None]), attend(q, few[:, None], few[:, None], bias=bias)
     assert rel_error(short, whole) < (1e-6 if dtype == torch.float32 else 1e-2)
 
 
