@@ -9,13 +9,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 from core_support import FAMILIES, randn, rel_error
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import sa3_core
 from sa3_core.backends import cuda, device, half
 from sa3_core.backends.base import SCORES_LIMIT, Backend
 from sa3_core.backends.cpu import CPU
 from sa3_core.backends.cuda import CUDA, HALF
-from sa3_core.models import attention, embeddings, layers, operations, rotary, same
+from sa3_core.models import attention, conditions, embeddings, layers, operations, rotary, same
 
 
 @pytest.fixture(params=["half", "fused"])
@@ -199,6 +200,57 @@ def test_the_check_runs_every_kernel():
 @torch.no_grad()
 def test_a_gpu_uses_the_triton_kernels(dtype):
     assert CUDA().kernels(HERE, dtype).__name__.endswith("fused")
+
+
+class Operators(TorchDispatchMode):
+    """Counts operators that compute something: on a GPU, one kernel each."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert func is not torch.ops.aten._local_scalar_dense.default, "a value was read back"
+        if not func.is_view and func is not torch.ops.aten._unsafe_view.default:
+            self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def one_operator_each(parts, *rest) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    out = parts.new_zeros(parts.shape[0], parts.shape[1], parts.shape[2] - 1, *parts.shape[3:]).transpose(1, 3)
+    return [(out[:, :, i], out[:, :, i + 1]) for i in range(0, out.shape[2], 2)]
+
+
+class CountedGPU(CUDA):
+    """A GPU whose kernels are one operator each."""
+
+    pins = False
+
+    def kernels(self, device, dtype):
+        return SimpleNamespace(
+            rms_norm=lambda x, *rest: torch.zeros_like(x), queries_keys=one_operator_each,
+            gated=lambda x, sine: torch.zeros_like(x[..., : x.shape[-1] // 2]),
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("lengths", [None, [20, 13]])
+@pytest.mark.parametrize("variant", FAMILIES)
+@torch.no_grad()
+def test_a_layer_launches_at_most_30_kernels_and_reads_nothing_back(monkeypatch, release, variant, lengths):
+    model = sa3_core.load(release(variant), dtype=torch.float16)
+    monkeypatch.setitem(device.BACKENDS, "cpu", CountedGPU())
+    monkeypatch.setattr(cuda, "packed_kernel", lambda device, dtype: lambda q, *rest, **options: torch.zeros_like(q))
+    config, dit = model.config, model.dit
+    local = randn(2, config.dit.local_dim, 20).half()
+    context, seconds = (randn(2, *shape).half() for shape in ((9, config.conditioning.cond_dim), (config.conditioning.cond_dim,)))
+    c = dit.prepare(context, seconds, local, 20, lengths)
+    modulation = conditions.Modulation(*(part[0] for part in dit.modulation(torch.tensor([0.5, 0.5]), c)))
+    h = torch.zeros(2, len(c.rotary[0]), config.dit.width, dtype=torch.float16)
+    with Operators() as operators:
+        out = dit.transformer.layers[0](
+            h, modulation, c.cross_kv[0], c.cross_bias, c.local.embeddings[0], c.rotary, c.lengths, config.dit.memory_tokens
+        )
+    assert out.shape == h.shape and 15 < len(operators.names) <= 30, operators.names
 
 
 def packed(q, k, v, offsets, offsets_k, longest, longest_k, *, window_size):
