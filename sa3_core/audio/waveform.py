@@ -81,7 +81,10 @@ def fit_channels(waveform: Tensor, channels: int) -> tuple[Tensor, list[str]]:
 
 @independent
 def resample(waveform: Tensor, rate: int, target: int) -> Tensor:
-    """Audio resampled from `rate` to `target` Hz along the last dimension, by a windowed sinc (torchaudio's default kernel)."""
+    """Audio (..., N) resampled from `rate` to `target` Hz by a windowed sinc (torchaudio's default kernel): (..., ceil(N target / rate)).
+
+    Each row is computed alone, so that it does not depend on the others.
+    """
     if rate == target:
         return waveform
     if rate * target // math.gcd(rate, target) ** 2 > LARGEST_KERNEL:
@@ -90,8 +93,17 @@ def resample(waveform: Tensor, rate: int, target: int) -> Tensor:
         from torchaudio.functional import resample as sinc
     except (ImportError, OSError):  # not installed, or built for another torch
         return _resample_directly(waveform, rate, target)
+    length = resampled_length(waveform.shape[-1], rate, target)
+    out = waveform.new_empty(*waveform.shape[:-1], length)
+    spare = (32 + (length >> 20)) * max(1, rate // target)  # torchaudio computes the length in float32, so it can be too short
     with float32_default():  # torchaudio creates its filter table in the default dtype
-        return sinc(waveform, rate, target)
+        for row, result in zip(waveform.reshape(-1, waveform.shape[-1]), out.view(-1, length), strict=True):
+            result.copy_(sinc(torch.nn.functional.pad(row, (0, spare)), rate, target)[:length])
+    return out
+
+
+def resampled_length(samples: int, rate: int, target: int) -> int:
+    return -(-samples * target // rate)
 
 
 def _resample_directly(waveform: Tensor, rate: int, target: int) -> Tensor:
@@ -104,7 +116,7 @@ def _resample_directly(waveform: Tensor, rate: int, target: int) -> Tensor:
     width = math.ceil(ZEROS / scale)
     padded = torch.nn.functional.pad(waveform, (width, width + 1))
     taps = torch.arange(2 * width + 2, device=waveform.device)
-    length, block = -(-waveform.shape[-1] * target // rate), max(1, (1 << 20) // len(taps))
+    length, block = resampled_length(waveform.shape[-1], rate, target), max(1, (1 << 20) // len(taps))
     out = waveform.new_empty(*waveform.shape[:-1], length)
     for start in range(0, length, block):
         positions = torch.arange(start, min(start + block, length), device=waveform.device) * rate

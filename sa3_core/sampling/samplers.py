@@ -13,6 +13,7 @@ from ..audio.waveform import check_tensor
 from ..backends.ambient import independent
 from ..backends.device import to_device
 from ..errors import SA3Error
+from .schedule import first_rise
 
 
 @independent
@@ -32,7 +33,7 @@ def sample(name: str, velocity: Callable, x: Tensor, sigmas: Tensor, noise=None,
         raise SA3Error(f"Eta is {eta}; expected 0 to 100, 1 for the standard SDE.")
     total = sigmas.shape[1] - 1
     if noise is None or isinstance(noise, (list, tuple)):
-        draws, needed = noise or (), draws_per_run(name, total, eta)
+        draws, needed = noise or (), draws_per_run(name, total, eta, ends_at_zero=not bool(sigmas[:, -1].any()))
         if len(draws) < needed:
             raise SA3Error(f"There are {len(draws)} noise draws; the sampler {name} needs {needed} for {total} steps.")
         for draw in draws:
@@ -51,7 +52,8 @@ def sample(name: str, velocity: Callable, x: Tensor, sigmas: Tensor, noise=None,
 
 
 def sigmas_per_item(name: str, sigmas, batch: int, dtype: torch.dtype) -> Tensor:
-    """Noise levels (steps + 1,) or (B, steps + 1) as a tensor (B, steps + 1) on the CPU. Raises SA3Error with the name otherwise."""
+    """Noise levels (steps + 1,) or (B, steps + 1) as a tensor (B, steps + 1) on the CPU. Raises SA3Error with the name otherwise, and for
+    levels that do not fall."""
     try:
         sigmas = torch.as_tensor(sigmas)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -61,6 +63,11 @@ def sigmas_per_item(name: str, sigmas, batch: int, dtype: torch.dtype) -> Tensor
     sigmas = sigmas.expand(batch, -1) if sigmas.dim() == 1 else sigmas
     if sigmas.dim() != 2 or sigmas.shape[0] != batch or sigmas.shape[1] < 2:
         raise SA3Error(f"{name} have shape {tuple(sigmas.shape)}; expected (steps + 1,) or ({batch}, steps + 1), at least two points.")
+    if rise := first_rise(sigmas):
+        step, before, after = rise
+        raise SA3Error(f"{name} do not fall: level {step} is {after:.7g}, after {before:.7g}; expected each level below the one before.")
+    if len(set((sigmas[:, -1] == 0).tolist())) > 1:
+        raise SA3Error(f"{name} end at 0 for some items only; expected the same for all items of a batch.")
     return sigmas
 
 
@@ -210,8 +217,8 @@ SAMPLERS = {
 }  # fmt: skip
 
 
-def draws_per_run(name: str, steps: int, eta: float | None = None) -> int:
+def draws_per_run(name: str, steps: int, eta: float | None = None, ends_at_zero: bool = True) -> int:
     """Number of noise draws in a run of a sampler."""
     if name == "pingpong":
         return steps
-    return steps - 1 if name.endswith("-sde") and (eta is None or eta > 0) else 0
+    return steps - ends_at_zero if name.endswith("-sde") and (eta is None or eta > 0) else 0

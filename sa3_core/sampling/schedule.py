@@ -16,8 +16,9 @@ Shift = Callable[[Tensor, Tensor], Tensor]
 def build(kind: str, steps: int, sigma_max: float = 1.0, length=None, mode: str = "scaled", **params) -> Tensor:
     """Noise levels, float32: (steps + 1,) for a scalar `length` in latent frames, (B, steps + 1) for a tensor of B lengths.
 
-    kind: identity, logsnr, flux or full, with its `params`. mode: "scaled" shifts linspace(1, 0) and multiplies by sigma_max, which is
-    monotone; "reference" shifts linspace(sigma_max, 0) and sets the first point, as the public code does: the second can exceed it.
+    kind: identity, logsnr, flux or full, with its `params`. mode: "scaled" shifts linspace(1, 0) and multiplies by sigma_max;
+    "reference" shifts linspace(sigma_max, 0) and sets the first point, as the public code does: the second can exceed it. Raises SA3Error
+    for parameters with which the levels do not fall.
     """
     if not isinstance(kind, str) or kind not in SHIFTS:
         raise SA3Error(f"Schedule '{kind}' is unknown; choose one of {', '.join(SHIFTS)}.")
@@ -56,7 +57,26 @@ def build(kind: str, steps: int, sigma_max: float = 1.0, length=None, mode: str 
         t[:, 0] = 1.0
         t = t * sigma_max
     t[:, 0], t[:, -1] = sigma_max, 0.0
+    if rise := first_rise(t):
+        step, before, after = rise
+        raise SA3Error(
+            f"Schedule {kind} with these parameters does not fall: level {step} of {int(steps)} is {after:.7g}, after {before:.7g}. "
+            "Use fewer steps, or parameters closer to the defaults."
+        )
     return t if per_item else t[0]
+
+
+def first_rise(sigmas: Tensor) -> tuple[int, float, float] | None:
+    """The first step at which levels (B, steps + 1) do not fall, and the levels before and after it.
+
+    The first step may rise, as in the public code, but not repeat its level.
+    """
+    bad = sigmas.diff(dim=1) >= 0
+    bad[:, 0] = sigmas[:, 1] == sigmas[:, 0]
+    if not bool(bad.any()):
+        return None
+    item, step = bad.nonzero()[0].tolist()
+    return step + 1, float(sigmas[item, step]), float(sigmas[item, step + 1])
 
 
 def _identity(t: Tensor, length: Tensor) -> Tensor:

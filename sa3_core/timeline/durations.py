@@ -95,12 +95,16 @@ def keep_mask(config: ModelConfig, regions: Sequence[Region], lengths: Lengths) 
 def generate_mask(regions: Sequence[Region], samples: Sequence[int], frames: int, samples_per_frame: int, rate: int) -> Tensor:
     """Mask (B, 1, frames): 1 = generate (inside the regions and beyond each item's `samples`), 0 = keep.
 
-    Equals a mask at sample resolution, downsampled by nearest neighbour.
+    Equals a mask at sample resolution, downsampled by nearest neighbour; a region that contains no frame's first sample marks the frame
+    that it lies in.
     """
     at = torch.arange(frames) * samples_per_frame  # nearest neighbour takes the first sample of a frame
     mask = torch.zeros(len(samples), 1, frames, dtype=torch.float32)
     for start, end in regions:
-        mask[:, :, (at >= int(start * rate)) & (at < int(end * rate))] = 1
+        inside = (at >= int(start * rate)) & (at < int(end * rate))
+        if not bool(inside.any()):
+            inside = at == int(start * rate) // samples_per_frame * samples_per_frame
+        mask[:, :, inside] = 1
     for item, end in enumerate(samples):
         mask[item, :, at >= end] = 1
     return mask

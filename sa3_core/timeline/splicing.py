@@ -26,6 +26,7 @@ class Seam:
     jump: float  # difference of the two samples at the edge
     usual_jump: float  # largest difference of neighbouring samples nearby
     level_db: float  # change of level across the edge
+    item: int = 0
 
     def __str__(self) -> str:
         step = f"sample step {self.jump:.4f} (largest nearby {self.usual_jump:.4f})"
@@ -34,13 +35,19 @@ class Seam:
 
 @dataclass(frozen=True)
 class SpliceReport:
+    """What a splice did. seams: of all items, in their order."""
+
     seams: list[Seam]
-    gains: list[float]  # factor of the level match per region
+    gains: list[list[float]]  # factors of the level match, per item and region
     notes: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        gains = [f"region {i + 1}: level matched by {20 * math.log10(g):+.1f} dB" for i, g in enumerate(self.gains) if g != 1]
-        return "\n".join([*map(str, self.seams), *gains, *self.notes])
+        lines = [(seam.item, str(seam)) for seam in self.seams]
+        for item, gains in enumerate(self.gains):
+            matched = ((i, 20 * math.log10(gain)) for i, gain in enumerate(gains, 1) if gain != 1)
+            lines += [(item, f"region {i}: level matched by {db:+.1f} dB") for i, db in matched]
+        named = [f"item {item + 1}, {line}" if len(self.gains) > 1 else line for item, line in lines]
+        return "\n".join([*named, *self.notes])
 
 
 @independent
@@ -53,7 +60,7 @@ def splice(
     Both start at time 0; the original is silent where a continuation goes. The generated audio is resampled to sample_rate and
     its channels are fitted to the original's. crossfade: seconds inside the region, equal power, 0 = none. Where the original is
     digital silence inside the fade, an offset that fades out joins the generated audio to the original's last sample instead.
-    match_level: scale the generated audio of each region to the original's level around the region.
+    match_level: scale the generated audio of each region to the original's level around the region. An item is spliced as if alone.
     """
     waveform.check_tensor("The original", original)
     waveform.check_tensor("The generated audio", generated)
@@ -64,8 +71,9 @@ def splice(
     for name, rate in {"sample_rate": sample_rate, "generated_rate": generated_rate}.items():
         if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 < rate < math.inf:
             raise SA3Error(f"The {name} is {rate!r}; expected a number of Hz above 0.")
-    if not isinstance(crossfade, (int, float)) or not 0 <= crossfade < math.inf:
+    if isinstance(crossfade, bool) or not isinstance(crossfade, (int, float)) or not 0 <= crossfade < math.inf:
         raise SA3Error(f"The cross-fade is {crossfade} s; expected 0 or more.")
+    waveform.check_finite("The original", original)
     waveform.check_finite("The generated audio", generated)
     n = original.shape[-1]
     spans = [sample_span(region, sample_rate) for region in merge_regions(check_pairs(regions), n / sample_rate)]
@@ -76,18 +84,24 @@ def splice(
         found, end = fitted.shape[-1] / sample_rate, spans[-1][1] / sample_rate
         raise SA3Error(f"The generated audio is {found:.3f} s long, but the last region ends at {end:.3f} s; generate a longer clip.")
     fitted = torch.nn.functional.pad(fitted, (0, max(0, n - fitted.shape[-1])))[..., :n]
-    out, gains = original.clone(), []
+    fade = int(min(crossfade, n / sample_rate) * sample_rate)
+    out = original.clone(memory_format=torch.contiguous_format)
+    gains: list[list[float]] = [[] for _ in out]
     for a, b in spans:
-        gain = _level_gain(original, fitted, a, b, sample_rate) if match_level else 1.0
-        gains.append(gain)
-        piece = fitted[..., max(a - 1, 0) : b + 1] * gain
-        out[..., a:b] = _crossfaded(original, piece, a, b, int(crossfade * sample_rate)).to(out.dtype)
-    seams = [_seam(out, edge, sample_rate) for span in spans for edge in span if 0 < edge < n]
-    return out, SpliceReport(seams, gains, notes)
+        for i, (before, new) in enumerate(zip(original, fitted, strict=True)):
+            gain = _level_gain(before, new, a, b, sample_rate) if match_level else 1.0
+            gains[i].append(gain)
+            out[i, :, a:b] = _crossfaded(before, new[..., max(a - 1, 0) : b + 1] * gain, a, b, fade).to(out.dtype)
+    edges = [edge for span in spans for edge in span if 0 < edge < n]
+    if spans == [(0, n)]:
+        notes = [*notes, "The whole clip was replaced."]
+    if regions and not spans:
+        notes = [*notes, "No region contains a whole sample: nothing was changed."]
+    return out, SpliceReport([_seam(clip, edge, sample_rate, i) for i, clip in enumerate(out) for edge in edges], gains, notes)
 
 
 def _crossfaded(original: Tensor, piece: Tensor, a: int, b: int, fade: int) -> Tensor:
-    """Samples a..b of the result. piece: the generated samples a..b, with one more on each side where the clip has one."""
+    """Samples a..b (C, b - a) of the result. piece: the generated samples a..b, with one more on each side where the clip has one."""
     n, lead = original.shape[-1], 1 if a else 0
     new = piece[..., lead : lead + b - a].clone()
     fade = min(fade, (b - a) // 2)
@@ -118,13 +132,13 @@ def _level_gain(original: Tensor, fitted: Tensor, a: int, b: int, rate: int) -> 
     return min(MATCH_LIMIT, max(1 / MATCH_LIMIT, gain))
 
 
-def _seam(out: Tensor, edge: int, rate: int) -> Seam:
+def _seam(out: Tensor, edge: int, rate: int, item: int) -> Seam:
     width = max(1, int(LEVEL_WINDOW * rate))
     before, after = out[..., max(0, edge - width) : edge].float(), out[..., edge : edge + width].float()
     steps = [part.diff(dim=-1).abs().max() for part in (before, after) if part.shape[-1] > 1]
     level = 10 * torch.log10((after.square().mean() + 1e-12) / (before.square().mean() + 1e-12))
     jump = (out[..., edge].float() - out[..., edge - 1].float()).abs().max()
-    return Seam(edge / rate, float(jump), float(max(steps, default=0.0)), float(level))
+    return Seam(edge / rate, float(jump), float(max(steps, default=0.0)), float(level), item)
 
 
 def wrap_jump(clip: Tensor) -> tuple[float, float]:

@@ -9,7 +9,7 @@ import torch
 from core_support import FAMILIES, config_dict, randn, rel_error
 from lora_support import KINDS, tensors_of
 
-from sa3_core import config, timeline
+from sa3_core import SA3Error, config, timeline
 from sa3_core.audio.waveform import resample
 from sa3_core.lora.algebra import MODES, Adapter, adapter_of, apply_stack, compose
 from sa3_core.models.attention import attend
@@ -150,6 +150,25 @@ def test_lengths(rng):
 # Schedules
 
 
+@each(200)
+def test_schedules_within_the_nodes_ranges_fall_or_are_refused(rng):
+    """Whatever the sliders of SA3_Schedule are at."""
+    ranges = {
+        "logsnr": {"anchor_length": (1, 1e6), "anchor_logsnr": (-20, 20), "rate": (-10, 10), "logsnr_end": (-20, 20)},
+        "flux": {"min_length": (1, 1e6), "max_length": (1, 1e6), "alpha_min": (0.01, 1000), "alpha_max": (0.01, 1000)},
+        "full": {"base_shift": (-10, 10), "max_shift": (-10, 10), "min_length": (1, 1e6), "max_length": (1, 1e6)},
+        "identity": {},
+    }
+    kind, mode = rng.choice(list(ranges)), rng.choice(["scaled", "reference"])
+    options = {name: rng.uniform(*ends) for name, ends in ranges[kind].items()}
+    try:
+        sigmas = schedule.build(kind, rng.choice([1, 2, 8, 50, 1000]), rng.uniform(0.01, 1), rng.uniform(1, 9000), mode, **options)
+    except SA3Error as error:
+        assert "does not fall" in str(error) or "min_length" in str(error)
+        return
+    assert bool((sigmas[1:].diff() < 0).all()) and (mode == "reference" or float(sigmas[1]) < float(sigmas[0])) and float(sigmas[-1]) == 0
+
+
 @each(20)
 def test_schedules(rng):
     kind = rng.choice(list(schedule.SHIFTS))
@@ -157,11 +176,15 @@ def test_schedules(rng):
     options |= {"alpha_min": rng.uniform(0.5, 20), "alpha_max": rng.uniform(0.5, 20)} if kind == "flux" else {}
     options |= {"use_sine": rng.random() < 0.5} if kind == "full" else {}
     steps, level, length = rng.randrange(1, 120), rng.uniform(0.01, 1), rng.uniform(1, 9000)
-    sigmas = schedule.build(kind, steps, level, length, **options)
+    try:
+        sigmas = schedule.build(kind, steps, level, length, **options)
+        rows = schedule.build(kind, steps, level, torch.tensor([length, 7.0, length]), **options)
+    except SA3Error as error:
+        assert "does not fall" in str(error)
+        return
     assert sigmas.shape == (steps + 1,) and float(sigmas[0]) == pytest.approx(level) and float(sigmas[-1]) == 0
-    assert bool((sigmas.diff() <= 1e-7).all())
+    assert bool((sigmas.diff() < 0).all())
     assert rel_error(sigmas, level * schedule.build(kind, steps, 1.0, length, **options)) < 1e-6
-    rows = schedule.build(kind, steps, level, torch.tensor([length, 7.0, length]), **options)
     assert torch.equal(rows[0], sigmas) and torch.equal(rows[2], sigmas)
 
 
@@ -201,6 +224,8 @@ def test_resampling(rng):
     x, y = (randn(2, n, seed=rng.randrange(999)) for _ in range(2))
     out = resample(x, rate, target)
     assert out.shape[-1] == -(-n * target // rate)
+    assert torch.equal(resample(x[1], rate, target), out[1])  # a row does not depend on the others
+    assert torch.equal(resample(x.T.contiguous().T, rate, target), out)
     assert rel_error(resample(2 * x - y, rate, target), 2 * out - resample(y, rate, target)) < 1e-5  # linear
     common = math.gcd(rate, target)
     if rate // common < 1000:  # whole periods put in front move the result by whole samples

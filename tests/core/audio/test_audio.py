@@ -36,3 +36,19 @@ def test_resampling_keeps_a_tone(rate):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
 def test_floating_types_become_float32(dtype):
     assert waveform.to_model("clip", 44100, torch.zeros(2, 500, dtype=dtype), 44100, 2).dtype == torch.float32
+
+
+@pytest.mark.parametrize("rate", [192000, 48000])
+@pytest.mark.parametrize("samples", [2**24 - 1, 2**24 + 1, 38_400_002])
+def test_a_resampled_length_is_exact_beyond_what_float32_counts(monkeypatch, rate, samples):
+    """torchaudio's function is replaced by one that computes its length, so that no long clip is computed."""
+    import torchaudio
+
+    def sinc(row, rate, target):
+        common = math.gcd(rate, target)
+        length = torch.ceil(torch.as_tensor(target // common * len(row) / (rate // common)))
+        return torch.zeros(1).expand(int(length))
+
+    monkeypatch.setattr(torchaudio.functional, "resample", sinc)
+    out = waveform.resample(torch.zeros(1).expand(1, samples), rate, 44100)
+    assert out.shape[-1] == -(-samples * 44100 // rate)

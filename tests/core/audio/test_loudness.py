@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sa3_core import SA3Error
-from sa3_core.audio.loudness import Levels, integrated, k_weighting, limit, measure, normalized, true_peaks, weighted
+from sa3_core.audio.loudness import Levels, k_weighting, limit, measure, normalized, true_peaks, weighted
 
 RATE = 48000
 
@@ -15,6 +15,10 @@ def sine(level: float, seconds: float, frequency: float = 1000.0, rate: int = RA
     """(N,) with a peak of `level` dBFS; phase in degrees."""
     time = torch.arange(round(seconds * rate), dtype=torch.float64) / rate
     return 10 ** (level / 20) * torch.sin(2 * torch.pi * frequency * time + math.radians(phase))
+
+
+def integrated(clip: torch.Tensor, rate: int) -> float:
+    return measure(clip, rate).integrated
 
 
 def stereo(*parts: tuple[float, float], rate: int = RATE) -> torch.Tensor:

@@ -115,6 +115,16 @@ def test_draws_are_taken_as_announced(name):
     assert all(t > t_next for t, t_next in taken)
 
 
+@every_sampler
+def test_levels_that_do_not_end_at_zero_need_a_draw_for_each_step(name):
+    sigmas, taken = torch.tensor([0.9, 0.6, 0.4, 0.2]), []
+    draws = [torch.zeros(SHAPE, dtype=torch.float64)] * samplers.draws_per_run(name, 3, ends_at_zero=False)
+    out = samplers.sample(name, bent, randn(*SHAPE, dtype=torch.float64), sigmas, draws)
+    assert bool(torch.isfinite(out).all())
+    samplers.sample(name, bent, randn(*SHAPE, dtype=torch.float64), sigmas, lambda t, t_next: taken.append(t) or torch.zeros(SHAPE))
+    assert len(taken) == len(draws) == (3 if name in STOCHASTIC else 0)
+
+
 @pytest.mark.parametrize("name", ["dpmpp-2m-sde", "dpmpp-3m-sde"])
 def test_eta_zero_draws_nothing(name):
     samplers.sample(name, bent, randn(*SHAPE, dtype=torch.float64), SIGMAS, noise=None, eta=0.0)

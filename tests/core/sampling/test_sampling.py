@@ -99,7 +99,10 @@ def test_a_plan_uses_the_length_asked_for_and_not_the_padding(tiny):
         (torch.tensor([14.6, 3.0, 0.0]), ["14.6", "between 1 and 0"]),
         (torch.tensor([1.0, 0.5, -0.1]), ["-0.1"]),
         (torch.tensor([1.0, float("nan"), 0.0]), ["nan"]),
-        (torch.tensor([1.0, 0.0, 0.0]), ["reach 0 before"]),
+        (torch.tensor([1.0, 0.0, 0.0]), ["do not fall", "level 2"]),
+        (torch.tensor([1.0, 0.5, 0.6, 0.0]), ["level 2 is 0.6, after 0.5"]),
+        (torch.tensor([1.0, 1.0, 0.0]), ["level 1 is 1, after 1"]),
+        (torch.tensor([[1.0, 0.5, 0.0], [1.0, 0.5, 0.1]]), ["end at 0 for some items only"]),
     ],
 )
 def test_levels_from_elsewhere_are_checked(tiny, sigmas, words):

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from sa3_core import SA3Error
+from sa3_core.audio.waveform import resampled_length
 from sa3_core.timeline.regions import format_regions, merge_regions, parse_regions, sample_span
 from sa3_core.timeline.splicing import splice, wrap_jump
 
@@ -86,7 +87,7 @@ def test_a_continuation_joins_the_last_sample():
 def test_level_match_brings_back_the_level_around_the_region():
     original = sound(44100, 3.0)
     out, report = splice(original, 0.25 * original, [(1.0, 2.0)], 44100, crossfade=0.0, match_level=True)
-    assert report.gains == [pytest.approx(4.0, rel=1e-3)]
+    assert report.gains == [[pytest.approx(4.0, rel=1e-3)]]
     assert torch.allclose(out, original, atol=1e-6)
 
 
@@ -109,12 +110,61 @@ def test_bad_regions_are_named(regions, words):
 
 def test_bad_audio_is_named():
     good = sound(44100, 1.0)
-    with pytest.raises(SA3Error, match="NaN"):
-        splice(good, good * float("nan"), [(0.1, 0.2)], 44100)
+    for pair in ((good, good * float("nan")), (good * float("nan"), good)):
+        with pytest.raises(SA3Error, match="NaN"):
+            splice(*pair, [(0.1, 0.2)], 44100)
+    with pytest.raises(SA3Error, match="int16"):
+        splice((good * 32767).short(), good, [(0.1, 0.2)], 44100)
     with pytest.raises(SA3Error, match="cross-fade"):
         splice(good, good, [(0.1, 0.2)], 44100, crossfade=-1)
     with pytest.raises(SA3Error, match="long"):
         splice(good, good[..., :4410], [(0.5, 0.9)], 44100)
+
+
+@pytest.mark.parametrize("match_level", [False, True])
+def test_an_item_of_a_batch_is_spliced_as_if_alone(match_level):
+    original = torch.cat([sound(44100, 1.0), 0.1 * sound(44100, 1.0, seed=1), sound(44100, 1.0, seed=2)])
+    original[2, :, 22050:] = 0  # a continuation, which is joined in another way
+    generated = torch.cat([sound(44100, 1.0, seed=seed) for seed in (5, 6, 7)])
+    given = [(0.2, 0.3), (0.5, 1.0)]
+    out, report = splice(original, generated, given, 44100, match_level=match_level)
+    for i in range(3):
+        alone, own = splice(original[i : i + 1], generated[i : i + 1], given, 44100, match_level=match_level)
+        assert torch.equal(out[i : i + 1], alone) and report.gains[i] == own.gains[0]
+        for line in str(own).splitlines():
+            assert f"item {i + 1}, {line}" in str(report)
+
+
+def test_views_are_spliced_like_copies():
+    original, generated = (sound(48000, 0.5, seed=seed).expand(2, -1, -1) for seed in (1, 2))
+    views = [clip.transpose(1, 2).contiguous().transpose(1, 2) for clip in (original, generated)]
+    wanted, _ = splice(original.clone(), generated.clone(), [(0.1, 0.2)], 48000)
+    assert torch.equal(splice(*views, [(0.1, 0.2)], 48000)[0], wanted)
+    assert torch.equal(splice(original, generated, [(0.1, 0.2)], 48000)[0], wanted)
+
+
+@pytest.mark.parametrize("crossfade", [5.0, 1e308])
+def test_a_crossfade_is_at_most_half_the_region(crossfade):
+    original, generated = sound(44100, 1.0), sound(44100, 1.0, seed=1)
+    wanted, _ = splice(original, generated, [(0.2, 0.4)], 44100, crossfade=0.1)
+    assert torch.equal(splice(original, generated, [(0.2, 0.4)], 44100, crossfade=crossfade)[0], wanted)
+
+
+def test_the_report_says_what_was_done_where_there_is_no_seam():
+    original, generated = sound(44100, 1.0), sound(44100, 1.0, seed=1)
+    out, report = splice(original, generated, [(0.0, 0.4), (0.4, 1.0)], 44100)
+    assert torch.equal(out, generated) and "whole clip" in str(report)
+    out, report = splice(original, generated, [(0.100001, 0.100009)], 44100)
+    assert torch.equal(out, original) and "nothing was changed" in str(report)
+
+
+def test_a_long_clip_at_a_high_rate_is_spliced_to_its_end():
+    """torchaudio computes the length of the result in float32: one sample short of this continuation."""
+    n, added, rate = 200 * 192000 + 2, 192000, 192000
+    generated = torch.zeros(1, 1, resampled_length(n + added, rate, 44100))
+    generated[..., -30000:] = 0.5
+    out, _ = splice(torch.zeros(1, 1, n + added), generated, [(n / rate, (n + added) / rate)], rate)
+    assert out.shape[-1] == n + added and float(out[..., -2000:].min()) > 0.3
 
 
 def test_regions_read_write_and_merge():

@@ -149,7 +149,7 @@ def test_the_mask_is_the_nearest_neighbour_of_one_at_sample_resolution(tiny):
         seconds = [rng.uniform(0.5, 8) for _ in range(rng.randint(1, 3))]
         lengths = timeline.lengths(tiny, seconds, rng.choice([0.0, 1.0, 6.0]))
         points = sorted(rng.uniform(0, max(seconds)) for _ in range(2 * rng.randint(1, 3)))
-        regions = list(zip(points[::2], points[1::2], strict=True))
+        regions = [(a, max(b, a + SPF / RATE)) for a, b in zip(points[::2], points[1::2], strict=True)]  # at least a frame long
         full = torch.ones(len(seconds), 1, lengths.frames * SPF)
         for start, end in regions:
             full[..., int(start * RATE) : int(end * RATE)] = 0
@@ -157,6 +157,14 @@ def test_the_mask_is_the_nearest_neighbour_of_one_at_sample_resolution(tiny):
             full[i, :, int(value * RATE) :] = 0
         wanted = torch.nn.functional.interpolate(full, size=lengths.frames, mode="nearest")
         assert torch.equal(timeline.keep_mask(tiny, regions, lengths), wanted)
+
+
+def test_a_region_shorter_than_a_frame_marks_the_frame_that_it_lies_in(tiny):
+    lengths = timeline.lengths(tiny, [4.0])
+    for start in (0.0, 0.5, 1.0, 3.0):
+        for length in (1 / RATE, 0.2 * SPF / RATE):
+            mask = timeline.keep_mask(tiny, [(start, start + length)], lengths)[0, 0, : lengths.effective[0]]
+            assert int(start * RATE) // SPF in (mask == 0).nonzero().flatten().tolist()
 
 
 def test_the_mask_at_frame_edges(tiny):
