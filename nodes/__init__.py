@@ -1,6 +1,6 @@
 """The pack's nodes, one class each; every file ends in NODES."""
 
-from .comfyui.schema import ComfyExtension, io
+from .comfyui.schema import ComfyExtension, checked, io
 from .download import NODES as DOWNLOAD
 from .edit import NODES as EDIT
 from .latents import NODES as LATENTS
@@ -12,7 +12,8 @@ from .sampling import NODES as SAMPLING
 from .text import NODES as TEXT
 from .training import NODES as TRAINING
 
-NODES: list[type[io.ComfyNode]] = [*MODELS, *LORA, *TEXT, *LATENTS, *EDIT, *SAMPLING, *PREVIEW, *OUTPUT, *DOWNLOAD, *TRAINING]
+ALL = (MODELS, LORA, TEXT, LATENTS, EDIT, SAMPLING, PREVIEW, OUTPUT, DOWNLOAD, TRAINING)
+NODES: list[type[io.ComfyNode]] = [checked(node) for nodes in ALL for node in nodes]
 
 
 class Extension(ComfyExtension):

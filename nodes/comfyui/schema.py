@@ -1,13 +1,20 @@
 """ComfyUI's V3 node API as this pack uses it, on every supported version."""
 
+import functools
 import inspect
+import math
+import numbers
 
 from comfy_api.latest import ComfyExtension, io
+
+from ...sa3_core.errors import SA3Error
 
 CATEGORY = "audio/stable audio 3"
 SEED = {"min": 0, "max": 2**64 - 1, "control_after_generate": True}
 
-__all__ = ["CATEGORY", "SEED", "ComfyExtension", "io", "schema"]
+FILES = {"autoencoder", "file", "lora", "model", "text_encoder"}  # choices of files: the loaders say which exist
+
+__all__ = ["CATEGORY", "SEED", "ComfyExtension", "checked", "io", "schema"]
 
 
 def schema(node_id: str, **options) -> io.Schema:
@@ -17,3 +24,40 @@ def schema(node_id: str, **options) -> io.Schema:
     options = {"category": CATEGORY, "search_aliases": ["stable audio", "sa3"], **options}
     known = inspect.signature(io.Schema).parameters
     return io.Schema(node_id=node_id, **{name: value for name, value in options.items() if name in known})
+
+
+def checked(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
+    """The node; its numbers, texts and choices are checked before it executes. ComfyUI does not check values of links, nor NaN."""
+    execute = node.execute.__func__
+
+    @functools.wraps(execute)
+    def check_and_execute(cls, *args, **values):
+        definition = cls.define_schema()
+        for item in definition.inputs:
+            value = values.get(item.id)
+            if definition.is_input_list and isinstance(value, list):
+                values[item.id] = [_read(item, one) for one in value]
+            elif value is not None:
+                values[item.id] = _read(item, value)
+        return execute(cls, *args, **values)
+
+    node.execute = classmethod(check_and_execute)
+    return node
+
+
+def _read(item, value):
+    """The value of an input; a number as Python's own. Raises SA3Error for another type or choice. Ranges are left to the functions that
+    know the reason."""
+    expected = ""
+    if isinstance(item, (io.Float.Input, io.Int.Input)):
+        whole = isinstance(item, io.Int.Input)
+        if isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value) and not (whole and value != int(value)):
+            return int(value) if whole else float(value)
+        expected = f"a {'whole ' * whole}number from {item.min} to {item.max}"
+    elif isinstance(item, io.Combo.Input) and item.id not in FILES and value not in item.options:
+        expected = "one of " + ", ".join(map(str, item.options))
+    elif isinstance(item, io.String.Input) and not isinstance(value, str):
+        expected = "text"
+    if expected:
+        raise SA3Error(f"{item.id} is {str(value)[:80]!r}; expected {expected}.")
+    return value

@@ -76,7 +76,7 @@ def test_schedules_of_mixed_lengths_differ_per_item(sa3, load):
 
 @pytest.mark.parametrize(
     ("sigmas", "word"),
-    [(torch.tensor([0.5]), "two points"), (torch.tensor([14.6, 1.0, 0.0]), "14.6"), (torch.tensor([1.0, 0.0, 0.0]), "0 before"),
+    [(torch.tensor([0.5]), "two points"), (torch.tensor([14.6, 1.0, 0.0]), "14.6"), (torch.tensor([1.0, 0.0, 0.0]), "do not fall"),
      (torch.tensor([[1.0, 0.0]] * 3), "(3, 2)"), (torch.tensor([1.0, float("nan"), 0.0]), "nan")],
 )  # fmt: skip
 def test_foreign_sigmas_are_refused(sa3, load, at_rest, sigmas, word):
