@@ -34,10 +34,6 @@ PROMPT = "Warm analogue pads over a slow four to the floor beat, 100 BPM"
 TEXT_ONLY = 900_000  # number of the first prompt that no run uses
 ONCE = ("to_kv", "to_local_embed", "to_cond_embed", "to_global_embed")  # computed once per run, not in a step
 ONE_ROW = ("to_timestep_embed", "global_cond_embedder")
-OURS = {  # kind -> what is done with the loaded model; torch.compile is waited for in the first run
-    "ours": lambda model: None,
-    "compiled": lambda model: model.compile(wait=True),
-}
 
 
 def prompt_of(seed: int) -> str:
@@ -66,12 +62,10 @@ class Clock:
 
 
 class Ours:
-    """A release through sa3_core, in one of the ways of `OURS`."""
+    """A release through sa3_core."""
 
-    def __init__(self, folder: Path, dtype: torch.dtype, kind: str):
-        self.kind, self.dtype = kind, dtype
+    def __init__(self, folder: Path, dtype: torch.dtype):
         self.model = sa3_core.load(folder, dtype=dtype)
-        OURS[kind](self.model)
         self.text_dtype = self.model.text_encoder.model.dtype
 
     def text(self, seed: int) -> None:
@@ -94,8 +88,6 @@ class Ours:
         del self.model._decode
         stages["decode"] = [sum(stages["decode"])]
         keep["audio"] = done.audio[0]
-        if self.model.compiled is not None and self.model.compiled.reason:
-            print(f"'{self.kind}' in {self.dtype} is not what its name says: {self.model.compiled.reason}", file=sys.stderr)
 
 
 class Products:
@@ -133,7 +125,7 @@ def make(options: argparse.Namespace):
         return Reference(options.reference, options.folder, DTYPES[options.dtype])
     if options.kind == "products":
         return Products(options.folder, DTYPES[options.dtype])
-    return Ours(options.folder, DTYPES[options.dtype], options.kind)
+    return Ours(options.folder, DTYPES[options.dtype])
 
 
 def serve(options: argparse.Namespace) -> None:
@@ -163,7 +155,7 @@ def work(engine, rest: Callable[[], None], seed: int, seconds: float, steps: int
     """One job: seconds of its stages, and the most memory that it took."""
     stages, keep = {}, {}
     if hasattr(engine, "text"):
-        stages = {stage: [timed(lambda: engine.text(TEXT_ONLY + seed))] for stage in ("text encode", "text again")}
+        stages["text encode"] = [timed(lambda: engine.text(TEXT_ONLY + seed))]
     with Peak() as peak:
 
         def rest_unwatched() -> None:
@@ -240,7 +232,7 @@ def take_turns(jobs: Sequence[Iterator[None]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--kind", choices=[*OURS, "reference", "products"], required=True)
+    parser.add_argument("--kind", choices=["ours", "reference", "products"], required=True)
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--dtype", choices=list(DTYPES), required=True)
     parser.add_argument("--threads", type=int, required=True)

@@ -27,7 +27,6 @@ from benchmarks import measure
 from benchmarks.make_release import RELEASES, SEED, draw
 from sa3_core import config as configs
 from sa3_core import timeline
-from sa3_core.backends.compiled import Compiled
 from sa3_core.backends.device import backend_of
 from sa3_core.checkpoints.tensors import DTYPES
 from sa3_core.models.conditions import Conditions
@@ -102,8 +101,6 @@ class Lab:
     def __init__(self, device: str, tiny: bool = False):
         self.device, self.tiny = torch.device(device), tiny
         self.cuda = self.device.type == "cuda"
-        self.backend = "eager" if tiny and not self.cuda else "inductor"  # a CPU compiles longer than a check may take
-        self.compiled = Compiled(backend=self.backend)  # shared, so that both families keep their compiled graphs
         if tiny and not self.cuda:
             torch.set_num_threads(1)
         self.notes: list[str] = []
@@ -255,10 +252,6 @@ class Lab:
             torch.cuda.set_stream(current)  # torch leaves its own where the end of a capture fails
             raise
         return graph, out
-
-    def compile(self, function: Callable) -> Callable:
-        """torch.compile for one shape."""
-        return torch.compile(function, dynamic=False, backend=self.backend)
 
     # memory
 

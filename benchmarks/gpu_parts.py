@@ -24,7 +24,6 @@ from benchmarks.engine import ONCE, ONE_ROW
 from benchmarks.gpu_lab import (
     PROMPT_TOKENS,
     ROOT,
-    Case,
     Lab,
     RandomModel,
     Skipped,
@@ -40,9 +39,7 @@ from benchmarks.gpu_lab import (
 )  # fmt: skip
 from benchmarks.make_release import text_encoder_shapes, tokenizer
 from sa3_core import timeline
-from sa3_core.backends.accelerator import Accelerator
 from sa3_core.backends.device import to_device
-from sa3_core.backends.graphs import Graphs
 from sa3_core.checkpoints.tensors import DTYPES
 from sa3_core.config import parse
 from sa3_core.lora.stack import Stack
@@ -61,11 +58,6 @@ from recorded_cases import DATA, GUIDANCE, SAME, golden_tensors, run_arguments
 Rows = Iterator[tuple[str, dict]]
 VARIANTS = ("small", "medium", "small-base", "medium-base")
 HALVES = ("fp16", "bf16")
-ARMS: dict[str, Callable[[Lab], Accelerator | None]] = {
-    "eager": lambda lab: None,
-    "graphed": lambda lab: Graphs(),
-    "compiled": lambda lab: lab.compiled,
-}
 TOP = 15  # kernels listed by name
 
 RECORDED = "Part 1. Recorded cases: largest relative error on the device. fp32 with TF32 off, and with torch's defaults"
@@ -111,16 +103,10 @@ def items(reference: Path | None) -> list[Item]:
     found.append(Item(2, "draws", draws))
     for family, seconds in lengths:
         found.append(Item(2, f"decode, {family} {seconds} s", functools.partial(decoding, family, seconds)))
-    for dtype, group in (("fp16", "main"), ("bf16", "more"), ("fp32", "more")):
-        for family, seconds in lengths if dtype != "fp32" else lengths[:1]:
-            job = functools.partial(sampling, family, seconds, dtype, "compiled")
-            found.append(Item(2, f"sampling, {family} {seconds} s, {dtype}, compiled", job, group, 30 if seconds != 380 else 5))
     for family, seconds in lengths:
         job = functools.partial(sampling, family, seconds, "fp16", "graphed")
         found.append(Item(2, f"sampling, {family} {seconds} s, fp16, graphed", job))
-        for arm, needed in (("eager", 0), ("compiled", 5)):
-            job = functools.partial(step_kernels, family, seconds, "fp16", arm)
-            found.append(Item(3, f"kernels of a step, {family} {seconds} s, {arm}", job, needs=needed))
+        found.append(Item(3, f"kernels of a step, {family} {seconds} s", functools.partial(step_kernels, family, seconds, "fp16")))
         found.append(Item(3, f"floor, {family} {seconds} s", functools.partial(floors, family, seconds, "fp16")))
         if seconds != 380:
             found.append(Item(3, f"kernels of a decode, {family} {seconds} s", functools.partial(decode_kernels, family, seconds)))
@@ -291,8 +277,8 @@ def precision_of_text(lab: Lab) -> Rows:
         tokens = encoder.tokenize([precision.PROMPT], 256)
         tokens.ids.clamp_(max=encoder.config.vocab_size - 1)
         with tf32(False, False):
-            out = encoder.compute(tokens).float().cpu()
-            times[dtype] = lab.ms(lambda encoder=encoder, tokens=tokens: encoder.compute(tokens), 5)
+            out = encoder(tokens).float().cpu()
+            times[dtype] = lab.ms(lambda encoder=encoder, tokens=tokens: encoder(tokens), 5)
         exact = out if exact is None else exact
         errors[dtype] = precision.both(out, exact)
     subject = f"text encoder, random, {int(tokens.mask.sum())} tokens"
@@ -304,27 +290,21 @@ def precision_of_text(lab: Lab) -> Rows:
 
 
 def sampling(family: str, seconds: float, dtype: str, arm: str, lab: Lab) -> Rows:
-    """Time of sampling in one of the `ARMS`."""
+    """Time of sampling. arm: "eager", or "graphed" for CUDA graphs, whose first run includes the capture."""
     if arm == "graphed" and not lab.cuda:
         raise Skipped(f"CUDA graphs need a CUDA device, and this is {lab.device}")
-    yield timed_run(lab, lab.case(family, seconds), dtype, arm, lab.keep(("accelerator", arm), functools.partial(ARMS[arm], lab)))
-
-
-def timed_run(lab: Lab, case: Case, dtype: str, arm: str, accelerator: Accelerator | None) -> tuple[str, dict]:
-    """A row of `RUNS`. The first run of an accelerator includes its preparation (compilation, capture)."""
-    model, row = lab.model(case.family, dtype), {"clip": str(case), "dtype": dtype, "arm": arm}
+    case = lab.case(family, seconds)
+    model, row = lab.model(family, dtype), {"clip": str(case), "dtype": dtype, "arm": arm, "state": ""}
 
     def run() -> Tensor:
         return run_latents(model, case)
 
-    expected = run() if accelerator is not None else None
-    if accelerator is not None:
-        model.compile(wait=True, compiled=accelerator)
+    if arm == "graphed":
+        expected, graphs = run(), model.compile()
         row["first run, s"] = lab.once(run)
         row["against eager"] = relative(run(), expected)
-    row |= summary(lab.times(run), model.config.default_steps)
-    row["state"] = "" if accelerator is None else accelerator.state
-    return RUNS, row
+        row["state"] = graphs.state
+    yield RUNS, {**row, **summary(lab.times(run), model.config.default_steps)}
 
 
 def summary(times: Sequence[float], steps: int) -> dict[str, float]:
@@ -466,19 +446,9 @@ def kernel_rows(lab: Lab, call: str, arm: str, job: Callable[[], object]) -> Row
         yield TOPS, {"call": call, "arm": arm, "kernel": name[:100].replace("|", "/"), "count": len(times), "ms": sum(times)}
 
 
-def step_kernels(family: str, seconds: float, dtype: str, arm: str, lab: Lab) -> Rows:
+def step_kernels(family: str, seconds: float, dtype: str, lab: Lab) -> Rows:
     case = lab.case(family, seconds)
-    step = lab.step(case, dtype)
-    if arm == "eager":
-        yield from kernel_rows(lab, f"step, {case}, {dtype}", arm, step)
-        return
-    with lab.compiled.run(wait=True):
-        job = functools.partial(lab.compiled.velocity, step.dit, step.x, step.t, step.inputs)
-        job()
-        if lab.compiled.reason:
-            yield KERNELS, {"call": f"step, {case}, {dtype}", "arm": f"{arm}: {lab.compiled.reason}"}
-        else:
-            yield from kernel_rows(lab, f"step, {case}, {dtype}", arm, job)
+    yield from kernel_rows(lab, f"step, {case}, {dtype}", "eager", lab.step(case, dtype))
 
 
 def decode_kernels(family: str, seconds: float, lab: Lab) -> Rows:
@@ -633,9 +603,8 @@ def flow_loss(lab: Lab, net: nn.Module, adapters: Adapters, seconds: float, chec
         condition = net.conditioner(rows, torch.ones(rows.shape[:2]).bool(), [seconds], adapters=adapters.now())
         return flow.Batch(z, [frames], condition)
 
-    return flow.training_loss(
-        net, batch, flow.FlowSettings(pairing=True), config.sample_rate / config.same.samples_per_frame, checkpointing
-    )
+    net.dit.gradient_checkpointing = checkpointing
+    return flow.training_loss(net, batch, config.sample_rate / config.same.samples_per_frame)
 
 
 @torch.enable_grad()

@@ -533,13 +533,8 @@ class Session:
             checks += distance("the old section", found[:, inside], original[:, inside])
         return checks + distance("the other seed", found[:, inside], runs[1].samples[:, inside])
 
-    def compiled(self) -> tuple[list[Run], list[Check]]:
-        runs = self.twice(lambda seed: with_node(text_graph(self.model, seed), "SA3_Compile", when="before first run"))
-        return runs, heard(runs[0]) + distance("uncompiled", runs[0].samples, self.known.get("plain"), must=False)
-
     def graphed(self) -> tuple[list[Run], list[Check]]:
-        node = {"when": "before first run", "how": "CUDA graphs"}
-        runs = self.twice(lambda seed: with_node(text_graph(self.model, seed), "SA3_Compile", **node))
+        runs = self.twice(lambda seed: with_node(text_graph(self.model, seed), "SA3_Compile", when="in background"))
         checks = heard(runs[0]) + distance("eager", runs[0].samples, self.known.get("plain"), must=False)
         return runs, [*checks, Check(str(runs[-1].record.get("compiled")))]
 
@@ -554,14 +549,13 @@ ITEMS: dict[str, Callable[[Session], tuple[list[Run], list[Check]]]] = {
     "inpaint, splice": Session.inpaint,
     "continue, splice": Session.continued,
     "CUDA graphs": Session.graphed,
-    "compiled": Session.compiled,
     "after the other model": Session.after_the_other,
 }
-EVERYTHING = [name for name in ITEMS if name not in ("CUDA graphs", "compiled")]
+EVERYTHING = [name for name in ITEMS if name != "CUDA graphs"]
 SERVERS: dict[str, tuple[list[str], list[str]]] = {  # name -> flags, items
     "default": ([], EVERYTHING),
     "legacy": ([LEGACY], ["text to audio", "same seed after /free", "LoRA, constant", "without LoRA again", "continue, splice"]),
-    "compiling": ([], ["CUDA graphs", "compiled"]),
+    "graphs": ([], ["CUDA graphs"]),
 }
 
 

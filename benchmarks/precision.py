@@ -58,10 +58,10 @@ def folder_of(name: str, models: Path | None, stack: ExitStack) -> Path | str:
 
 
 def rows_of(model: sa3_core.Model, prompt: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Embeddings of the real tokens (1, n, dim), their mask (1, n) and ids (1, n); never from the cache."""
+    """Embeddings of the real tokens (1, n, dim), their mask (1, n) and ids (1, n)."""
     tokens = model.text_encoder.tokenize([prompt], model.config.conditioning.max_tokens)
     n = int(tokens.mask.sum())
-    return model.text_encoder.compute(tokens), tokens.mask[:, :n], tokens.ids[:, :n]
+    return model.text_encoder(tokens), tokens.mask[:, :n], tokens.ids[:, :n]
 
 
 def run(model: sa3_core.Model, job: Job, rows: Tensor, mask: Tensor, ids: Tensor) -> Tensor:

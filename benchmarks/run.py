@@ -1,6 +1,6 @@
 """Time a whole generation stage by stage on a CPU: this pack, the public code and a ComfyUI server, in turns.
 
-    python benchmarks/run.py [--dtype fp32,bf16] [--compiled] [--reference PATH] [--server] [--batch 8]
+    python benchmarks/run.py [--dtype fp32,bf16] [--reference PATH] [--server] [--batch 8]
 
 Without --models the weights are random, made in a temporary folder and deleted afterwards: time and memory do not depend on them.
 --reference names a checkout of Stability-AI/stable-audio-3; without it the figures once recorded with it are printed beside ours.
@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT))
 
-from benchmarks.engine import OURS, Engine, take_turns
+from benchmarks.engine import Engine, take_turns
 from benchmarks.make_release import make_release
 from benchmarks.measure import cell, cosine, hardware, relative, snr, table
 from benchmarks.reference import ANCHORED, ANCHORS, checkout
@@ -30,7 +30,7 @@ from benchmarks.through_server import ServerEngine
 from sa3_core.checkpoints.tensors import DTYPES
 from tools.launcher.environment import default_comfyui, is_comfyui
 
-STAGES = ["load", "text encode", "text again", "step", "decode", "whole run", "first run"]
+STAGES = ["load", "text encode", "step", "decode", "whole run", "first run"]
 COMPARED = ["text encode", "step", "decode", "whole run"]
 Column = Engine | ServerEngine
 
@@ -57,8 +57,6 @@ def start(options: argparse.Namespace, models: Path, folder: Path, stack: ExitSt
         return stack.enter_context(Engine(kind, folder, dtype, options.threads, options.reference if kind == "reference" else None))
 
     columns: list[Column] = [engine("ours", dtype) for dtype in options.dtype]
-    if options.compiled:
-        columns += [engine("compiled", dtype) for dtype in options.dtype]
     if options.reference:
         columns += [engine("reference", dtype) for dtype in options.reference_dtype]
     if options.server:
@@ -106,7 +104,7 @@ def print_times(columns: list[Column]) -> None:
 
 def print_ratios(options: argparse.Namespace, columns: list[Column], products: list[Engine], together: dict[str, tuple]) -> None:
     """What the project's limits are about, a line each."""
-    mine, rows = [column for column in columns if column.kind in OURS], []
+    mine, rows = [column for column in columns if column.kind == "ours"], []
 
     def add(words: str, above: list[float] | None, below: list[float] | None, digits: int = 2) -> None:
         if above and below:
@@ -168,7 +166,6 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=30.0)
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--dtype", type=dtypes, default=["fp32"], help="one number format or several, separated by commas")
-    parser.add_argument("--compiled", action="store_true", help="also through torch.compile, in each number format")
     parser.add_argument("--reference", type=checkout, help="a checkout of Stability-AI/stable-audio-3 to compare with")
     parser.add_argument("--reference-dtype", type=dtypes, default=["fp32"], help="the same for it; fp32 is its default on a CPU")
     parser.add_argument("--repeat", type=int, default=3, help="rounds; the median is reported")

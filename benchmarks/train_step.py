@@ -54,7 +54,9 @@ def main() -> None:
             condition = net.conditioner(rows, torch.ones(rows.shape[:2]).bool(), [options.seconds] * n, adapters=adapters.now())
             return flow.Batch(z, [frames] * n, condition)
 
-        loss = flow.training_loss(net, batch, flow.FlowSettings(pairing=True), 44100 / config.same.samples_per_frame, options.checkpointing)
+        if options.checkpointing:
+            net.dit.gradient_checkpointing = True
+        loss = flow.training_loss(net, batch, 44100 / config.same.samples_per_frame)
 
         def train(step: int) -> None:
             value = loss(step, torch.Generator().manual_seed(step))["loss"]

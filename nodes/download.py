@@ -45,8 +45,7 @@ class Download(io.ComfyNode):
             text = f"{release.variant} is already in {target}."
         elif confirm:
             warn(text)
-            bar = Progress(1)
-            download(release, target.parent, source, bar)
+            download(release, target.parent, source, Progress(1))
             text = f"Downloaded and verified. {text}\nPress R to refresh the file lists."
         else:
             text = f"Nothing was downloaded. Set confirm to download:\n{text}"

@@ -1,7 +1,5 @@
 """Nodes that edit a recording: inpaint regions, continue it, loop it, and splice the result into the original."""
 
-import dataclasses
-
 import torch
 
 from ..sa3_core.errors import SA3Error
@@ -14,7 +12,7 @@ from .comfyui.extend import ExtendJob
 from .comfyui.latent import encode_clip, mask_regions, read_audio, read_clip
 from .comfyui.live_preview import live_preview
 from .comfyui.preview import editor_audio
-from .comfyui.sampling import check_conditioning, check_guidance
+from .comfyui.sampling import check_inputs
 from .comfyui.schema import io, schema
 from .inputs import chunk_inputs, count, guidance_input, negative_input, number, padding_input, preview_input, sampling_inputs
 
@@ -70,7 +68,6 @@ class Continue(io.ComfyNode):
         vae = host_vae.require(vae)
         config = vae.sa3_config
         waveform, rate = read_audio("The AUDIO", audio)
-        read_clip(audio, config)  # checks the recording before silence is added
         added = round(seconds * rate)
         longer = torch.nn.functional.pad(waveform, (added, 0) if side == "before" else (0, added))
         given, total = waveform.shape[-1] / rate, longer.shape[-1] / rate
@@ -86,7 +83,6 @@ class Continue(io.ComfyNode):
 
 
 def encode_whole(vae, audio: dict, padding: float, chunk_size: int, overlap: int) -> dict:
-    """LATENT of a whole AUDIO."""
     clip = read_clip(audio, vae.sa3_config)
     return encode_clip(vae, clip, seconds_of(clip.shape[-1], vae.sa3_config.sample_rate), padding, chunk_size, overlap)
 
@@ -207,13 +203,10 @@ class Extend(io.ComfyNode):
         preview="auto",
     ) -> io.NodeOutput:  # fmt: skip
         inner, vae = host_model.sa3_model(model), host_vae.require(vae)
-        for name, conditioning in (("positive", positive), ("negative", negative)):
-            if conditioning is not None:
-                check_conditioning(conditioning, inner.sa3_config, 1, name)
+        settings = check_inputs(inner.sa3_config, 1, positive, negative, guidance, cfg)
         waveform, rate = read_audio("The AUDIO", audio)
         if waveform.shape[0] != 1:
             raise SA3Error(f"SA3_Extend takes one recording; the AUDIO has {waveform.shape[0]} items. Connect a single item.")
-        settings = dataclasses.replace(check_guidance(guidance), cfg=cfg or inner.sa3_config.default_cfg)
         job = ExtendJob(model, vae, positive, negative, settings, seed, steps or None, sampler, crossfade, live_preview(preview, vae))
         out, report = job.run(waveform, rate, round(seconds * rate), context, window)
         return io.NodeOutput({"waveform": out, "sample_rate": rate}, report)

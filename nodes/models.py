@@ -1,4 +1,4 @@
-"""Nodes that load and compile models."""
+"""Nodes that load models and speed them up."""
 
 import torch
 
@@ -8,7 +8,7 @@ from ..sa3_core.checkpoints.detect import OBJECTIVES, TEXT_SUBFOLDER
 from ..sa3_core.checkpoints.tensors import DTYPES
 from ..sa3_core.errors import SA3Error
 from .comfyui import folders
-from .comfyui.acceleration import compiled_model, fastest_model, graphs_model
+from .comfyui.acceleration import eager_model, graphs_model
 from .comfyui.clip import load_clip
 from .comfyui.live_preview import attach_autoencoder
 from .comfyui.model import load_model
@@ -131,30 +131,27 @@ class AutoencoderLoader(io.ComfyNode):
         return io.NodeOutput(load_vae(opened, dtype_of(dtype)))
 
 
-WAIT = {"in background": False, "before first run": True}
-HOW = {"auto": fastest_model, "torch.compile": compiled_model, "CUDA graphs": graphs_model}
+WHEN = ["in background", "before first run"]
+HOW = {"auto": graphs_model, "torch.compile": eager_model, "CUDA graphs": graphs_model}
 
 
 class Compile(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        when = (
-            "in background: the first run is eager, then torch.compile works in the background; later runs differ by rounding. "
-            "before first run: the first run waits for the compiler (10 s to minutes), and all runs give the same bytes."
-        )
+        when = "Has no effect; kept for saved workflows. The first step of each shape is recorded in the run that needs it."
         how = (
-            "auto: CUDA graphs on an NVIDIA or AMD GPU, torch.compile elsewhere. torch.compile: fuses operations; needs a C++ compiler "
-            "(on a GPU: triton) and caches its code on disk. CUDA graphs: the first step of each shape is recorded and later steps replay "
-            "it, with the same bytes; the weights stay on the GPU (medium: 3 GB in fp16)."
+            "auto, CUDA graphs: the first step of each shape is recorded and later steps replay it, with the same bytes; needs an NVIDIA "
+            "or AMD GPU, on which the weights stay (medium: 3 GB in fp16). torch.compile: removed, runs eagerly; use ComfyUI's node "
+            "TorchCompileModel instead of this one."
         )
         return schema(
             "SA3_Compile",
             display_name="SA3 Compile",
-            description="Speeds up the transformer with CUDA graphs or torch.compile. Where neither is possible, sampling runs eagerly and "
-            "the node shows the reason.",
+            description="Speeds up the transformer with CUDA graphs on an NVIDIA or AMD GPU. Elsewhere sampling runs eagerly, and the node "
+            "shows the reason.",
             inputs=[
                 io.Model.Input("model", tooltip="The MODEL of SA3 Model Loader, with or without LoRAs."),
-                io.Combo.Input("when", options=list(WAIT), default=next(iter(WAIT)), tooltip=when),
+                io.Combo.Input("when", options=WHEN, default=WHEN[0], tooltip=when),
                 io.Combo.Input("how", options=list(HOW), default=next(iter(HOW)), optional=True, tooltip=how),
             ],
             outputs=[io.Model.Output("MODEL")],
@@ -162,7 +159,7 @@ class Compile(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, when, how="auto") -> io.NodeOutput:
-        return io.NodeOutput(chosen("how", HOW, how)(model, chosen("when", WAIT, when)))
+        return io.NodeOutput(chosen("how", HOW, how)(model))
 
 
 NODES = [ModelLoader, AutoencoderLoader, Compile]

@@ -1,6 +1,5 @@
 """Nodes for sampling: schedule, guidance, the sampler, and samplers for core's nodes."""
 
-import dataclasses
 import json
 
 from ..sa3_core import run_record
@@ -123,14 +122,11 @@ class Sampler(io.ComfyNode):
         inner = host_model.sa3_model(model)
         config = inner.sa3_config
         source = read_latent(latent, config)
-        for name, conditioning in (("positive", positive), ("negative", negative)):
-            if conditioning is not None or name == "positive":
-                host.check_conditioning(conditioning, config, len(source.lengths), name)
+        settings = host.check_inputs(config, len(source.lengths), positive, negative, guidance, cfg)
         plan = runs.plan(
             config, source.lengths, steps=steps or None, sampler=sampler, seed=seed, noise_level=noise_level, sigmas=sigmas,
             indices=source.indices,
         )  # fmt: skip
-        settings = dataclasses.replace(host.check_guidance(guidance), cfg=cfg or config.default_cfg)
         warnings = [*hints.request_warnings(config, plan, settings), *host.model_warnings(model)]
         warn(*warnings)
         live = live_preview(preview, attached_autoencoder(model))

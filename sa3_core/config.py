@@ -59,7 +59,6 @@ class SAMEConfig:
     patch_size: int
     latent_dim: int
     samples_per_frame: int
-    noise_regularize: bool
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,6 @@ class DiTConfig:
 class ConditioningConfig:
     cond_dim: int
     max_tokens: int  # of a prompt; longer ones are cut
-    padding_mode: str  # learned | zero
     text_subfolder: str  # of the release's folder, with the text encoder
     seconds_min: float
     seconds_max: float
@@ -267,12 +265,12 @@ def _same(s: _Section, audio_channels: int) -> SAMEConfig:
     bottleneck = s.component("bottleneck", "softnorm")
     bottleneck.integer("dim", latent_dim)
     bottleneck.allow(noise_augment_dim=[0])
+    bottleneck.require(noise_regularize=[True])
     bottleneck.ignore("auto_scale", "freeze")
-    noise_regularize = bool(bottleneck.get("noise_regularize"))
     ratio, expected = s.integer("downsampling_ratio"), patch_size * encoder.stride
     if ratio != expected or decoder.stride != encoder.stride:
         raise s.refuse("downsampling_ratio", ratio, f"patch size x stride is {expected}")
-    return SAMEConfig(encoder, decoder, channels, patch_size, latent_dim, ratio, noise_regularize)
+    return SAMEConfig(encoder, decoder, channels, patch_size, latent_dim, ratio)
 
 
 def _resampler(s: _Section, side: str, patch_channels: int, latent_dim: int) -> ResamplerConfig:
@@ -318,6 +316,7 @@ def _conditioning(s: _Section) -> ConditioningConfig:
         if name not in conditioners:
             raise SA3Error(f"model_config.json: '{s.where}.configs' has no '{name}'; Stable Audio 3 needs prompt and seconds_total.")
     prompt, seconds = conditioners["prompt"], conditioners["seconds_total"]
+    prompt.require(padding_mode=["learned"])
     prompt.allow(project_out=[False])
     prompt.ignore("repo_id", "model_name", "enable_grad")
     seconds.require(fourier_features_type=["expo"])
@@ -326,7 +325,6 @@ def _conditioning(s: _Section) -> ConditioningConfig:
         raise seconds.refuse("max_val", high, f"expected more than min_val, {low}")
     return ConditioningConfig(
         cond_dim=s.integer("cond_dim"), max_tokens=prompt.integer("max_length", 128),
-        padding_mode=prompt.choice("padding_mode", ["learned", "zero"], "zero"),
         text_subfolder=prompt.value("subfolder", str) if prompt.get("subfolder") else "", seconds_min=low, seconds_max=high,
     )  # fmt: skip
 

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from . import run_record, timeline
 from .audio.waveform import check_tensor, to_model
-from .backends.accelerator import Accelerator
-from .backends.compiled import Compiled
 from .backends.device import backend_of
+from .backends.graphs import Graphs
 from .checkpoints import checkpoint
 from .checkpoints.download import cached_text_encoder
+from .checkpoints.tensors import is_finite
 from .config import ModelConfig
 from .errors import SA3Error
 from .lora.algebra import apply_stack
@@ -66,8 +66,7 @@ class Model:
         self.loaded = loaded or {}  # run_record.load_record
         self.loras = Stack()
         self._originals: dict[str, torch.nn.Parameter] = {}  # layer -> weight without LoRAs
-        self.compiled: Accelerator | None = None
-        self._wait = False
+        self.compiled: Graphs | None = None
 
     @property
     def dit(self) -> DiT:
@@ -114,24 +113,36 @@ class Model:
 
     @torch.no_grad()
     def _apply(self, stack: Stack) -> None:
-        """Replace the LoRAs: restore the weights, then merge the constant adapters of the stack."""
+        """Replace the LoRAs; if that fails, those before stay."""
+        before = self.loras
+        try:
+            self._merge(stack)
+        except BaseException:
+            self._merge(before)
+            raise
+        self.loras = stack
+
+    def _merge(self, stack: Stack) -> None:
+        """Restore the weights, then merge the constant adapters of the stack."""
         layers = targets(self._release())
         for name, original in self._originals.items():
             layers[name].weight = original
         self._originals = {}
         for name, entries in stack.patches().items():
+            weight = apply_stack(layers[name].weight, entries)
+            if not is_finite(weight):
+                raise SA3Error(f"With the LoRAs, the weight of '{name}' exceeds the range of {weight.dtype}; lower their strength.")
             self._originals[name] = layers[name].weight
-            layers[name].weight = torch.nn.Parameter(apply_stack(layers[name].weight, entries), requires_grad=False)
-        self.loras = stack
+            layers[name].weight = torch.nn.Parameter(weight, requires_grad=False)
 
-    def compile(self, wait: bool = False, compiled: Accelerator | None = None) -> Accelerator:
-        """Use torch.compile, or another accelerator, in `generate`. wait: compile before the first run, not in the background."""
+    def compile(self) -> Graphs:
+        """Use CUDA graphs in `generate`: the same bytes, with fewer kernel launches. `state` of the result describes the latest run."""
         self._release()
-        self.compiled, self._wait = compiled or Compiled(), wait
+        self.compiled = Graphs()
         return self.compiled
 
     def _network(self, sigmas: Tensor | None = None):
-        """(x, t, conditions) -> velocity: the transformer, through the accelerator and with the scheduled LoRAs.
+        """(x, t, conditions) -> velocity: the transformer, through CUDA graphs if they are in use, and with the scheduled LoRAs.
 
         sigmas (B, steps + 1): the run's noise levels, over which LoRA curves extend.
         """
@@ -266,7 +277,7 @@ class Model:
                 step_noise=step_noise, callback=callback,
             )  # fmt: skip
 
-        with nullcontext() if self.compiled is None else self.compiled.run(self._wait):
+        with nullcontext() if self.compiled is None else self.compiled.run():
             latents = with_float32_retry("The latents", self.dtype, sample, warnings.append)
         watch.lap("sample")
 

@@ -41,13 +41,6 @@ class PromptEncoder(nn.Module):
     def __init__(self, encoder: TextEncoder):
         super().__init__()
         self.encoder = encoder
-        self.unpatched_uuid = None  # patches_uuid of a patcher without patches
-        self.current_weight_patches_uuid = None  # patches_uuid of the patcher that loaded the weights last; set by ComfyUI
-
-    @property
-    def unpatched(self) -> bool:
-        """Whether the weights are the file's, without adapters and hooks."""
-        return self.current_weight_patches_uuid in (None, self.unpatched_uuid)
 
     def set_clip_options(self, options) -> None:
         pass
@@ -57,14 +50,6 @@ class PromptEncoder(nn.Module):
 
     def encode_token_weights(self, tokens: dict) -> tuple[Tensor, None, dict]:
         """Embeddings (B, n, dim) of the tokens, float32, right-padded to the longest prompt; no pooled output; the attention mask."""
-        parsed = self.parse(tokens)
-        embeddings = self.encoder(parsed) if self.unpatched else self.encoder.compute(parsed)  # the cache is for the file's weights
-        output = comfy.model_management.intermediate_device()
-        return embeddings.float().to(output), None, {"attention_mask": parsed.mask.to(output)}
-
-    @staticmethod
-    def parse(tokens: dict) -> Tokens:
-        """Ids and mask (B, n) of ComfyUI's lists of (id, weight)."""
         if KEY not in tokens:
             raise SA3Error(f"These tokens come from another CLIP ({', '.join(tokens)}); use the CLIP of SA3_ModelLoader for both steps.")
         n = max(1, *map(len, tokens[KEY]))  # an empty prompt has one masked token
@@ -72,7 +57,8 @@ class PromptEncoder(nn.Module):
         for i, row in enumerate(tokens[KEY]):
             ids[i, : len(row)] = torch.tensor([int(pair[0]) for pair in row], dtype=torch.long)
             mask[i, : len(row)] = True
-        return Tokens(ids, mask)
+        output = comfy.model_management.intermediate_device()
+        return self.encoder(Tokens(ids, mask)).float().to(output), None, {"attention_mask": mask.to(output)}
 
 
 class SA3CLIP(comfy.sd.CLIP):
@@ -84,31 +70,18 @@ class SA3CLIP(comfy.sd.CLIP):
         self.tokenizer = PromptTokenizer(encoder, max_tokens)
         device, offload = comfy.model_management.text_encoder_device(), comfy.model_management.text_encoder_offload_device()
         self.patcher = patcher_over(self.cond_stage_model, device, offload, reload, disable_dynamic)
-        self.cond_stage_model.unpatched_uuid = self.patcher.patches_uuid
-        encoder.home = self.patcher.load_device
         self.patcher.hook_mode = comfy.hooks.EnumHookMode.MinVram
         self.patcher.is_clip = True
         self.apply_hooks_to_conds = self.layer_idx = None
         self.use_clip_schedule = False
         self.tokenizer_options = {}
-        self._cached = False  # whether the prompts being encoded are
 
     @property
     def dtype(self) -> torch.dtype:
         """The type that the encoder computes in."""
         return self.cond_stage_model.encoder.model.dtype
 
-    def encode_from_tokens(self, tokens, *args, **kwargs):
-        model = self.cond_stage_model
-        unpatched = model.unpatched and self.patcher.patches_uuid == model.unpatched_uuid
-        self._cached = unpatched and model.encoder.is_cached(model.parse(tokens))
-        return super().encode_from_tokens(tokens, *args, **kwargs)
-
     def load_model(self, *args, **kwargs):
-        """Load the weights before encoding, unless the encodings are cached."""
-        cached, self._cached = self._cached, False
-        if cached:
-            return self.patcher
         show_loading(self.patcher, "the text encoder")
         return super().load_model(*args, **kwargs)
 

@@ -35,11 +35,9 @@ def text_encoders() -> dict[str, Path]:
     """T5Gemma in ComfyUI's text_encoders folders: name in the widget -> single file, or folder with a config.json."""
     found: dict[str, Path] = {}
     for name, path in _files("text_encoders"):
-        if path.name == WEIGHTS and (path.parent / "config.json").is_file():
-            if _folder_width(path.parent) is not None:
-                found.setdefault(_label(name), path.parent)
-        elif header(path).kind == "text encoder":
-            found.setdefault(_label(name), path)
+        if header(path).kind == "text encoder":
+            in_folder = path.name == WEIGHTS and (path.parent / "config.json").is_file()
+            found.setdefault(_label(name), path.parent if in_folder else path)
     return found
 
 
@@ -93,7 +91,7 @@ def find_text_encoder(choice: str, opened: Checkpoint) -> Path:
         return opened.text_encoder
     width = opened.config.conditioning.cond_dim
     for _, path in sorted(available.items()):
-        if (_folder_width(path) if path.is_dir() else header(path).width) == width:
+        if header(path / WEIGHTS if path.is_dir() else path).width == width:
             return path
     cached = cached_text_encoder(width)
     if cached is None:
@@ -156,15 +154,6 @@ def _kind(path: Path) -> str | None:
         return KINDS.get(read_json(config, "a release's config").get("model_type"))
     except (SA3Error, AttributeError, TypeError):
         return None  # not offered; the loader reports the error when such a file is requested
-
-
-def _folder_width(folder: Path) -> int | None:
-    """Width of the T5Gemma in a folder; None for another model."""
-    try:
-        values = read_json(folder / "config.json", "the config.json of a text encoder")
-        return values["encoder"]["hidden_size"] if values["model_type"] == "t5gemma" else None
-    except (SA3Error, KeyError, TypeError):
-        return None
 
 
 def _label(name: str) -> str:

@@ -15,7 +15,7 @@ from .patchers import is_dynamic
 from .preview import to_pil
 
 MODES = ("auto", "on", "off")
-TIME_SHARE = 0.04  # of the run's time so far, for all previews together
+TIME_SHARE = 0.04  # of the node's time so far, for all previews together
 INTERVAL = 1.0  # seconds between two previews, at least
 PIECES, GROWTH = (12, 64), 1.5  # decoded pieces per item in the first preview and at most; growth from one preview to the next
 MAX_ITEMS = 4  # shown, one above the other
@@ -56,14 +56,9 @@ class LivePreview:
 
     def __init__(self, vae):
         self.vae = vae
-        self.started = self.last = None  # times of the run's start and of the last preview
+        self.started = self.last = time.perf_counter()  # times of the node's start and of the last preview
         self.spent, self.piece_cost = 0.0, None  # seconds: on all previews, on one piece
         self.pieces = float(PIECES[0])  # per item, in the next preview
-
-    def begin(self) -> None:
-        """Start the clock of the run."""
-        if self.started is None:
-            self.started = self.last = time.perf_counter()
 
     def __call__(self, estimate: Tensor, lengths: Lengths):
         """(format, image, longest side) of an estimate (B, D, T), as ComfyUI's progress bar takes it; None while over budget."""

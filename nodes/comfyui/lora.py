@@ -39,7 +39,6 @@ class StackAdapter(comfy.weight_adapter.WeightAdapterBase):
 
 
 def stack_of(model) -> Stack:
-    """The LoRAs of a MODEL."""
     return run_options.read(model.model_options).stack
 
 
@@ -66,7 +65,6 @@ def add_lora(model, name: str, **settings):
 
 
 def lora_names() -> list[str]:
-    """The files of ComfyUI's folder."""
     return folder_paths.get_filename_list(KEY)
 
 

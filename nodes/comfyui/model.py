@@ -32,7 +32,6 @@ from . import run_options
 from .operations import Operations
 from .patchers import patcher_over
 
-WEIGHTS_CAST = "its weights are moved or converted in every step"  # why an accelerator is skipped
 RUN_INPUTS = "sa3_run"  # key of a conditioning entry with the RunInputs of our sampler
 ROWS_PER_TOKEN = 24  # live activations of a layer per token, in rows of `width`: feed-forward 12, attention and residuals the rest
 
@@ -93,11 +92,7 @@ class Denoiser(ConditionedDiT):
         times = options.times_of(core.get("sigmas"))
         if times is not None:
             t = times.repeat(len(x) // len(times))  # core runs all conditions as one batch, or one by one
-        network = self.dit
-        if options.accelerator is not None and options.accelerator.once(("casts", self.dit), lambda: casts_weights(self.dit)):
-            options.accelerator.skip(WEIGHTS_CAST)
-        elif options.accelerator is not None:
-            network = partial(options.accelerator.velocity, self.dit)
+        network = self.dit if options.graphs is None else partial(options.graphs.velocity, self.dit)
         if not options.stack.scheduled:
             return network(x, t, sa3_inputs)
         sigmas = core.get("sample_sigmas") if options.sigmas is None else options.sigmas
@@ -160,7 +155,7 @@ class SA3Model(comfy.model_base.BaseModel):
         cond = module.conditioner(rows, mask, lengths.seconds, negative=kwargs.get("prompt_type") == "negative")
         cross_attn = cond.cross_attn
         if rows.shape[1] and not bool(rows.any()):  # ConditioningZeroOut, or no negative: the reference's empty context
-            cross_attn = module.conditioner.unconditional(len(lengths), cross_attn)
+            cross_attn = torch.zeros_like(cross_attn)
         local = run.local_embeddings(module, max(lengths.valid), device, dtype)
         return {"sa3_inputs": CondInputs(module.dit.prepare(cross_attn, cond.global_cond, local, lengths.frames, lengths.valid))}
 
@@ -243,11 +238,6 @@ def sa3_model(model) -> SA3Model:
     return inner
 
 
-def casts_weights(module: torch.nn.Module) -> bool:
-    """Whether layers move, patch or cast weights at each use: the model did not fit, or its weights have another dtype."""
-    return any(getattr(layer, "comfy_cast_weights", False) or getattr(layer, "weight_function", None) for layer in module.modules())
-
-
 def read_weight(layer, like: Tensor) -> tuple[Tensor, Tensor | None]:
     """Weight and bias of a layer as float32 copies on the device of `like`. They may be offloaded, with patches not yet applied."""
     weight, bias, stream = comfy.ops.cast_bias_weight(layer, None, like.dtype, like.device, like.dtype, offloadable=True)
@@ -257,9 +247,9 @@ def read_weight(layer, like: Tensor) -> tuple[Tensor, Tensor | None]:
 
 
 def accelerator_warnings(model) -> list[str]:
-    """Warnings of a MODEL's accelerator about the latest run."""
-    accelerator = run_options.read(model.model_options).accelerator
-    return [] if accelerator is None else accelerator.warnings
+    """Why the latest run of a MODEL with CUDA graphs was computed without them, as a list of at most one sentence."""
+    graphs = run_options.read(model.model_options).graphs
+    return [f"This run went without CUDA graphs: {graphs.reason}."] if graphs is not None and graphs.reason else []
 
 
 def record_fields(model) -> dict:
@@ -271,5 +261,5 @@ def record_fields(model) -> dict:
         "loaded": loaded,
         "loras": options.stack.record(),
         "host": {"comfyui": comfyui_version.__version__},
-        **({} if options.accelerator is None else {"compiled": options.accelerator.state}),
+        **({} if options.graphs is None else {"compiled": options.graphs.state}),
     }

@@ -25,27 +25,23 @@ class Progress:
 
     def __init__(self, total: int, stage: str = ""):
         self.bar, self.stage = comfy.utils.ProgressBar(total), stage
-        self.created = self.started = time.monotonic()
-        self.status_at = 0.0
+        self.created, self.status_at = time.monotonic(), 0.0
+        self.first: tuple[float, float] | None = None  # time and share done at the first report; loading comes before it
 
-    def start(self) -> None:
-        """Restart the clock from which the time left is estimated: loading says nothing about the speed."""
-        self.started = time.monotonic()
-
-    def __call__(self, done: int, total: int, text: str = "", picture=None, since_start: int | None = None) -> None:
+    def __call__(self, done: int, total: int, text: str = "", picture=None) -> None:
         """Update bar and status line.
 
-        text: in place of "<stage> 3 of 8". picture: (format, PIL image, longest side) to show on the node. since_start: parts done
-        since `start`, where some were done before.
+        text: in place of "<stage> 3 of 8". picture: (format, PIL image, longest side) to show on the node.
         """
         self.bar.update_absolute(done, total, picture)
         text = text or (self.stage and f"{self.stage} {done} of {total}")
-        now = time.monotonic()
-        elapsed = now - self.started
-        if text and done < total and elapsed >= STATUS_DELAY and now - self.status_at >= STATUS_INTERVAL:
+        now, share = time.monotonic(), done / total
+        self.first = self.first or (now, share)
+        if text and done < total and now - self.created >= STATUS_DELAY and now - self.status_at >= STATUS_INTERVAL:
             self.status_at = now
-            left = elapsed / max(done if since_start is None else since_start, 1) * (total - done)
-            show_status(f"{text}, {duration(left)} left")
+            before, share_before = self.first
+            left = f", {duration((now - before) * (1 - share) / (share - share_before))} left" if share > share_before else ""
+            show_status(f"{text}{left}")
         check_interrupt()
 
     def part(self, index: int, count: int, name: str) -> Callable:

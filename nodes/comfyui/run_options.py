@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
-from ...sa3_core.backends.accelerator import Accelerator
+from ...sa3_core.backends.graphs import Graphs
 from ...sa3_core.lora.stack import Stack
 
 KEY = "sa3"
@@ -13,15 +13,14 @@ KEY = "sa3"
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Of a MODEL: stack, its LoRAs; accelerator; wait, whether the accelerator is prepared before the first run.
+    """Of a MODEL: stack, its LoRAs; graphs, its CUDA graphs.
 
     Of a run: sigmas (B, steps + 1), the noise levels per item. Of a step: times, core's timestep tensor (B,) and its copy on the CPU,
     which is read without synchronising with the device.
     """
 
     stack: Stack = field(default_factory=Stack)
-    accelerator: Accelerator | None = None
-    wait: bool = False
+    graphs: Graphs | None = None
     sigmas: Tensor | None = None
     times: tuple[Tensor, Tensor] | None = None
 
@@ -29,8 +28,8 @@ class RunOptions:
         return self  # immutable; core deep-copies a MODEL's options
 
     def run(self) -> AbstractContextManager:
-        """A context in which all sampling is one run of the accelerator."""
-        return nullcontext() if self.accelerator is None else self.accelerator.run(self.wait)
+        """A context in which all sampling is one run of the CUDA graphs."""
+        return nullcontext() if self.graphs is None else self.graphs.run()
 
     def times_of(self, timestep: Tensor) -> Tensor | None:
         """The CPU copy of `timestep`, or None for another tensor: other nodes may evaluate the model at their own times."""

@@ -1,5 +1,6 @@
 """Sampling with `sa3_core.sampling.runs` through ComfyUI's guider, which loads models, applies hooks and cleans up."""
 
+import dataclasses
 from functools import partial
 
 import comfy.model_management
@@ -62,10 +63,10 @@ def velocity_of(x: Tensor, denoised: Tensor, t: Tensor) -> Tensor:
 
 
 class RunSampler(comfy.samplers.Sampler):
-    """`sa3_core.sampling.runs.run` as one of ComfyUI's samplers. on_start(): called once the weights are loaded."""
+    """`sa3_core.sampling.runs.run` as one of ComfyUI's samplers."""
 
-    def __init__(self, plan: Plan, channels: int, init: Tensor | None, callback, on_start):
-        self.plan, self.channels, self.init, self.callback, self.on_start = plan, channels, init, callback, on_start
+    def __init__(self, plan: Plan, channels: int, init: Tensor | None, callback):
+        self.plan, self.channels, self.init, self.callback = plan, channels, init, callback
 
     def sample(self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False):
         def velocity(x: Tensor, t: Tensor) -> Tensor:
@@ -73,7 +74,6 @@ class RunSampler(comfy.samplers.Sampler):
             options = run_options.updated(extra_args.get("model_options", {}), times=(time, t.float()))
             return velocity_of(x, model_wrap(x, time, **{**extra_args, "model_options": options}), time)
 
-        self.on_start()
         return runs.run(velocity, self.plan, channels=self.channels, device=noise.device, init=self.init, callback=self.callback)
 
 
@@ -96,12 +96,6 @@ def sample(
     show_loading(model, "the model")
 
     def sample_items(items: range) -> Tensor:
-        def on_start() -> None:
-            if not finished and progress is None:
-                bar.start()
-            if live is not None:
-                live.begin()
-
         def report(step: int, total: int, denoised: Tensor) -> None:
             text = f"step {step + 1} of {total}" + ("" if len(items) == batch else f", items {items.start + 1} to {items.stop}")
             image = None if live is None else live(denoised, plan.lengths.pick(items))
@@ -109,7 +103,7 @@ def sample(
 
         def compute(dtype: torch.dtype) -> Tensor:
             with inner.computing_in(dtype):
-                return _sample_group(model, positive, negative, latents, plan, guidance, items, report, on_start)
+                return _sample_group(model, positive, negative, latents, plan, guidance, items, report)
 
         return with_float32_retry("The latents", inner.compute_dtype, compute, warn)
 
@@ -135,7 +129,7 @@ def _group_size(model, plan: Plan) -> int:
     return max(1, min(len(plan.lengths), int(0.8 * free / per_item)))
 
 
-def _sample_group(model, positive, negative, latents: Latents, plan: Plan, guidance: Guidance, items: range, report, on_start) -> Tensor:
+def _sample_group(model, positive, negative, latents: Latents, plan: Plan, guidance: Guidance, items: range, report) -> Tensor:
     """Sampled latents of some items of the batch, through core's guider."""
     rows, batch = list(items), len(plan.lengths)
     part = plan.pick(rows)
@@ -150,7 +144,7 @@ def _sample_group(model, positive, negative, latents: Latents, plan: Plan, guida
     guider = Guider(model, guidance, part.lengths.valid)
     guider.set_conds(_for_run(positive, run, rows, batch), _for_run(negative, run, rows, batch))
     guider.model_options = run_options.updated(guider.model_options, sigmas=part.sigmas)
-    sampler = RunSampler(part, channels, samples if part.noise_level < 1 else None, report, on_start)
+    sampler = RunSampler(part, channels, samples if part.noise_level < 1 else None, report)
     blank = torch.zeros(len(rows), channels, part.lengths.frames)  # core needs only the shape: the run draws its own noise
     return guider.sample(blank, blank, sampler, part.sigmas[0], disable_pbar=True, seed=part.seed)
 
@@ -167,8 +161,17 @@ def _for_run(conditioning, run: host_model.RunInputs, rows: list[int], batch: in
     ]
 
 
-def check_conditioning(conditioning, config: ModelConfig, batch: int, name: str) -> None:
-    """Raise SA3Error unless a CONDITIONING fits the model and the batch."""
+def check_inputs(config: ModelConfig, batch: int, positive, negative, guidance, cfg: float) -> Guidance:
+    """The Guidance of a run with these sockets; cfg 0: the model's. Raises SA3Error unless they fit the model and the batch."""
+    _check_conditioning("positive", positive, config, batch)
+    if negative is not None:
+        _check_conditioning("negative", negative, config, batch)
+    if not isinstance(guidance, (Guidance, type(None))):
+        raise SA3Error(f"The guidance is {type(guidance).__name__}; connect SA3_Guidance.")
+    return dataclasses.replace(guidance or Guidance(), cfg=cfg or config.default_cfg)
+
+
+def _check_conditioning(name: str, conditioning, config: ModelConfig, batch: int) -> None:
     if not isinstance(conditioning, list) or not conditioning:
         raise SA3Error(f"The {name} CONDITIONING is empty; connect SA3_TextEncode.")
     for entry in conditioning:
@@ -186,20 +189,10 @@ def check_conditioning(conditioning, config: ModelConfig, batch: int, name: str)
 
 
 def model_warnings(model) -> list[str]:
-    """Warnings about a MODEL before a run."""
     replaced = "Another node on this MODEL sets its own guidance, which replaces SA3 Guidance; the settings of SA3 Guidance have no effect."
     patched = "Another node patches attention or blocks of this MODEL, which Stable Audio 3 does not support; its patches have no effect."
     core = model.model_options.get("transformer_options", {})
     return [replaced] * (OTHER_GUIDANCE in model.model_options) + [patched] * any(core.get(key) for key in ("patches", "patches_replace"))
-
-
-def check_guidance(guidance) -> Guidance:
-    """The Guidance of a socket; the defaults when nothing is connected."""
-    if guidance is None:
-        return Guidance()
-    if not isinstance(guidance, Guidance):
-        raise SA3Error(f"The guidance is {type(guidance).__name__}; connect SA3_Guidance.")
-    return guidance
 
 
 def core_sampler(name: str, eta: float) -> comfy.samplers.KSAMPLER:

@@ -63,7 +63,7 @@ class NodeCallbacks(Callbacks):
     """
 
     def __init__(self, steps: int):
-        self.bar, self.resumed_step = Progress(steps), None
+        self.bar = Progress(steps)
         self.stage_bar, self.stage_name = None, ""
         self.curves: Tensor | None = None  # (H, W, 3)
         self.spectrogram: Tensor | None = None  # (H, W, 3)
@@ -71,16 +71,13 @@ class NodeCallbacks(Callbacks):
 
     def stage(self, done: int, total: int, text: str) -> None:
         name = text.partition(" ")[0]
-        if self.stage_bar is None or name != self.stage_name:
+        if name != self.stage_name:
             self.stage_bar, self.stage_name = Progress(total), name
         self.stage_bar(done, total, f"{text} {done} of {total}" if total > 1 else text)
 
     def step(self, step: int, steps: int, loss: float) -> None:
-        if self.resumed_step is None:
-            self.resumed_step = step - 1
-            self.bar.start()
         image, self.image = self.image, None
-        self.bar(step, steps, f"step {step} of {steps}, loss {loss:.3f}", image, step - self.resumed_step)
+        self.bar(step, steps, f"step {step} of {steps}, loss {loss:.3f}", image)
 
     def record(self, history: list[dict]) -> None:
         self.curves = draw_history(history)

@@ -51,7 +51,7 @@ class Levels:
 
 
 def measure(waveform: Tensor, rate: int) -> Levels:
-    """All levels of a clip (C, N)."""
+    """All levels of a clip (C, N). A clip shorter than a window counts as one window."""
     check_clip("The audio", waveform, rate)
     momentary, short_term = _window_powers(waveform, rate)
     return Levels(
@@ -63,12 +63,6 @@ def measure(waveform: Tensor, rate: int) -> Levels:
         rms=decibels(float(waveform.double().square().mean().sqrt())),
         seconds=waveform.shape[-1] / rate,
     )
-
-
-def integrated(waveform: Tensor, rate: int) -> float:
-    """Gated integrated loudness of a clip (C, N) in LUFS; -inf for silence. A clip shorter than 0.4 s is one window."""
-    check_clip("The audio", waveform, rate)
-    return _gated(_window_powers(waveform, rate)[0])
 
 
 def decibels(amplitude: float) -> float:
@@ -181,7 +175,10 @@ def normalized(waveform: Tensor, rate: int, kind: str, target: float) -> tuple[T
     if kind == "off":
         return waveform, 0.0
     check_clip("The audio", waveform, rate)
-    level = integrated(waveform, rate) if kind == "loudness" else decibels(float(true_peaks(waveform).max()))
+    if kind == "loudness":
+        level = _gated(_window_powers(waveform, rate)[0])
+    else:
+        level = decibels(float(true_peaks(waveform).max()))
     if not math.isfinite(level):
         return waveform, 0.0
     gain = target - level

@@ -6,7 +6,8 @@ A graph contains addresses. Inputs are copied into its own buffers; weights are 
 import logging
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -14,37 +15,66 @@ from torch import Tensor
 
 from ..models.conditions import Conditions, LocalInput, StepCache
 from ..models.dit import DiT
-from .accelerator import SCHEDULED, Accelerator, Outcome
 
 log = logging.getLogger("sa3")
+SCHEDULED = "a LoRA is scheduled over the run"
 MAX_GRAPHS = 4  # shapes; their activations share one memory pool
 
 
-class Graphs(Accelerator):
-    """Captured steps of any number of models, on CUDA devices (ROCm's included)."""
+class Graphs:
+    """Captured steps of any number of models, on CUDA devices (ROCm's included). What cannot be captured is computed eagerly.
 
-    name, done = "CUDA graphs", "graphed"
+    obstacle(dit): why the host's transformer must be computed eagerly at present, or ""; called when a run begins to use a graph.
+    """
 
-    def __init__(self):
-        super().__init__()
+    def __init__(self, obstacle: Callable[[DiT], str] = lambda dit: ""):
         self._steps: OrderedDict[tuple, CapturedStep] = OrderedDict()
         self._pool = None
+        self._obstacle = obstacle
         self._failure = ""  # reason of the latest failed capture
+        self._running = False
+        # of the current run, or of the latest one
+        self._used = False
+        self._reasons: dict[str, None] = {}
 
-    def retry(self) -> None:
-        self._failure = ""
+    @contextmanager
+    def run(self) -> Iterator[None]:
+        """Context of one run; a nested one belongs to the outer run."""
+        if self._running:
+            yield
+            return
+        self._used, self._reasons, self._running = False, {}, True
+        try:
+            yield
+        finally:
+            self._running = False
+
+    @property
+    def reason(self) -> str:
+        """Why the latest run, or a part of it, was computed eagerly; "" if nothing was."""
+        return "; ".join(self._reasons)
+
+    @property
+    def state(self) -> str:
+        """How the latest run was computed, in words."""
+        if self._reasons:
+            return f"{'partly' if self._used else 'not'} graphed: {self.reason}"
+        return "graphed" if self._used else "not used yet"
 
     def velocity(self, dit: DiT, x: Tensor, t: Tensor, conditions: Conditions) -> Tensor:
-        if reason := self._failure or (SCHEDULED if conditions.adapters else self.once("unusable", lambda: self._unusable(x))):
-            self.skip(reason)
-            return dit(x, t, conditions)
-        step = self._captured(dit, x, conditions)
-        if step is not None:
-            self._note(Outcome.USED)
-            return step(x, dit.time_features(t, conditions), conditions)
-        out = dit(x, t, conditions)  # also warms up cuBLAS and the allocator for the capture
-        self._capture(dit, x, t, conditions)
-        return out
+        """`dit(x, t, conditions)`."""
+        step = next((step for step in self._steps.values() if step.holds(conditions) and step.x.shape == x.shape), None)
+        if step is None:
+            if reason := self._failure or self._obstacle(dit) or (SCHEDULED if conditions.adapters else self._unusable(x)):
+                self._reasons[reason] = None
+                return dit(x, t, conditions)
+            step = self._captured(cache_key(dit, x, conditions))
+        if step is None:
+            out = dit(x, t, conditions)  # also warms up cuBLAS and the allocator for the capture
+            self._capture(dit, x, t, conditions)
+            return out
+        self._used = True
+        return step(x, dit.time_features(t, conditions), conditions)
 
     @staticmethod
     def _unusable(x: Tensor) -> str:
@@ -53,11 +83,7 @@ class Graphs(Accelerator):
             return f"they are for CUDA devices, and this model computes on {x.device}"
         return "gradients are enabled" if torch.is_grad_enabled() else ""
 
-    def _captured(self, dit: DiT, x: Tensor, conditions: Conditions) -> "CapturedStep | None":
-        for step in self._steps.values():
-            if step.holds(conditions) and step.x.shape == x.shape:
-                return step
-        key = cache_key(dit, x, conditions)
+    def _captured(self, key: tuple) -> "CapturedStep | None":
         if key in self._steps:
             self._steps.move_to_end(key)
         return self._steps.get(key)

@@ -12,7 +12,6 @@ from .. import config as configs
 from ..backends.ambient import independent
 from ..config import ModelConfig
 from ..errors import SA3Error
-from ..files import read_json
 from ..models.release import build
 from ..models.t5gemma import config_from, empty_model, encoder_config, read_tokenizer
 from ..models.text_encoder import TextEncoder
@@ -164,13 +163,16 @@ def load_into(
     names: the tensors to load, for a host whose layers create their weights while loading; None: those of the module's state_dict.
     """
     state = {name: file.read(prefix + name, dtype, device) for name in (module.state_dict() if names is None else names)}
+    for name, tensor in state.items():
+        if name.endswith("weight_v") and not bool(tensor.flatten(1).any(1).all()):
+            raise SA3Error(f"{file.path}: tensor '{prefix}{name}' has a row of zeros, by whose norm it is divided; the file is damaged.")
     module.load_state_dict(state, strict=True, assign=True)
     return module.eval().requires_grad_(False)
 
 
 @independent
 def load_text_encoder(path: str | Path, dtype: torch.dtype | None = None, device=None, width: int | None = None) -> TextEncoder:
-    """Load T5Gemma's encoder from a release's folder (config.json, tokenizer.json, *.safetensors) or from a repackaged file.
+    """Load T5Gemma's encoder from a release's folder (config.json, tokenizer.json, model.safetensors) or from a repackaged file.
 
     dtype: None = that of the file's first tensor. width: the embedding width that the model expects; another one is an SA3Error.
     """
@@ -178,55 +180,34 @@ def load_text_encoder(path: str | Path, dtype: torch.dtype | None = None, device
     path = path.parent if path.name == WEIGHTS and (path.parent / "config.json").is_file() else path
     if path.is_file():
         file = TensorFile(path)
-        files = dict.fromkeys(file.names - {sentencepiece.SPIECE}, file)
-        config = config_from(sentencepiece.config_values(file), path)
-        tokenizer = sentencepiece.read_tokenizer(file)
-        sources = [path]
+        config, tokenizer = config_from(sentencepiece.config_values(file), path), sentencepiece.read_tokenizer(file)
     else:
-        tokenizer = read_tokenizer(path)
-        config = encoder_config(path)
-        weights = _weight_files(path)
-        files = {name: file for file in weights for name in file.names}
-        sources = [path / "config.json", *(file.path for file in weights)]
-    stats = [(str(source.resolve()), source.stat()) for source in sources]
-    identity = tuple((name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino) for name, stat in stats)
+        tokenizer, config = read_tokenizer(path), encoder_config(path)
+        if not (path / WEIGHTS).exists() and (shards := sorted(path.glob("*.safetensors"))):
+            raise SA3Error(f"{path} holds {shards[0].name}; expected {WEIGHTS}, the text encoder of a release in one file.")
+        file = TensorFile(path / WEIGHTS)
     if width is not None and config.encoder.hidden_size != width:
         raise SA3Error(
             f"The text encoder in {path} is {config.encoder.hidden_size} wide, this model expects {width}: it belongs to another model. "
             "Use the t5gemma-b-b-ul2 of the release."
         )
     model = empty_model(config)
-    prefix = next((p for p in sentencepiece.PREFIXES if any(name.startswith(p) for name in files)), sentencepiece.PREFIXES[-1])
+    prefix = next((p for p in sentencepiece.PREFIXES if any(name.startswith(p) for name in file.names)), sentencepiece.PREFIXES[-1])
     state = {}
     for name, tensor in model.state_dict().items():
         stored = prefix + name.removeprefix("encoder.")
-        if stored not in files:
+        if stored not in file.names:
             raise SA3Error(f"The text encoder in {path} lacks the tensor '{stored}'; expected T5Gemma's encoder, download it again.")
-        files[stored].expect(stored, tensor.shape)
-        state[name] = files[stored].read(stored, dtype, device)
+        file.expect(stored, tensor.shape)
+        state[name] = file.read(stored, dtype, device)
         dtype = dtype or state[name].dtype  # one type for all tensors, even if the file mixes types
     known = {prefix + name.removeprefix("encoder.") for name in state}
-    if strange := sorted(name for name in files if name not in known and not _is_unused(name)):
+    if strange := sorted(name for name in file.names - known if not _is_unused(name)):
         raise SA3Error(f"The text encoder in {path} holds the unexpected tensor '{strange[0]}'; expected T5Gemma.")
     model.load_state_dict(state, strict=True, assign=True)
-    return TextEncoder(model.to(device), tokenizer, config.encoder, identity)
+    return TextEncoder(model.to(device), tokenizer, config.encoder)
 
 
 def _is_unused(name: str) -> bool:
-    """Whether a tensor belongs to the parts of T5Gemma that are not loaded: decoder, output head, rotary tables."""
-    return "decoder." in name or name.startswith("lm_head") or name.endswith("inv_freq")
-
-
-def _weight_files(folder: Path) -> list[TensorFile]:
-    """The weight files of a transformers folder: those of its index, or model.safetensors."""
-    index = folder / "model.safetensors.index.json"
-    if not index.is_file():
-        return [TensorFile(folder / WEIGHTS)]
-    content = read_json(index, "a list of weight files")
-    listed = content.get("weight_map") if isinstance(content, dict) else None
-    if not isinstance(listed, dict) or not all(isinstance(name, str) for name in listed.values()):
-        raise SA3Error(f"{index} is not a list of weight files; download the folder again.")
-    names = sorted(set(listed.values()))
-    if any(Path(name).name != name or not name.isprintable() for name in names):
-        raise SA3Error(f"{index} names a file outside its folder.")
-    return [TensorFile(folder / name) for name in names]
+    """Whether a tensor is not of T5Gemma's encoder: decoder, output head, rotary tables, the tokenizer of a repackaged file."""
+    return "decoder." in name or name.startswith("lm_head") or name.endswith("inv_freq") or name == sentencepiece.SPIECE

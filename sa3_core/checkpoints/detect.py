@@ -9,7 +9,7 @@ from ..config import LARGEST, RATE, ConditioningConfig, DiTConfig, ModelConfig, 
 from ..errors import SA3Error
 from ..files import parse_json
 from .sentencepiece import PREFIXES as TEXT_PREFIXES
-from .tensors import MAX_HEADER
+from .tensors import header_bytes
 
 Shapes = Mapping[str, Sequence[int]]  # tensor names and shapes of a file
 
@@ -40,16 +40,11 @@ class Header:
 def read_header(path: Path) -> Header:
     """The header of a safetensors file, or an empty one for any other file. Reads no weights and never raises."""
     try:
-        with open(path, "rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if not 0 < length < MAX_HEADER:
-                return Header()
-            header = parse_json(file.read(length), path, "the header of a safetensors file")
+        header = parse_json(header_bytes(path), path, "the header of a safetensors file")
         shapes = {name: tuple(map(int, entry["shape"])) for name, entry in header.items() if name != "__metadata__"}
-        kind = kind_of(shapes)
-        kernels = [shapes[p + MAPPING][-1] for p in ("", PRETRANSFORM) if p + MAPPING in shapes]
-        widths = [shapes[p + "embed_tokens.weight"][1] for p in TEXT_PREFIXES if p + "embed_tokens.weight" in shapes]
-        return Header(kind, KERNELS.get(kernels[0]) if kernels else None, widths[0] if widths and kind == "text encoder" else None)
+        kernel = next((shapes[p + MAPPING][-1] for p in ("", PRETRANSFORM) if p + MAPPING in shapes), None)
+        width = next((shapes[p + "embed_tokens.weight"][1] for p in TEXT_PREFIXES if p + "embed_tokens.weight" in shapes), None)
+        return Header(kind_of(shapes), KERNELS.get(kernel), width)
     except (SA3Error, OSError, LookupError, ValueError, TypeError, AttributeError, OverflowError):
         return Header()
 
@@ -94,7 +89,7 @@ def model_config(shapes: Shapes, base: bool) -> ModelConfig:
         latent_dim, width, depth, width // head_dim, cond_dim, global_dim, local_dim, differential, ff_rows / (2 * width), memory_tokens
     )
     (prompt_dim,) = _shape(shapes, PROMPT, 1)
-    conditioning = ConditioningConfig(prompt_dim, MAX_TOKENS, "learned", TEXT_SUBFOLDER, *SECONDS_RANGE)
+    conditioning = ConditioningConfig(prompt_dim, MAX_TOKENS, TEXT_SUBFOLDER, *SECONDS_RANGE)
     longest = LONGEST["medium" if differential else "small", base]
     align = (same.encoder.chunk_size or CHUNK) // STRIDE
     return ModelConfig(RATE, longest, same, dit, conditioning, OBJECTIVES["base" if base else "post-trained"], {"kind": "logsnr"}, align)
@@ -116,7 +111,7 @@ def _same_config(shapes: Shapes, prefix: str) -> SAMEConfig:
     patch = encoder.patch_channels // AUDIO_CHANNELS
     if patch < 1 or encoder.patch_channels % AUDIO_CHANNELS:
         raise SA3Error(f"patches have {encoder.patch_channels} channels; expected a multiple of {AUDIO_CHANNELS}")
-    return SAMEConfig(encoder, decoder, AUDIO_CHANNELS, patch, encoder.latent_dim, patch * STRIDE, True)
+    return SAMEConfig(encoder, decoder, AUDIO_CHANNELS, patch, encoder.latent_dim, patch * STRIDE)
 
 
 def _resampler(shapes: Shapes, prefix: str, side: str, kind: str) -> ResamplerConfig:

@@ -90,9 +90,9 @@ def cached_text_encoder(width: int) -> Path | None:
             if not isinstance(config, str):
                 continue
             folder = Path(config).parent
-            weights = any((folder / name).is_file() for name in (WEIGHTS, f"{WEIGHTS}.index.json"))
+            complete = all((folder / name).is_file() for name in (WEIGHTS, "tokenizer.json"))
             try:
-                if weights and (folder / "tokenizer.json").is_file() and encoder_config(folder).encoder.hidden_size == width:
+                if complete and encoder_config(folder).encoder.hidden_size == width:
                     return folder
             except SA3Error:
                 continue
@@ -153,15 +153,11 @@ def _is_model_file(name: str) -> bool:
 
 def _check_space(partial: Path, files: list[RemoteFile]) -> None:
     place = next(parent for parent in partial.absolute().parents if parent.exists())
-    missing = sum(max(0, file.size - _received(partial, file)) for file in files)
+    received = sum(file.stat().st_size for file in partial.rglob("*") if file.is_file())
+    missing = sum(file.size for file in files) - received
     free = shutil.disk_usage(place).free
     if free < missing + RESERVE:
         raise SA3Error(f"{place} has {free / 1e9:.1f} GB free, the download needs {missing / 1e9:.1f} GB; make room or use another folder.")
-
-
-def _received(partial: Path, file: RemoteFile) -> int:
-    """Bytes of a file that are already on disk."""
-    return next((p.stat().st_size for p in (partial / file.local, partial / f"{file.local}.part") if p.is_file()), 0)
 
 
 def _fetch_all(partial: Path, files: list[RemoteFile], token: str | None, progress: Callable[[int, int], None]) -> None:

@@ -31,10 +31,7 @@ class TensorFile:
         self.path = Path(path)
         check_file(self.path)
         try:
-            with open(self.path, "rb") as file:
-                length = int.from_bytes(file.read(8), "little")
-            if length > MAX_HEADER:
-                raise ValueError(f"its header would have {length} bytes")
+            header_bytes(self.path)  # refuses a huge header, which safetensors would parse
             self.file = safe_open(self.path, framework="pt")
             self.names = frozenset(self.file.keys())
             longest = max(self.names, key=len, default="")
@@ -66,27 +63,43 @@ class TensorFile:
             )
 
     def read(self, name: str, dtype: torch.dtype | None = None, device=None) -> Tensor:
-        """One tensor. Floating-point tensors are checked to be finite and converted to `dtype`; integer tensors stay as stored."""
+        """One tensor. Floating-point tensors are converted to `dtype` and checked to be finite; integer tensors stay as stored."""
         if self.dtype(name) not in (*STORED, *STORED_INTEGERS):
             raise SA3Error(f"{self.path}: tensor '{name}' is stored as {self.dtype(name)}; expected one of {', '.join(STORED)}.")
         tensor = self.file.get_tensor(name)
         if not tensor.is_floating_point():
             return tensor.clone()
-        # A finite sum proves that all values are finite in one cheap pass; the sum of finite values may still overflow.
-        if not math.isfinite(float(tensor.sum(dtype=torch.float32))) and not bool(torch.isfinite(tensor).all()):
+        converted = tensor.to(dtype or tensor.dtype)
+        if not is_finite(converted):
+            if is_finite(tensor):
+                raise SA3Error(f"{self.path}: tensor '{name}' has values up to {float(tensor.abs().max()):.3g}, too large for {dtype}.")
             raise SA3Error(f"{self.path}: tensor '{name}' contains NaN or infinite values; the file is damaged, download it again.")
-        return tensor.to(device=device, dtype=dtype, copy=True)
+        return converted.to(device=device, copy=converted is tensor)
 
     def fingerprint(self) -> str:
         """Size and hash of the header: tells releases and layouts apart without reading gigabytes. `sha256` covers every byte."""
-        with open(self.path, "rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            digest = hashlib.sha256(file.read(length)).hexdigest()
-        return f"{self.path.stat().st_size}-{digest[:16]}"
+        return f"{self.path.stat().st_size}-{hashlib.sha256(header_bytes(self.path)).hexdigest()[:16]}"
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether all values of a floating-point tensor are finite. A finite sum proves it in one cheap pass."""
+    return math.isfinite(float(tensor.sum(dtype=torch.float32))) or bool(torch.isfinite(tensor).all())
+
+
+def header_bytes(path: Path) -> bytes:
+    """The JSON header of a safetensors file, unchecked. Raises ValueError for one larger than MAX_HEADER."""
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > MAX_HEADER:
+            raise ValueError(f"its header would have {length} bytes")
+        return file.read(length)
 
 
 def save(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Atomic write of a safetensors file."""
+    """Atomic write of a safetensors file. Raises SA3Error for values that are not finite."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not is_finite(tensor):
+            raise SA3Error(f"The tensor '{name}' exceeds the range of {tensor.dtype}; nothing was written.")
     publish(path, lambda part: save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part, metadata))
 
 

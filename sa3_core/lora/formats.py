@@ -42,8 +42,6 @@ MAX_NAMES = 10_000  # that one layer pattern may expand to
 
 @dataclass(frozen=True, eq=False)
 class LoRA:
-    """The contents of a LoRA file."""
-
     path: Path
     layout: str  # native | peft | comfyui
     kind: str  # its adapter types
@@ -160,14 +158,17 @@ def _by_layer(path: Path, tensors: Mapping[str, Tensor]) -> tuple[dict[str, dict
         value = tensors[key]
         if not value.is_floating_point() and (value.numel() != 1 or value.is_complex()):
             raise SA3Error(f"{path}: the tensor '{key}' holds {value.dtype}; expected floating-point numbers.")
+        value = value.float() if value.dtype == torch.float64 or not value.is_floating_point() else value
         if not bool(torch.isfinite(value).all()):
-            raise SA3Error(f"{path}: the tensor '{key}' contains NaN or infinite values; the file is damaged or its training diverged.")
+            raise SA3Error(
+                f"{path}: the tensor '{key}' has values that are NaN or beyond float32; the file is damaged or its training diverged."
+            )
         group = grouped.setdefault(layer_name(found["layer"]), {})
         if tensor in group:
             raise SA3Error(f"{path}: the tensor '{key}' occurs twice, under two spellings of its layer.")
         if tensor == "alpha" and value.numel() != 1:
             raise SA3Error(f"{path}: the tensor '{key}': alpha has shape {list(value.shape)}; expected a single number.")
-        group[tensor] = value if value.is_floating_point() else value.float()
+        group[tensor] = value
     return grouped, native
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from ..checkpoints.checkpoint import CONFIG, WEIGHTS, open_checkpoint
-from ..checkpoints.tensors import STORED
+from ..checkpoints.tensors import STORED, is_finite
 from ..errors import SA3Error
 from ..files import publish
 from ..models.release import build
@@ -48,6 +48,8 @@ def merge(checkpoint: str | Path, stack: Stack, target: str | Path, progress=Non
             file.write(len(head).to_bytes(8, "little") + head)
             for done, name in enumerate(names, 1):
                 tensor = apply_stack(opened.tensors.read(opened.prefix + name), stacks.get(name, []))
+                if not is_finite(tensor):
+                    raise SA3Error(f"The merged tensor '{name}' exceeds the range of {tensor.dtype}; lower the strength of the LoRA.")
                 file.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
                 if progress is not None:
                     progress(done, len(names))

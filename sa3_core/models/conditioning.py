@@ -31,17 +31,14 @@ class Condition:
 class PromptPadding(nn.Module):
     def __init__(self, config: ConditioningConfig, device=None, dtype=None):
         super().__init__()
-        self.mode = config.padding_mode
-        if self.mode == "learned":
-            self.padding_embedding = nn.Parameter(torch.zeros(config.cond_dim, device=device, dtype=dtype))
+        self.padding_embedding = nn.Parameter(torch.zeros(config.cond_dim, device=device, dtype=dtype))
 
     def forward(self, embeddings: Tensor, mask: Tensor, max_tokens: int, negative: bool = False) -> Tensor:
         """Embeddings (B, n, dim) -> (B, max_tokens, dim): rows outside the mask become the learned vector, or zeros if negative."""
         n = min(embeddings.shape[1], max_tokens)
         embeddings = F.pad(embeddings[:, :n], (0, 0, 0, max_tokens - n))
         mask = F.pad(mask[:, :n].bool(), (0, max_tokens - n)).to(embeddings.device)[..., None]
-        learned = self.mode == "learned" and not negative
-        return torch.where(mask, embeddings, cast_to(self.padding_embedding, embeddings) if learned else embeddings.new_zeros(()))
+        return torch.where(mask, embeddings, embeddings.new_zeros(()) if negative else cast_to(self.padding_embedding, embeddings))
 
 
 class SecondsEmbedder(nn.Module):
@@ -87,7 +84,3 @@ class Conditioner(nn.Module):
         rows = self.prompt(embeddings, mask, negative)
         seconds_row = self.conditioners["seconds_total"](seconds, rows.dtype, rows.device, adapters)
         return Condition(torch.cat((rows, seconds_row[:, None]), dim=1), seconds_row, adapters)
-
-    def unconditional(self, batch: int, like: Tensor) -> Tensor:
-        """The public code's unconditional context: zeros, also in the seconds row."""
-        return torch.zeros(batch, self.config.max_tokens + 1, self.config.cond_dim, device=like.device, dtype=like.dtype)

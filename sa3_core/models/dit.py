@@ -3,12 +3,13 @@
 `DiT.prepare` computes what is constant over a sampling run, `DiT.forward` one step.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ..backends.ambient import independent
 from ..backends.device import backend_of, to_device
@@ -107,9 +108,6 @@ class Layer(nn.Module):
         return torch.addcmul(h, self.ff(self.ff_norm.modulated(h, m.gain2, m.shift2), adapters), m.gate2)
 
 
-RunLayer = Callable[..., Tensor]  # (layer, *arguments of Layer.forward) -> its output
-
-
 class Transformer(nn.Module):
     def __init__(self, config: DiTConfig, operations, **kw):
         super().__init__()
@@ -128,6 +126,7 @@ class DiT(nn.Module):
         super().__init__()
         kw = {"device": device, "dtype": dtype}
         self.config = config
+        self.gradient_checkpointing = False  # compute the layers' activations again in the backward pass instead of storing them
         width, io = config.width, config.io_channels
         self.to_cond_embed = mlp(config.cond_dim, width, width, operations, bias=False, **kw)
         self.to_global_embed = mlp(config.global_dim, width, width, operations, bias=False, **kw)
@@ -224,29 +223,25 @@ class DiT(nn.Module):
         )  # fmt: skip
 
     @independent
-    def forward(self, x: Tensor, t: Tensor, conditions: Conditions, run_layer: RunLayer | None = None) -> Tensor:
-        """Velocity (B, C, T) of latents x (B, C, T) at times t (B,), float32 or float64; zero in frames beyond the longest item.
-
-        run_layer: replaces the call of a layer.
-        """
+    def forward(self, x: Tensor, t: Tensor, conditions: Conditions) -> Tensor:
+        """Velocity (B, C, T) of latents x (B, C, T) at times t (B,), float32 or float64; zero in frames beyond the longest item."""
         at_once = self._items_at_once(conditions)
         if len(x) <= at_once or torch.is_grad_enabled():
-            return self.step(x, self.modulation(t, conditions), conditions, run_layer)
+            return self.step(x, self.modulation(t, conditions), conditions)
         velocities = []
         for start in range(0, len(x), at_once):
             items = range(len(x))[start : start + at_once]
             part, rows = conditions.part(items), slice(items.start, items.stop)
-            velocities.append(self.step(x[rows], self.modulation(t[rows], part), part, run_layer))
+            velocities.append(self.step(x[rows], self.modulation(t[rows], part), part))
         return torch.cat(velocities)
 
     def _items_at_once(self, conditions: Conditions) -> int:
         largest = 2 * int(self.config.width * self.config.ff_mult) * conditions.cross_attn.element_size() * conditions.rows
         return backend_of(conditions.cross_attn.device).items_at_once(conditions.batch, largest)
 
-    def step(self, x: Tensor, modulation: Modulation, conditions: Conditions, run_layer: RunLayer | None = None) -> Tensor:
+    def step(self, x: Tensor, modulation: Modulation, conditions: Conditions) -> Tensor:
         """`forward` for given adaLN values. Its control flow depends on no tensor's values, so it can be captured."""
         c, core, memory, adapters = conditions, self.transformer, self.config.memory_tokens, conditions.adapters
-        run_layer = run_layer or Layer.__call__
         padding = x.shape[-1] - c.frames
         x = x[..., : c.frames].to(modulation.gate1.dtype)
         if c.rows > memory + c.frames:
@@ -254,10 +249,12 @@ class DiT(nn.Module):
         x = adapted(self.preprocess_conv, x, adapters) + x
         h = adapted(core.project_in, x.transpose(1, 2), adapters)
         h = torch.cat((cast_to(core.memory_tokens, h).expand(h.shape[0], -1, -1), h), dim=1)
+        checkpointed = self.gradient_checkpointing and torch.is_grad_enabled()
         for i, layer in enumerate(core.layers):
             local = None if c.local is None else c.local.embeddings[i]
             own = Modulation(*(part[i] for part in modulation))
-            h = run_layer(layer, h, own, c.cross_kv[i], c.cross_bias, local, c.rotary, c.lengths, memory, adapters)
+            args = (h, own, c.cross_kv[i], c.cross_bias, local, c.rotary, c.lengths, memory, adapters)
+            h = checkpoint(layer, *args, use_reentrant=False, preserve_rng_state=False) if checkpointed else layer(*args)
         y = adapted(core.project_out, h[:, memory:], adapters).transpose(1, 2)
         y = (adapted(self.postprocess_conv, y, adapters) + y)[..., : c.frames]
         return F.pad(y, (0, padding)) if padding else y

@@ -240,8 +240,7 @@ class SAME(nn.Module):
 
         def run(start: int, length: int) -> Tensor:
             here = noise and noise.at(start)
-            quiet = here if self.config.noise_regularize else None
-            patches = self.decoder(self.bottleneck.decode(z[..., start : start + length], quiet), here)
+            patches = self.decoder(self.bottleneck.decode(z[..., start : start + length], here), here)
             return rearrange(patches, "b (c p) n -> b c (n p)", c=self.config.audio_channels)
 
         spf = self.config.samples_per_frame

@@ -1,7 +1,6 @@
 """T5Gemma's encoder: prompts -> one embedding per token."""
 
-import weakref
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,10 +8,7 @@ from torch import Tensor, nn
 
 from ..backends.ambient import independent
 from ..backends.device import backend_of
-from ..backends.tensor_cache import TensorCache
 from ..errors import SA3Error
-
-ENCODINGS = TensorCache()  # shared by all encoders; the first part of a key is the encoder's `identity`
 
 
 def encoder_dtype(dtype: torch.dtype, device) -> torch.dtype:
@@ -46,25 +42,11 @@ class Text:
 
 
 class TextEncoder(nn.Module):
-    """Tokenizer and encoder. The parameters have transformers' names, below `model`.
+    """Tokenizer and encoder. The parameters have transformers' names, below `model`."""
 
-    identity: fingerprint of the weight files. Encoders with the same one share cached encodings, also with one loaded later; None = no
-    caching. home: the device that computes, for hosts that move the weights between runs; None = where the weights are.
-    """
-
-    _alive: weakref.WeakSet = weakref.WeakSet()
-
-    def __init__(self, model: nn.Module, tokenizer, config, identity: Hashable = None):
+    def __init__(self, model: nn.Module, tokenizer, config):
         super().__init__()
-        self.model, self.tokenizer, self.config, self.identity = model, tokenizer, config, identity
-        self.home: torch.device | None = None
-        self._alive.add(self)
-        identities = {encoder.identity for encoder in self._alive}
-        ENCODINGS.discard(lambda key: key[0] not in identities)
-
-    @property
-    def width(self) -> int:
-        return self.config.hidden_size
+        self.model, self.tokenizer, self.config = model, tokenizer, config
 
     @independent
     def tokenize(self, prompts: Sequence[str], max_tokens: int) -> Tokens:
@@ -99,35 +81,11 @@ class TextEncoder(nn.Module):
             words |= {prompt[a:b]: None for token, (a, b) in zip(row.tokens, row.offsets, strict=True) if token == unknown}
         return list(words)
 
-    def forward(self, tokens: Tokens) -> Tensor:
-        """`compute`, through the cache."""
-        if self.identity is None:
-            return self.compute(tokens)
-        key = self._key(tokens)
-        embeddings = ENCODINGS.get(key)
-        if embeddings is None:
-            embeddings = self.compute(tokens)
-            ENCODINGS.store(key, embeddings)
-        return embeddings.to(self.model.device)
-
-    def is_cached(self, tokens: Tokens) -> bool:
-        return self.identity is not None and self._key(tokens) in ENCODINGS
-
     @independent
     @torch.no_grad()
-    def compute(self, tokens: Tokens) -> Tensor:
+    def forward(self, tokens: Tokens) -> Tensor:
         """Embeddings (B, n, width) of the first n positions, n = the longest prompt's real tokens (at least 1)."""
-        n, device = _longest(tokens), self.model.device
+        n, device = max(1, int(tokens.mask.sum(1).max())), self.model.device
         mask = tokens.mask[:, :n].clone()
         mask[:, 0] = True  # an empty prompt has no token to attend to; the padding vector replaces its row later
         return self.model(input_ids=tokens.ids[:, :n].to(device), attention_mask=mask.long().to(device)).last_hidden_state
-
-    def _key(self, tokens: Tokens) -> tuple:
-        """Cache key of a whole batch: a prompt's rounding depends on the other prompts, so single rows are not cached."""
-        n = _longest(tokens)
-        content = tuple(map(tuple, tokens.ids[:, :n].tolist())), tuple(map(tuple, tokens.mask[:, :n].tolist()))
-        return self.identity, self.model.dtype, str(self.home or self.model.device), content
-
-
-def _longest(tokens: Tokens) -> int:
-    return max(1, int(tokens.mask.sum(1).max()))

@@ -108,8 +108,6 @@ class Adapters(nn.Module):
         exclude: Sequence[str] = (), seed: int = 0, bases: Bases | None = None, progress: Callable[[int, int], None] | None = None,
     ):  # fmt: skip
         super().__init__()
-        if kind not in TYPES:
-            raise SA3Error(f"The adapter type is '{kind}'; expected one of {', '.join(TYPES)}.")
         if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
             raise SA3Error(f"The rank is {rank}; expected a whole number of at least 1.")
         alpha = float(rank if alpha is None else alpha)

@@ -14,11 +14,12 @@ COLOURS = ((31, 119, 180), (214, 39, 40), (44, 160, 44), (148, 103, 189), (255, 
 WIDTH, HEIGHT, MARGIN = 800, 400, 12
 
 
-def draw_curves(steps: Sequence[int], curves: dict[str, Sequence[float]]) -> tuple[Image.Image, str]:
-    """One line per curve on a logarithmic axis, and a text with its range and colours.
+def draw_curves(history: Sequence[dict]) -> tuple[Image.Image, str]:
+    """The records of a `Trainer` on a logarithmic axis, one line per term, and a text with the range and the colours.
 
     Labels: the highest and lowest value on the left, the last step on the lower right. Values that are not finite are skipped.
     """
+    steps, curves = [row["step"] for row in history], by_name(history)
     values = [v for curve in curves.values() for v in curve if v > 0 and math.isfinite(v)]
     low, high = math.log10(min(values, default=0.1)), math.log10(max(values, default=1.0))
 
@@ -42,9 +43,8 @@ def draw_curves(steps: Sequence[int], curves: dict[str, Sequence[float]]) -> tup
 
 
 def draw_history(history: Sequence[dict]) -> torch.Tensor:
-    """The records of a `Trainer` as an image (H, W, 3) between 0 and 1."""
-    image, _ = draw_curves([row["step"] for row in history], by_name(history))
-    return torch.from_numpy(np.array(image)).float() / 255
+    """`draw_curves` as an image (H, W, 3) between 0 and 1."""
+    return torch.from_numpy(np.array(draw_curves(history)[0])).float() / 255
 
 
 def by_name(history: Sequence[dict]) -> dict[str, list[float]]:
@@ -53,9 +53,9 @@ def by_name(history: Sequence[dict]) -> dict[str, list[float]]:
     return {name: [row.get(name, math.nan) for row in history] for name in names}
 
 
-def write_curves(path: str | Path, steps: Sequence[int], curves: dict[str, Sequence[float]]) -> None:
-    """Write `draw_curves` as a PNG file with the legend in its Description."""
-    image, text = draw_curves(steps, curves)
+def write_curves(path: str | Path, history: Sequence[dict]) -> None:
+    """`draw_curves` as a PNG file with the text in its Description."""
+    image, text = draw_curves(history)
     info = PngInfo()
     info.add_text("Description", text)
     image.save(path, "PNG", pnginfo=info)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..audio import files as audio_files
-from ..audio.waveform import check_finite, to_model
+from ..audio.waveform import to_model
 from ..checkpoints.tensors import TensorFile, save, sha256
 from ..config import ModelConfig
 from ..errors import SA3Error
@@ -68,7 +68,6 @@ class Dataset:
 
     @property
     def clips(self) -> list[EncodedClip]:
-        """Training and validation clips."""
         return [*self.training, *self.validation]
 
     @property
@@ -117,7 +116,12 @@ def find_clips(folder: str | Path) -> tuple[list[Clip], list[str]]:
     if not files:
         raise SA3Error(f"{folder} contains no audio files; expected formats such as {', '.join(audio_files.READABLE[:4])}.")
     table = next((folder / name for name in TABLES if (folder / name).is_file()), None)
-    captions = _read_table(table, folder) if table is not None else {file: _read_caption(file) for file in files}
+    if table is not None:
+        captions, reason = _read_table(table, folder), f"{table.name} has no caption for it"
+    else:
+        texts = {file: file.with_suffix(".txt") for file in files}
+        captions = {file: " ".join(_read_text(text).split()) for file, text in texts.items() if text.is_file()}
+        reason = "there is no .txt file with a caption next to it"
     names = {file: file.relative_to(folder).as_posix() for file in files}
     clips = [Clip(file, names[file], captions[file]) for file in files if captions.get(file)]
     if not clips:
@@ -125,14 +129,7 @@ def find_clips(folder: str | Path) -> tuple[list[Clip], list[str]]:
             f"None of the {len(files)} audio files in {folder} has a caption; write {files[0].stem}.txt next to {files[0].name}, and so "
             f"on, or a table {TABLES[0]} with the columns file and caption."
         )
-    reason = f"{table.name} has no caption for it" if table is not None else "there is no .txt file with a caption next to it"
     return clips, [f"{names[file]}: {reason}" for file in files if not captions.get(file)]
-
-
-def _read_caption(file: Path) -> str:
-    """The text file of an audio file on one line; empty without one."""
-    text = file.with_suffix(".txt")
-    return " ".join(_read_text(text).split()) if text.is_file() else ""
 
 
 def _read_text(file: Path) -> str:
@@ -178,7 +175,6 @@ def read_clip(path: Path, config: ModelConfig) -> Tensor:
     Raises SA3Error for audio that is shorter than MIN_SECONDS, silent or not finite.
     """
     waveform, rate = audio_files.read(path)
-    check_finite(str(path), waveform)
     channels = config.same.audio_channels
     seconds, peak = waveform.shape[-1] / rate, float(waveform.abs().max())
     if seconds < MIN_SECONDS:

@@ -9,9 +9,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
-from ..errors import SA3Error
 from ..models.conditioning import Condition
 from ..models.conditions import Conditions
 from ..models.release import ConditionedDiT
@@ -22,22 +20,8 @@ from .trainer import Loss
 TRUNCATION = 0.075  # lower bound of the truncated logit-normal, before t is flipped
 SILENCE = 4.0  # mean seconds of silence kept after a clip
 PROMPT_DROPOUT = 0.1  # probability of an all-zero cross-attention input
+MASKS = (0.1, 0.8, 0.1)  # probabilities of random segments, nothing given, a given beginning
 LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)  # noise levels t of `fixed_noise_loss`
-
-
-@dataclass(frozen=True)
-class FlowSettings:
-    """masks: probabilities of random segments, nothing given, a given beginning.
-
-    pairing: assign the noise of a batch to its items by optimal transport.
-    """
-
-    masks: tuple[float, float, float] = (0.1, 0.8, 0.1)
-    pairing: bool = False
-
-    def __post_init__(self):
-        if len(self.masks) != 3 or min(self.masks) < 0 or abs(sum(self.masks) - 1) > 1e-6:
-            raise SA3Error(f"masks are {self.masks}, expected three probabilities that sum to 1: segments, full, causal.")
 
 
 @dataclass(frozen=True)
@@ -66,15 +50,8 @@ def _phi(z: Tensor) -> Tensor:
     return 0.5 * (1 + torch.erf(z / math.sqrt(2)))
 
 
-def shift_times(t: Tensor, lengths: Sequence[int]) -> Tensor:
-    """t (B,) shifted by the schedule `full`, so that longer clips are trained at higher noise. lengths: frames per item."""
-    return SHIFTS["full"](t, torch.tensor(list(lengths), dtype=torch.float32))
-
-
 def extend_lengths(lengths: Sequence[int], mean_frames: float, frames: int, generator: torch.Generator) -> list[int]:
     """Valid frames plus exponentially distributed silence with a mean of `mean_frames`; at most `frames` in total."""
-    if mean_frames <= 0:
-        return list(lengths)
     extra = -mean_frames * torch.rand(len(lengths), generator=generator).clamp_min(1e-9).log()
     return [min(frames, n + int(more)) for n, more in zip(lengths, extra.tolist(), strict=True)]
 
@@ -118,39 +95,41 @@ def pair_noise(z: Tensor, noise: Tensor) -> Tensor:
 
 
 def training_loss(
-    net: ConditionedDiT, batches: Callable[[torch.Generator], Batch], settings: FlowSettings, frame_rate: float, checkpointing: bool = False
-) -> Loss:
-    """The loss of a `Trainer`. batches(generator) -> Batch; frame_rate: latent frames per second; checkpointing: see `flow_loss`."""
+    net: ConditionedDiT, batches: Callable[[torch.Generator], Batch], frame_rate: float, *, masks: Sequence[float] = MASKS,
+    pairing: bool = True,
+) -> Loss:  # fmt: skip
+    """The loss of a `Trainer`. batches(generator) -> Batch; frame_rate: latent frames per second.
+
+    masks: see MASKS. pairing: assign the noise of a batch to its items by optimal transport.
+    """
 
     def loss(step: int, generator: torch.Generator) -> dict[str, Tensor]:
         batch = batches(generator)
-        z = batch.latents
-        t = shift_times(draw_times(len(z), generator), batch.durations or batch.lengths)
+        z, durations = batch.latents, torch.tensor(list(batch.durations or batch.lengths), dtype=torch.float32)
+        t = SHIFTS["full"](draw_times(len(z), generator), durations)  # longer clips are trained at higher noise
         noise = torch.randn(z.shape, generator=generator).to(z)
-        noise = pair_noise(z, noise) if settings.pairing and len(z) > 1 else noise
+        noise = pair_noise(z, noise) if pairing and len(z) > 1 else noise
         lengths = extend_lengths(batch.lengths, SILENCE * frame_rate, z.shape[-1], generator)
-        given = draw_masks(lengths, z.shape[-1], settings.masks, generator)
+        given = draw_masks(lengths, z.shape[-1], masks, generator)
         prompted = torch.rand(len(z), generator=generator) >= PROMPT_DROPOUT
-        return flow_loss(net, z, noise, t, lengths, given, batch.condition, prompted, checkpointing)
+        return flow_loss(net, z, noise, t, lengths, given, batch.condition, prompted)
 
     return loss
 
 
 def flow_loss(
-    net: ConditionedDiT, z: Tensor, noise: Tensor, t: Tensor, lengths: Sequence[int], given: Tensor, condition: Condition, prompted: Tensor,
-    checkpointing: bool = False,
+    net: ConditionedDiT, z: Tensor, noise: Tensor, t: Tensor, lengths: Sequence[int], given: Tensor, condition: Condition, prompted: Tensor
 ) -> dict[str, Tensor]:  # fmt: skip
     """The loss over generated and over given frames, and their sum, for given draws.
 
     z, noise (B, D, T); t (B,); given (B, T) bool; prompted (B,) bool: items whose prompt is not dropped. The mean over the items, each
-    averaged over its valid frames (`lengths`). checkpointing: recompute the transformer's layers in the backward pass.
+    averaged over its valid frames (`lengths`).
     """
     level, given = t.to(z)[:, None, None], given.to(z.device)
     x = (1 - level) * z + level * noise
     cross = condition.cross_attn * prompted.to(condition.cross_attn)[:, None, None]
     inputs = prepare_inputs(net, z, given, replace(condition, cross_attn=cross), lengths)
-    velocity = net.dit(x, t, inputs, _checkpointed if checkpointing else None)
-    error = (velocity - (noise - z)).float().square().mean(1)[:, : inputs.frames]  # (B, frames)
+    error = (net.dit(x, t, inputs) - (noise - z)).float().square().mean(1)[:, : inputs.frames]  # (B, frames)
     valid = valid_mask(lengths, inputs.frames).to(z.device)
     given = given[:, : inputs.frames]
 
@@ -159,10 +138,6 @@ def flow_loss(
 
     generated, context = mean(valid & ~given), mean(valid & given)
     return {"loss": generated + context, "generated": generated, "context": context}
-
-
-def _checkpointed(layer: torch.nn.Module, *args) -> Tensor:
-    return checkpoint(layer, *args, use_reentrant=False, preserve_rng_state=False)
 
 
 def prepare_inputs(net: ConditionedDiT, z: Tensor, given: Tensor, condition: Condition, lengths: Sequence[int]) -> Conditions:

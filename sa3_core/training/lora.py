@@ -87,8 +87,6 @@ def train(
 
 
 class _TrainingRun:
-    """A training run: network, adapters, data and trainer."""
-
     def __init__(self, base: BaseModel, clips: dataset.Dataset, files: RunFiles, settings: LoRASettings, callbacks: Callbacks):
         self.base, self.clips, self.files, self.settings, self.callbacks = base, clips, files, settings, callbacks
         self.embeddings: dict[str, tuple[Tensor, Tensor]] = {}  # caption -> (n, dim), mask (n,)
@@ -97,6 +95,7 @@ class _TrainingRun:
         self.embed(list(dict.fromkeys(clip.caption for clip in clips.clips)))
         callbacks.stage(0, 1, f"loading {base.name}")
         self.net = load_network(base, settings.dtype)
+        self.net.dit.gradient_checkpointing = settings.checkpointing
         self.adapters = self.create_adapters()
         trainer_settings = TrainerSettings(
             settings.steps, settings.lr, weight_decay=settings.weight_decay, clip=settings.clip or math.inf, record_every=RECORD_EVERY,
@@ -130,7 +129,7 @@ class _TrainingRun:
     def train(self) -> None:
         """Train to the last step; an interruption saves the adapters first."""
         trainer, settings, files = self.trainer, self.settings, self.files
-        flow_loss = training_loss(self.net, self.random_batch, settings.flow, self.clips.frame_rate, settings.checkpointing)
+        flow_loss = training_loss(self.net, self.random_batch, self.clips.frame_rate)
 
         def loss(step: int, generator: torch.Generator) -> dict[str, Tensor]:
             return {"loss": flow_loss(step, generator)["loss"]}

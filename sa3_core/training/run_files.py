@@ -26,7 +26,6 @@ class RunFiles:
         return hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()[:16]
 
     def lora_at(self, step: int) -> Path:
-        """Path of the LoRA saved at a step."""
         return self.out.with_name(f"{self.out.stem}_step{step:06}.safetensors")
 
     def create(self) -> None:

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from ..checkpoints.tensors import DTYPES
 from ..errors import SA3Error
 from ..lora.algebra import TYPES
-from .flow import FlowSettings
+from .flow import MASKS
 
-FLOW = FlowSettings(pairing=True)
 CHANGEABLE = {"steps", "checkpointing", "save_every", "preview_every", "prompt", "preview_seconds", "preview_steps"}
 
 
@@ -40,7 +39,6 @@ class LoRASettings:
     weight_decay: float = 0.01
     clip: float = 0.0
     checkpointing: bool = False
-    flow: FlowSettings = FLOW
 
     def __post_init__(self):
         for name, allowed in (("kind", tuple(TYPES)), ("dtype", tuple(DTYPES))):
@@ -56,4 +54,5 @@ class LoRASettings:
 
     def identity(self) -> dict:
         """The settings, as JSON values, that must stay the same when a run is resumed."""
-        return {key: value for key, value in json.loads(json.dumps(dataclasses.asdict(self))).items() if key not in CHANGEABLE}
+        values = {**dataclasses.asdict(self), "flow": {"masks": MASKS, "pairing": True}}
+        return {key: value for key, value in json.loads(json.dumps(values)).items() if key not in CHANGEABLE}

@@ -27,17 +27,12 @@ class TrainerSettings:
 
     steps: int
     lr: float = 1e-3
-    betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.01
     clip: float = 1.0
     record_every: int = 100
     save_every: int = 500
     seed: int = 0
     loss_scale: float = 1.0
-
-    def learning_rate(self, step: int) -> float:
-        """Learning rate of a step, counted from 0. Constant; a subclass adds a schedule."""
-        return self.lr
 
 
 class Trainer:
@@ -52,7 +47,7 @@ class Trainer:
         matrices = [p for p in parameters.values() if p.dim() > 1]
         vectors = [p for p in parameters.values() if p.dim() <= 1]
         groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-        self.optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=settings.lr, betas=settings.betas)
+        self.optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=settings.lr, betas=(0.9, 0.95))
         self.step, self.history = 0, []
         self.window: list[dict[str, float]] = []  # terms of the steps since the last record
         if (self.folder / STATE).is_file():
@@ -92,8 +87,6 @@ class Trainer:
     def train_step(self, loss: Loss) -> dict[str, float]:
         """One optimiser step; returns the terms of the loss."""
         generator = torch.Generator().manual_seed(self.settings.seed * 2**32 + self.step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.settings.learning_rate(self.step)
         terms = loss(self.step, generator)
         value = terms["loss"]
         if not bool(torch.isfinite(value)):
@@ -127,7 +120,7 @@ class Trainer:
         save(self.folder / STATE, self.tensors(), {"state": note})
         if self.history:
             _write_csv(self.folder / CSV, self.history)
-            write_curves(self.folder / CURVES, [row["step"] for row in self.history], by_name(self.history))
+            write_curves(self.folder / CURVES, self.history)
 
     def load(self) -> None:
         """Resume the state in the folder. Raises SA3Error when it belongs to another network."""

@@ -101,8 +101,3 @@ class OnDevice(torch.Tensor):
         if name in cls.READS or (name == "to" and "cpu" in map(str, (*args[1:], *(kwargs or {}).values()))):
             cls.reads.append(name)
         return super().__torch_function__(func, types, args, kwargs or {})
-
-
-def graphs() -> int:
-    """How many torch's compiler has made so far."""
-    return torch._dynamo.utils.counters["stats"]["unique_graphs"]

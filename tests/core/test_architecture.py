@@ -14,7 +14,7 @@ PRODUCT = sorted([*PACKAGE.rglob("*.py"), *(PACKAGE.parent / "nodes").rglob("*.p
 MACHINES = re.compile(r"\b(cpus?|cuda|mps|nvidia|amd|intel|apple|onednn|mkl|glibc|avx\w*|cache size|vram)\b", re.IGNORECASE)
 BELOW = {  # package -> what it may import of sa3_core, besides errors, files and config
     "audio": {"backends"},
-    "backends": {"models"},  # torch.compile and CUDA graphs wrap the transformer; a module's own imports have no circle
+    "backends": {"models"},  # CUDA graphs wrap the transformer; a module's own imports have no circle
     "models": {"audio", "backends"},
     "timeline": {"audio", "backends"},
     "sampling": {"audio", "backends", "models", "timeline"},

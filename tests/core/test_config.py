@@ -70,7 +70,7 @@ def test_every_release_is_read(name):
     assert (parsed.dit.width, parsed.dit.depth, parsed.dit.heads) == ((1536, 24, 24) if large else (1024, 20, 16))
     assert parsed.dit.differential is large and parsed.dit.head_dim == 64 and parsed.dit.rotary_dim == 32
     assert parsed.dit.memory_tokens == 64 and parsed.dit.ff_mult == 4
-    assert (parsed.conditioning.max_tokens, parsed.conditioning.padding_mode, parsed.conditioning.seconds_max) == (256, "learned", 384)
+    assert (parsed.conditioning.max_tokens, parsed.conditioning.seconds_max) == (256, 384)
     assert parsed.align == 2
     base = name.endswith("-base")
     assert parsed.is_base is base
@@ -135,6 +135,7 @@ REFUSED = [
     (f"{SAME}.encoder.type", "oobleck"),
     (f"{SAME}.bottleneck.type", "vae"),
     (f"{BOTTLENECK}.noise_augment_dim", 4),
+    (f"{BOTTLENECK}.noise_regularize", False),
     (f"{ENCODER}.conformer", True),
     (f"{ENCODER}.layer_scale", True),
     (f"{ENCODER}.differential", False),
@@ -150,7 +151,7 @@ REFUSED = [
     ("model.io_channels", 64),
     (f"{PROMPT}.id", "lyrics"),
     (f"{PROMPT}.type", "clap_text"),
-    (f"{PROMPT}.config.padding_mode", "none"),
+    (f"{PROMPT}.config.padding_mode", "zero"),
     (f"{PROMPT}.config.project_out", True),
     (f"{SECONDS}.type", "int"),
     (f"{SECONDS}.config.fourier_features_type", "learned"),

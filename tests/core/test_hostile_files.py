@@ -40,7 +40,7 @@ def rewritten(path, change):
 @pytest.mark.parametrize(
     "text", [DEEP, '{"a":' * 100_000, '{"model_type": NaN}', "\0", "\ud800".encode("utf-8", "surrogatepass").decode("latin-1")]
 )
-@pytest.mark.parametrize("name", ["model_config.json", f"{TEXT_ENCODER}/config.json", f"{TEXT_ENCODER}/model.safetensors.index.json"])
+@pytest.mark.parametrize("name", ["model_config.json", f"{TEXT_ENCODER}/config.json"])
 def test_invalid_json(release, name, text):
     folder = release("small")
     (folder / name).write_text(text)
@@ -61,6 +61,38 @@ def test_an_invalid_lora_config(load_model, tmp_path, text):
     rewritten(path, lambda header: header["__metadata__"].update(lora_config=text))
     with refused("lora_config"):
         lora_files.read_lora(path)
+
+
+# Values
+
+
+def with_tensor(folder, name, change, dtype=None):
+    tensors = load_file(folder / "model.safetensors")
+    tensors[name] = change(tensors[name] if dtype is None else tensors[name].to(dtype))
+    save_file(tensors, folder / "model.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value", "loaded", "words"),
+    [
+        (torch.float64, 1e300, torch.float32, ["1e+300", "too large for torch.float32"]),
+        (torch.float32, 1e5, torch.float16, ["1e+05", "too large for torch.float16"]),
+        (torch.float32, math.inf, torch.float32, ["NaN or infinite"]),
+    ],
+)
+def test_a_weight_beyond_the_range_of_the_type_it_is_loaded_as(release, dtype, value, loaded, words):
+    name = "model.model.transformer.layers.0.self_attn.to_out.weight"
+    folder = with_tensor(release("small"), name, lambda tensor: tensor.fill_(value), dtype)
+    with refused(name, *words):
+        sa3_core.load(folder, dtype=loaded)
+
+
+def test_a_weight_whose_norm_is_zero(release):
+    folder = release("small")
+    name = next(name for name in load_file(folder / "model.safetensors") if name.endswith("weight_v"))
+    with refused(name, "row of zeros"):
+        sa3_core.load(with_tensor(folder, name, torch.zeros_like))
 
 
 # Sizes

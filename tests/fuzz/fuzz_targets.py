@@ -178,10 +178,7 @@ def network(corpus: Corpus, rng: random.Random, folder: Path):
 def text_encoder(corpus: Corpus, rng: random.Random, folder: Path):
     target = folder / TEXT_ENCODER
     shutil.copytree(corpus.release / TEXT_ENCODER, target, copy_function=shutil.copyfile)
-    (target / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "model.safetensors", "b": "model.safetensors"}}))
-    name = rng.choice(
-        ["config.json", "config.json", "tokenizer.json", "tokenizer.json", "model.safetensors", "model.safetensors.index.json"]
-    )
+    name = rng.choice(["config.json", "config.json", "tokenizer.json", "tokenizer.json", "model.safetensors"])
     changed(rng, target / name, damage_safetensors if name == "model.safetensors" else damage_json)
 
     def run():

@@ -1,4 +1,4 @@
-"""SA3_Compile: the same sound under our sampler and core's, and words where it could not be done."""
+"""SA3_Compile: CUDA graphs under our sampler and core's, a reason where they cannot be used; and core's TorchCompileModel."""
 
 import importlib
 
@@ -10,16 +10,23 @@ ROUNDING = 1e-5
 
 
 @pytest.fixture
-def shared(sa3, monkeypatch):
-    """The pack's compiled layers, on a backend that needs no compiler."""
-    host = importlib.import_module("sa3_pack.nodes.comfyui.acceleration")
-    layers = importlib.import_module("sa3_pack.sa3_core.backends.compiled").Compiled(backend="eager")
-    monkeypatch.setattr(host, "shared_compiled", layers)
-    return layers
+def captures(sa3, monkeypatch) -> list:
+    """Capturing without a GPU: a replay runs the same function on the same buffers. The list of captured functions."""
+    graphs, captured = importlib.import_module("sa3_pack.sa3_core.backends.graphs"), []
+
+    def capture(function, device, pool):
+        function()
+        captured.append(function)
+        return function
+
+    monkeypatch.setattr(graphs, "capture", capture)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: "a pool")
+    monkeypatch.setattr(graphs.Graphs, "_unusable", staticmethod(lambda x: ""))
+    return captured
 
 
-def compiled(sa3, model, when="before first run"):
-    return sa3.run("SA3_Compile", model=model, when=when, how="torch.compile")[0]
+def graphed(sa3, model, how="auto"):
+    return sa3.run("SA3_Compile", model=model, when="in background", how=how)[0]
 
 
 def through_core(comfy, model, positive, latent) -> torch.Tensor:
@@ -28,63 +35,87 @@ def through_core(comfy, model, positive, latent) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("variant", ["small-base", "medium"])
-def test_a_faster_run_makes_the_same_and_is_recorded(sa3, load, shared, variant):
-    parts, settings = load(variant), {"seed": 3, "steps": 2, "cfg": 3.0}
+def test_a_run_with_graphs_has_the_same_bytes_and_is_recorded(sa3, load, captures, variant):
+    parts, settings = load(variant), {"seed": 3, "steps": 3, "cfg": 3.0}
     positive, latent = sa3.prompt(parts.clip, "rain"), sa3.empty(1.0)
     plain, before = sa3.sample(parts.model, positive, latent, **settings)
-    out, info = sa3.sample(compiled(sa3, parts.model), positive, latent, **settings)
-    assert rel_error(out["samples"], plain["samples"]) < ROUNDING and info["compiled"] == "compiled" and "compiled" not in before
+    out, info = sa3.sample(graphed(sa3, parts.model), positive, latent, **settings)
+    assert torch.equal(out["samples"], plain["samples"]) and info["compiled"] == "graphed" and "compiled" not in before
+    assert len(captures) == 1
     assert torch.equal(sa3.sample(parts.model, positive, latent, **settings)[0]["samples"], plain["samples"])  # the other MODEL stays
-
-
-def test_behind_the_first_run_the_next_one_is_compiled(sa3, load, shared):
-    parts = load("small")
-    positive, latent, model = sa3.prompt(parts.clip, "rain"), sa3.empty(1.0), compiled(sa3, parts.model, "in background")
-    plain = sa3.sample(parts.model, positive, latent, seed=3, steps=2)[0]["samples"]
-    first, info = sa3.sample(model, positive, latent, seed=3, steps=2)
-    assert torch.equal(first["samples"], plain) and info["compiled"] == "not compiled yet"
-    shared.join()
-    second, info = sa3.sample(model, positive, latent, seed=3, steps=2)
-    assert rel_error(second["samples"], plain) < ROUNDING and info["compiled"] == "compiled"
+    assert len(captures) == 1
 
 
 @pytest.mark.parametrize("variant", ["small", "small-base", "medium"])
-def test_cores_samplers_are_faster_too(sa3, load, comfy, shared, variant):
+def test_cores_samplers_use_the_graphs_too(sa3, load, comfy, captures, variant):
     parts = load(variant)
-    positive, latent, model = sa3.prompt(parts.clip, "rain"), sa3.empty(1.0), compiled(sa3, parts.model)
-    plain = through_core(comfy, parts.model, positive, latent)
-    assert rel_error(through_core(comfy, model, positive, latent), plain) < ROUNDING
-    assert sa3.host.run_options.read(model.model_options).accelerator.state == "compiled"
+    positive, latent, model = sa3.prompt(parts.clip, "rain"), sa3.empty(1.0), graphed(sa3, parts.model)
+    assert torch.equal(through_core(comfy, model, positive, latent), through_core(comfy, parts.model, positive, latent))
+    assert sa3.host.run_options.read(model.model_options).graphs.state == "graphed" and len(captures) == 1
 
 
-def test_weights_that_are_cast_in_every_step_are_not_compiled_and_it_is_said(sa3, load, shared, monkeypatch):
+def test_graphs_are_discarded_when_the_weights_leave_the_device(sa3, load, captures):
+    parts = load("small")
+    model = graphed(sa3, parts.model)
+    sa3.sample(model, sa3.prompt(parts.clip, "rain"), sa3.empty(1.0), steps=2)
+    graphs = sa3.host.run_options.read(model.model_options).graphs
+    assert graphs._steps
+    model.detach()
+    assert not graphs._steps
+
+
+def test_weights_that_are_cast_in_every_step_are_not_recorded_and_the_node_says_so(sa3, load, captures, monkeypatch):
     parts = load("small")
     layer = parts.model.model.diffusion_model.dit.transformer.layers[0].self_attn.to_out
     monkeypatch.setattr(layer, "comfy_cast_weights", True)
-    out, info = sa3.sample(compiled(sa3, parts.model), sa3.prompt(parts.clip, "rain"), sa3.empty(1.0), steps=2)
-    assert "converted" in info["compiled"] and "torch.compile" in info["warnings"][-1]
+    out, info = sa3.sample(graphed(sa3, parts.model), sa3.prompt(parts.clip, "rain"), sa3.empty(1.0), steps=2)
+    assert "converted" in info["compiled"] and "CUDA graphs" in info["warnings"][-1] and not captures
     plain, _ = sa3.sample(parts.model, sa3.prompt(parts.clip, "rain"), sa3.empty(1.0), steps=2)
     assert torch.equal(out["samples"], plain["samples"])
 
 
-def test_two_of_them_are_one_and_the_last_one_counts(sa3, load, shared):
+@pytest.mark.parametrize(
+    ("how", "reason"), [("auto", "for CUDA devices"), ("CUDA graphs", "for CUDA devices"), ("torch.compile", "TorchCompileModel")]
+)
+def test_a_run_without_graphs_says_why_once(sa3, load, how, reason):
     parts = load("small")
-    model = compiled(sa3, compiled(sa3, parts.model, "in background"))
-    _, info = sa3.sample(model, sa3.prompt(parts.clip, "rain"), sa3.empty(1.0), steps=2)
-    assert info["compiled"] == "compiled"
+    positive, latent = sa3.prompt(parts.clip, "rain"), sa3.empty(1.0)
+    out, info = sa3.sample(graphed(sa3, parts.model, how), positive, latent, steps=2)
+    assert info["compiled"].startswith("not graphed: ") and reason in info["compiled"]
+    assert [warning for warning in info["warnings"] if reason in warning] == [
+        f"This run went without CUDA graphs: {info['compiled'].removeprefix('not graphed: ')}."
+    ]
+    assert torch.equal(out["samples"], sa3.sample(parts.model, positive, latent, steps=2)[0]["samples"])
 
 
-@pytest.mark.parametrize(("device", "accelerator"), [("cpu", "Compiled"), ("mps", "Compiled"), ("cuda", "Graphs")])
-def test_auto_is_cuda_graphs_on_a_gpu_that_has_them(sa3, load, comfy, shared, monkeypatch, device, accelerator):
-    monkeypatch.setattr(importlib.import_module("comfy.model_management"), "get_torch_device", lambda: torch.device(device))
-    model = sa3.run("SA3_Compile", model=load("small").model, when="before first run")[0]
-    assert type(sa3.host.run_options.read(model.model_options).accelerator).__name__ == accelerator
+def test_of_two_nodes_the_last_one_counts(sa3, load, captures):
+    parts = load("small")
+    for first, second, state in (("torch.compile", "auto", "graphed"), ("auto", "torch.compile", "not graphed: ")):
+        model = graphed(sa3, graphed(sa3, parts.model, first), second)
+        _, info = sa3.sample(model, sa3.prompt(parts.clip, "rain"), sa3.empty(1.0), steps=2)
+        assert info["compiled"].startswith(state)
 
 
-def test_an_unknown_choice_is_refused(sa3, load):
+def test_a_saved_workflow_keeps_every_choice(sa3, load):
+    for when in ("in background", "before first run"):
+        assert sa3.run("SA3_Compile", model=load("small").model, when=when)
     with sa3.refused("how", "somehow", "CUDA graphs"):
         sa3.run("SA3_Compile", model=load("small").model, when="in background", how="somehow")
-    with sa3.refused("when", "sometime", "in background"):
-        sa3.run("SA3_Compile", model=load("small").model, when="sometime")
-    with sa3.refused("MODEL"):
-        sa3.run("SA3_Compile", model=object())
+    for how in ("auto", "torch.compile"):
+        with sa3.refused("MODEL"):
+            sa3.run("SA3_Compile", model=object(), when="in background", how=how)
+
+
+@pytest.mark.parametrize("variant", ["small-base", "medium"])
+def test_cores_torch_compile_computes_the_same(sa3, load, variant):
+    """core's TorchCompileModel with a backend that needs no compiler."""
+    from comfy_api.torch_helpers import set_torch_compile_wrapper
+
+    parts, settings = load(variant), {"seed": 3, "steps": 2, "cfg": 3.0}
+    positive, latent, model = sa3.prompt(parts.clip, "rain"), sa3.empty(1.0), parts.model.clone()
+    plain, _ = sa3.sample(parts.model, positive, latent, **settings)
+    torch._dynamo.reset()
+    set_torch_compile_wrapper(model, backend="eager")
+    out, _ = sa3.sample(model, positive, latent, **settings)
+    assert rel_error(out["samples"], plain["samples"]) < ROUNDING
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0

@@ -115,7 +115,6 @@ def test_the_budget_is_kept(live, monkeypatch, step, piece, lanes):
         return clock.now
 
     monkeypatch.setattr(pictures, "_draw", draw)
-    pictures.begin()
     shown, computed = [], 0.0
     for _ in range(round(200 / step)):
         clock.now += step
@@ -162,7 +161,7 @@ def test_a_stage_and_the_time_left(host, browser, clock):
         clock.now += 10
         progress(done, 8)
     progress.finish()
-    assert browser.lines[0] == ("17", "decoding chunk 1 of 8, 1:10 min left")
+    assert browser.lines[0] == ("17", "decoding chunk 1 of 8") and browser.lines[1] == ("17", "decoding chunk 2 of 8, 1:00 min left")
     assert browser.lines[5] == ("17", "decoding chunk 6 of 8, 20 s left")
     assert browser.lines[-1] == ("17", "done in 1:20 min") and len(browser.lines) == 8
     assert browser.bars == [(done, 8) for done in range(1, 9)]
@@ -191,7 +190,7 @@ def test_parts_count_as_one(host, browser, clock):
             part(done, 2)
     assert browser.bars == [(1, 4), (2, 4), (3, 4), (4, 4)]
     assert [text for _, text in browser.lines] == [
-        "item 1 of 2, decoding chunk 1 of 2, 15 s left", "item 1 of 2, decoding chunk 2 of 2, 10 s left",
+        "item 1 of 2, decoding chunk 1 of 2", "item 1 of 2, decoding chunk 2 of 2, 10 s left",
         "item 2 of 2, decoding chunk 1 of 2, 5 s left",
     ]  # fmt: skip
 
@@ -202,7 +201,17 @@ def test_warnings_stay_below_the_status_line(host, browser, clock):
     clock.now += 5
     progress(1, 2)
     progress.finish()
-    assert [text for _, text in browser.lines] == ["Mind the gap.", "step 1 of 2, 5 s left\nMind the gap.", "done in 5 s\nMind the gap."]
+    assert [text for _, text in browser.lines] == ["Mind the gap.", "step 1 of 2\nMind the gap.", "done in 5 s\nMind the gap."]
+
+
+def test_loading_and_finished_parts_say_nothing_about_the_speed(host, browser, clock):
+    progress = host.Progress(1000, "step")
+    clock.now += 60  # loading
+    for done in (501, 502):  # a resumed run
+        clock.now += 2
+        progress(done, 1000)
+    progress.finish()
+    assert [text for _, text in browser.lines] == ["step 501 of 1000", "step 502 of 1000, 16:36 min left", "done in 1:04 min"]
 
 
 def test_the_sampler_counts_its_steps(sa3, load, host, browser, monkeypatch):
@@ -210,7 +219,7 @@ def test_the_sampler_counts_its_steps(sa3, load, host, browser, monkeypatch):
     monkeypatch.setattr(host, "STATUS_INTERVAL", 0.0)
     sampled(sa3, load("small"), preview="off")
     texts = [text for node, text in browser.lines if node == "17"]
-    assert texts[0].startswith("step 1 of 4, ") and texts[2].startswith("step 3 of 4, ") and texts[-1].startswith("done in ")
+    assert texts[0] == "step 1 of 4" and texts[2].startswith("step 3 of 4, ") and texts[-1].startswith("done in ")
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0.4, "0 s"), (59.4, "59 s"), (59.6, "1:00 min"), (3725, "1:02:05 h")])

@@ -206,14 +206,16 @@ def test_info_convert_and_merge(sa3, load, files, pickled, folder, base_director
 
 
 @pytest.mark.parametrize("kind", ["lora", "dora-rows"])
-def test_a_compiled_model_takes_loras_and_lets_them_go(sa3, comfy, load, files, loading, kind, monkeypatch):
-    host = importlib.import_module("sa3_pack.nodes.comfyui.acceleration")
-    monkeypatch.setattr(host, "shared_compiled", importlib.import_module("sa3_pack.sa3_core.backends.compiled").Compiled(backend="eager"))
+def test_a_graphed_model_takes_loras_and_lets_them_go(sa3, comfy, load, files, loading, kind, monkeypatch):
+    core = importlib.import_module("sa3_pack.sa3_core.backends.graphs")
+    monkeypatch.setattr(core, "capture", lambda function, device, pool: function)  # without a GPU
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: "a pool")
+    monkeypatch.setattr(core.Graphs, "_unusable", staticmethod(lambda x: ""))
     parts = load("small")
-    (compiled,) = sa3.run("SA3_Compile", model=parts.model, when="before first run")
-    constant, scheduled = stack(sa3, compiled, files[kind])[0], stack(sa3, compiled, files[kind], curve=ALWAYS)[0]
-    for model, expected in ((compiled, "compiled"), (constant, "compiled"), (scheduled, "scheduled"), (compiled, "compiled")):
-        plain = {id(compiled): parts.model, id(constant): stack(sa3, parts.model, files[kind])[0]}.get(id(model), constant)
+    (graphed,) = sa3.run("SA3_Compile", model=parts.model, when="in background")
+    constant, scheduled = stack(sa3, graphed, files[kind])[0], stack(sa3, graphed, files[kind], curve=ALWAYS)[0]
+    for model, expected in ((graphed, "graphed"), (constant, "graphed"), (scheduled, "scheduled"), (graphed, "graphed")):
+        plain = {id(graphed): parts.model, id(constant): stack(sa3, parts.model, files[kind])[0]}.get(id(model), constant)
         made, wanted = run(sa3, parts, model), run(sa3, parts, plain)
         assert rel_error(made.samples, wanted.samples) < TIGHT
         assert ("converted" if loading == "one byte" else expected) in made.info["compiled"]

@@ -56,12 +56,12 @@ def test_compile_takes_a_copy_that_stays_on_the_device(sa3, host, load, dynamic)
     one = load("small")
     positive, latent = sa3.prompt(one.clip, "rain"), sa3.empty(1.0)
     wanted, plain = sa3.sample(one.model, positive, latent, seed=4, steps=3)
-    compiled, _ = sa3.run("SA3_Compile", model=dynamic(one.model), when="in background", how="torch.compile"), None
-    assert compiled[0].model is not one.model.model
-    found, info = sa3.sample(compiled[0], positive, latent, seed=4, steps=3)
+    (compiled,) = sa3.run("SA3_Compile", model=dynamic(one.model), when="in background")
+    assert compiled.model is not one.model.model
+    found, info = sa3.sample(compiled, positive, latent, seed=4, steps=3)
     assert torch.equal(found["samples"], wanted["samples"])
     assert {name: info[name] for name in ("model", "file", "fingerprint")} == {n: plain[n] for n in ("model", "file", "fingerprint")}
-    assert compiled[0].model.sa3_vae is one.model.model.sa3_vae  # live previews
+    assert compiled.model.sa3_vae is one.model.model.sa3_vae  # live previews
 
 
 def test_the_two_forms_of_clone_are_core_s_where_it_has_them(load):

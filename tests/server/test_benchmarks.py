@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -107,13 +106,10 @@ def test_one_run_compares_everything(comfyui_tree: Path, models: Path, checkout:
 
 
 def test_without_a_reference_ours_alone(models: Path):
-    compiled = shutil.which("g++") is not None  # what torch.compile needs
-    code, text = run("run.py", "--models", str(models), *JOB, "--dtype", "bf16", *["--compiled"] * compiled)
+    code, text = run("run.py", "--models", str(models), *JOB, "--dtype", "bf16")
     found = rows(text)
-    assert code == 0 and found["stage"] == ["ours bf16", *["compiled bf16"] * compiled], text
+    assert code == 0 and found["stage"] == ["ours bf16"], text
     assert not any(name.startswith("reference") for name in found)
-    again, first = (float(found[stage][0].split()[0]) for stage in ("text again", "text encode"))
-    assert again < first  # the second time the same prompt comes from the cache
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ from tools.demo.trainer import EMATrainer, Settings
 SEED = 0
 CLIPS = 6000  # clips of 2.2 s for the autoencoder
 CROP = 16 * FRAME  # samples; the attention chunk of this SAME
-FLOW = flow.FlowSettings(masks=(0.15, 0.65, 0.2))
+MASKS = (0.15, 0.65, 0.2)  # see `flow.MASKS`
 UNKNOWN = 0.02  # probability of replacing a word by <unk>, so that words outside the vocabulary have little effect
 
 
@@ -260,7 +260,8 @@ def train_transformer(work: Path, recipe: Base, initial: sa3_core.Model | None) 
     for name, (settings, chances) in recipe.transformer.items():
         trainer = EMATrainer(parameters, settings, work / name)
         if trainer.step < settings.steps:
-            trainer.run(flow.training_loss(net, Corpus(work, net, text, chances), FLOW, corpus.RATE / FRAME), report(name))
+            batches = Corpus(work, net, text, chances)
+            trainer.run(flow.training_loss(net, batches, corpus.RATE / FRAME, masks=MASKS, pairing=False), report(name))
         trainer.copy_average()
     return net, text
 
@@ -309,7 +310,7 @@ def teacher_paths(work: Path, recipe: PostTraining, window: str, batches: Corpus
             batch, captions, seconds = batches.draw(generator)
         frames = batch.latents.shape[-1]
         lengths = flow.extend_lengths(batch.lengths, flow.SILENCE * corpus.RATE / FRAME, frames, generator)
-        given = flow.draw_masks(lengths, frames, FLOW.masks, generator)
+        given = flow.draw_masks(lengths, frames, MASKS, generator)
         part = distil.sample_paths(batches.net, batch, lengths, given, recipe.guidance, recipe.steps, generator)
         with torch.no_grad():
             audio = same.decode(part.ends)

@@ -23,6 +23,7 @@ class Settings(TrainerSettings):
     ema: float = 0.999
 
     def learning_rate(self, step: int) -> float:
+        """Learning rate of a step, counted from 0."""
         if step < self.warmup:
             return self.lr * (step + 1) / self.warmup
         progress = (step - self.warmup) / max(1, self.steps - self.warmup)
@@ -37,6 +38,8 @@ class EMATrainer(Trainer):
         super().__init__(parameters, settings, folder)
 
     def train_step(self, loss: Loss) -> dict[str, float]:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.settings.learning_rate(self.step)
         terms = super().train_step(loss)
         # The decay grows with the step; a constant one would keep a large share of the initial weights.
         decay = min(self.settings.ema, (self.step + 1) / (self.step + 10))

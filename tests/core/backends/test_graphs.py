@@ -1,5 +1,7 @@
 """Captured steps compute what the network computes, for all conditions. Capturing is replaced where there is no GPU."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from core_support import FAMILIES, randn
@@ -128,11 +130,34 @@ def test_a_failed_capture_falls_back_to_eager_execution(load_model, captures, mo
             x = x_of(model, 1, 12, seed)
             assert torch.equal(accelerator.velocity(model.dit, x, t, conditions), model.dit(x, t, conditions))
     assert accelerator.state.startswith(state) and not accelerator._steps
-    accelerator.retry()
-    with torch.no_grad(), accelerator.run():
-        for _ in range(2):
-            accelerator.velocity(model.dit, x_of(model, 1, 12, 1), t, conditions)
-    assert accelerator.state == "graphed"
+
+
+def test_a_run_reports_all_its_parts(load_model, captures):
+    """A scheduled LoRA, which may be off in some steps, and a transformer that the host changes."""
+    obstacles = []
+    model, accelerator = load_model("small"), Graphs(lambda dit: obstacles[0] if obstacles else "")
+    conditions, t = conditions_of(model, 1, 12), torch.tensor([0.5])
+
+    def step(conditions: Conditions) -> None:
+        x = x_of(model, 1, 12, 1)
+        assert torch.equal(accelerator.velocity(model.dit, x, t, conditions), model.dit(x, t, conditions))
+
+    assert accelerator.state == "not used yet"
+    with torch.no_grad():
+        with accelerator.run():
+            for _ in range(2):
+                step(conditions)
+            with accelerator.run():  # part of the outer run
+                step(replace(conditions, adapters={"preprocess_conv": model.dit.preprocess_conv}))
+        assert accelerator.state == f"partly graphed: {graphs.SCHEDULED}" and accelerator.reason == graphs.SCHEDULED
+        obstacles.append("the weights are elsewhere")
+        with accelerator.run():
+            step(conditions_of(model, 1, 12, seed=7))
+        assert accelerator.state == "not graphed: the weights are elsewhere"
+        obstacles.clear()
+        with accelerator.run():
+            step(conditions)
+        assert accelerator.state == "graphed" and accelerator.reason == "" and len(captures) == 1
 
 
 def test_a_cpu_computes_eagerly_and_reports_why(load_model):
@@ -149,7 +174,7 @@ def test_a_cpu_computes_eagerly_and_reports_why(load_model):
 def test_a_replay_on_a_gpu_is_bitwise_equal(release, variant, dtype):
     model = sa3_core.load(release(variant), device="cuda", dtype=dtype)
     wanted = model.generate(["rain", "a bell"], [1.0, 1.5], seed=2, steps=4, return_latents=True).latents
-    accelerator = model.compile(compiled=Graphs())
+    accelerator = model.compile()
     for _ in range(2):
         found = model.generate(["rain", "a bell"], [1.0, 1.5], seed=2, steps=4, return_latents=True)
         assert torch.equal(found.latents, wanted) and "graphed" in accelerator.state

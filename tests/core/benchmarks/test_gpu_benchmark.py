@@ -14,7 +14,7 @@ from benchmarks.gpu_lab import Case, Lab, Skipped, run_latents, step_of
 ITEMS = {item.name: item for item in [*gpu_parts.items(None), *gpu_experiments.items()]}
 QUICK = [  # one of each kind; the command itself runs all
     "recorded cases, medium-base", "precision, text encoder", "draws", "decode, medium 120 s", "sampling, small 30 s, bf16, eager",
-    "sampling, small 30 s, fp16, compiled", "kernels of a step, small 30 s, eager", "floor, medium 120 s", "memory, small 30 s, fp16",
+    "kernels of a step, small 30 s", "floor, medium 120 s", "memory, small 30 s, fp16",
     "LoRA, constant and scheduled", "training step", "resumed training", "attention, small 30 s x 8", "decode formats, medium 120 s",
     "chunks, small 30 s", "settings of products", "window, our blocks",
 ]  # fmt: skip

@@ -88,7 +88,7 @@ def test_a_single_file_without_a_config(tmp_path, variant):
     model = sa3_core.load(single(tmp_path, variant, f"stable_audio_3_{variant}"))
     assert rel_error(velocity(model, variant), recorded(f"{variant}/golden")["dit.v"]) < 1e-5
     assert not model.config.is_base and model.loaded["layout"] == "single file"
-    assert model.text_encoder is None or model.text_encoder.width == 64
+    assert model.text_encoder is None or model.text_encoder.config.hidden_size == 64
 
 
 @pytest.mark.parametrize(("name", "objective", "base"), [("a_base", "auto", True), ("a", "base", True), ("a_base", "post-trained", False)])

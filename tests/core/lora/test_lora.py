@@ -3,6 +3,7 @@
 import concurrent.futures
 import json
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,11 +12,13 @@ from lora_support import KINDS, native_name, tensors_of, write_lora
 from safetensors.torch import load_file, save_file
 
 import sa3_core
+from sa3_core import pipeline
+from sa3_core.checkpoints.tensors import save
 from sa3_core.lora import convert as lora_convert
 from sa3_core.lora import formats as lora_files
 from sa3_core.lora.algebra import MODES, AdaptedWeight, adapter_of, apply, apply_stack, compose, svd_bases
 from sa3_core.lora.merge import merge
-from sa3_core.lora.stack import SECONDS, targets
+from sa3_core.lora.stack import SECONDS, Stack, targets
 
 TIGHT = 1e-5
 CASES = json.loads((DATA / "lora.json").read_text())
@@ -435,6 +438,7 @@ def first(tensors, part):
     ("change", "config", "words"),
     [
         (lambda t: t[first(t, "lora_A")].fill_(float("nan")), None, ["NaN", "lora_A"]),
+        (lambda t: t.update({first(t, "lora_A"): t[first(t, "lora_A")].double().fill_(1e300)}), None, ["beyond float32", "lora_A"]),
         (lambda t: t.pop(first(t, "lora_B")), None, ["lora_B", "missing"]),
         (lambda t: t.update({first(t, "lora_A"): torch.zeros(3, 5)}), None, ["one rank"]),
         (lambda t: t.update({first(t, "lora_A"): torch.zeros(2, 5)}), None, ["does not fit", "2"]),
@@ -474,6 +478,42 @@ def test_foreign_models_and_invalid_settings(model, tmp_path):
         model.add_lora(tmp_path / "t.safetensors")
     with refused("does not exist"):
         model.add_lora(tmp_path / "none.safetensors")
+
+
+def test_a_strength_beyond_the_range_of_the_weights_changes_and_writes_nothing(model, folder, tmp_path):
+    path = write_lora(tmp_path / "a.safetensors", model.module)
+    model.add_lora(path, 0.5)
+    before, report = velocity(model), model.loras.describe()
+    with refused("exceeds the range", "strength"):
+        model.add_lora(path, 1e41)
+    assert velocity(model).equal(before) and model.loras.describe() == report
+    with refused("merged tensor", "exceeds the range"):
+        merge(folder, Stack().with_lora(replace(model.loras.loras[0], strength=1e41)), tmp_path / "loud")
+    assert not list(tmp_path.glob("*loud*"))
+
+
+def test_an_interrupted_change_of_the_stack_leaves_the_one_before(model, tmp_path, monkeypatch):
+    path = write_lora(tmp_path / "a.safetensors", model.module)
+    model.add_lora(path, 0.5)
+    before, calls, apply = velocity(model), [], pipeline.apply_stack
+
+    def interrupted(weight, entries):
+        calls.append(weight)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return apply(weight, entries)
+
+    monkeypatch.setattr(pipeline, "apply_stack", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        model.add_lora(path, 0.3)
+    assert velocity(model).equal(before) and len(model.loras.loras) == 1
+    model.remove_loras()
+
+
+def test_a_file_with_infinite_values_is_not_written(tmp_path):
+    with refused("exceeds the range of torch.float16"):
+        save(tmp_path / "a.safetensors", {"x": torch.tensor([1e6]).half()})
+    assert not list(tmp_path.iterdir())
 
 
 def test_merge(model, folder, tmp_path):

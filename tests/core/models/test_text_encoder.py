@@ -49,7 +49,7 @@ def test_the_softmax_receives_capped_logits(encoder, monkeypatch):
         return original(x, *args, **kwargs)
 
     monkeypatch.setattr(torch.nn.functional, "softmax", watch)
-    encoder.compute(encoder.tokenize(PROMPTS[:1], 32))
+    encoder(encoder.tokenize(PROMPTS[:1], 32))
     assert len(seen) == encoder.config.num_hidden_layers
     assert 20 < max(seen) <= 50
 
@@ -126,11 +126,6 @@ def test_seconds_are_clamped_to_the_embedder(load_model):
     assert rel_error(rows[2], rows[0]) > 1e-2
 
 
-def test_the_unconditional_context_is_all_zero(load_model):
-    context = load_model("small").module.conditioner.unconditional(3, torch.ones(1))
-    assert context.shape == (3, 33, 64) and not context.any()
-
-
 def test_a_prompt_must_be_text(load_model):
     with refused("int", "text"):
         load_model("small").encode_text([5])
@@ -144,4 +139,4 @@ def test_embeddings_of_another_width_are_refused(load_model):
 def test_the_encoder_accepts_tokens_from_elsewhere(encoder):
     ids, mask = recorded("small/golden")["cond.prompt.input_ids"].long(), recorded("small/golden")["cond.prompt.mask"].bool()
     out = encoder(Tokens(ids, mask))
-    assert out.shape == (4, int(mask.sum(1).max()), encoder.width)
+    assert out.shape == (4, int(mask.sum(1).max()), encoder.config.hidden_size)

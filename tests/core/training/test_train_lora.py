@@ -65,14 +65,12 @@ def batch(net, n=2, frames=6, seed=3, adapters=None):
     return z, net.conditioner(rows, torch.ones(n, 4).bool(), [3.0, 5.0][:n], adapters=adapters and adapters.now())
 
 
-def loss_of(net, adapters=None, seed=3, checkpointing=False):
+def loss_of(net, adapters=None, seed=3):
     z, condition = batch(net, seed=seed, adapters=adapters)
     given = torch.zeros(2, 6, dtype=torch.bool)
     given[1, :2] = True
     noise = randn(*z.shape, seed=9)
-    return flow.flow_loss(
-        net, z, noise, torch.tensor([0.3, 0.8]), [6, 5], given, condition, torch.tensor([True, True]), checkpointing=checkpointing
-    )["loss"]
+    return flow.flow_loss(net, z, noise, torch.tensor([0.3, 0.8]), [6, 5], given, condition, torch.tensor([True, True]))["loss"]
 
 
 def bases_of(net):
@@ -147,6 +145,8 @@ def test_checkpointing_changes_no_gradient(source, kind):
     adapters, kept = perturbed(Adapters(net, kind, 3, bases=bases_of(net))), []
     gradients = []
     for checkpointing in (False, True):
+        if checkpointing:
+            net.dit.gradient_checkpointing = True
 
         def keep(tensor, sizes=kept):
             sizes.append(tensor.numel())
@@ -154,7 +154,7 @@ def test_checkpointing_changes_no_gradient(source, kind):
 
         kept.clear()
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            loss = loss_of(net, adapters, checkpointing=checkpointing)
+            loss = loss_of(net, adapters)
         gradients.append((sum(kept), torch.autograd.grad(loss, list(adapters.trained().values()))))
     (much, plain), (little, found) = gradients
     assert all(torch.equal(a, b) for a, b in zip(found, plain, strict=True))
@@ -179,7 +179,7 @@ def test_include_and_exclude_choose_layers(source):
     with refused("'nothing like this'", "leave no layer"):
         Adapters(net, "lora", 2, include=["nothing like this"])
     with refused("'loha'", "dora-rows"):
-        Adapters(net, "loha", 2)
+        LoRASettings("loha")
     with refused("rank", "0"):
         Adapters(net, "lora", 0)
 
