@@ -9,7 +9,7 @@ from ..sa3_core.timeline.splicing import splice, wrap_jump
 from .comfyui import model as host_model
 from .comfyui import vae as host_vae
 from .comfyui.extend import ExtendJob
-from .comfyui.latent import encode_clip, mask_regions, read_audio, read_clip
+from .comfyui.latent import encode_clip, mask_regions, read_audio, read_clip, read_latent
 from .comfyui.live_preview import live_preview
 from .comfyui.preview import editor_audio
 from .comfyui.sampling import check_inputs
@@ -116,7 +116,10 @@ class Loop(io.ComfyNode):
             found = "neither" if audio is None else "both"
             raise SA3Error(f"SA3_Loop needs either an AUDIO or a LATENT; {found} is connected. Connect exactly one.")
         if audio is None:
-            decoded = vae.decode_latents(latent["samples"], chunk_size, overlap)
+            source = read_latent(latent, vae.sa3_config)
+            if source.samples is None:
+                raise SA3Error("The LATENT is empty; connect it to SA3 Sampler first.")
+            decoded = vae.decode_latents(source.samples, chunk_size, overlap)[..., : min(source.lengths.samples)]  # without the headroom
             audio = {"waveform": decoded, "sample_rate": vae.sa3_config.sample_rate}
         waveform, rate = read_audio("The AUDIO", audio)
         length = round(bars * beats_per_bar * 60 / bpm * rate)

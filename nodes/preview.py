@@ -12,6 +12,7 @@ from .comfyui.progress import warn
 from .comfyui.schema import io, schema
 from .inputs import count, number
 
+MISSED = 0.5  # LU by which a result may differ from the requested loudness
 ITEMS = "sa3_items"  # key of the ui result that web/preview_batch.js reads
 
 
@@ -165,6 +166,9 @@ class Levels(io.ComfyNode):
                 changed = True
                 after = loudness.measure(out, rate)
                 report.append(f"{name}after a gain of {gain:+.2f} dB{'' if limit == 'off' else ' and the limiter'}: {after}")
+                if normalize == "loudness" and abs(after.integrated - target) > MISSED:
+                    missed = f"{after.integrated:.1f} LUFS, not {target:g}"
+                    warnings.append(f"{name}The loudness is {missed}: the limiter turned the peaks down. Lower target or raise ceiling.")
                 if after.peak > 0:
                     warnings.append(f"{name}The peak is now {after.peak:.1f} dBFS; set limit to true peak, or lower target.")
         warn(*warnings)

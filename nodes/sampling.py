@@ -128,6 +128,11 @@ class Sampler(io.ComfyNode):
             indices=source.indices,
         )  # fmt: skip
         warnings = [*hints.request_warnings(config, plan, settings), *host.model_warnings(model)]
+        if source.samples is None and plan.noise_level < 1:
+            warnings.append(
+                f"The LATENT is empty and the noise level {plan.noise_level:g}: there is no sound to start from, only weaker noise. "
+                "Connect SA3 SAME Encode, or set the noise level to 1."
+            )
         warn(*warnings)
         live = live_preview(preview, attached_autoencoder(model))
         run_warnings: list[str] = []

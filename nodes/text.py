@@ -1,7 +1,7 @@
 """Nodes for prompts."""
 
 from ..sa3_core.sampling import prompting
-from .comfyui.clip import encode_prompts, vocabulary_warnings
+from .comfyui.clip import encode_prompts, prompt_warnings
 from .comfyui.progress import warn
 from .comfyui.schema import io, schema
 from .inputs import number
@@ -32,7 +32,7 @@ class TextEncode(io.ComfyNode):
     def execute(cls, clip, text, one_prompt_per_line=False) -> io.NodeOutput:
         prompts = [line.strip() for line in text.splitlines() if line.strip()] if one_prompt_per_line else [text]
         conditioning = encode_prompts(clip, prompts or [""])
-        warn(*vocabulary_warnings(clip, prompts))
+        warn(*prompt_warnings(clip, prompts))
         return io.NodeOutput(conditioning)
 
 

@@ -264,7 +264,7 @@ class Model:
         if negatives is not None and guidance.cfg != 1:
             negative = self.condition(self.encode_text(negatives), lengths.seconds, negative=True).cross_attn
         watch.lap("encode")
-        warnings: list[str] = []
+        warnings = [] if self.text_encoder is None else self.text_encoder.cut(prompts, self.config.conditioning.max_tokens)
 
         def sample(dtype: torch.dtype) -> Tensor:
             condition = Condition(cond.cross_attn.to(dtype), cond.global_cond.to(dtype))

@@ -129,12 +129,13 @@ def encode_prompts(clip, prompts: list[str]) -> list:
     return conditioning
 
 
-def vocabulary_warnings(clip, prompts: list[str]) -> list[str]:
-    """A warning that names the words which are not in the text encoder's vocabulary; only the demo's is that small."""
-    words = clip.tokenizer.encoder.unknown_words(prompts)
-    if not words:
-        return []
-    return [f"This model does not know: {', '.join(words)}. The demo has a small vocabulary, listed in assets/demo/README.md."]
+def prompt_warnings(clip, prompts: list[str]) -> list[str]:
+    """Sentences about prompts that are cut, and about words that are not in the vocabulary; only the demo's is that small."""
+    encoder = clip.tokenizer.encoder
+    warnings = encoder.cut(prompts, clip.tokenizer.max_tokens)
+    if words := encoder.unknown_words(prompts):
+        warnings.append(f"This model does not know: {', '.join(words)}. The demo has a small vocabulary, listed in assets/demo/README.md.")
+    return warnings
 
 
 def _concatenate(parts: list[list]) -> list:

@@ -1,31 +1,42 @@
 """Continuation beyond the model's longest clip, in windows that each see the end of the audio so far."""
 
 import hashlib
+import itertools
+import shutil
+import time
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Any
 
+import folder_paths
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ...sa3_core.audio.waveform import to_model
+from ...sa3_core.audio.waveform import resampled_length, to_model
+from ...sa3_core.checkpoints.tensors import TensorFile, save
+from ...sa3_core.errors import SA3Error
 from ...sa3_core.sampling import runs
 from ...sa3_core.sampling.draws import item_seed
 from ...sa3_core.sampling.guidance import Guidance
 from ...sa3_core.timeline.durations import decode_frames, seconds_of
-from ...sa3_core.timeline.extend import Window, windows
+from ...sa3_core.timeline.extend import Window, report, windows
 from ...sa3_core.timeline.splicing import splice
 from . import run_options
 from . import sampling as host
 from .latent import encode_clip, mask_regions, read_latent
 from .live_preview import LivePreview
-from .progress import Progress, check_interrupt, logger
+from .progress import Progress, check_interrupt, logger, warn
 from .vae import CHUNK, OVERLAP, SA3VAE
+
+FOLDER = "sa3_extend"  # below ComfyUI's user directory
+KEPT_SECONDS = 7 * 86400
 
 
 @dataclass
 class ExtendJob:
-    """A continuation in windows. Finished windows survive an interruption: the same job resumes after them.
+    """A continuation in windows. Finished windows survive an interruption, other jobs and a restart: the same job resumes after them.
 
     seed: each window draws from this seed and its number. steps None, sampler "auto": the model's. crossfade: seconds at each join.
     """
@@ -41,10 +52,8 @@ class ExtendJob:
     crossfade: float
     live: LivePreview | None = None
 
-    finished_windows: ClassVar[dict[str, list[Tensor]]] = {}  # fingerprint of the last interrupted job -> its finished windows
-
     def run(self, waveform: Tensor, rate: int, added: int, context: float, window: float) -> tuple[Tensor, str]:
-        """Append `added` samples to a waveform (1, C, N): the longer one at the same rate and channels, and a seam report.
+        """Append `added` samples to a waveform (1, C, N): the longer one at the same rate and channels, and a report.
 
         context: seconds of existing audio that each window sees. window: its longest duration in seconds, 0 = the model's.
         """
@@ -52,27 +61,28 @@ class ExtendJob:
         model_rate, tail_samples = config.sample_rate, int(context * config.sample_rate)
         tail = to_model("The AUDIO", rate, waveform[..., -int(context * rate) - rate :], model_rate, config.same.audio_channels)
         tail = tail[..., -tail_samples:]
-        new_samples = -(-added * model_rate // rate) + (rate != model_rate)  # one to spare, so that resampling back never falls short
+        spare = rate != model_rate  # so that resampling back never falls short
+        new_samples = resampled_length(added, rate, model_rate) + spare
         parts = windows(config, tail.shape[-1], new_samples, context, window)
-        key = self._fingerprint(waveform, rate, parts)
-        finished = self.finished_windows.get(key, [])
-        self.finished_windows.clear()
-        self.finished_windows[key] = finished
+        store = WindowStore(self._fingerprint(waveform, rate, parts))
+        finished = [window.to(tail.device) for window in store.load([(1, config.same.audio_channels, part.new) for part in parts])]
         if finished:
-            logger.warning("Resuming after %d of %d windows, which were finished before an interruption.", len(finished), len(parts))
+            logger.warning("Resuming after %d of %d windows, which an earlier run finished.", len(finished), len(parts))
         bar = Progress(1)
         with run_options.read(self.model.model_options).run():
             for i, part in enumerate(parts):
                 if i == len(finished):
                     finished.append(self._generate(tail[..., -part.context :], part, i, bar.part(i, len(parts), "window")))
+                    store.add(i, finished[i])
                 tail = torch.cat((tail, finished[i]), dim=-1)[..., -tail_samples:]
-        del self.finished_windows[key]
         bar.finish()
         n = waveform.shape[-1]
         generated = pad(torch.cat(finished, dim=-1), (round(n * model_rate / rate), 0))
         region = (n / rate, (n + added) / rate)
-        out, report = splice(pad(waveform, (0, added)), generated, [region], rate, model_rate, self.crossfade)
-        return out, str(report)
+        out, _ = splice(pad(waveform, (0, added)), generated, [region], rate, model_rate, self.crossfade)
+        store.discard()
+        ends = itertools.accumulate((part.new for part in parts[:-1]), initial=0)
+        return out, report(out[0], [*(n + end * rate // model_rate for end in ends), n + added], rate)
 
     def _generate(self, tail: Tensor, part: Window, number: int, progress) -> Tensor:
         """The new samples (1, C, part.new) of a window at the model's rate, after a tail (1, C, part.context)."""
@@ -92,8 +102,51 @@ class ExtendJob:
         """A hash of everything that the windows' samples depend on."""
         digest = hashlib.sha256(waveform.contiguous().cpu().numpy().tobytes())
         for conditioning in (self.positive, self.negative or []):
-            for embeddings, _ in conditioning:
-                digest.update(embeddings.contiguous().cpu().numpy().tobytes())
-        model = (self.model.patches_uuid, self.model.model.sa3_name)
-        digest.update(repr((rate, parts, self.guidance, self.seed, self.steps, self.sampler, self.crossfade, *model)).encode())
+            for embeddings, options in conditioning:
+                for name, value in sorted({**options, "embeddings": embeddings}.items()):
+                    digest.update(name.encode())
+                    digest.update(value.contiguous().cpu().float().numpy().tobytes() if isinstance(value, Tensor) else repr(value).encode())
+        inner, same = self.model.model, self.vae.first_stage_model
+        loaded = {name: value for name, value in inner.sa3_loaded.items() if name in ("file", "fingerprint", "dtype", "device")}
+        patches = str(self.model.patches_uuid) if self.model.patches else ""  # a LoRA: another one in each session
+        model = inner.sa3_name, loaded, patches, run_options.read(self.model.model_options).stack.record()
+        vae = self.vae.sa3_name, str(self.vae.vae_dtype), same.bottleneck.scaling_factor.flatten()[:8].tolist()
+        settings = rate, parts, self.guidance, self.seed, self.steps, self.sampler, self.crossfade
+        digest.update(repr((settings, model, vae)).encode())
         return digest.hexdigest()
+
+
+class WindowStore:
+    """The finished windows of a job as files, until its result exists. Those of abandoned jobs are deleted after a week."""
+
+    def __init__(self, key: str):
+        root = Path(folder_paths.get_user_directory()) / FOLDER
+        self.folder = root / key
+        for other in root.iterdir() if root.is_dir() else ():
+            if time.time() - other.stat().st_mtime > KEPT_SECONDS:
+                shutil.rmtree(other, ignore_errors=True)
+
+    def _file(self, number: int) -> Path:
+        return self.folder / f"{number:05}.safetensors"
+
+    def load(self, shapes: list[tuple[int, int, int]]) -> list[Tensor]:
+        """The windows that exist, up to the first that is missing, damaged or of another shape."""
+        found: list[Tensor] = []
+        for number, shape in enumerate(shapes):
+            try:
+                window = TensorFile(self._file(number)).read("audio")
+            except (SA3Error, SafetensorError, OSError):
+                break
+            if tuple(window.shape) != shape:
+                break
+            found.append(window)
+        return found
+
+    def add(self, number: int, window: Tensor) -> None:
+        try:
+            save(self._file(number), {"audio": window})
+        except OSError as error:
+            warn(f"Window {number + 1} could not be kept ({error.strerror or error}); an interrupted run would compute it again.")
+
+    def discard(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)

@@ -111,20 +111,25 @@ def download_folder(model: str) -> Path:
 def fingerprint(*paths: Path) -> str:
     """A text that changes when one of these files, or a file in one of these folders, is replaced."""
     files = sorted(file for path in paths for file in (path.rglob("*") if path.is_dir() else [path]) if file.is_file())
-    return json.dumps([[str(file), file.stat().st_mtime_ns, file.stat().st_size] for file in files])
+    return json.dumps([[str(file), *_identity(file)] for file in files])
 
 
 def header(path: Path) -> Header:
-    """`detect.read_header`, cached by modification time and size: the browser requests the lists of files often."""
+    """`detect.read_header`, cached until the file changes: the browser requests the lists of files often."""
     try:
-        stat = path.stat()
+        return _header(path, _identity(path))
     except OSError:
         return Header()
-    return _header(path, stat.st_mtime_ns, stat.st_size)
+
+
+def _identity(path: Path) -> tuple[int, ...]:
+    """Numbers that differ for another file of the same name, even one of the same size and modification time."""
+    stat = path.stat()
+    return stat.st_mtime_ns, stat.st_size, stat.st_ctime_ns, stat.st_ino
 
 
 @functools.lru_cache(maxsize=4096)
-def _header(path: Path, modified: int, size: int) -> Header:
+def _header(path: Path, identity: tuple[int, ...]) -> Header:
     return detect.read_header(path)
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from ...sa3_core.audio.waveform import check_clip, check_tensor, to_model
 from ...sa3_core.config import FRAME, RATE, ModelConfig
 from ...sa3_core.errors import SA3Error
-from ...sa3_core.timeline.durations import PADDING_SECONDS, Lengths, batch_frames, check_padding, generate_mask, lengths
+from ...sa3_core.timeline.durations import PADDING_SECONDS, Lengths, batch_frames, check_padding, generate_mask, lengths, seconds_of
 from ...sa3_core.timeline.regions import format_regions, merge_regions
 from . import model as host_model
 
@@ -154,7 +154,7 @@ def mask_regions(latent: dict, regions: list[tuple[float, float]], tolerance: fl
     if not isinstance(samples, Tensor) or samples.dim() != 3 or not bool(samples.any()):
         raise SA3Error("The LATENT is empty; connect SA3 SAME Encode, which encodes the sound around the regions.")
     frame = latent.get(SAMPLES_PER_FRAME, FRAME)
-    seconds = latent.get(SECONDS) or [samples.shape[-1] * frame / RATE] * samples.shape[0]
+    seconds = latent.get(SECONDS) or [seconds_of(samples.shape[-1] * frame, RATE)] * samples.shape[0]
     end_of_clip = max(seconds)
     regions = [(start, end_of_clip if end_of_clip < end <= end_of_clip + tolerance else end) for start, end in regions]
     merged = merge_regions([*latent.get(REGIONS, []), *regions], end_of_clip)

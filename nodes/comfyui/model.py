@@ -27,7 +27,7 @@ from ...sa3_core.config import FRAME, ModelConfig
 from ...sa3_core.errors import SA3Error
 from ...sa3_core.models.conditions import Conditions, LocalInput
 from ...sa3_core.models.release import ConditionedDiT
-from ...sa3_core.timeline.durations import Lengths, lengths
+from ...sa3_core.timeline.durations import Lengths, lengths, seconds_of
 from . import run_options
 from .operations import Operations
 from .patchers import patcher_over
@@ -174,7 +174,7 @@ def unpadded_lengths(config: ModelConfig, latents: Tensor, seconds_total: float 
 
     seconds_total: a CONDITIONING's duration, on which the model is conditioned in place of that of the latents.
     """
-    seconds = latents.shape[-1] * config.same.samples_per_frame / config.sample_rate
+    seconds = seconds_of(latents.shape[-1] * config.same.samples_per_frame, config.sample_rate)
     whole = lengths(config, [seconds] * len(latents), 0.0, latents.shape[-1])
     return whole if seconds_total is None else replace(whole, seconds=(float(seconds_total),) * len(whole))
 

@@ -70,6 +70,14 @@ class TextEncoder(nn.Module):
             mask[i, : len(row)] = True
         return Tokens(ids, mask)
 
+    def cut(self, prompts: Sequence[str], max_tokens: int) -> list[str]:
+        """A sentence for each prompt that is longer than the model reads."""
+        counts = [len(self.tokenizer.encode(prompt, add_special_tokens=False).ids) for prompt in prompts]
+        return [
+            f"{'The prompt' if len(prompts) == 1 else f'Prompt {i}'} has {count} tokens; the model reads the first {max_tokens}."
+            for i, count in enumerate(counts, 1) if count > max_tokens
+        ]  # fmt: skip
+
     def unknown_words(self, prompts: Sequence[str]) -> list[str]:
         """Words that are not in the vocabulary, in order of first appearance. Empty for tokenizers that fall back to bytes."""
         unknown = getattr(getattr(self.tokenizer, "model", None), "unk_token", None)  # a SentencePiece tokenizer has none

@@ -97,7 +97,7 @@ def splice(
         notes = [*notes, "The whole clip was replaced."]
     if regions and not spans:
         notes = [*notes, "No region contains a whole sample: nothing was changed."]
-    return out, SpliceReport([_seam(clip, edge, sample_rate, i) for i, clip in enumerate(out) for edge in edges], gains, notes)
+    return out, SpliceReport([seam_at(clip, edge, sample_rate, i) for i, clip in enumerate(out) for edge in edges], gains, notes)
 
 
 def _crossfaded(original: Tensor, piece: Tensor, a: int, b: int, fade: int) -> Tensor:
@@ -132,7 +132,8 @@ def _level_gain(original: Tensor, fitted: Tensor, a: int, b: int, rate: int) -> 
     return min(MATCH_LIMIT, max(1 / MATCH_LIMIT, gain))
 
 
-def _seam(out: Tensor, edge: int, rate: int, item: int) -> Seam:
+def seam_at(out: Tensor, edge: int, rate: int, item: int = 0) -> Seam:
+    """The edge at a sample of a clip (C, N)."""
     width = max(1, int(LEVEL_WINDOW * rate))
     before, after = out[..., max(0, edge - width) : edge].float(), out[..., edge : edge + width].float()
     steps = [part.diff(dim=-1).abs().max() for part in (before, after) if part.shape[-1] > 1]

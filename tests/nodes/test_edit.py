@@ -1,12 +1,16 @@
 """Working on a recording through the nodes: audio to audio, inpaint, continue, loop, splice, extend."""
 
 import math
+import os
+import shutil
+import time
 import wave
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from node_support import FOLDERS
 
 RATE = 44100
 
@@ -84,6 +88,18 @@ def test_a_loop_is_whole_bars_and_wraps_like_any_other_sample(sa3, load, rate):
     assert torch.equal(wave[..., half], source["waveform"][..., half])
 
 
+def test_the_headroom_of_a_latent_is_not_looped(sa3, load):
+    one = load("small")
+    loop = dict(vae=one.vae, bpm=120.0, beats_per_bar=4)
+    latent = sa3.run("SA3_SAMEEncode", audio=clip(2.5), vae=one.vae, padding=3.0)[0]
+    assert latent["samples"].shape[-1] * 4096 > 4 * RATE
+    with sa3.refused("2 bars", "the clip has 2.5"):
+        sa3.run("SA3_Loop", latent=latent, bars=2, **loop)
+    assert sa3.run("SA3_Loop", latent=latent, bars=1, **loop)[2]["waveform"].shape[-1] == 2 * RATE
+    with sa3.refused("LATENT is empty"):
+        sa3.run("SA3_Loop", latent=sa3.empty(2.5), bars=1, **loop)
+
+
 def test_six_channels_stay_six_through_splice(sa3, load):
     six = clip(2.0, 48000, 6)
     stereo = clip(2.0, RATE, 2, 7)
@@ -104,7 +120,7 @@ def test_extend_joins_windows_and_keeps_the_recording(sa3, load):
         assert steps[join - 240 : join + 240].max() <= 3 * steps[join - 4800 : join + 4800].quantile(0.999)
 
 
-def test_an_interrupted_extension_goes_on_where_it_stopped(sa3, load, monkeypatch):
+def test_an_interrupted_extension_goes_on_where_it_stopped(sa3, load, monkeypatch, base_directory):
     one, source = load("small"), clip(1.0)
     inputs = dict(model=one.model, vae=one.vae, positive=sa3.prompt(one.clip, "drone"), audio=source, steps=2, seed=4)
     settings = dict(seconds=3.0, context=0.5, window=1.5)
@@ -121,8 +137,59 @@ def test_an_interrupted_extension_goes_on_where_it_stopped(sa3, load, monkeypatc
     monkeypatch.setattr(sa3.host.sampling, "sample", counted)
     with pytest.raises(KeyboardInterrupt):
         sa3.run("SA3_Extend", **inputs, **settings)
-    again = sa3.run("SA3_Extend", **inputs, **settings)[0]["waveform"]
-    assert torch.equal(again, undisturbed) and len(runs) == 4, "two windows were kept, the third and nothing else was made again"
+    (job,) = (base_directory / "user" / "sa3_extend").iterdir()
+    assert len(list(job.iterdir())) == 2
+    sa3.run("SA3_Extend", **{**inputs, "seed": 5}, seconds=0.5, context=0.5, window=1.5)  # another job in between
+    fresh = sa3.load(file=FOLDERS["small"])  # as after a restart
+    runs.clear()
+    again = sa3.run("SA3_Extend", **{**inputs, "model": fresh.model, "vae": fresh.vae}, **settings)[0]["waveform"]
+    assert torch.equal(again, undisturbed) and len(runs) == 1, "two windows were kept, the third and nothing else was made again"
+    assert not job.exists()
+
+
+@pytest.mark.parametrize("change", ["negative", "guidance", "vae", "seed", "damaged"])
+def test_windows_of_another_job_are_not_used(sa3, load, monkeypatch, base_directory, change):
+    one, source = load("small"), clip(1.0)
+    inputs = dict(model=one.model, vae=one.vae, positive=sa3.prompt(one.clip, "drone"), audio=source, steps=2, seed=4, cfg=2.0)
+    inputs["negative"] = sa3.prompt(one.clip, "rain")
+    settings = dict(seconds=2.0, context=0.5, window=1.5)
+    runs, sample = [], sa3.host.sampling.sample
+
+    def counted(*args, **kwargs):
+        runs.append(1)
+        if len(runs) == 2:
+            raise KeyboardInterrupt
+        return sample(*args, **kwargs)
+
+    monkeypatch.setattr(sa3.host.sampling, "sample", counted)
+    with pytest.raises(KeyboardInterrupt):
+        sa3.run("SA3_Extend", **inputs, **settings)
+    other = {
+        "negative": lambda: {"negative": sa3.prompt(one.clip, "birds")},
+        "guidance": lambda: {"guidance": sa3.run("SA3_Guidance", apg=0.5)[0]},
+        "vae": lambda: {"vae": load("small-base").vae},
+        "seed": lambda: {"seed": 5},
+    }
+    folder = base_directory / "user" / "sa3_extend"
+    if change == "damaged":
+        (file,) = folder.glob("*/*")
+        file.write_bytes(file.read_bytes()[:1000])
+    runs[:] = [1, 1]  # no more interruption
+    sa3.run("SA3_Extend", **inputs | (other[change]() if change in other else {}), **settings)
+    assert len(runs) == 4, "both windows were computed"
+    shutil.rmtree(folder)
+
+
+def test_abandoned_windows_are_deleted_after_a_week(sa3, load, base_directory):
+    old = base_directory / "user" / "sa3_extend" / "0123"
+    old.mkdir(parents=True)
+    os.utime(old, (time.time() - 8 * 86400,) * 2)
+    one = load("small")
+    sa3.run(
+        "SA3_Extend", model=one.model, vae=one.vae, positive=sa3.prompt(one.clip, "drone"), audio=clip(1.0), steps=1, seconds=0.5,
+        context=0.5, window=1.5,
+    )  # fmt: skip
+    assert not old.exists()
 
 
 def test_encode_and_decode_are_the_round_trip_of_the_pipeline(sa3, load, pipeline):

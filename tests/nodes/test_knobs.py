@@ -165,3 +165,19 @@ def test_an_ordinary_run_raises_no_doubts(sa3, load):
         one = load(variant)
         _, info = sa3.sample(one.model, sa3.prompt(one.clip, "x"), sa3.empty(1.0))
         assert info["warnings"] == []
+
+
+@pytest.mark.parametrize("frames", [1, 14, 15, 23, 30, 46, 341])
+def test_a_latent_without_a_duration_has_all_its_samples(sa3, load, frames):
+    """frames * 4096 / 44100 seconds are one sample short in floating point for one length in twelve."""
+    config = load("small").model.model.sa3_config
+    lengths = sa3.host.model.unpadded_lengths(config, torch.zeros(1, config.same.latent_dim, frames))
+    assert lengths.samples == (frames * config.same.samples_per_frame,) and lengths.valid == (frames,)
+
+
+def test_a_noise_level_below_1_without_a_sound_is_noticed(sa3, load):
+    one = load("small")
+    _, info = sa3.sample(one.model, sa3.prompt(one.clip, "rain"), sa3.empty(0.5), noise_level=0.5, steps=8)
+    assert any("LATENT is empty" in warning and "0.5" in warning for warning in info["warnings"])
+    _, info = sa3.sample(one.model, sa3.prompt(one.clip, "rain"), sa3.empty(0.5), steps=8)
+    assert not any("LATENT is empty" in warning for warning in info["warnings"])

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 import shutil
 from types import SimpleNamespace
 
@@ -178,7 +179,13 @@ def test_a_replaced_file_is_noticed(sa3, load, folder):
     assert cls.fingerprint_inputs(lora=path.name, strength=1.0) == first
     tensors = {name: tensor * 2 for name, tensor in load_file(path).items()}
     save_file(tensors, path, {"lora_config": '{"rank": 2, "adapter_type": "lora"}'})
-    assert cls.fingerprint_inputs(lora=path.name, strength=1.0) != first
+    second = cls.fingerprint_inputs(lora=path.name, strength=1.0)
+    assert second != first
+    stat = path.stat()
+    path.write_bytes(path.read_bytes())
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert (path.stat().st_mtime_ns, path.stat().st_size) == (stat.st_mtime_ns, stat.st_size)
+    assert cls.fingerprint_inputs(lora=path.name, strength=1.0) != second, "the same name, size and time, another file"
     assert rel_error(run(sa3, parts, stack(sa3, parts.model, path.name)[0]).samples, run(sa3, parts, one).samples) > 1e-4
 
 

@@ -197,6 +197,13 @@ def test_going_beyond_full_scale_is_said(levels):
     assert len(levels.said) == 1 and "limit" in levels.said[0]
 
 
+def test_a_loudness_that_the_limiter_prevents_is_said(levels):
+    audio = {"waveform": 0.001 * randn(1, 2, RATE), "sample_rate": RATE}
+    audio["waveform"][..., 1000] = 1.0
+    levels(audio, normalize="loudness", target=-14.0, limit="true peak", ceiling=-30.0)
+    assert len(levels.said) == 1 and "LUFS, not -14" in levels.said[0] and "limiter" in levels.said[0]
+
+
 def test_levels_refuse_what_they_do_not_know(sa3, levels):
     with sa3.refused("normalize is 'rms'"):
         levels(batch(1), normalize="rms")

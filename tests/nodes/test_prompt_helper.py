@@ -14,6 +14,14 @@ def test_rewritten_wins_unless_it_is_empty(sa3):
     assert sa3.run("SA3_PromptHelper", rewritten=" \n")[0] == sa3.run("SA3_PromptHelper")[0]
 
 
+def test_a_prompt_that_is_cut_is_noticed(sa3, load, caplog):
+    with caplog.at_level(logging.WARNING, "sa3"):
+        sa3.prompt(load("small").clip, "rain " * 800)
+        assert "tokens; the model reads the first" in caplog.text
+        sa3.prompt(load("small").clip, "rain\n" + "rain " * 800, one_prompt_per_line=True)
+    assert "Prompt 2 has" in caplog.text
+
+
 def test_a_long_prompt_is_noticed(sa3, caplog):
     with caplog.at_level(logging.WARNING, "sa3"):
         sa3.run("SA3_PromptHelper", rewritten="rain " * 300)

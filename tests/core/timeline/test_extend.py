@@ -3,11 +3,12 @@
 import random
 
 import pytest
+import torch
 from core_support import config_dict
 
 from sa3_core import SA3Error
 from sa3_core.config import parse
-from sa3_core.timeline.extend import windows
+from sa3_core.timeline.extend import report, windows
 
 
 @pytest.mark.parametrize("case", range(40))
@@ -34,3 +35,19 @@ def test_windows_add_the_requested_samples_within_the_limit(case):
 def test_impossible_windows_are_named(context, longest, word):
     with pytest.raises(SA3Error, match=word):
         windows(parse(config_dict("small")), 44100, 44100, context, longest)
+
+
+def test_the_report_names_windows_joins_drift_and_holes():
+    rate, second = 1000, 1000
+    clip = 0.1 * torch.randn(2, 10 * second, generator=torch.Generator().manual_seed(1))
+    clip[:, 4 * second : 6 * second] = 0
+    clip[:, 8 * second :] *= 0.1
+    lines = report(clip, [2 * second, 5 * second, 8 * second, 10 * second], rate).splitlines()
+    assert [line.split(";")[0] for line in lines[:3]] == [
+        "window 1 of 3, 2.000 to 5.000 s: -21.9 dBFS RMS", "window 2 of 3, 5.000 to 8.000 s: -21.7 dBFS RMS",
+        "window 3 of 3, 8.000 to 10.000 s: -40.0 dBFS RMS",
+    ]  # fmt: skip
+    assert all("join at" in line and "sample step" in line and "level change" in line for line in lines[:3])
+    assert "level change -20" in lines[2]
+    assert lines[3:] == ["The last window is 20.0 dB quieter than the recording's end.", "Near silence for 2.0 s at 4.0 s."]
+    assert len(report(clip[:, : 4 * second], [2 * second, 4 * second], rate).splitlines()) == 1
