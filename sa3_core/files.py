@@ -4,7 +4,8 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -12,39 +13,57 @@ from .errors import SA3Error
 
 
 def publish(target: Path, write: Callable[[Path], None]) -> None:
-    """Atomic write of a file or folder: `write` creates a hidden one, which is then renamed to `target`. A failure leaves nothing."""
+    """Atomic write of a file or folder: `write` creates a hidden one, which is then renamed to `target`. A failure leaves nothing.
+
+    Raises SA3Error where the system cannot write, such as on a full disk.
+    """
     part = target.with_name(f".{target.name}.part")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    _discard(part)  # of a killed process
-    part.touch()
-    mode = part.stat().st_mode  # what the umask allows; safetensors writes files that only their owner can read
-    part.unlink()
-    try:
-        write(part)
-        if part.is_file():
-            part.chmod(mode)
-        os.replace(part, target)
-    finally:
-        _discard(part)
+    with _explained(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _discard(part)  # of a killed process
+        part.touch()
+        mode = part.stat().st_mode  # what the umask allows; safetensors writes files that only their owner can read
+        part.unlink()
+        try:
+            write(part)
+            if part.is_file():
+                part.chmod(mode)
+            os.replace(part, target)
+        finally:
+            _discard(part)
 
 
 def create(target: Path, write: Callable[[BinaryIO], None]) -> None:
-    """Atomic write of a new file; raises FileExistsError when the name is taken."""
+    """Atomic write of a new file; raises FileExistsError when the name is taken, SA3Error where the system cannot write."""
     part = target.with_name(f".sa3-{uuid.uuid4().hex}.part")
-    try:
-        with open(part, "x+b") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
+    with _explained(target):
         try:
-            os.link(part, target)
-        except FileExistsError:
-            raise
-        except OSError:  # a file system without hard links: reserve the name, then replace it
-            os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
-            os.replace(part, target)
-    finally:
-        part.unlink(missing_ok=True)
+            with open(part, "x+b") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            try:
+                os.link(part, target)
+            except FileExistsError:
+                raise
+            except OSError:  # a file system without hard links: reserve the name, then replace it
+                os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+                os.replace(part, target)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+@contextmanager
+def _explained(target: Path) -> Iterator[None]:
+    """The system's errors as an SA3Error."""
+    try:
+        yield
+    except FileExistsError:
+        raise
+    except OSError as error:
+        raise SA3Error(
+            f"{target} cannot be written ({error.strerror or error}), and nothing was. Make room, or choose another folder."
+        ) from error
 
 
 def _discard(path: Path) -> None:

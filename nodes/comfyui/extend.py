@@ -145,8 +145,8 @@ class WindowStore:
     def add(self, number: int, window: Tensor) -> None:
         try:
             save(self._file(number), {"audio": window})
-        except OSError as error:
-            warn(f"Window {number + 1} could not be kept ({error.strerror or error}); an interrupted run would compute it again.")
+        except (OSError, SA3Error) as error:
+            warn(f"Window {number + 1} is not kept, and an interrupted run would compute it again: {error}")
 
     def discard(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)

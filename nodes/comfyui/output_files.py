@@ -9,6 +9,7 @@ from comfy.cli_args import args
 
 from ...sa3_core.errors import SA3Error
 
+MAX_DEPTH = 32  # parts of a prefix
 MAX_NAME = 180  # bytes; file systems allow 255, with counter and suffix
 UNSAFE = re.compile(r'[\x00-\x1f<>:"|?*]')  # characters that some systems refuse in a name
 
@@ -18,22 +19,32 @@ def next_output(prefix: str, item: int) -> tuple[Path, str, int, str]:
 
     prefix: may name sub-folders of the output folder, nothing outside it. Unsafe characters become _, %batch_num% the item.
     """
-    prefix = UNSAFE.sub("_", prefix.replace("%batch_num%", str(item)).replace("\\", "/")).strip()
+    prefix = UNSAFE.sub("_", _encodable(prefix).replace("%batch_num%", str(item)).replace("\\", "/")).strip()
     parts = prefix.split("/")
     if prefix.startswith("/") or ".." in parts:
         raise SA3Error(f"filename_prefix is '{prefix}', which leads out of the output folder; use a name or sub-folder/name.")
-    parts = [part.strip(" .") for part in parts if part.strip(" .")] or ["sa3"]
-    parts[-1] = parts[-1].encode()[:MAX_NAME].decode(errors="ignore")
+    parts = [part.strip(" .").encode()[:MAX_NAME].decode(errors="ignore") for part in parts if part.strip(" .")] or ["sa3"]
+    if len(parts) > MAX_DEPTH:
+        raise SA3Error(f"filename_prefix names {len(parts) - 1} folders; expected at most {MAX_DEPTH - 1}.")
     output = folder_paths.get_output_directory()
-    folder, name, counter, subfolder, _ = folder_paths.get_save_image_path("/".join(parts), output)
+    try:
+        folder, name, counter, subfolder, _ = folder_paths.get_save_image_path("/".join(parts), output)
+    except OSError as error:
+        raise SA3Error(f"filename_prefix '{prefix[:80]}' cannot be used ({error.strerror}); choose a shorter one.") from error
     return Path(folder), name, counter, subfolder
+
+
+def _encodable(text: str) -> str:
+    """A text without unpaired surrogates, which JSON allows and file systems refuse."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def new_model_file(key: str, name: str) -> Path:
     """Path of a new file or folder in ComfyUI's model folder `key` (loras, checkpoints, ...)."""
     name = name.strip()
-    if not name or Path(name).name != name or name.startswith(".") or "\\" in name or UNSAFE.search(name):
-        raise SA3Error(f"'{name}' is not a plain file name; use a name without folders and special characters.")
+    plain = name and Path(name).name == name and not name.startswith(".") and "\\" not in name and not UNSAFE.search(name)
+    if not plain or _encodable(name) != name or len(name.encode()) > MAX_NAME:
+        raise SA3Error(f"'{_encodable(name)[:80]}' is not a plain file name; use a short one without folders and special characters.")
     return Path(folder_paths.get_folder_paths(key)[0]) / name
 
 

@@ -1,6 +1,7 @@
 """Read and write audio files. WAV is written here, FLAC through PyAV, which also reads every format."""
 
 import contextlib
+import errno
 import itertools
 import json
 import struct
@@ -59,10 +60,13 @@ def quantize(waveform: Tensor, bits: int) -> tuple[Tensor, list[str]]:
     return scaled.round().clamp(-full, full - 1).to(torch.int32), warnings
 
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO)  # of the disk, not of the encoder
+
+
 def write(path: Path, waveform: Tensor, rate: int, kind: str, metadata: dict[str, str] | None = None) -> list[str]:
     """Write samples (C, N) to a new file, atomically; returns warnings. kind: a key of FORMATS. metadata: name -> text.
 
-    Raises FileExistsError when the name is taken.
+    Raises FileExistsError when the name is taken, SA3Error when the file cannot be written.
     """
     fmt = FORMATS.get(kind)
     if fmt is None:
@@ -167,6 +171,8 @@ def _write_flac(file, samples: Tensor, rate: int, fmt: Format, metadata: dict[st
                 container.mux(stream.encode(frame))
             container.mux(stream.encode(None))
     except (av.FFmpegError, ValueError, OverflowError) as error:
+        if getattr(error, "errno", None) in FULL:
+            raise OSError(error.errno, error.strerror) from error
         raise SA3Error(f"The FLAC encoder refused {channels} channels at {rate} Hz ({error}); save as WAV.") from error
 
 

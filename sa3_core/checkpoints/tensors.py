@@ -96,11 +96,14 @@ def header_bytes(path: Path) -> bytes:
 
 
 def save(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Atomic write of a safetensors file. Raises SA3Error for values that are not finite."""
+    """Atomic write of a safetensors file. Raises SA3Error for values that are not finite, and where the system cannot write."""
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not is_finite(tensor):
             raise SA3Error(f"The tensor '{name}' exceeds the range of {tensor.dtype}; nothing was written.")
-    publish(path, lambda part: save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part, metadata))
+    try:
+        publish(path, lambda part: save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part, metadata))
+    except SafetensorError as error:  # its form of the system's errors
+        raise SA3Error(f"{path} cannot be written ({error}), and nothing was. Make room, or choose another folder.") from error
 
 
 def sha256(path: Path, progress: Callable[[int, int], None] | None = None) -> str:

@@ -114,3 +114,17 @@ def test_a_whole_graph_without_a_network(sa3, load, monkeypatch):
     (audio,) = sa3.decode(out, parts.vae)
     sa3.run("SA3_SaveAudio", audio=audio, run_info=str(info))
     assert torch.isfinite(audio["waveform"]).all() and "hf_This" not in str(info)
+
+
+UNWRITABLE = ["\ud800", "x" * 255, "\u00e9" * 200, "a/" * 2000 + "b", "/".join(["y" * 170] * 30)]
+
+
+@pytest.mark.parametrize("name", UNWRITABLE, ids=["surrogate", "255", "400 bytes", "deep", "5100 bytes"])
+def test_names_that_no_file_system_takes(sa3, load, tmp_path, comfy, monkeypatch, name):
+    audio = {"waveform": 0.1 * randn(1, 2, 4410), "sample_rate": 44100}
+    monkeypatch.setattr(comfy.folder_paths, "get_output_directory", lambda: str(tmp_path))
+    with contextlib.suppress(sa3.SA3Error):  # a sentence, or a file inside the folder under a name that is as near as can be
+        sa3.run("SA3_SaveAudio", audio=audio, filename_prefix=name)
+        assert len(list(tmp_path.rglob("*.flac"))) == 1
+    with sa3.refused("is not a plain file name"):
+        sa3.run("SA3_LoRAConvert", lora="x.safetensors", name=name)

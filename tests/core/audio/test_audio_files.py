@@ -1,5 +1,7 @@
 """Audio files, read back with Python's wave module, with PyAV and chunk by chunk."""
 
+import errno
+import io
 import json
 import os
 import struct
@@ -154,9 +156,19 @@ def test_a_failed_write_leaves_no_file(tmp_path, monkeypatch, kind):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space"):
+    with refused("cannot be written", "No space"):
         audio_files.write(tmp_path / "a", noise(), RATE, kind)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_is_full_while_flac_is_encoded_is_not_the_encoders_fault(tmp_path, monkeypatch):
+    class Full(io.FileIO):
+        def write(self, data):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("builtins.open", lambda path, mode: Full(path, "wb+"))
+    with refused("cannot be written", "No space"):
+        audio_files.write(tmp_path / "a", noise(), RATE, "flac")
 
 
 def test_a_file_system_without_hard_links(tmp_path, monkeypatch):
