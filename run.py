@@ -49,6 +49,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     for name in ("workflow", "output"):
         if getattr(options, name) is not None:
             setattr(options, name, getattr(options, name).expanduser().absolute())
+    if options.output is not None and not next(path for path in (options.output, *options.output.parents) if path.exists()).is_dir():
+        parser.error(f"--output {options.output} is not a folder, and none can be made there")
     return options
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -43,6 +44,16 @@ def test_python_next_to_comfyui_is_preferred_to_the_running_one(tree: Path):
 def test_missing_python_is_refused(tree: Path):
     with pytest.raises(SetupError, match="does not exist"):
         environment.find_python(tree, tree / "python")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a shell script")
+@pytest.mark.parametrize("content", ["#!/bin/sh\necho hello", "#!/bin/sh\n", "not a program"])
+def test_what_is_no_python_is_refused(tree: Path, tmp_path: Path, content: str):
+    program = tmp_path / "python"
+    program.write_text(content)
+    program.chmod(0o755)
+    with pytest.raises(SetupError, match="name a Python with --python"):
+        environment.probe(program)
 
 
 def test_python_without_torch_is_refused(tree: Path, tmp_path: Path):

@@ -78,6 +78,11 @@ def test_no_prompt_is_a_usage_error(pack: Path):
     assert run(pack).returncode == 2
 
 
+def test_an_output_that_is_no_folder_is_refused_before_anything_is_installed(pack: Path):
+    done = run(pack, "x", "--output", f"{__file__}/below")
+    assert done.returncode == 2 and "is not a folder" in done.stderr
+
+
 BENCHMARK = """\"\"\"Measure one thing.
 
     python benchmarks/one.py [anything]

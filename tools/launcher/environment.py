@@ -69,10 +69,16 @@ def probe(python: Path, requirements: Path | None = None) -> dict:
     """The report of probe.py run by `python`: version, torch, torch_home, accelerator, unmet requirements."""
     script = Path(__file__).with_name("probe.py")
     command = [str(python), str(script)] + ([str(requirements)] if requirements and requirements.is_file() else [])
-    answer = subprocess.run(command, capture_output=True, text=True)
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, errors="replace")
+    except OSError as error:
+        raise SetupError(f"{python} cannot be run ({error.strerror}); name a Python with --python.") from error
     if answer.returncode:
         raise SetupError(f"{python} cannot report its packages: {answer.stderr.strip() or answer.returncode}")
-    return json.loads(answer.stdout.splitlines()[-1])
+    try:
+        return json.loads(answer.stdout.splitlines()[-1])
+    except (ValueError, IndexError) as error:
+        raise SetupError(f"{python} is not a Python: it printed '{answer.stdout.strip()[:80]}'; name a Python with --python.") from error
 
 
 def users_environment(root: Path, comfyui: Path, python: Path | None) -> Environment:
