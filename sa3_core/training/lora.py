@@ -80,6 +80,7 @@ def train(
         data, base.config, base.autoencoder, base.load_encoder, settings.validation,
         lambda done, total, name: callbacks.stage(done, total, f"encoding {name}"),
     )  # fmt: skip
+    files.check_data(clips.fingerprint())
     run = _TrainingRun(base, clips, files, settings, callbacks)
     if run.trainer.step < settings.steps:
         run.train()

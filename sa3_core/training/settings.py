@@ -9,6 +9,7 @@ from ..errors import SA3Error
 from ..lora.algebra import TYPES
 from .flow import MASKS
 
+MAX_RANK = 1024  # the narrowest layers of the released models are as wide
 CHANGEABLE = {"steps", "checkpointing", "save_every", "preview_every", "prompt", "preview_seconds", "preview_steps"}
 
 
@@ -44,6 +45,8 @@ class LoRASettings:
         for name, allowed in (("kind", tuple(TYPES)), ("dtype", tuple(DTYPES))):
             if getattr(self, name) not in allowed:
                 raise SA3Error(f"{name} is '{getattr(self, name)}'; expected one of {', '.join(allowed)}.")
+        if isinstance(self.rank, bool) or not isinstance(self.rank, int) or not 1 <= self.rank <= MAX_RANK:
+            raise SA3Error(f"rank is {self.rank}; expected a whole number from 1 to {MAX_RANK}.")
         for name, least in (("steps", 1), ("batch", 1), ("save_every", 0), ("preview_every", 0), ("seed", 0)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**63:

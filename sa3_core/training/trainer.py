@@ -1,18 +1,20 @@
 """A training loop with AdamW, gradient clipping, exact resumption and loss curves."""
 
 import json
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..checkpoints.tensors import save
 from ..errors import SA3Error
 from .curves import by_name, write_curves
 
+log = logging.getLogger("sa3")
 STATE = "state.safetensors"
 CSV = "losses.csv"
 CURVES = "losses.png"
@@ -23,7 +25,7 @@ Loss = Callable[[int, torch.Generator], dict[str, Tensor]]  # (step, generator) 
 @dataclass(frozen=True)
 class TrainerSettings:
     """clip: largest norm of the gradients. record_every, save_every: steps. loss_scale: factor of the loss in the backward pass, for
-    float16 networks; steps whose gradients overflow are skipped."""
+    float16 networks. Steps whose gradients are not finite are skipped."""
 
     steps: int
     lr: float = 1e-3
@@ -48,7 +50,7 @@ class Trainer:
         vectors = [p for p in parameters.values() if p.dim() <= 1]
         groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=settings.lr, betas=(0.9, 0.95))
-        self.step, self.history = 0, []
+        self.step, self.skipped, self.history = 0, 0, []
         self.window: list[dict[str, float]] = []  # terms of the steps since the last record
         if (self.folder / STATE).is_file():
             self.load()
@@ -102,8 +104,11 @@ class Trainer:
                 if p.grad is not None:
                     p.grad.div_(scale)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.clip)
-        if scale == 1 or bool(torch.isfinite(norm)):
+        if bool(torch.isfinite(norm)):
             self.optimizer.step()
+        else:
+            self.skipped += 1
+            log.warning("Step %d is skipped: its gradients are not finite (%d skipped so far).", self.step, self.skipped)
         return {name: float(term.detach()) for name, term in terms.items()}
 
     def tensors(self) -> dict[str, Tensor]:
@@ -123,7 +128,14 @@ class Trainer:
             write_curves(self.folder / CURVES, self.history)
 
     def load(self) -> None:
-        """Resume the state in the folder. Raises SA3Error when it belongs to another network."""
+        """Resume the state in the folder. Raises SA3Error when it is damaged or belongs to another network."""
+        try:
+            self._read_state()
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+            way_out = "delete it to begin again, or choose another name"
+            raise SA3Error(f"The state of the run, {self.folder / STATE}, is damaged ({error}); {way_out}.") from error
+
+    def _read_state(self) -> None:
         with safe_open(self.folder / STATE, "pt") as file:
             note, names = json.loads(file.metadata()["state"]), set(file.keys())
             other = f"{self.folder} contains the state of another network"

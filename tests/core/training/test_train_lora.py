@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import shutil
 import signal
 import wave
 
@@ -449,6 +450,31 @@ def test_files_of_other_runs_are_not_overwritten(source, data, tmp_path):
     train(source, data, tmp_path / "b.safetensors", tmp_path / "b", QUICK)
     with refused("rank 2 is now 3", "other settings"):
         train(source, data, tmp_path / "b.safetensors", tmp_path / "b", dataclasses.replace(QUICK, rank=3))
+
+
+@pytest.mark.parametrize("change", ["caption", "clip"])
+def test_a_run_is_not_resumed_with_other_clips(source, data, tmp_path, change):
+    shutil.copytree(data, tmp_path / "clips")
+    with pytest.raises(KeyboardInterrupt):
+        train(source, tmp_path / "clips", tmp_path / "a.safetensors", tmp_path / "run", QUICK, Stop(2))
+    file = next(path for path in sorted((tmp_path / "clips").iterdir()) if path.suffix == (".txt" if change == "caption" else ".wav"))
+    before = file.read_bytes()
+    if change == "caption":
+        file.write_text("another caption")
+    else:
+        file.unlink()
+        write_clip(file, seed=99)
+    with refused("clips or captions", "have changed"):
+        train(source, tmp_path / "clips", tmp_path / "a.safetensors", tmp_path / "run", QUICK)
+    file.write_bytes(before)
+    if change == "caption":
+        assert train(source, tmp_path / "clips", tmp_path / "a.safetensors", tmp_path / "run", QUICK).path.is_file()
+
+
+@pytest.mark.parametrize("rank", [0, 1025, 100000, 2.5, True])
+def test_a_rank_out_of_range_is_refused(rank):
+    with refused("rank is", "1 to 1024"):
+        dataclasses.replace(QUICK, rank=rank)
 
 
 def test_the_base_must_be_a_base(tmp_path, data):

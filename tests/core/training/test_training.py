@@ -376,6 +376,30 @@ def test_a_state_of_another_network_is_refused(tmp_path):
         Trainer({"q": torch.nn.Parameter(torch.zeros(2))}, TrainerSettings(steps=3), tmp_path)
 
 
+@pytest.mark.parametrize(
+    "damage", [lambda data: data[: len(data) // 2], lambda data: b"", lambda data: data.replace(b"history", b"mystery")]
+)
+def test_a_damaged_state_is_refused_with_the_way_out(tmp_path, damage):
+    trained(tmp_path, [17, None])
+    file = tmp_path / "state.safetensors"
+    file.write_bytes(damage(file.read_bytes()))
+    with pytest.raises(SA3Error, match=r"state\.safetensors, is damaged .*delete it"):
+        trained(tmp_path, [None])
+
+
+def test_a_step_whose_gradients_are_not_finite_is_skipped_and_counted(tmp_path, caplog):
+    parameter = torch.nn.Parameter(torch.ones(4))
+    trainer = Trainer({"p": parameter}, TrainerSettings(steps=3), tmp_path)
+
+    def loss(step, g):
+        # the square root of 0 has an infinite gradient
+        return {"loss": parameter.sum() + (torch.sqrt(0 * parameter).sum() if step == 1 else 0)}
+
+    with caplog.at_level("WARNING", logger="sa3"):
+        trainer.run(loss)
+    assert trainer.skipped == 1 and bool(torch.isfinite(parameter).all()) and "Step 1 is skipped" in caplog.text
+
+
 def test_a_loss_that_is_not_a_number_stops_the_run(tmp_path):
     trainer = Trainer({"p": torch.nn.Parameter(torch.zeros(2))}, TrainerSettings(steps=3), tmp_path)
     with pytest.raises(SA3Error, match="nan at step 0"):
