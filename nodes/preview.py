@@ -166,7 +166,7 @@ class Levels(io.ComfyNode):
                 changed = True
                 after = loudness.measure(out, rate)
                 report.append(f"{name}after a gain of {gain:+.2f} dB{'' if limit == 'off' else ' and the limiter'}: {after}")
-                if normalize == "loudness" and abs(after.integrated - target) > MISSED:
+                if normalize == "loudness" and limit != "off" and target - after.integrated > MISSED:
                     missed = f"{after.integrated:.1f} LUFS, not {target:g}"
                     warnings.append(f"{name}The loudness is {missed}: the limiter turned the peaks down. Lower target or raise ceiling.")
                 if after.peak > 0:

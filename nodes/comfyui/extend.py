@@ -1,9 +1,12 @@
 """Continuation beyond the model's longest clip, in windows that each see the end of the audio so far."""
 
+import dataclasses
 import hashlib
 import itertools
 import shutil
 import time
+import uuid
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +26,8 @@ from ...sa3_core.sampling.guidance import Guidance
 from ...sa3_core.timeline.durations import decode_frames, seconds_of
 from ...sa3_core.timeline.extend import Window, report, windows
 from ...sa3_core.timeline.splicing import splice
-from . import run_options
+from . import folders, run_options
+from . import lora as host_lora
 from . import sampling as host
 from .latent import encode_clip, mask_regions, read_latent
 from .live_preview import LivePreview
@@ -32,6 +36,7 @@ from .vae import CHUNK, OVERLAP, SA3VAE
 
 FOLDER = "sa3_extend"  # below ComfyUI's user directory
 KEPT_SECONDS = 7 * 86400
+SESSION = uuid.uuid4().hex
 
 
 @dataclass
@@ -99,21 +104,41 @@ class ExtendJob:
         return spliced[..., part.context :]
 
     def _fingerprint(self, waveform: Tensor, rate: int, parts: list[Window]) -> str:
-        """A hash of everything that the windows' samples depend on."""
-        digest = hashlib.sha256(waveform.contiguous().cpu().numpy().tobytes())
-        for conditioning in (self.positive, self.negative or []):
-            for embeddings, options in conditioning:
-                for name, value in sorted({**options, "embeddings": embeddings}.items()):
-                    digest.update(name.encode())
-                    digest.update(value.contiguous().cpu().float().numpy().tobytes() if isinstance(value, Tensor) else repr(value).encode())
-        inner, same = self.model.model, self.vae.first_stage_model
-        loaded = {name: value for name, value in inner.sa3_loaded.items() if name in ("file", "fingerprint", "dtype", "device")}
-        patches = str(self.model.patches_uuid) if self.model.patches else ""  # a LoRA: another one in each session
-        model = inner.sa3_name, loaded, patches, run_options.read(self.model.model_options).stack.record()
-        vae = self.vae.sa3_name, str(self.vae.vae_dtype), same.bottleneck.scaling_factor.flatten()[:8].tolist()
-        settings = rate, parts, self.guidance, self.seed, self.steps, self.sampler, self.crossfade
-        digest.update(repr((settings, model, vae)).encode())
+        """A hash of everything that the windows' samples depend on. What other nodes attached to the MODEL cannot be compared between
+        sessions, so windows with it are used in this session only."""
+        inner, options = self.model.model, run_options.read(self.model.model_options)
+        others = {name: value for name, value in self.model.model_options.items() if name != run_options.KEY}
+        others["transformer_options"] = {
+            name: value for name, value in others.get("transformer_options", {}).items() if name != run_options.KEY and value
+        }
+        loras = [(lora.record(), sorted(lora.layers), folders.fingerprint(lora.lora.path)) for lora in options.stack.loras]
+        foreign = [
+            patch for patches in self.model.patches.values() for patch in patches if not isinstance(patch[1], host_lora.StackAdapter)
+        ]
+        digest = hashlib.sha256()
+        for value in (
+            waveform, rate, [(part.context, part.new) for part in parts], dataclasses.asdict(self.guidance), self.seed, self.steps,
+            self.sampler, self.crossfade,
+            self.positive, self.negative, loras, foreign, others, self.model.object_patches, inner.sa3_name, str(inner.compute_dtype),
+            folders.fingerprint(inner.sa3_path), str(self.vae.vae_dtype), folders.fingerprint(self.vae.sa3_path),
+        ):  # fmt: skip
+            add_to(digest, value)
         return digest.hexdigest()
+
+
+def add_to(digest, value) -> None:
+    """Add a value to a hash, unambiguously. Objects without a value of their own differ in each session."""
+    if isinstance(value, Tensor) and value.layout == torch.strided and not value.is_meta and not value.is_nested:
+        digest.update(f"tensor {value.dtype} {tuple(value.shape)}:".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    elif isinstance(value, (dict, list, tuple)):
+        digest.update(f"{type(value).__name__} {len(value)}:".encode())
+        for part in sorted(value.items(), key=repr) if isinstance(value, dict) else value:
+            add_to(digest, part)
+    elif value is None or isinstance(value, (str, bool, int, float)):
+        digest.update(f"{type(value).__name__} {value!r};".encode())
+    else:
+        digest.update(f"object {SESSION} {id(value)};".encode())
 
 
 class WindowStore:
@@ -122,9 +147,11 @@ class WindowStore:
     def __init__(self, key: str):
         root = Path(folder_paths.get_user_directory()) / FOLDER
         self.folder = root / key
-        for other in root.iterdir() if root.is_dir() else ():
-            if time.time() - other.stat().st_mtime > KEPT_SECONDS:
-                shutil.rmtree(other, ignore_errors=True)
+        with suppress(OSError):
+            for other in list(root.iterdir()):
+                with suppress(OSError):  # a broken link, or another process that deletes it
+                    if time.time() - other.stat().st_mtime > KEPT_SECONDS:
+                        shutil.rmtree(other, ignore_errors=True)
 
     def _file(self, number: int) -> Path:
         return self.folder / f"{number:05}.safetensors"
@@ -137,7 +164,7 @@ class WindowStore:
                 window = TensorFile(self._file(number)).read("audio")
             except (SA3Error, SafetensorError, OSError):
                 break
-            if tuple(window.shape) != shape:
+            if tuple(window.shape) != shape or window.dtype != torch.float32:
                 break
             found.append(window)
         return found

@@ -214,6 +214,7 @@ def core_sampler(name: str, eta: float) -> comfy.samplers.KSAMPLER:
             if callback is not None:
                 callback({"i": step, "x": denoised, "denoised": denoised, "sigma": sigmas[step], "sigma_hat": sigmas[step]})
 
-        return samplers.sample(name, velocity, x, sigmas, lambda t, t_next: to_device(draws(), x.device, x.dtype), eta, report)
+        levels = runs.check_sigmas(sigmas, len(x))
+        return samplers.sample(name, velocity, x, levels, lambda t, t_next: to_device(draws(), x.device, x.dtype), eta, report)
 
     return comfy.samplers.KSAMPLER(function)

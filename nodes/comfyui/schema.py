@@ -2,9 +2,9 @@
 
 import functools
 import inspect
-import math
 import numbers
 
+import numpy
 from comfy_api.latest import ComfyExtension, io
 
 from ...sa3_core.errors import SA3Error
@@ -34,10 +34,14 @@ def checked(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
     def check_and_execute(cls, *args, **values):
         definition = cls.define_schema()
         for item in definition.inputs:
-            value = values.get(item.id)
+            if item.id not in values:
+                continue
+            value = values[item.id]
             if definition.is_input_list and isinstance(value, list):
+                if not value:
+                    raise SA3Error(f"{item.id} is an empty list; expected at least one value.")
                 values[item.id] = [_read(item, one) for one in value]
-            elif value is not None:
+            else:
                 values[item.id] = _read(item, value)
         return execute(cls, *args, **values)
 
@@ -46,18 +50,25 @@ def checked(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
 
 
 def _read(item, value):
-    """The value of an input; a number as Python's own. Raises SA3Error for another type or choice. Ranges are left to the functions that
-    know the reason."""
+    """The value of an input; a number as Python's own. Raises SA3Error for another type, choice or range."""
+    if value is None and item.optional:
+        return None
     expected = ""
     if isinstance(item, (io.Float.Input, io.Int.Input)):
         whole = isinstance(item, io.Int.Input)
-        if isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value) and not (whole and value != int(value)):
+        real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+        if real and item.min <= value <= item.max and not (whole and value != int(value)):  # NaN is in no range
             return int(value) if whole else float(value)
         expected = f"a {'whole ' * whole}number from {item.min} to {item.max}"
-    elif isinstance(item, io.Combo.Input) and item.id not in FILES and value not in item.options:
-        expected = "one of " + ", ".join(map(str, item.options))
-    elif isinstance(item, io.String.Input) and not isinstance(value, str):
-        expected = "text"
+    elif isinstance(item, io.Combo.Input):
+        if not isinstance(value, str) or (item.id not in FILES and value not in item.options):
+            expected = "one of " + ", ".join(map(str, item.options))
+    elif isinstance(item, io.String.Input):
+        expected = "" if isinstance(value, str) else "text"
+    elif isinstance(item, io.Boolean.Input):
+        if isinstance(value, (bool, numpy.bool_)) or (isinstance(value, int) and value in (0, 1)):
+            return bool(value)
+        expected = "true or false"
     if expected:
         raise SA3Error(f"{item.id} is {str(value)[:80]!r}; expected {expected}.")
     return value

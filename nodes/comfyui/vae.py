@@ -30,6 +30,7 @@ class SA3VAE(comfy.sd.VAE):
     def __init__(self, config: ModelConfig, same: SAME, dtype: torch.dtype, name: str, reload: tuple, disable_dynamic: bool = False):
         # without super().__init__(), which needs a state dict that it recognises
         self.first_stage_model, self.sa3_config, self.sa3_name, self.vae_dtype = same, config, name, dtype
+        self.sa3_path: Path = reload[1][0]
         self.device = comfy.model_management.vae_device()
         self.output_device = comfy.model_management.intermediate_device()
         self.patcher = patcher_over(same, self.device, comfy.model_management.vae_offload_device(), reload, disable_dynamic)

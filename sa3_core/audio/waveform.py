@@ -94,12 +94,12 @@ def resample(waveform: Tensor, rate: int, target: int) -> Tensor:
     except (ImportError, OSError):  # not installed, or built for another torch
         return _resample_directly(waveform, rate, target)
     length = resampled_length(waveform.shape[-1], rate, target)
-    out = waveform.new_empty(*waveform.shape[:-1], length)
+    if waveform.numel() == 0:
+        return waveform.new_empty(*waveform.shape[:-1], length)
     spare = (32 + (length >> 20)) * max(1, rate // target)  # torchaudio computes the length in float32, so it can be too short
     with float32_default():  # torchaudio creates its filter table in the default dtype
-        for row, result in zip(waveform.reshape(-1, waveform.shape[-1]), out.view(-1, length), strict=True):
-            result.copy_(sinc(torch.nn.functional.pad(row, (0, spare)), rate, target)[:length])
-    return out
+        rows = [sinc(torch.nn.functional.pad(row, (0, spare)), rate, target)[:length] for row in waveform.reshape(-1, waveform.shape[-1])]
+    return torch.stack(rows).view(*waveform.shape[:-1], length)
 
 
 def resampled_length(samples: int, rate: int, target: int) -> int:

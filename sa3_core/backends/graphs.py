@@ -63,7 +63,7 @@ class Graphs:
 
     def velocity(self, dit: DiT, x: Tensor, t: Tensor, conditions: Conditions) -> Tensor:
         """`dit(x, t, conditions)`."""
-        step = next((step for step in self._steps.values() if step.holds(conditions) and step.x.shape == x.shape), None)
+        step = next((step for step in self._steps.values() if step.holds(dit, conditions) and step.x.shape == x.shape), None)
         if step is None:
             if reason := self._failure or self._obstacle(dit) or (SCHEDULED if conditions.adapters else self._unusable(x)):
                 self._reasons[reason] = None
@@ -96,6 +96,7 @@ class Graphs:
             self._steps[cache_key(dit, x, conditions)] = CapturedStep(dit, x, dit.time_features(t, conditions), conditions, self._pool)
         except torch.OutOfMemoryError:
             self.clear()  # eager execution had enough memory
+            self._reasons["there is not enough memory for a recording"] = None
         except Exception as error:  # of torch, or of Triton's compiler
             self.clear()
             self._failure = f"the recording failed ({(str(error) or type(error).__name__).splitlines()[0][:120]})"
@@ -115,7 +116,7 @@ class CapturedStep:
     def __init__(self, dit: DiT, x: Tensor, features: Tensor, conditions: Conditions, pool):
         self.x, self.features, self._out = x.clone(), features.clone(), torch.empty_like(x)
         self._conditions = with_tensors(conditions, [part.clone() for part in tensors_of(conditions)])
-        self._loaded = weakref.ref(conditions)
+        self._dit, self._loaded = weakref.ref(dit), weakref.ref(conditions)
 
         def compute() -> None:
             # the output buffer is allocated outside: tensors allocated during the capture belong to the graph
@@ -123,14 +124,14 @@ class CapturedStep:
 
         self._replay = capture(compute, x.device, pool)
 
-    def holds(self, conditions: Conditions) -> bool:
-        """Whether its buffers contain these conditions."""
-        return self._loaded() is conditions
+    def holds(self, dit: DiT, conditions: Conditions) -> bool:
+        """Whether it is a step of this network, and its buffers contain these conditions."""
+        return self._dit() is dit and self._loaded() is conditions
 
     def __call__(self, x: Tensor, features: Tensor, conditions: Conditions) -> Tensor:
         self.x.copy_(x)
         self.features.copy_(features)
-        if not self.holds(conditions):
+        if self._loaded() is not conditions:
             torch._foreach_copy_(tensors_of(self._conditions), tensors_of(conditions))
             self._loaded = weakref.ref(conditions)
         self._replay()

@@ -164,8 +164,8 @@ def load_into(
     """
     state = {name: file.read(prefix + name, dtype, device) for name in (module.state_dict() if names is None else names)}
     for name, tensor in state.items():
-        if name.endswith("weight_v") and not bool(tensor.flatten(1).any(1).all()):
-            raise SA3Error(f"{file.path}: tensor '{prefix}{name}' has a row of zeros, by whose norm it is divided; the file is damaged.")
+        if name.endswith("weight_v") and not bool(tensor.float().flatten(1).norm(dim=1).all()):
+            raise SA3Error(f"{file.path}: tensor '{prefix}{name}' has a row whose norm, by which it is divided, is 0 in {tensor.dtype}.")
     module.load_state_dict(state, strict=True, assign=True)
     return module.eval().requires_grad_(False)
 

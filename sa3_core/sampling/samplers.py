@@ -63,6 +63,8 @@ def sigmas_per_item(name: str, sigmas, batch: int, dtype: torch.dtype) -> Tensor
     sigmas = sigmas.expand(batch, -1) if sigmas.dim() == 1 else sigmas
     if sigmas.dim() != 2 or sigmas.shape[0] != batch or sigmas.shape[1] < 2:
         raise SA3Error(f"{name} have shape {tuple(sigmas.shape)}; expected (steps + 1,) or ({batch}, steps + 1), at least two points.")
+    if not bool(torch.isfinite(sigmas).all()):
+        raise SA3Error(f"{name} contain NaN or infinite values; expected noise levels.")
     if rise := first_rise(sigmas):
         step, before, after = rise
         raise SA3Error(f"{name} do not fall: level {step} is {after:.7g}, after {before:.7g}; expected each level below the one before.")

@@ -69,8 +69,8 @@ def splice(
     if generated.shape[0] not in (1, original.shape[0]):
         raise SA3Error(f"The generated audio has {generated.shape[0]} items, the original {original.shape[0]}; give one, or one per item.")
     for name, rate in {"sample_rate": sample_rate, "generated_rate": generated_rate}.items():
-        if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 < rate < math.inf:
-            raise SA3Error(f"The {name} is {rate!r}; expected a number of Hz above 0.")
+        if isinstance(rate, bool) or not isinstance(rate, int) or rate < 1:
+            raise SA3Error(f"The {name} is {rate!r}; expected a whole number of Hz above 0.")
     if isinstance(crossfade, bool) or not isinstance(crossfade, (int, float)) or not 0 <= crossfade < math.inf:
         raise SA3Error(f"The cross-fade is {crossfade} s; expected 0 or more.")
     waveform.check_finite("The original", original)

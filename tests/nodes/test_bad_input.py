@@ -178,7 +178,7 @@ def test_foreign_negative(sa3, load, prompt, case):
 BAD_SIGMAS = {
     "above 1": (torch.tensor([14.6, 3.0, 0.0]), ["14.6", "between 1 and 0"]),
     "below 0": (torch.tensor([1.0, -0.5]), ["-0.5", "between 1 and 0"]),
-    "NaN": (torch.tensor([1.0, NAN, 0.0]), ["nan", "between 1 and 0"]),
+    "NaN": (torch.tensor([1.0, NAN, 0.0]), ["NaN", "noise levels"]),
     "complex numbers": (torch.tensor([1 + 0j, 0]), ["complex64"]),
     "no values": (torch.zeros(3, device="meta"), ["meta tensor"]),
     "words": ("abc", ["str", "list of noise levels"]),
@@ -196,13 +196,15 @@ def test_foreign_sigmas(sa3, load, prompt, case):
         sa3.sample(load("small").model, prompt, sa3.empty(1.0, batch_size=2), sigmas=sigmas)
 
 
-@pytest.mark.parametrize("value", [NAN, INF, -INF, "three", [1.0], True, 1j], ids=str)
+@pytest.mark.parametrize("value", [NAN, INF, -INF, 10**400, -1e20, "three", [1.0], True, 1j, None], ids=["10**400", *map(str, range(9))])
 def test_every_number_of_every_node_is_checked(sa3, value):
     """JSON has NaN, and links bring anything."""
     for node in sa3.classes.values():
         definition = node.define_schema()
         for item in definition.inputs:
             if isinstance(item, (io.Float.Input, io.Int.Input)):
+                if value is None and item.optional:
+                    continue
                 with sa3.refused(item.id, "expected a", "number from", str(item.max)):
                     node.execute(**{item.id: [value] if definition.is_input_list else value})
 
@@ -213,12 +215,23 @@ def test_every_choice_and_text_of_every_node_is_checked(sa3):
         definition = node.define_schema()
         for item in definition.inputs:
             kind = type(item)
-            for value in ("nonsense", {}, 3) if kind is io.Combo.Input and item.id not in files else ():
+            for value in ({}, 3, torch.ones(2)) if kind is io.Combo.Input and item.id in files else ():
+                with sa3.refused(item.id, "expected one of"):
+                    node.execute(**{item.id: [value] if definition.is_input_list else value})
+            for value in ("maybe", 2, torch.ones(2), None) if kind is io.Boolean.Input and not item.optional else ():
+                with sa3.refused(item.id, "expected true or false"):
+                    node.execute(**{item.id: value})
+            for value in ("nonsense", {}, 3, torch.ones(2)) if kind is io.Combo.Input and item.id not in files else ():
                 with sa3.refused(item.id, "expected one of", str(item.options[-1])):
                     node.execute(**{item.id: [value] if definition.is_input_list else value})
             for value in (3, {}, b"x") if kind is io.String.Input else ():
                 with sa3.refused(item.id, "expected text"):
                     node.execute(**{item.id: [value] if definition.is_input_list else value})
+
+
+def test_an_empty_list_is_refused(sa3):
+    with sa3.refused("audio is an empty list"):
+        sa3.classes["SA3_PreviewBatch"].execute(audio=[], keep=["all"])
 
 
 def test_numbers_of_other_types_are_numbers(sa3):
@@ -238,8 +251,8 @@ def test_foreign_guidance(sa3, load, prompt):
     ("widgets", "words"),
     [
         ({"steps": -1}, ["steps", "-1"]),
-        ({"noise_level": 0.0}, ["noise level", "0.0"]),
-        ({"noise_level": 1.5}, ["noise level", "1.5"]),
+        ({"noise_level": 0.0}, ["noise_level", "0.0"]),
+        ({"noise_level": 1.5}, ["noise_level", "1.5"]),
         ({"noise_level": NAN}, ["noise_level", "nan"]),
         ({"cfg": -1.0}, ["cfg", "-1"]),
         ({"cfg": NAN}, ["cfg", "nan"]),
@@ -274,7 +287,7 @@ def test_seconds_per_item_against_the_batch_size(sa3):
 
 @pytest.mark.parametrize("value", [0.0, -1.0, -20.0, 385.0])
 def test_seconds_that_cannot_be(sa3, value):
-    with sa3.refused("seconds has", f"{value:g}", "above 0", "384"):
+    with sa3.refused("seconds is", f"{value:g}", "0.1 to 384"):
         sa3.empty(value)
 
 

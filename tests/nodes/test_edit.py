@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from node_support import FOLDERS
+from safetensors.torch import load_file, save_file
 
 RATE = 44100
 
@@ -147,7 +148,7 @@ def test_an_interrupted_extension_goes_on_where_it_stopped(sa3, load, monkeypatc
     assert not job.exists()
 
 
-@pytest.mark.parametrize("change", ["negative", "guidance", "vae", "seed", "damaged"])
+@pytest.mark.parametrize("change", ["negative", "no negative", "guidance", "vae", "seed", "other nodes", "damaged", "16 bits"])
 def test_windows_of_another_job_are_not_used(sa3, load, monkeypatch, base_directory, change):
     one, source = load("small"), clip(1.0)
     inputs = dict(model=one.model, vae=one.vae, positive=sa3.prompt(one.clip, "drone"), audio=source, steps=2, seed=4, cfg=2.0)
@@ -169,14 +170,39 @@ def test_windows_of_another_job_are_not_used(sa3, load, monkeypatch, base_direct
         "guidance": lambda: {"guidance": sa3.run("SA3_Guidance", apg=0.5)[0]},
         "vae": lambda: {"vae": load("small-base").vae},
         "seed": lambda: {"seed": 5},
+        "no negative": lambda: {"positive": [*inputs["positive"], *inputs["negative"]], "negative": None},
+        "other nodes": lambda: {"model": with_post_cfg(one.model)},
     }
+
+    def with_post_cfg(model):
+        clone = model.clone()
+        clone.set_model_sampler_post_cfg_function(lambda given: given["denoised"] * 0.9)
+        return clone
+
     folder = base_directory / "user" / "sa3_extend"
     if change == "damaged":
         (file,) = folder.glob("*/*")
         file.write_bytes(file.read_bytes()[:1000])
+    if change == "16 bits":
+        (file,) = folder.glob("*/*")
+        save_file({"audio": load_file(file)["audio"].half()}, file)
     runs[:] = [1, 1]  # no more interruption
     sa3.run("SA3_Extend", **inputs | (other[change]() if change in other else {}), **settings)
     assert len(runs) == 4, "both windows were computed"
+    shutil.rmtree(folder)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="symbolic links")
+def test_a_broken_link_among_the_windows_hinders_nobody(sa3, load, base_directory):
+    folder = base_directory / "user" / "sa3_extend"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "broken").symlink_to(folder / "nowhere")
+    (folder / "self").symlink_to(folder / "self")
+    one = load("small")
+    sa3.run(
+        "SA3_Extend", model=one.model, vae=one.vae, positive=sa3.prompt(one.clip, "drone"), audio=clip(1.0), steps=1, seconds=0.5,
+        context=0.5, window=1.5,
+    )  # fmt: skip
     shutil.rmtree(folder)
 
 
