@@ -6,7 +6,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tools.launcher.server import ExecutionFailed, Interrupted, PromptRejected, Server, ServerFailed, rejection, search_paths
+from tools.launcher.server import ExecutionFailed, Interrupted, PromptRejected, Server, ServerFailed, as_yaml, rejection, search_paths
 
 
 @pytest.fixture
@@ -105,3 +105,9 @@ def test_two_packs_in_one_folder_name_it_once(tmp_path: Path):
 def test_refusal_of_a_whole_graph():
     error = {"message": "Cannot execute because node X does not exist.", "details": "Node ID '#1'"}
     assert rejection({"error": error, "node_errors": []}) == "Cannot execute because node X does not exist. Node ID '#1'"
+
+
+def test_paths_outside_the_basic_plane_reach_comfyui(tmp_path: Path):
+    yaml = pytest.importorskip("yaml")
+    paths = search_paths([tmp_path / "mus\U0001f3b5ik" / "pack"], [])
+    assert yaml.safe_load(as_yaml(paths)) == paths

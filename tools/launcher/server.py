@@ -207,7 +207,7 @@ class Server:
         for folder in ("custom_nodes", "models", "input", "output", "no_frontend"):
             (self.base_directory / folder).mkdir(parents=True, exist_ok=True)
         paths = self.base_directory / "extra_model_paths.yaml"
-        paths.write_text(json.dumps(search_paths(self._packs, self._models), indent=1), encoding="utf-8")  # JSON is YAML
+        paths.write_text(as_yaml(search_paths(self._packs, self._models)), encoding="utf-8")
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         command = [
@@ -320,6 +320,11 @@ def search_paths(packs: Sequence[Path], models: Sequence[Path]) -> dict[str, dic
     for i, folder in enumerate(models):
         paths[f"models{i}"] = {kind.name: str(kind) for kind in sorted(folder.iterdir()) if kind.is_dir()}
     return paths
+
+
+def as_yaml(values: dict) -> str:
+    """JSON without escapes, which is YAML: as an escape, a character beyond 16 bits would become two."""
+    return json.dumps(values, indent=1, ensure_ascii=False)
 
 
 def free_port() -> int:
