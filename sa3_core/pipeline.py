@@ -16,7 +16,7 @@ from .backends.device import backend_of
 from .backends.graphs import Graphs
 from .checkpoints import checkpoint
 from .checkpoints.download import cached_text_encoder
-from .checkpoints.tensors import is_finite
+from .checkpoints.tensors import DTYPES, is_finite
 from .config import ModelConfig
 from .errors import SA3Error
 from .lora.algebra import apply_stack
@@ -326,16 +326,26 @@ class Model:
 
 
 def load(
-    path: str | Path, device="cpu", dtype: torch.dtype = torch.float32, text_encoder: str | Path | None = None, objective: str = "auto",
-    autoencoder: bool = False,
+    path: str | Path, device="cpu", dtype: torch.dtype | str = torch.float32, text_encoder: str | Path | None = None,
+    objective: str = "auto", autoencoder: bool = False,
 ) -> Model:  # fmt: skip
     """Load a model in any layout: a release's folder, its weights file, a single file without a config, or one of `DEMOS`.
 
-    dtype: of the transformer and the autoencoder. The text encoder's activations exceed the range of float16, for which it computes in
-    bfloat16 on a GPU that supports it, else in float32. text_encoder: the folder t5gemma-b-b-ul2 or the repackaged file, if it is
-    neither next to the weights nor in the Hugging Face cache. objective: "base" or "post-trained", for a file without a config whose
-    name does not contain it. autoencoder: load only SAME. Raises SA3Error for anything that is not exactly a Stable Audio 3 model.
+    dtype: of the transformer and the autoencoder, also by name: fp32, fp16, bf16. The text encoder's activations exceed the range of
+    float16, for which it computes in bfloat16 on a GPU that supports it, else in float32. text_encoder: the folder t5gemma-b-b-ul2 or the
+    repackaged file, if it is neither next to the weights nor in the Hugging Face cache. objective: "base" or "post-trained", for a file
+    without a config whose name does not contain it. autoencoder: load only SAME. Raises SA3Error for anything that is not exactly a
+    Stable Audio 3 model.
     """
+    dtype = DTYPES.get(dtype, dtype) if isinstance(dtype, str) else dtype
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point or dtype.itemsize < 2:
+        raise SA3Error(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}, or a floating-point torch.dtype.")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, TypeError, ValueError) as error:
+        raise SA3Error(f"The device is {device!r}, which torch cannot use ({str(error).splitlines()[0][:80]}).") from error
+    if not isinstance(path, (str, Path)):
+        raise SA3Error(f"The model is {path!r}; expected a path, or one of {', '.join(DEMOS)}.")
     watch = run_record.Stopwatch()
     opened = checkpoint.open_checkpoint(DEMOS.get(str(path), path), objective, autoencoder)
     watch.lap("open")

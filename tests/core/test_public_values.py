@@ -163,3 +163,20 @@ def test_splice(argument, value, words):
     given = {"original": randn(1, 2, 44100), "generated": randn(1, 2, 44100), "regions": [(0.2, 0.5)], "sample_rate": 44100}
     with refused(*words):
         sa3_core.timeline.splice(**{**given, argument: value})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"dtype": "half"}, ["dtype is 'half'", "fp16"]), ({"dtype": 16}, ["dtype is 16"]), ({"dtype": torch.int8}, ["torch.int8"]),
+        ({"device": "gpu"}, ["device is 'gpu'"]), ({"device": 99}, ["device is 99"]), ({"device": "cuda:99"}, ["device is 'cuda:99'"]),
+        ({"path": None}, ["model is None", "demo"]), ({"path": 5}, ["model is 5"]), ({"path": b"demo"}, ["model is b'demo'"]),
+    ],
+)  # fmt: skip
+def test_arguments_of_load(arguments, words):
+    with refused(*words):
+        sa3_core.load(**{"path": "demo", **arguments})
+
+
+def test_a_dtype_may_be_named():
+    assert sa3_core.load("demo", dtype="bf16").dtype == torch.bfloat16
