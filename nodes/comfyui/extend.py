@@ -65,7 +65,7 @@ class ExtendJob:
         config = self.model.model.sa3_config
         model_rate, tail_samples = config.sample_rate, int(context * config.sample_rate)
         tail = to_model("The AUDIO", rate, waveform[..., -int(context * rate) - rate :], model_rate, config.same.audio_channels)
-        tail = tail[..., -tail_samples:]
+        tail = recording = tail[..., -tail_samples:]
         spare = rate != model_rate  # so that resampling back never falls short
         new_samples = resampled_length(added, rate, model_rate) + spare
         parts = windows(config, tail.shape[-1], new_samples, context, window)
@@ -82,7 +82,8 @@ class ExtendJob:
                 tail = torch.cat((tail, finished[i]), dim=-1)[..., -tail_samples:]
         bar.finish()
         n = waveform.shape[-1]
-        generated = pad(torch.cat(finished, dim=-1), (round(n * model_rate / rate), 0))
+        before = pad(recording, (round(n * model_rate / rate) - recording.shape[-1], 0))  # the first window already joins its last sample
+        generated = torch.cat((before, *finished), dim=-1)
         region = (n / rate, (n + added) / rate)
         out, _ = splice(pad(waveform, (0, added)), generated, [region], rate, model_rate, self.crossfade)
         store.discard()
@@ -133,7 +134,7 @@ def add_to(digest, value) -> None:
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     elif isinstance(value, (dict, list, tuple)):
         digest.update(f"{type(value).__name__} {len(value)}:".encode())
-        for part in sorted(value.items(), key=repr) if isinstance(value, dict) else value:
+        for part in sorted(value.items(), key=lambda item: repr(item[0])) if isinstance(value, dict) else value:
             add_to(digest, part)
     elif value is None or isinstance(value, (str, bool, int, float)):
         digest.update(f"{type(value).__name__} {value!r};".encode())

@@ -121,21 +121,43 @@ def test_extend_joins_windows_and_keeps_the_recording(sa3, load):
         assert steps[join - 240 : join + 240].max() <= 3 * steps[join - 4800 : join + 4800].quantile(0.999)
 
 
+@pytest.mark.parametrize("rate", [RATE, 48000])
+def test_a_wave_goes_on_across_the_first_join(sa3, load, monkeypatch, rate):
+    """The model continues a wave perfectly; no join may change it. The recording ends at a crest."""
+
+    def wave(first: int, count: int, rate: int) -> torch.Tensor:
+        t = torch.arange(first, first + count) / rate
+        return 0.4 * torch.cos(2 * math.pi * 200 * t).expand(1, 2, -1)
+
+    one, given = load("small"), round(0.5 * rate)
+    inputs = dict(model=one.model, vae=one.vae, positive=sa3.prompt(one.clip, "drone"), steps=2, seed=4)
+    inputs["audio"] = {"waveform": wave(1 - given, given, rate), "sample_rate": rate}
+    monkeypatch.setattr(one.vae, "decode_latents", lambda z, progress: wave(1 - round(0.3 * RATE), z.shape[-1] * 4096, RATE))
+    result, _ = sa3.run("SA3_Extend", **inputs, seconds=1.0, context=0.3, window=2.0)
+    steps = result["waveform"][0].diff(dim=-1).abs().amax(0)
+    assert steps[: given + rate // 2].max() <= 0.02
+
+
+def interrupted_at(sa3, monkeypatch, number: int) -> list:
+    """Interrupt the sampling of a window, counted from 1. The list has an element for each window that was begun."""
+    runs, sample = [], sa3.host.sampling.sample
+
+    def counted(*args, **kwargs):
+        runs.append(1)
+        if len(runs) == number:
+            raise KeyboardInterrupt
+        return sample(*args, **kwargs)
+
+    monkeypatch.setattr(sa3.host.sampling, "sample", counted)
+    return runs
+
+
 def test_an_interrupted_extension_goes_on_where_it_stopped(sa3, load, monkeypatch, base_directory):
     one, source = load("small"), clip(1.0)
     inputs = dict(model=one.model, vae=one.vae, positive=sa3.prompt(one.clip, "drone"), audio=source, steps=2, seed=4)
     settings = dict(seconds=3.0, context=0.5, window=1.5)
     undisturbed = sa3.run("SA3_Extend", **inputs, **settings)[0]["waveform"]
-    runs = []
-    sample = sa3.host.sampling.sample
-
-    def counted(*args, **kwargs):
-        runs.append(1)
-        if len(runs) == 3:
-            raise KeyboardInterrupt
-        return sample(*args, **kwargs)
-
-    monkeypatch.setattr(sa3.host.sampling, "sample", counted)
+    runs = interrupted_at(sa3, monkeypatch, 3)
     with pytest.raises(KeyboardInterrupt):
         sa3.run("SA3_Extend", **inputs, **settings)
     (job,) = (base_directory / "user" / "sa3_extend").iterdir()
@@ -154,15 +176,7 @@ def test_windows_of_another_job_are_not_used(sa3, load, monkeypatch, base_direct
     inputs = dict(model=one.model, vae=one.vae, positive=sa3.prompt(one.clip, "drone"), audio=source, steps=2, seed=4, cfg=2.0)
     inputs["negative"] = sa3.prompt(one.clip, "rain")
     settings = dict(seconds=2.0, context=0.5, window=1.5)
-    runs, sample = [], sa3.host.sampling.sample
-
-    def counted(*args, **kwargs):
-        runs.append(1)
-        if len(runs) == 2:
-            raise KeyboardInterrupt
-        return sample(*args, **kwargs)
-
-    monkeypatch.setattr(sa3.host.sampling, "sample", counted)
+    runs = interrupted_at(sa3, monkeypatch, 2)
     with pytest.raises(KeyboardInterrupt):
         sa3.run("SA3_Extend", **inputs, **settings)
     other = {
