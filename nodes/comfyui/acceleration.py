@@ -35,7 +35,7 @@ def casts_weights(module: torch.nn.Module) -> bool:
 
 
 def _with_graphs(clone, graphs: Graphs):
-    """The clone, all sampling of which is a run of `graphs`."""
+    """The clone; each sampling call on it is one run of `graphs`."""
 
     def sample(execute, *args, **kwargs):
         with graphs.run():
