@@ -16,6 +16,7 @@ from .comfyui.progress import LARGE, Progress, show_status, warn
 from .comfyui.schema import io, schema
 from .comfyui.vae import load_vae
 
+CHOICES = {"auto": None, **DTYPES}  # of dtype
 DTYPE_TIP = (
     "Number format. auto: fp16 on a GPU, fp32 on a CPU. fp32 is exact. fp16 uses half the memory and is several times faster on a GPU. "
     "bf16 has about eight times the error of fp16. The text encoder overflows in fp16: it runs in bf16 on a GPU that supports it, "
@@ -25,17 +26,6 @@ SAME_DTYPE_TIP = (
     "Number format. auto: fp16 on a GPU, with a signal-to-noise ratio of at least 55 dB against fp32; fp32 on a CPU. bf16 has about eight "
     "times the error of fp16."
 )
-
-
-def chosen(widget: str, choices: dict, name: str):
-    """choices[name]. ComfyUI 0.3.75 does not validate the combo widgets of V3 nodes."""
-    if name not in choices:
-        raise SA3Error(f"{widget} is '{name}'; choose one of {', '.join(choices)}.")
-    return choices[name]
-
-
-def dtype_of(name: str) -> torch.dtype | None:
-    return chosen("dtype", {"auto": None, **DTYPES}, name)
 
 
 class ModelLoader(io.ComfyNode):
@@ -60,7 +50,7 @@ class ModelLoader(io.ComfyNode):
             inputs=[
                 io.Combo.Input("model", options=[folders.AUTO, *folders.VARIANTS, *folders.DEMOS], default=folders.AUTO, tooltip=model),
                 io.Combo.Input("file", options=[folders.BY_NAME, *sorted(folders.releases())], default=folders.BY_NAME, tooltip=file),
-                io.Combo.Input("dtype", options=["auto", *DTYPES], default="auto", tooltip=DTYPE_TIP),
+                io.Combo.Input("dtype", options=list(CHOICES), default="auto", tooltip=DTYPE_TIP),
                 io.Combo.Input("text_encoder", options=encoders, default=folders.AUTO, tooltip=text_encoder),
                 io.Combo.Input("objective", options=list(OBJECTIVES), default="auto", optional=True, tooltip=objective),
             ],
@@ -84,11 +74,11 @@ class ModelLoader(io.ComfyNode):
         if opened.tensors.path.stat().st_size > LARGE:
             show_status(f"reading {opened.name}")
         watch.lap("open")
-        clip = load_clip(encoder, opened.config.conditioning, dtype_of(dtype))
+        clip = load_clip(encoder, opened.config.conditioning, CHOICES[dtype])
         watch.lap("text encoder")
-        patcher = load_model(opened, dtype_of(dtype))
+        patcher = load_model(opened, CHOICES[dtype])
         watch.lap("transformer")
-        vae = load_vae(opened, dtype_of(dtype))
+        vae = load_vae(opened, CHOICES[dtype])
         watch.lap("autoencoder")
         attach_autoencoder(patcher, vae)
         bar.finish()
@@ -116,7 +106,7 @@ class AutoencoderLoader(io.ComfyNode):
             inputs=[
                 io.Combo.Input("autoencoder", options=names, default=names[0], tooltip=autoencoder),
                 io.Combo.Input("file", options=[folders.BY_NAME, *sorted(folders.autoencoders())], default=folders.BY_NAME, tooltip=file),
-                io.Combo.Input("dtype", options=["auto", *DTYPES], default="auto", tooltip=SAME_DTYPE_TIP),
+                io.Combo.Input("dtype", options=list(CHOICES), default="auto", tooltip=SAME_DTYPE_TIP),
             ],
             outputs=[io.Vae.Output("VAE")],
         )
@@ -128,7 +118,7 @@ class AutoencoderLoader(io.ComfyNode):
     @classmethod
     def execute(cls, autoencoder, file, dtype) -> io.NodeOutput:
         opened = open_checkpoint(folders.find_autoencoder(autoencoder, file), autoencoder=True)
-        return io.NodeOutput(load_vae(opened, dtype_of(dtype)))
+        return io.NodeOutput(load_vae(opened, CHOICES[dtype]))
 
 
 WHEN = ["in background", "before first run"]
@@ -159,7 +149,7 @@ class Compile(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, when, how="auto") -> io.NodeOutput:
-        return io.NodeOutput(chosen("how", HOW, how)(model))
+        return io.NodeOutput(HOW[how or "auto"](model))
 
 
 NODES = [ModelLoader, AutoencoderLoader, Compile]

@@ -153,8 +153,6 @@ class Levels(io.ComfyNode):
     @classmethod
     def execute(cls, audio, normalize, target, limit, ceiling) -> io.NodeOutput:
         waveform, rate = read_audio("The AUDIO", audio)
-        if limit not in ("off", "true peak"):
-            raise SA3Error(f"limit is '{limit}'; choose one of off, true peak.")
         clips, report, warnings, changed = [], [], [], False
         for i, clip in enumerate(waveform):
             name = f"{i + 1}: " if len(waveform) > 1 else ""

@@ -29,10 +29,11 @@ def schema(node_id: str, **options) -> io.Schema:
 def checked(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
     """The node; its numbers, texts and choices are checked before it executes. ComfyUI does not check values of links, nor NaN."""
     execute = node.execute.__func__
+    definition_of = functools.cache(node.define_schema)  # its lists of files are of no use here, see FILES
 
     @functools.wraps(execute)
     def check_and_execute(cls, *args, **values):
-        definition = cls.define_schema()
+        definition = definition_of()
         for item in definition.inputs:
             if item.id not in values:
                 continue

@@ -15,6 +15,8 @@ from ..errors import SA3Error
 from ..files import create
 from .waveform import check_finite
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO)  # of the disk, not of the encoder
+
 
 @dataclass(frozen=True)
 class Format:
@@ -58,9 +60,6 @@ def quantize(waveform: Tensor, bits: int) -> tuple[Tensor, list[str]]:
             noise = torch.rand(scaled.shape, generator=generator, dtype=torch.float32, device="cpu")
             scaled += noise.double() - 0.5
     return scaled.round().clamp(-full, full - 1).to(torch.int32), warnings
-
-
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO)  # of the disk, not of the encoder
 
 
 def write(path: Path, waveform: Tensor, rate: int, kind: str, metadata: dict[str, str] | None = None) -> list[str]:

@@ -5,6 +5,7 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -31,7 +32,8 @@ class TensorFile:
         self.path = Path(path)
         check_file(self.path)
         try:
-            header_bytes(self.path)  # refuses a huge header, which safetensors would parse
+            with open(self.path, "rb") as file:
+                header_length(file)  # refuses a huge header, which safetensors would parse
             self.file = safe_open(self.path, framework="pt")
             self.names = frozenset(self.file.keys())
             longest = max(self.names, key=len, default="")
@@ -86,13 +88,18 @@ def is_finite(tensor: Tensor) -> bool:
     return math.isfinite(float(tensor.sum(dtype=torch.float32))) or bool(torch.isfinite(tensor).all())
 
 
+def header_length(file: BinaryIO) -> int:
+    """The length of the header of a safetensors file, read at its beginning. Raises ValueError for more than MAX_HEADER."""
+    length = int.from_bytes(file.read(8), "little")
+    if length > MAX_HEADER:
+        raise ValueError(f"its header would have {length} bytes")
+    return length
+
+
 def header_bytes(path: Path) -> bytes:
     """The JSON header of a safetensors file, unchecked. Raises ValueError for one larger than MAX_HEADER."""
     with open(path, "rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if length > MAX_HEADER:
-            raise ValueError(f"its header would have {length} bytes")
-        return file.read(length)
+        return file.read(header_length(file))
 
 
 def save(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
@@ -100,10 +107,14 @@ def save(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | N
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not is_finite(tensor):
             raise SA3Error(f"The tensor '{name}' exceeds the range of {tensor.dtype}; nothing was written.")
-    try:
-        publish(path, lambda part: save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part, metadata))
-    except SafetensorError as error:  # its form of the system's errors
-        raise SA3Error(f"{path} cannot be written ({error}), and nothing was. Make room, or choose another folder.") from error
+
+    def write(part: Path) -> None:
+        try:
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part, metadata)
+        except SafetensorError as error:  # its form of the system's errors
+            raise OSError(str(error)) from error
+
+    publish(path, write)
 
 
 def sha256(path: Path, progress: Callable[[int, int], None] | None = None) -> str:

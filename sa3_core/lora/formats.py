@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..checkpoints.tensors import PICKLES, TensorFile
+from ..checkpoints.tensors import PICKLES, TensorFile, is_finite
 from ..errors import SA3Error
 from ..files import parse_json, read_json
 from .algebra import Adapter, adapter_of
@@ -159,7 +159,7 @@ def _by_layer(path: Path, tensors: Mapping[str, Tensor]) -> tuple[dict[str, dict
         if not value.is_floating_point() and (value.numel() != 1 or value.is_complex()):
             raise SA3Error(f"{path}: the tensor '{key}' holds {value.dtype}; expected floating-point numbers.")
         value = value.float() if value.dtype == torch.float64 or not value.is_floating_point() else value
-        if not bool(torch.isfinite(value).all()):
+        if not is_finite(value):
             raise SA3Error(
                 f"{path}: the tensor '{key}' has values that are NaN or beyond float32; the file is damaged or its training diverged."
             )

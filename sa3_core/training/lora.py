@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .. import __version__
 from ..audio import files as audio_files
-from ..checkpoints.tensors import save
+from ..checkpoints.tensors import is_finite, save
 from ..errors import SA3Error
 from ..lora.fit import checkpoint_bases
 from ..lora.formats import BASES, read_bases, read_lora
@@ -213,7 +213,7 @@ class _TrainingRun:
         settings, clips, step = self.settings, self.clips, self.trainer.step
         epoch = step * settings.batch // max(1, len(clips.training))
         tensors = self.adapters.tensors()
-        overflow = next((name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())), None)
+        overflow = next((name for name, tensor in tensors.items() if not is_finite(tensor)), None)
         if overflow is not None:
             raise SA3Error(f"The tensor '{overflow}' exceeds the range of float16 at step {step}; train with a lower learning rate.")
         # One metadata key: safetensors does not fix the order of several, and the same run must give the same file.

@@ -43,16 +43,16 @@ class RunFiles:
                 )
         if self.out.exists() and (not (self.folder / STATE).is_file() or read_lora(self.out).config.get("run") != self.run_id):
             raise SA3Error(f"{self.out} exists already and is not of this run; choose another name.")
-        self.write(note, self.identity)
+        self._write(note, self.identity)
 
     def check_data(self, fingerprint: str) -> None:
         """Raise SA3Error when a run that is resumed had other clips or captions."""
         note = self.folder / "data.json"
         if (self.folder / STATE).is_file() and note.is_file() and read_json(note, "the fingerprint of clips") != fingerprint:
             raise SA3Error(f"The clips or captions of the run in {self.folder} have changed; restore them, or choose another name.")
-        self.write(note, fingerprint)
+        self._write(note, fingerprint)
 
-    def write(self, note: Path, value) -> None:
+    def _write(self, note: Path, value) -> None:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             note.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")

@@ -85,6 +85,21 @@ def watched(told):
             handle.remove()
 
 
+def fake_captures(monkeypatch, graphs) -> list:
+    """Capturing without a GPU, for the module `graphs`: a replay runs the same function on the same buffers. The captured functions."""
+    captured = []
+
+    def capture(function, device, pool):
+        function()
+        captured.append(function)
+        return function
+
+    monkeypatch.setattr(graphs, "capture", capture)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: "a pool")
+    monkeypatch.setattr(graphs.Graphs, "_unusable", staticmethod(lambda x: ""))
+    return captured
+
+
 def randn(*shape, seed: int = 0, dtype=torch.float32) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 

@@ -4,25 +4,14 @@ import importlib
 
 import pytest
 import torch
-from core_support import rel_error
+from core_support import fake_captures, rel_error
 
 ROUNDING = 1e-5
 
 
 @pytest.fixture
 def captures(sa3, monkeypatch) -> list:
-    """Capturing without a GPU: a replay runs the same function on the same buffers. The list of captured functions."""
-    graphs, captured = importlib.import_module("sa3_pack.sa3_core.backends.graphs"), []
-
-    def capture(function, device, pool):
-        function()
-        captured.append(function)
-        return function
-
-    monkeypatch.setattr(graphs, "capture", capture)
-    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: "a pool")
-    monkeypatch.setattr(graphs.Graphs, "_unusable", staticmethod(lambda x: ""))
-    return captured
+    return fake_captures(monkeypatch, importlib.import_module("sa3_pack.sa3_core.backends.graphs"))
 
 
 def graphed(sa3, model, how="auto"):

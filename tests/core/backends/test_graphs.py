@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from core_support import FAMILIES, randn
+from core_support import FAMILIES, fake_captures, randn
 
 import sa3_core
 from sa3_core.backends import graphs
@@ -16,18 +16,7 @@ ON_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA 
 
 @pytest.fixture
 def captures(monkeypatch):
-    """Replace capturing: a replay runs the same function on the same buffers. Returns the list of captured functions."""
-    captured = []
-
-    def capture(function, device, pool):
-        function()
-        captured.append(function)
-        return function
-
-    monkeypatch.setattr(graphs, "capture", capture)
-    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: "a pool")
-    monkeypatch.setattr(Graphs, "_unusable", staticmethod(lambda x: ""))
-    return captured
+    return fake_captures(monkeypatch, graphs)
 
 
 def conditions_of(model, batch: int, frames: int, lengths=None, local=False, seed=1) -> Conditions:
