@@ -84,7 +84,7 @@ def through_nodes(path: Path, autoencoder: bool, comfyui: Path) -> dict:
                 (vae,) = nodes["SA3_AutoencoderLoader"].execute(autoencoder="SAME-S", file=path.name, dtype="auto").args
                 return [vae.first_stage_model]
             model, clip, vae = nodes["SA3_ModelLoader"].execute(model="auto", file=path.name, dtype="auto", text_encoder="auto").args
-            return [model.model.diffusion_model, clip.cond_stage_model, vae.first_stage_model]
+            return [model.model, clip.cond_stage_model, vae.first_stage_model]
 
         return measure(load)
 

@@ -10,8 +10,8 @@ from torch import Tensor
 from ...sa3_core.errors import SA3Error
 from ...sa3_core.lora.algebra import Adapter, apply_stack
 from ...sa3_core.lora.fit import fit_lora, open_lora
-from ...sa3_core.lora.formats import BASES, PEFT_CONFIG
-from ...sa3_core.lora.stack import Stack, weight_name
+from ...sa3_core.lora.formats import BASES, PEFT_CONFIG, SECONDS
+from ...sa3_core.lora.stack import Stack
 from . import folders, run_options
 from . import model as host_model
 
@@ -47,9 +47,14 @@ def with_stack(model, stack: Stack):
     clone = model.clone()
     others = {key: [patch for patch in patches if not isinstance(patch[1], StackAdapter)] for key, patches in clone.patches.items()}
     clone.patches = {key: patches for key, patches in others.items() if patches}
-    clone.add_patches({f"diffusion_model.{weight_name(layer)}": StackAdapter.of(entries) for layer, entries in stack.patches().items()})
+    clone.add_patches({weight_key(layer): StackAdapter.of(entries) for layer, entries in stack.patches().items()})
     clone.model_options = run_options.updated(clone.model_options, stack=stack)
     return clone
+
+
+def weight_key(layer: str) -> str:
+    """The name of a layer's weight in a MODEL."""
+    return f"conditioner.{layer}.weight" if layer == SECONDS else f"diffusion_model.{layer}.weight"
 
 
 def add_lora(model, name: str, **settings):
@@ -57,10 +62,10 @@ def add_lora(model, name: str, **settings):
     inner, path = host_model.sa3_model(model), find_lora(name)
     cache, key = inner.sa3_adapters, fingerprint(name)
     if key not in cache:
-        cache[key] = open_lora(path, inner.diffusion_model, inner.sa3_name, inner.sa3_path, base_on_disk)
+        cache[key] = open_lora(path, inner, inner.sa3_name, inner.sa3_path, base_on_disk)
         while len(cache) > KEPT_FILES:
             del cache[next(iter(cache))]
-    stack = stack_of(model).with_lora(fit_lora(cache[key], inner.diffusion_model, inner.sa3_name, **settings))
+    stack = stack_of(model).with_lora(fit_lora(cache[key], inner, inner.sa3_name, **settings))
     return with_stack(model, stack), stack
 
 

@@ -25,14 +25,16 @@ from ...sa3_core.checkpoints import checkpoint
 from ...sa3_core.checkpoints.checkpoint import Checkpoint
 from ...sa3_core.config import FRAME, ModelConfig
 from ...sa3_core.errors import SA3Error
+from ...sa3_core.models.conditioning import Conditioner
 from ...sa3_core.models.conditions import Conditions, LocalInput
-from ...sa3_core.models.release import ConditionedDiT
+from ...sa3_core.models.dit import DiT
 from ...sa3_core.timeline.durations import Lengths, lengths, seconds_of
 from . import run_options
 from .operations import Operations
 from .patchers import patcher_over
 
 RUN_INPUTS = "sa3_run"  # key of a conditioning entry with the RunInputs of our sampler
+DIT_PREFIX, CONDITIONER_PREFIX = "model.model.", "conditioner."  # of a release's tensors
 ROWS_PER_TOKEN = 24  # live activations of a layer per token, in rows of `width`: feed-forward 12, attention and residuals the rest
 
 
@@ -43,12 +45,12 @@ class RunInputs:
         self.lengths, self.local = lengths, local
         self.embeddings: LocalInput | None = None
 
-    def local_embeddings(self, module: ConditionedDiT, frames: int, device, dtype) -> LocalInput:
+    def local_embeddings(self, dit: DiT, frames: int, device, dtype) -> LocalInput:
         """The embedded local input, computed for the first condition that needs it."""
         if self.embeddings is None:
-            dim = module.config.dit.local_dim
+            dim = dit.config.local_dim
             local = torch.zeros(1, dim, 1, device=device, dtype=dtype) if self.local is None else self.local.to(device, dtype)
-            self.embeddings = module.dit.local_embeddings(local, frames)
+            self.embeddings = dit.local_embeddings(local, frames)
         return self.embeddings
 
 
@@ -75,14 +77,17 @@ class CondInputs(comfy.conds.CONDRegular):
         return [self.cond.batch, self.cond.frames]
 
 
-class Denoiser(ConditionedDiT):
-    """`ConditionedDiT` with the call signature that ComfyUI's BaseModel uses."""
+class Denoiser(DiT):
+    """The transformer with the call signature that ComfyUI's BaseModel uses, and the layer names of core's Stable Audio 3, which LoRA
+    files for ComfyUI contain."""
 
     def __init__(self, config: ModelConfig, operations, dtype: torch.dtype):
-        super().__init__(config, operations, device="meta", dtype=dtype)
+        super().__init__(config.dit, operations, "meta", dtype)
         self.dtype = dtype
 
     def forward(self, x, t, context=None, control=None, transformer_options=None, **kwargs):
+        if isinstance(context, Conditions):  # CUDA graphs and scheduled LoRAs call the network itself
+            return super().forward(x, t, context)
         core = transformer_options or {}
         wrappers = get_all_wrappers(WrappersMP.DIFFUSION_MODEL, core)  # of other nodes, such as EasyCache
         return WrapperExecutor.new_class_executor(self._forward, self, wrappers).execute(x, t, context, control, core, **kwargs)
@@ -92,11 +97,11 @@ class Denoiser(ConditionedDiT):
         times = options.times_of(core.get("sigmas"))
         if times is not None:
             t = times.repeat(len(x) // len(times))  # core runs all conditions as one batch, or one by one
-        network = self.dit if options.graphs is None else partial(options.graphs.velocity, self.dit)
+        network = super().forward if options.graphs is None else partial(options.graphs.velocity, self)
         if not options.stack.scheduled:
             return network(x, t, sa3_inputs)
         sigmas = core.get("sample_sigmas") if options.sigmas is None else options.sigmas
-        return options.stack.velocity(self.dit, x, t, sa3_inputs, sigmas, read_weight, network)
+        return options.stack.velocity(self, x, t, sa3_inputs, sigmas, read_weight, network)
 
 
 class SA3Latents(comfy.latent_formats.LatentFormat):
@@ -114,16 +119,23 @@ class SA3ModelConfig(comfy.supported_models_base.BASE):
 class SA3Model(comfy.model_base.BaseModel):
     """A flow model whose timestep is the noise level."""
 
-    def __init__(self, config: ModelConfig, denoiser: Denoiser, compute_dtype: torch.dtype, name: str, path: Path):
+    def __init__(
+        self, config: ModelConfig, denoiser: Denoiser, conditioner: Conditioner, compute_dtype: torch.dtype, name: str, path: Path
+    ):  # fmt: skip
         host = SA3ModelConfig(SA3ModelConfig.unet_config)
         host.latent_format.latent_channels = config.same.latent_dim
         host.latent_format.temporal_downscale_ratio = config.same.samples_per_frame
         host.set_inference_dtype(denoiser.dtype, compute_dtype if compute_dtype != denoiser.dtype else None)
         super().__init__(host, comfy.model_base.ModelType.FLOW)
-        self.diffusion_model = denoiser
+        self.diffusion_model, self.conditioner = denoiser, conditioner
         self.sa3_config, self.sa3_name, self.sa3_path = config, name, path
         self.sa3_adapters: dict = {}  # LoRA files fitted to this model
         self.sa3_loaded: dict = {}  # run_record.load_record
+
+    @property
+    def dit(self) -> Denoiser:
+        """With `conditioner`, what `sa3_core.lora` asks of a model."""
+        return self.diffusion_model
 
     @property
     def compute_dtype(self) -> torch.dtype:
@@ -149,15 +161,15 @@ class SA3Model(comfy.model_base.BaseModel):
         """What all steps of a run share, for one condition. Core calls this once per run, after the weights are loaded."""
         noise, device, dtype = kwargs["noise"], kwargs["device"], self.compute_dtype
         run = kwargs.get(RUN_INPUTS) or RunInputs(unpadded_lengths(self.sa3_config, noise, kwargs.get("seconds_total")))
-        module, lengths = self.diffusion_model, run.lengths
+        dit, lengths = self.diffusion_model, run.lengths
         rows, mask = prompt_rows(kwargs.get("cross_attn"), kwargs.get("attention_mask"), len(lengths))
         rows = rows.to(device, dtype)
-        cond = module.conditioner(rows, mask, lengths.seconds, negative=kwargs.get("prompt_type") == "negative")
+        cond = self.conditioner(rows, mask, lengths.seconds, negative=kwargs.get("prompt_type") == "negative")
         cross_attn = cond.cross_attn
         if rows.shape[1] and not bool(rows.any()):  # ConditioningZeroOut, or no negative: the reference's empty context
             cross_attn = torch.zeros_like(cross_attn)
-        local = run.local_embeddings(module, max(lengths.valid), device, dtype)
-        return {"sa3_inputs": CondInputs(module.dit.prepare(cross_attn, cond.global_cond, local, lengths.frames, lengths.valid))}
+        local = run.local_embeddings(dit, max(lengths.valid), device, dtype)
+        return {"sa3_inputs": CondInputs(dit.prepare(cross_attn, cond.global_cond, local, lengths.frames, lengths.valid))}
 
     def memory_required(self, input_shape, cond_shapes=None) -> float:
         """Bytes of activations for latents of input_shape, and of the constants that extra_conds computes."""
@@ -204,16 +216,20 @@ def load_model(opened: Checkpoint, weight_dtype: torch.dtype | None, disable_dyn
     """A ModelPatcher over the transformer and conditioner of a checkpoint. weight_dtype: None = the one that ComfyUI prefers."""
     watch = run_record.Stopwatch()
     device, offload = comfy.model_management.get_torch_device(), comfy.model_management.unet_offload_device()
-    meta = ConditionedDiT(opened.config, device="meta")  # with dynamic VRAM, ComfyUI's layers have no weights yet
-    parameters = sum(p.numel() for p in meta.parameters())
+    config = opened.config
+    parts = DiT(config.dit, device="meta"), Conditioner(config.conditioning, device="meta")
+    dit_names, conditioner_names = (part.state_dict() for part in parts)  # with dynamic VRAM, ComfyUI's layers have no weights yet
+    parameters = sum(p.numel() for part in parts for p in part.parameters())
     dtype = weight_dtype or comfy.model_management.unet_dtype(device, parameters)
     cast = None
     if weight_dtype is None or not computes_in(dtype, device):
         cast = comfy.model_management.unet_manual_cast(dtype, device)
-    denoiser = Denoiser(opened.config, Operations if cast is None else comfy.ops.manual_cast, dtype)
+    operations = Operations if cast is None else comfy.ops.manual_cast
+    denoiser, conditioner = Denoiser(config, operations, dtype), Conditioner(config.conditioning, operations, "meta", dtype)
     initial = comfy.model_management.unet_inital_load_device(parameters, dtype)
-    checkpoint.load_into(denoiser, opened.tensors, dtype=dtype, device=initial, names=meta.state_dict())
-    model = SA3Model(opened.config, denoiser, cast or dtype, opened.name, opened.path)
+    checkpoint.load_into(denoiser, opened.tensors, DIT_PREFIX, dtype, initial, dit_names)
+    checkpoint.load_into(conditioner, opened.tensors, CONDITIONER_PREFIX, dtype, initial, conditioner_names)
+    model = SA3Model(config, denoiser, conditioner, cast or dtype, opened.name, opened.path)
     model.sa3_loaded = run_record.load_record(opened, dtype, device, watch)
     reload = reload_model, (opened.path, opened.objective, weight_dtype)
     return patcher_over(model, device, offload, reload, disable_dynamic)

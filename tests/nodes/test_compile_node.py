@@ -55,7 +55,7 @@ def test_graphs_are_discarded_when_the_weights_leave_the_device(sa3, load, captu
 
 def test_weights_that_are_cast_in_every_step_are_not_recorded_and_the_node_says_so(sa3, load, captures, monkeypatch):
     parts = load("small")
-    layer = parts.model.model.diffusion_model.dit.transformer.layers[0].self_attn.to_out
+    layer = parts.model.model.diffusion_model.transformer.layers[0].self_attn.to_out
     monkeypatch.setattr(layer, "comfy_cast_weights", True)
     out, info = sa3.sample(graphed(sa3, parts.model), sa3.prompt(parts.clip, "rain"), sa3.empty(1.0), steps=2)
     assert "converted" in info["compiled"] and "CUDA graphs" in info["warnings"][-1] and not captures

@@ -58,7 +58,7 @@ def test_every_text_input_is_known_to_name_a_file_or_not_to(node_classes):
 @pytest.mark.parametrize("name", HOSTILE)
 def test_reading(sa3, load, comfy, base_directory, name):
     one = load("small")
-    write_lora(base_directory / "escape.safetensors", one.model.model.diffusion_model)  # what a traversal would reach
+    write_lora(base_directory / "escape.safetensors", one.model.model)  # what a traversal would reach
     for suffix in ("", ".safetensors"):
         for node, key in sorted(READ):
             whole = {"model": one.model, "clip": one.clip, "vae": one.vae}
@@ -71,7 +71,7 @@ def test_reading(sa3, load, comfy, base_directory, name):
 def test_writing(sa3, load, comfy, base_directory, name):
     one = load("small")
     lora = "of-names.safetensors"
-    write_lora(base_directory / "models" / "loras" / lora, one.model.model.diffusion_model)
+    write_lora(base_directory / "models" / "loras" / lora, one.model.model)
     comfy.folder_paths.filename_list_cache.clear()
     stacked = sa3.run("SA3_LoRAStack", model=one.model, lora=lora)[0]
     audio = {"waveform": randn(1, 2, 500) * 0.1, "sample_rate": 44100}

@@ -27,7 +27,7 @@ def folder(base_directory):
 @pytest.fixture(scope="module")
 def files(load, folder) -> dict[str, str]:
     """One tiny LoRA of each type for the tiny small model, by type."""
-    module = load("small").model.model.diffusion_model
+    module = load("small").model.model
     return {kind: write_lora(folder / f"{kind}.safetensors", module, kind, seed=i).name for i, kind in enumerate(KINDS)}
 
 
@@ -105,7 +105,7 @@ def test_strength_zero_and_an_interval_never_met(sa3, load, files):
 
 def test_clones_are_apart_and_foreign_patches_stay(sa3, load, files):
     parts = load("small")
-    key = "diffusion_model.model.model.transformer.layers.0.self_attn.to_qkv.weight"
+    key = "diffusion_model.transformer.layers.0.self_attn.to_qkv.weight"
     foreign = parts.model.clone()
     foreign.add_patches({key: ("diff", (0.1 * randn(*parts.model.model.state_dict()[key].shape),))})
     a, _ = stack(sa3, foreign, files["dora-rows"])
@@ -172,7 +172,7 @@ def test_bad_input(sa3, load, files, pickled):
 
 
 def test_a_replaced_file_is_noticed(sa3, load, folder):
-    module = load("small").model.model.diffusion_model
+    module = load("small").model.model
     cls, parts = sa3.classes["SA3_LoRAStack"], load("small")
     path = write_lora(folder / "changing.safetensors", module)
     first, one = cls.fingerprint_inputs(lora=path.name, strength=1.0), stack(sa3, parts.model, path.name)[0]

@@ -6,7 +6,7 @@ from core_support import FAMILIES, randn, rel_error
 from node_support import same_weights, weights
 
 ROUNDING = 1e-5  # what is cast in goes through torch's own product, what is loaded through the fastest one
-PATCHED = "diffusion_model.model.model.transformer.layers.0.self_attn.to_qkv.weight"
+PATCHED = "diffusion_model.transformer.layers.0.self_attn.to_qkv.weight"
 
 
 @pytest.fixture
@@ -100,7 +100,7 @@ def test_a_patched_clone_and_its_origin(sa3, comfy, resident, request, partly):
 
 def test_a_patch_of_the_conditioner_reaches_the_run(sa3, resident):
     parts, wanted = resident("small")
-    key = "diffusion_model.conditioner.conditioners.seconds_total.embedder.embedding.1.weight"
+    key = "conditioner.conditioners.seconds_total.embedder.embedding.1.weight"
     clone = parts.model.clone()
     assert clone.add_patches({key: ("diff", (randn(*parts.model.model.state_dict()[key].shape),))}, 0.1) == [key]
     assert rel_error(run(sa3, parts, clone), wanted) > 1e-3

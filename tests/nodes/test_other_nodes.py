@@ -23,7 +23,7 @@ def through_core(comfy, sa3, parts, model) -> torch.Tensor:
 @pytest.fixture
 def scheduled(sa3, load, comfy, base_directory):
     """A MODEL with a LoRA that acts at low noise levels only."""
-    module = load("small-base").model.model.diffusion_model
+    module = load("small-base").model.model
     write_lora(base_directory / "models" / "loras" / "other_nodes.safetensors", module, seed=3)
     comfy.folder_paths.filename_list_cache.clear()
     return sa3.run("SA3_LoRAStack", model=load("small-base").model, lora="other_nodes.safetensors", end=0.7)[0]
@@ -56,7 +56,7 @@ def test_a_scheduled_lora_survives_replaced_transformer_options(sa3, load, comfy
 @pytest.mark.parametrize("how", ["weight", "hook", "object"])
 def test_a_patch_of_a_layer_takes_effect_and_leaves_nothing_behind(sa3, load, how, layer):
     parts = load("small")
-    name = f"diffusion_model.model.model.{layer}"
+    name = f"diffusion_model.{layer}"
     plain, model, module = sample(sa3, parts, parts.model)[0], parts.model.clone(), parts.model.model.get_submodule(name)
     hook = None
     if how == "weight":
@@ -88,7 +88,7 @@ def test_easycache_skips_steps(sa3, load):
     parts, steps = load("small"), []
     node = importlib.import_module("comfy_extras.nodes_easycache").EasyCacheNode
     model = node.execute(parts.model, 1e6, 0.0, 1.0, False).args[0]
-    hook = parts.model.model.diffusion_model.dit.transformer.layers[0].register_forward_hook(lambda *args: steps.append(1))
+    hook = parts.model.model.diffusion_model.transformer.layers[0].register_forward_hook(lambda *args: steps.append(1))
     found = sa3.sample(model, sa3.prompt(parts.clip, "rain"), sa3.empty(1.0), seed=1, steps=8, sampler="euler")[0]
     hook.remove()
     assert 0 < len(steps) < 8 and torch.isfinite(found["samples"]).all()

@@ -201,7 +201,7 @@ def test_an_overflow_in_sixteen_bits_is_repeated_in_float32_said_and_recorded(sa
     monkeypatch.setattr(host.model, "computes_in", lambda dtype, device: True)
     one = sa3.load(file="stable-audio-3-small-music", dtype="fp16")
     same = one.vae.first_stage_model
-    blocks = one.model.model.diffusion_model.dit.transformer.layers if part == "latents" else same.decoder.layers[3].transformers
+    blocks = one.model.model.diffusion_model.transformer.layers if part == "latents" else same.decoder.layers[3].transformers
     with torch.inference_mode():
         for block in blocks:  # each adds this to the residual stream
             block.ff.ff[2].bias.fill_(6e4)

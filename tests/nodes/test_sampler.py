@@ -193,7 +193,7 @@ def test_products_with_a_bias_in_bfloat16_are_onednns_under_comfyui_too(sa3, loa
     latents, _ = sa3.sample(parts.model, sa3.prompt(parts.clip, "rain"), sa3.empty(1.0), steps=1)
     monkeypatch.setattr(sa3.core.cpu, "onednn_linear", lambda *args: seen.append(args[1]) or plain(*args))
     again, _ = sa3.sample(parts.model, sa3.prompt(parts.clip, "rain"), sa3.empty(1.0), steps=1)
-    layers = parts.model.model.diffusion_model.dit.transformer.layers
+    layers = parts.model.model.diffusion_model.transformer.layers
     assert all(any(weight is module.weight for weight in seen) for layer in layers for module in (layer.ff.ff[0].proj, layer.ff.ff[2]))
     assert torch.equal(again["samples"], latents["samples"])
     seen.clear()
