@@ -5,7 +5,7 @@ import torch
 from ..sa3_core.errors import SA3Error
 from ..sa3_core.timeline.durations import seconds_of
 from ..sa3_core.timeline.regions import parse_regions
-from ..sa3_core.timeline.splicing import splice, wrap_jump
+from ..sa3_core.timeline.splicing import repeated, splice, wrap_jump
 from .comfyui import model as host_model
 from .comfyui import vae as host_vae
 from .comfyui.extend import ExtendJob
@@ -14,7 +14,7 @@ from .comfyui.live_preview import live_preview
 from .comfyui.preview import editor_audio
 from .comfyui.sampling import check_inputs
 from .comfyui.schema import io, schema
-from .inputs import chunk_inputs, count, guidance_input, negative_input, number, padding_input, preview_input, sampling_inputs
+from .inputs import chunk_inputs, copies_input, count, guidance_input, negative_input, number, padding_input, preview_input, sampling_inputs
 
 ROLL = "sa3_roll"  # key of an AUDIO: samples by which SA3_Loop rotated it; SA3_Splice rotates the result back
 SHOWN = [io.Hidden.prompt, io.Hidden.extra_pnginfo, io.Hidden.unique_id]  # read by `editor_audio`
@@ -58,13 +58,14 @@ class Continue(io.ComfyNode):
                 io.Combo.Input("side", options=["after", "before"], default="after", tooltip=side),
                 padding_input(),
                 *chunk_inputs(),
+                copies_input(),
             ],
             outputs=[io.Latent.Output("LATENT"), io.String.Output("REGIONS"), io.Audio.Output("ORIGINAL")],
             hidden=SHOWN,
         )
 
     @classmethod
-    def execute(cls, audio, vae, seconds, side, padding, chunk_size, overlap) -> io.NodeOutput:
+    def execute(cls, audio, vae, seconds, side, padding, chunk_size, overlap, batch_size=1) -> io.NodeOutput:
         vae = host_vae.require(vae)
         config = vae.sa3_config
         waveform, rate = read_audio("The AUDIO", audio)
@@ -77,14 +78,15 @@ class Continue(io.ComfyNode):
                 "in one run. Add less, or use SA3 Extend."
             )
         original = {"waveform": longer, "sample_rate": rate}
-        latent = encode_whole(vae, original, padding, chunk_size, overlap)
+        latent = encode_whole(vae, original, padding, chunk_size, overlap, batch_size)
         region = (given, total) if side == "after" else (0.0, added / rate)
         return io.NodeOutput(*mask_regions(latent, [region]), original, ui=editor_audio(audio, cls.hidden))
 
 
-def encode_whole(vae, audio: dict, padding: float, chunk_size: int, overlap: int) -> dict:
+def encode_whole(vae, audio: dict, padding: float, chunk_size: int, overlap: int, copies: int) -> dict:
     clip = read_clip(audio, vae.sa3_config)
-    return encode_clip(vae, clip, seconds_of(clip.shape[-1], vae.sa3_config.sample_rate), padding, chunk_size, overlap)
+    seconds = seconds_of(clip.shape[-1], vae.sa3_config.sample_rate)
+    return encode_clip(vae, clip, seconds, padding, chunk_size, overlap, copies=copies)
 
 
 class Loop(io.ComfyNode):
@@ -105,12 +107,15 @@ class Loop(io.ComfyNode):
                 number("seam", 1.0, 0.1, 20.0, 0.1, "Seconds to regenerate around the seam, half on each side."),
                 padding_input(),
                 *chunk_inputs(),
+                copies_input(),
             ],
             outputs=[io.Latent.Output("LATENT"), io.String.Output("REGIONS"), io.Audio.Output("ORIGINAL")],
         )
 
     @classmethod
-    def execute(cls, vae, bpm, bars, beats_per_bar, seam, padding, chunk_size, overlap, audio=None, latent=None) -> io.NodeOutput:
+    def execute(
+        cls, vae, bpm, bars, beats_per_bar, seam, padding, chunk_size, overlap, audio=None, latent=None, batch_size=1
+    ) -> io.NodeOutput:  # fmt: skip
         vae = host_vae.require(vae)
         if (audio is None) == (latent is None):
             found = "neither" if audio is None else "both"
@@ -133,7 +138,7 @@ class Loop(io.ComfyNode):
         middle = length // 2
         rotated = torch.roll(waveform[..., :length], middle, dims=-1)  # the end meets the start at sample `middle`
         original = {"waveform": rotated, "sample_rate": rate, ROLL: middle}
-        encoded = encode_whole(vae, original, padding, chunk_size, overlap)
+        encoded = encode_whole(vae, original, padding, chunk_size, overlap, batch_size)
         return io.NodeOutput(*mask_regions(encoded, [(middle / rate - seam / 2, middle / rate + seam / 2)]), original)
 
 
@@ -148,7 +153,9 @@ class Splice(io.ComfyNode):
             "sample rate and channel count.",
             inputs=[
                 io.Audio.Input("original", tooltip="The unchanged recording, or ORIGINAL of SA3 Continue or SA3 Loop."),
-                io.Audio.Input("generated", tooltip="The decoded result of the sampler, on the same timeline."),
+                io.Audio.Input(
+                    "generated", tooltip="The decoded result of the sampler, on the same timeline. Variations share one original."
+                ),
                 io.String.Input("regions", default="", tooltip="Regions to take from the generated audio; connect REGIONS."),
                 number("crossfade", 0.02, 0.0, 5.0, 0.005, "Equal-power crossfade in seconds, inside the region. 0 = none."),
                 io.Boolean.Input("match_level", default=False, tooltip=level),
@@ -161,7 +168,7 @@ class Splice(io.ComfyNode):
         before, rate = read_audio("The original", original)
         waveform, generated_rate = read_audio("The generated AUDIO", generated)
         after, seams = splice(before, waveform, parse_regions(regions), rate, generated_rate, crossfade, match_level)
-        difference, report = after - before, str(seams)
+        difference, report = after - repeated(before, len(after)), str(seams)
         if rotation := original.get(ROLL, 0):
             after, difference = (torch.roll(clip, -rotation, dims=-1) for clip in (after, difference))
             step, usual = wrap_jump(after)

@@ -27,6 +27,10 @@ def padding_input() -> io.Float.Input:
     return number("padding", PADDING_SECONDS, 0.0, 30.0, 0.5, tooltip)
 
 
+def copies_input() -> io.Int.Input:
+    return count("batch_size", 1, 1, 64, "Number of variations to sample from the same latents.", optional=True)
+
+
 def chunk_inputs() -> list:
     size = "Latent frames (93 ms each) processed at once. Smaller chunks use less memory; the result is the same."
     return [

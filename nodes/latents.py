@@ -11,10 +11,10 @@ from ..sa3_core.models.same import Noise
 from ..sa3_core.sampling import hints
 from ..sa3_core.timeline.durations import check_padding, decode_frames, seconds_of
 from .comfyui import vae as host_vae
-from .comfyui.latent import PADDING, SAMPLES_PER_FRAME, SECONDS, encode_clip, read_clip, read_latent
+from .comfyui.latent import PADDING, SAMPLES_PER_FRAME, SECONDS, duration_warnings, encode_clip, read_clip, read_latent
 from .comfyui.progress import Progress, warn
 from .comfyui.schema import SEED, io, schema
-from .inputs import chunk_inputs, count, number, padding_input
+from .inputs import chunk_inputs, copies_input, count, number, padding_input
 
 CHANNELS, ALIGN = 256, 2  # of the released models; the Sampler fits an empty LATENT to its model
 LONGEST = 384.0  # seconds, the range of the seconds embedder
@@ -80,16 +80,17 @@ class SAMEEncode(io.ComfyNode):
                 padding_input(),
                 *chunk_inputs(),
                 io.Combo.Input("more_channels", options=options, default="refuse", tooltip=channels),
+                copies_input(),
             ],
             outputs=[io.Latent.Output("LATENT")],
         )
 
     @classmethod
-    def execute(cls, audio, vae, seconds, padding, chunk_size, overlap, more_channels="refuse") -> io.NodeOutput:
+    def execute(cls, audio, vae, seconds, padding, chunk_size, overlap, more_channels="refuse", batch_size=1) -> io.NodeOutput:
         vae = host_vae.require(vae)
         clip = read_clip(audio, vae.sa3_config, more_channels)
         duration = seconds or seconds_of(clip.shape[-1], vae.sa3_config.sample_rate)
-        return io.NodeOutput(encode_clip(vae, clip, duration, padding, chunk_size, overlap))
+        return io.NodeOutput(encode_clip(vae, clip, duration, padding, chunk_size, overlap, copies=batch_size))
 
 
 class SAMEDecode(io.ComfyNode):
@@ -129,6 +130,7 @@ class SAMEDecode(io.ComfyNode):
             part(1, 1)  # a short clip is a single chunk, which reports nothing
             clips += [audio[j : j + 1, :, : source.lengths.samples[i]] for j, i in enumerate(items)]
         bar.finish()
+        warnings += duration_warnings(latent, source)
         warn(*dict.fromkeys([*warnings, *(sentence for clip in clips for sentence in hints.audio_warnings(clip))]))
         if len({clip.shape[-1] for clip in clips}) == 1:
             clips = [torch.cat(clips)]

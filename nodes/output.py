@@ -1,8 +1,8 @@
 """Nodes that write files."""
 
 from ..sa3_core.audio import files as audio_files
-from ..sa3_core.errors import SA3Error
 from .comfyui import output_files
+from .comfyui.latent import open_audio
 from .comfyui.progress import warn
 from .comfyui.schema import io, schema
 
@@ -36,14 +36,13 @@ class SaveAudio(io.ComfyNode):
 
     @classmethod
     def execute(cls, audio, filename_prefix, format, run_info=None, audioUI=None) -> io.NodeOutput:
-        if not isinstance(audio, dict) or "waveform" not in audio:
-            raise SA3Error(f"The audio to save is {type(audio).__name__}; expected an AUDIO, for example of SA3_SAMEDecode.")
+        waveforms, rate = open_audio("The AUDIO", audio)
         hidden = cls.hidden
         metadata = output_files.metadata(hidden.prompt, hidden.extra_pnginfo, run_info) if hidden else {}
         files, warnings = [], []
-        for i, waveform in enumerate(audio["waveform"]):
+        for i, waveform in enumerate(waveforms):
             folder, name, counter, subfolder = output_files.next_output(filename_prefix, i)
-            path, messages = audio_files.write_next(folder, name, counter, waveform, audio["sample_rate"], format, metadata)
+            path, messages = audio_files.write_next(folder, name, counter, waveform, rate, format, metadata)
             files.append({"filename": path.name, "subfolder": subfolder, "type": "output"})
             warnings += [f"{path.name}: {message}" for message in messages]
         warn(*warnings)

@@ -7,7 +7,7 @@ from ..sa3_core.audio.checks import parse_items, review
 from ..sa3_core.errors import SA3Error
 from ..sa3_core.run_record import item_seeds
 from .comfyui import preview
-from .comfyui.latent import read_audio
+from .comfyui.latent import open_audio, read_audio
 from .comfyui.progress import warn
 from .comfyui.schema import io, schema
 from .inputs import count, number
@@ -68,19 +68,19 @@ def split_items(name: str, audios) -> list[tuple]:
     """(clip (C, N), rate, its AUDIO) for each item of each AUDIO. Clips may contain NaN: the node shows such items as broken."""
     items = []
     for audio in audios:
-        waveform = audio.get("waveform") if isinstance(audio, dict) else None
+        waveform, rate = open_audio(name, audio)
         readable = isinstance(waveform, torch.Tensor) and waveform.itemsize > 1  # torch has no NaN check for 8 bits
-        finite = {**audio, "waveform": waveform.nan_to_num(0, 0, 0)} if readable else audio
-        _, rate = read_audio(name, finite)
+        finite = waveform.nan_to_num(0, 0, 0) if readable else waveform
+        _, rate = read_audio(name, {"waveform": finite, "sample_rate": rate})
         items += [(clip, rate, audio) for clip in waveform]
     return items
 
 
 def one_per_item(originals: list, total: int) -> list:
-    """The originals, a single one repeated for each of `total` items."""
-    if len(originals) not in (0, 1, total):
+    """The originals, repeated in turn for `total` items."""
+    if originals and total % len(originals):
         raise SA3Error(f"The original has {len(originals)} items for {total} of the AUDIO; connect one for all items, or one per item.")
-    return originals * total if len(originals) == 1 else originals
+    return originals * (total // len(originals)) if originals else []
 
 
 def join_items(items: list[tuple]) -> list[dict]:

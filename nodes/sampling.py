@@ -9,7 +9,7 @@ from ..sa3_core.sampling.guidance import Guidance as GuidanceSettings
 from ..sa3_core.sampling.samplers import SAMPLERS
 from .comfyui import model as host_model
 from .comfyui import sampling as host
-from .comfyui.latent import read_latent, schedule_lengths
+from .comfyui.latent import duration_warnings, read_latent, schedule_lengths, with_duration
 from .comfyui.live_preview import attached_autoencoder, live_preview
 from .comfyui.progress import warn
 from .comfyui.schema import io, schema
@@ -120,14 +120,14 @@ class Sampler(io.ComfyNode):
     ) -> io.NodeOutput:  # fmt: skip
         watch = run_record.Stopwatch()
         inner = host_model.sa3_model(model)
-        config = inner.sa3_config
+        config, latent = inner.sa3_config, with_duration(latent)
         source = read_latent(latent, config)
         settings = host.check_inputs(config, len(source.lengths), positive, negative, guidance, cfg)
         plan = runs.plan(
             config, source.lengths, steps=steps or None, sampler=sampler, seed=seed, noise_level=noise_level, sigmas=sigmas,
             indices=source.indices,
         )  # fmt: skip
-        warnings = [*hints.request_warnings(config, plan, settings), *host.model_warnings(model)]
+        warnings = [*hints.request_warnings(config, plan, settings), *host.model_warnings(model), *duration_warnings(latent, source)]
         if source.samples is None and plan.noise_level < 1:
             warnings.append(
                 f"The LATENT is empty and the noise level {plan.noise_level:g}: there is no sound to start from, only weaker noise. "

@@ -48,6 +48,9 @@ class PromptEncoder(nn.Module):
     def reset_clip_options(self) -> None:
         pass
 
+    def generate(self, *args, **kwargs):
+        raise SA3Error("The text encoder of Stable Audio 3 only reads text; connect the CLIP of a language model to write it.")
+
     def encode_token_weights(self, tokens: dict) -> tuple[Tensor, None, dict]:
         """Embeddings (B, n, dim) of the tokens, float32, right-padded to the longest prompt; no pooled output; the attention mask."""
         if KEY not in tokens:

@@ -1,7 +1,11 @@
 """LATENT and AUDIO sockets: ComfyUI's dicts with this pack's keys, checked and read against a model."""
 
+import math
+import numbers
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+import comfy.model_management
 import torch
 from torch import Tensor
 
@@ -11,10 +15,12 @@ from ...sa3_core.errors import SA3Error
 from ...sa3_core.timeline.durations import PADDING_SECONDS, Lengths, batch_frames, check_padding, generate_mask, lengths, seconds_of
 from ...sa3_core.timeline.regions import format_regions, merge_regions
 from . import model as host_model
+from .progress import warn
 
 ANCHOR_LENGTH = 2000.0  # latent frames at which length-dependent schedules are not shifted
 SECONDS, PADDING, REGIONS = "sa3_seconds", "sa3_padding", "sa3_regions"  # keys of a LATENT: duration per item, headroom, masked regions
 SAMPLES_PER_FRAME = "downscale_ratio_temporal"  # ComfyUI's key
+CORE_CHANNELS, CORE_FRAME = 64, 2048  # of core's EmptyLatentAudio, which is made for Stable Audio 1
 
 
 @dataclass(frozen=True)
@@ -27,8 +33,25 @@ class Latents:
     keep: Tensor | None  # (B, 1, T), 1 = keep the frame
 
 
+def with_duration(latent):
+    """A LATENT; core's EmptyLatentAudio, which has no duration of its own, with that of its frames."""
+    samples = _samples(latent)
+    if SECONDS in latent or samples.shape[1] != CORE_CHANNELS or bool(samples.any()):
+        return latent
+    seconds = samples.shape[-1] * latent.get(SAMPLES_PER_FRAME, CORE_FRAME) / RATE
+    return {**latent, SECONDS: [seconds], SAMPLES_PER_FRAME: FRAME}
+
+
+def duration_warnings(latent, source: Latents) -> list[str]:
+    """A sentence where a LATENT with sound has lost its duration, as in core's SaveLatent and RebatchLatents."""
+    if SECONDS in latent or source.samples is None:
+        return []
+    return [f"The LATENT carries no duration: all of its {source.lengths.seconds[0]:.2f} s count as sound, headroom included."]
+
+
 def read_latent(latent, config: ModelConfig) -> Latents:
     """Check a LATENT against a model. An empty one gets the model's own number of frames, so that one graph fits every model."""
+    latent = with_duration(latent)
     samples, channels = _samples(latent), config.same.latent_dim
     batch = samples.shape[0]
     indices = _batch_index(latent) or tuple(range(batch))
@@ -54,7 +77,7 @@ def read_latent(latent, config: ModelConfig) -> Latents:
 
 def _samples(latent) -> Tensor:
     """The samples (B, D, T) of a LATENT, with at least one item. Raises SA3Error for anything else."""
-    if not isinstance(latent, dict) or not isinstance(latent.get("samples"), Tensor):
+    if not isinstance(latent, Mapping) or not isinstance(latent.get("samples"), Tensor):
         raise SA3Error("The LATENT holds no samples; connect SA3_EmptyLatent or SA3_SAMEEncode.")
     samples = latent["samples"]
     check_tensor("The LATENT", samples)
@@ -75,24 +98,26 @@ def _batch_index(latent: dict) -> tuple[int, ...]:
 
 
 def _per_item(seconds, batch: int, indices: tuple[int, ...]) -> list[float]:
-    """One duration per item: by the batch's indices where ComfyUI has picked items from a larger batch."""
-    if not isinstance(seconds, (list, tuple)):
+    """One duration per item. A list repeats for a multiple of its items, as in RepeatLatentBatch. indices: of the items in a larger batch
+    that ComfyUI has picked them from; empty without."""
+    if not isinstance(seconds, (list, tuple)) or not seconds:
         raise SA3Error(f"The LATENT's {SECONDS} has no list for {batch} items; expected a list with one number per item.")
     if not all(isinstance(value, (int, float)) and not isinstance(value, bool) and not abs(value) >= 1e9 for value in seconds):
         raise SA3Error(f"The LATENT's {SECONDS} is {str(list(seconds))[:80]}; expected a list of numbers of seconds.")
-    if indices and max(indices) < len(seconds):
-        return [float(seconds[i]) for i in indices]
-    if len(seconds) != batch:
-        raise SA3Error(f"The LATENT's {SECONDS} has {len(seconds)} numbers for {batch} items; expected a list with one number per item.")
-    return [float(value) for value in seconds]
+    if indices and (max(indices) < len(seconds) or len(set(seconds)) == 1):
+        return [float(seconds[i % len(seconds)]) for i in indices]
+    if batch % len(seconds) or indices:
+        hint = " Repeat and join batches before items are picked from them." if indices else ""
+        raise SA3Error(f"The LATENT's {SECONDS} has {len(seconds)} numbers for {batch} items; expected one number per item.{hint}")
+    return [float(value) for value in seconds] * (batch // len(seconds))
 
 
 def _frame_mask(mask: Tensor, batch: int, frames: int) -> Tensor:
-    """A noise mask in any of ComfyUI's shapes as (B, 1, T), 1 = regenerate, by nearest neighbour."""
+    """A noise mask in any of ComfyUI's shapes, (T,) to (batch, 1, height, T), as (B, 1, T), 1 = regenerate, by nearest neighbour."""
     check_tensor("The noise mask", mask, integers=True)
     if mask.dim() == 0 or 0 in mask.shape or not bool(torch.isfinite(mask.float()).all()):
         raise SA3Error(f"The noise mask has shape {tuple(mask.shape)}; expected finite values (batch, 1, frames).")
-    mask = mask.float().reshape(-1, 1, mask.shape[-1])
+    mask = mask.float().reshape(mask.shape[0] if mask.dim() > 1 else 1, -1, mask.shape[-1]).mean(1, keepdim=True)
     if mask.shape[0] not in (1, batch):
         raise SA3Error(f"The noise mask has {mask.shape[0]} rows for {batch} items; expected one, or one per item.")
     return torch.nn.functional.interpolate(mask, size=frames, mode="nearest").round().clamp(0, 1).expand(batch, -1, -1)
@@ -104,6 +129,7 @@ def schedule_lengths(latent, config: ModelConfig | None) -> Tensor | float:
         return ANCHOR_LENGTH
     if config is not None:
         return torch.tensor(read_latent(latent, config).lengths.effective)
+    latent = with_duration(latent)
     samples, seconds = _samples(latent), latent.get(SECONDS)
     batch = samples.shape[0]
     seconds = None if seconds is None else _per_item(seconds, batch, _batch_index(latent))
@@ -111,18 +137,43 @@ def schedule_lengths(latent, config: ModelConfig | None) -> Tensor | float:
     return torch.tensor(frames)
 
 
+def open_audio(name: str, audio) -> tuple[Tensor, int]:
+    """Waveform (B, C, N) and sample rate of an AUDIO, also of one that other packs read at its first use; the samples are not checked.
+
+    (C, N) and (N,) are one item. A rate may be any number that is whole.
+    """
+    if audio is None:
+        raise SA3Error(f"{name} is empty; the film or file that it comes from has no sound.")
+    if not isinstance(audio, Mapping):
+        raise SA3Error(f"{name} is {type(audio).__name__}, not audio; connect Load Audio or another AUDIO output.")
+    try:
+        waveform, rate = audio["waveform"], audio["sample_rate"]
+    except KeyError as error:
+        raise SA3Error(f"{name} has no {error}; connect Load Audio or another AUDIO output.") from error
+    except comfy.model_management.InterruptProcessingException:
+        raise
+    except Exception as error:  # of the pack that reads it
+        raise SA3Error(f"{name} cannot be read ({str(error)[:200] or type(error).__name__}); its file may have no sound.") from error
+    if getattr(rate, "shape", None) == ():  # a tensor or an array of one number
+        rate = rate.item()
+    if isinstance(rate, numbers.Real) and not isinstance(rate, bool) and math.isfinite(rate) and rate == int(rate):
+        rate = int(rate)
+    if isinstance(waveform, Tensor) and waveform.dim() in (1, 2):
+        waveform = waveform.reshape(1, -1, waveform.shape[-1])
+    return waveform, rate
+
+
 def read_audio(name: str, audio) -> tuple[Tensor, int]:
     """Waveform (B, C, N) and sample rate of an AUDIO. Raises SA3Error with its name when it is not valid."""
-    if not isinstance(audio, dict) or "waveform" not in audio or "sample_rate" not in audio:
-        raise SA3Error(f"{name} is {type(audio).__name__}, not audio; connect Load Audio or another AUDIO output.")
-    check_clip(name, audio["waveform"], audio["sample_rate"])
-    if audio["waveform"].dim() != 3:
-        raise SA3Error(f"{name} has shape {tuple(audio['waveform'].shape)}; expected (batch, channels, samples).")
-    return audio["waveform"], audio["sample_rate"]
+    waveform, rate = open_audio(name, audio)
+    check_clip(name, waveform, rate)
+    if waveform.dim() != 3:
+        raise SA3Error(f"{name} has shape {tuple(waveform.shape)}; expected (batch, channels, samples).")
+    return waveform, rate
 
 
 def read_clip(audio, config: ModelConfig, more_channels: str = "refuse") -> Tensor:
-    """Waveform (B, C, N) of an AUDIO at the model's rate and channels. Raises SA3Error when it is invalid or silent.
+    """Waveform (B, C, N) of an AUDIO at the model's rate and channels. Raises SA3Error when it is invalid; says when it is silent.
 
     more_channels: what to do with more than two: refuse, first two, mix to mono.
     """
@@ -130,18 +181,20 @@ def read_clip(audio, config: ModelConfig, more_channels: str = "refuse") -> Tens
     if waveform.shape[1] > 2 and more_channels != "refuse":
         waveform = waveform[:, :2] if more_channels == "first two" else waveform.mean(1, keepdim=True)
     if not bool(waveform.any()):
-        raise SA3Error("The AUDIO is silent: every sample is 0. Check the node that it comes from.")
+        warn("The AUDIO is silent: every sample is 0.")
     return to_model("The AUDIO", rate, waveform, config.sample_rate, config.same.audio_channels)
 
 
-def encode_clip(vae, clip: Tensor, seconds: float, padding: float, chunk_size: int, overlap: int, progress=None) -> dict:
-    """The LATENT of a clip (B, C, N), cut or padded with silence to `seconds` and `padding` seconds of headroom."""
+def encode_clip(
+    vae, clip: Tensor, seconds: float, padding: float, chunk_size: int, overlap: int, progress=None, copies: int = 1
+) -> dict:  # fmt: skip
+    """The LATENT of a clip (B, C, N), cut or padded with silence to `seconds` and `padding` seconds of headroom. copies: of the batch."""
     config = vae.sa3_config
     check_padding(padding)
     n = batch_frames(config, seconds, padding) * config.same.samples_per_frame
     clip = torch.nn.functional.pad(clip[..., :n], (0, max(0, n - clip.shape[-1])))
-    samples = vae.encode_audio(clip, chunk_size, overlap, progress)
-    keys = {SECONDS: [seconds] * len(clip), PADDING: padding, SAMPLES_PER_FRAME: config.same.samples_per_frame}
+    samples = vae.encode_audio(clip, chunk_size, overlap, progress).repeat(copies, 1, 1)
+    keys = {SECONDS: [seconds] * len(samples), PADDING: padding, SAMPLES_PER_FRAME: config.same.samples_per_frame}
     return {"samples": samples, "type": "audio", **keys}
 
 
@@ -150,7 +203,7 @@ def mask_regions(latent: dict, regions: list[tuple[float, float]], tolerance: fl
 
     tolerance: seconds by which a region may exceed the clip, to be cut; browsers decode lossy files a little longer.
     """
-    samples = latent.get("samples") if isinstance(latent, dict) else None
+    samples = latent.get("samples") if isinstance(latent, Mapping) else None
     if not isinstance(samples, Tensor) or samples.dim() != 3 or not bool(samples.any()):
         raise SA3Error("The LATENT is empty; connect SA3 SAME Encode, which encodes the sound around the regions.")
     frame = latent.get(SAMPLES_PER_FRAME, FRAME)

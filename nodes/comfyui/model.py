@@ -192,8 +192,8 @@ def unpadded_lengths(config: ModelConfig, latents: Tensor, seconds_total: float 
 
 
 def prompt_rows(embeddings: Tensor | None, mask: Tensor | None, batch: int) -> tuple[Tensor, Tensor]:
-    """A CONDITIONING's rows (1 or B, n, dim) and mask as (B, n, dim) and (B, n)."""
-    if not isinstance(embeddings, Tensor) or embeddings.dim() != 3:
+    """A CONDITIONING's rows and mask, of 1 or B prompts, or of a divisor of B that repeat in turn, as (B, n, dim) and (B, n)."""
+    if not isinstance(embeddings, Tensor) or embeddings.dim() != 3 or not len(embeddings):
         raise SA3Error("The CONDITIONING holds no prompt embeddings; connect SA3_TextEncode or CLIPTextEncode with this pack's CLIP.")
     check_tensor("The CONDITIONING", embeddings)
     if not bool(torch.isfinite(embeddings.float()).all()):
@@ -205,11 +205,17 @@ def prompt_rows(embeddings: Tensor | None, mask: Tensor | None, batch: int) -> t
     mask = torch.ones(embeddings.shape[:2], dtype=torch.bool) if mask is None else mask.bool()
     # ConditioningConcat appends tokens to the prompt without extending the mask
     mask = torch.nn.functional.pad(mask, (0, embeddings.shape[1] - mask.shape[1]), value=True)
-    if embeddings.shape[0] not in (1, batch):
+    if batch % embeddings.shape[0]:
         raise SA3Error(
             f"The CONDITIONING has {embeddings.shape[0]} prompts and the LATENT {batch} items; expected one prompt, or one per item."
         )
-    return embeddings.expand(batch, -1, -1), mask.expand(batch, -1)
+    return per_item(embeddings, batch), per_item(mask, batch)
+
+
+def per_item(rows: Tensor, batch: int) -> Tensor:
+    """Rows (k, ...) repeated in turn for the items of a batch; k divides it."""
+    repeats = batch // len(rows), *[1] * (rows.dim() - 1)
+    return rows if len(rows) == batch else rows.expand(batch, *rows.shape[1:]) if len(rows) == 1 else rows.repeat(repeats)
 
 
 def load_model(opened: Checkpoint, weight_dtype: torch.dtype | None, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:

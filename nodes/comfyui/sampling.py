@@ -153,7 +153,7 @@ def _for_run(conditioning, run: host_model.RunInputs, rows: list[int], batch: in
     """A CONDITIONING of some items of the batch, with the inputs of their run in each entry."""
 
     def pick(x):
-        return x[rows] if isinstance(x, Tensor) and x.shape[0] == batch else x
+        return host_model.per_item(x, batch)[rows] if isinstance(x, Tensor) and x.shape[0] > 1 else x
 
     return [
         [pick(embeddings), {**values, "attention_mask": pick(values.get("attention_mask")), host_model.RUN_INPUTS: run}]

@@ -1,6 +1,10 @@
 """The VAE socket: SAME as a ComfyUI VAE."""
 
-from collections.abc import Callable
+import functools
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import comfy.model_management
@@ -28,7 +32,7 @@ class SA3VAE(comfy.sd.VAE):
     """A VAE over a loaded SAME. ComfyUI's nodes call encode, decode and decode_tiled with channels last."""
 
     def __init__(self, config: ModelConfig, same: SAME, dtype: torch.dtype, name: str, reload: tuple, disable_dynamic: bool = False):
-        # without super().__init__(), which needs a state dict that it recognises
+        vars(self).update(core_defaults())  # super().__init__() needs a state dict that it recognises
         self.first_stage_model, self.sa3_config, self.sa3_name, self.vae_dtype = same, config, name, dtype
         self.sa3_path: Path = reload[1][0]
         self.device = comfy.model_management.vae_device()
@@ -37,7 +41,11 @@ class SA3VAE(comfy.sd.VAE):
         self.latent_dim, self.latent_channels, self.output_channels = 1, config.same.latent_dim, config.same.audio_channels
         self.downscale_ratio = self.upscale_ratio = config.same.samples_per_frame
         self.audio_sample_rate = config.sample_rate
-        self.disable_offload, self.size, self.not_video = False, None, False
+        self.process_input = self.process_output = lambda audio: audio
+        self.working_dtypes = [torch.float32, torch.float16, torch.bfloat16]
+        self.crop_input = False
+        self.memory_used_encode = lambda shape, dtype: self._activations(shape[0], -(-shape[-1] // self.downscale_ratio), dtype)
+        self.memory_used_decode = lambda shape, dtype: self._activations(shape[0], shape[-1], dtype)
 
     def decode(self, samples_in: Tensor, vae_options: dict | None = None, **kwargs) -> Tensor:
         return self.decode_latents(samples_in).movedim(1, -1)
@@ -105,8 +113,12 @@ class SA3VAE(comfy.sd.VAE):
         return out
 
     def _load(self, batch: int, frames: int, size: int) -> None:
-        memory = batch * self.first_stage_model.activations(min(frames, size), self.vae_dtype)
+        memory = self._activations(batch, min(frames, size), self.vae_dtype)
         comfy.model_management.load_models_gpu([self.patcher], memory_required=memory)
+
+    def _activations(self, batch: int, frames: int, dtype: torch.dtype) -> int:
+        """Bytes of activations for a pass over latents (B, D, frames)."""
+        return batch * self.first_stage_model.activations(frames, dtype)
 
     def _pass_sizes(self, chunk: int, overlap: int, batch: int, frames: int) -> list[int]:
         """Frames per pass to try: several chunks, one chunk, then halves down to twice the overlap."""
@@ -123,6 +135,29 @@ class SA3VAE(comfy.sd.VAE):
     def _memory(self) -> int | None:
         """Bytes of the device; None for a CPU."""
         return None if comfy.model_management.is_device_cpu(self.device) else comfy.model_management.get_total_memory(self.device)
+
+
+@functools.cache
+def core_defaults() -> dict:
+    """The attributes of core's VAE before it has recognised any weights: what nodes of this version may ask a VAE for."""
+    with quiet(logging.getLogger()):  # core warns that it found no weights
+        found = vars(comfy.sd.VAE(sd={}))
+    return {name: value for name, value in found.items() if name != "first_stage_model"}
+
+
+@contextmanager
+def quiet(logger: logging.Logger) -> Iterator[None]:
+    """Nothing that this thread logs meanwhile is shown."""
+    thread = threading.get_ident()
+
+    def foreign(record: logging.LogRecord) -> bool:
+        return record.thread != thread
+
+    logger.addFilter(foreign)
+    try:
+        yield
+    finally:
+        logger.removeFilter(foreign)
 
 
 def load_vae(opened: Checkpoint, dtype: torch.dtype | None, disable_dynamic: bool = False) -> SA3VAE:

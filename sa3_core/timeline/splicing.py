@@ -55,7 +55,8 @@ def splice(
     original: Tensor, generated: Tensor, regions: Sequence[Region], sample_rate: int, generated_rate: int = RATE, crossfade: float = 0.02,
     match_level: bool = False,
 ) -> tuple[Tensor, SpliceReport]:  # fmt: skip
-    """Replace `regions` (seconds) of original (B, C, N) by generated (B or 1, c, n); the result has the original's shape and dtype.
+    """Replace `regions` (seconds) of original (B, C, N) by generated (b, c, n): (max(B, b), C, N) in the original's dtype. The smaller
+    batch is repeated in turn.
 
     Both start at time 0; the original is silent where a continuation goes. The generated audio is resampled to sample_rate and
     its channels are fitted to the original's. crossfade: seconds inside the region, equal power, 0 = none. Where the original is
@@ -66,8 +67,10 @@ def splice(
     waveform.check_tensor("The generated audio", generated)
     if original.dim() != 3 or generated.dim() != 3 or 0 in (*original.shape[:2], *generated.shape[:2]):
         raise SA3Error(f"Splice takes (batch, channels, samples); got {tuple(original.shape)} and {tuple(generated.shape)}.")
-    if generated.shape[0] not in (1, original.shape[0]):
-        raise SA3Error(f"The generated audio has {generated.shape[0]} items, the original {original.shape[0]}; give one, or one per item.")
+    given, items = (original.shape[0], generated.shape[0]), max(original.shape[0], generated.shape[0])
+    if items % given[0] or items % given[1]:
+        raise SA3Error(f"The generated audio has {given[1]} items, the original {given[0]}; give one, or one per item.")
+    original = repeated(original, items)
     for name, rate in {"sample_rate": sample_rate, "generated_rate": generated_rate}.items():
         if isinstance(rate, bool) or not isinstance(rate, int) or rate < 1:
             raise SA3Error(f"The {name} is {rate!r}; expected a whole number of Hz above 0.")
@@ -79,7 +82,7 @@ def splice(
     spans = [sample_span(region, sample_rate) for region in merge_regions(check_pairs(regions), n / sample_rate)]
     spans = [(a, min(b, n)) for a, b in spans if b > a]
     fitted, notes = waveform.fit_channels(generated.float(), original.shape[1])
-    fitted = waveform.resample(fitted, generated_rate, sample_rate).to(original.device).expand(original.shape[0], -1, -1)
+    fitted = repeated(waveform.resample(fitted, generated_rate, sample_rate).to(original.device), items)
     if spans and fitted.shape[-1] < spans[-1][1] - 1:
         found, end = fitted.shape[-1] / sample_rate, spans[-1][1] / sample_rate
         raise SA3Error(f"The generated audio is {found:.3f} s long, but the last region ends at {end:.3f} s; generate a longer clip.")
@@ -98,6 +101,11 @@ def splice(
     if regions and not spans:
         notes = [*notes, "No region contains a whole sample: nothing was changed."]
     return out, SpliceReport([seam_at(clip, edge, sample_rate, i) for i, clip in enumerate(out) for edge in edges], gains, notes)
+
+
+def repeated(batch: Tensor, items: int) -> Tensor:
+    """A batch (B, C, N) repeated in turn, as a batch of `items`, a multiple of B."""
+    return batch if len(batch) == items else batch.repeat(items // len(batch), 1, 1)
 
 
 def _crossfaded(original: Tensor, piece: Tensor, a: int, b: int, fade: int) -> Tensor:
