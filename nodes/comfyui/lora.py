@@ -47,7 +47,8 @@ def with_stack(model, stack: Stack):
     clone = model.clone()
     others = {key: [patch for patch in patches if not isinstance(patch[1], StackAdapter)] for key, patches in clone.patches.items()}
     clone.patches = {key: patches for key, patches in others.items() if patches}
-    clone.add_patches({weight_key(layer): StackAdapter.of(entries) for layer, entries in stack.patches().items()})
+    if patches := {weight_key(layer): StackAdapter.of(entries) for layer, entries in stack.patches().items()}:
+        clone.add_patches(patches)
     clone.model_options = run_options.updated(clone.model_options, stack=stack)
     return clone
 

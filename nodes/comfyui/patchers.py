@@ -1,9 +1,28 @@
 """ComfyUI's model patchers, with dynamic VRAM where this version of ComfyUI has it."""
 
+import functools
 from collections.abc import Callable
 
+import comfy.model_management
 import comfy.model_patcher
 import torch
+
+UNMATCHED = "sa3_unmatched"  # key of model_options: whether a node has added patches of which none fits
+
+
+class _Witness:
+    """A ModelPatcher that notes patches of which none fits, as of a LoRA whose layer names ComfyUI does not know: core only logs them."""
+
+    def add_patches(self, patches, *args, **kwargs):
+        found = super().add_patches(patches, *args, **kwargs)
+        if not found:
+            self.model_options = {**self.model_options, UNMATCHED: True}
+        return found
+
+
+@functools.cache
+def _with_witness(kind: type) -> type:
+    return type(f"SA3{kind.__name__}", (_Witness, kind), {})
 
 
 def patcher_over(module: torch.nn.Module, load_device, offload_device, reload: tuple[Callable, tuple], disable_dynamic: bool = False):
@@ -13,9 +32,9 @@ def patcher_over(module: torch.nn.Module, load_device, offload_device, reload: t
     Under dynamic VRAM, core adds the argument disable_dynamic=True.
     """
     kind = comfy.model_patcher.ModelPatcher
-    if not disable_dynamic:
+    if not disable_dynamic and not comfy.model_management.is_device_cpu(load_device):
         kind = getattr(comfy.model_patcher, "CoreModelPatcher", kind)
-    patcher = kind(module, load_device=load_device, offload_device=offload_device)
+    patcher = _with_witness(kind)(module, load_device=load_device, offload_device=offload_device)
     patcher.cached_patcher_init = reload
     return patcher
 

@@ -21,6 +21,7 @@ from . import run_options
 from .latent import Latents
 from .live_preview import LivePreview
 from .out_of_memory import halvings, retry_smaller
+from .patchers import UNMATCHED
 from .progress import Progress, check_interrupt, show_loading, warn
 
 IMAGE_CONDITIONS = ("area", "mask", "control")  # keys of a CONDITIONING entry that core applies to images
@@ -189,10 +190,17 @@ def _check_conditioning(name: str, conditioning, config: ModelConfig, batch: int
 
 
 def model_warnings(model) -> list[str]:
-    replaced = "Another node on this MODEL sets its own guidance, which replaces SA3 Guidance; the settings of SA3 Guidance have no effect."
-    patched = "Another node patches attention or blocks of this MODEL, which Stable Audio 3 does not support; its patches have no effect."
-    core = model.model_options.get("transformer_options", {})
-    return [replaced] * (OTHER_GUIDANCE in model.model_options) + [patched] * any(core.get(key) for key in ("patches", "patches_replace"))
+    """Sentences about what other nodes have set on a MODEL, where it does not do what they mean."""
+    options, core = model.model_options, model.model_options.get("transformer_options", {})
+    sentences = {
+        "Another node on this MODEL sets its own guidance, which replaces SA3 Guidance; the settings of SA3 Guidance have no effect.":
+            OTHER_GUIDANCE in options,
+        "Another node patches attention or blocks of this MODEL, which Stable Audio 3 does not support; its patches have no effect.":
+            any(core.get(key) for key in ("patches", "patches_replace")),
+        "A LoRA loader before this node changed no layer: ComfyUI does not know the names in its file. Load it with SA3 LoRA Stack.":
+            options.get(UNMATCHED),
+    }  # fmt: skip
+    return [sentence for sentence, holds in sentences.items() if holds]
 
 
 def core_sampler(name: str, eta: float) -> comfy.samplers.KSAMPLER:

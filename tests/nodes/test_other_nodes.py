@@ -104,3 +104,51 @@ def test_patches_without_effect_are_reported(sa3, load, how):
         model.set_model_patch_replace(lambda args, more: args, "dit", "double_block", 0)
     assert any("no effect" in warning for warning in sample(sa3, parts, model)[1]["warnings"])
     assert not any("no effect" in warning for warning in sample(sa3, parts, parts.model)[1]["warnings"])
+
+
+@pytest.fixture
+def core_lora(sa3, load, comfy, base_directory):
+    """(native, ComfyUI) files of the same LoRA, and the MODEL with it in SA3_LoRAStack."""
+    model, native = load("small").model, base_directory / "models" / "loras" / "for_core.safetensors"
+    if not native.exists():  # written once: later, the weights that its size depends on may have patches
+        write_lora(native, model.model, seed=5, only=lambda layer: not layer.startswith("conditioners."))
+        comfy.folder_paths.filename_list_cache.clear()
+        sa3.run("SA3_LoRAConvert", lora=native.name, format="comfyui", name="for_core_comfyui")
+    comfy.folder_paths.filename_list_cache.clear()
+    return native.name, "for_core_comfyui.safetensors", sa3.run("SA3_LoRAStack", model=model, lora=native.name)[0]
+
+
+def unmatched(info: dict) -> int:
+    return sum("changed no layer" in warning for warning in info["warnings"])
+
+
+def test_core_s_lora_loader_is_our_stack(sa3, load, comfy, core_lora):
+    parts, (_, file, stacked) = load("small"), core_lora
+    (model,) = comfy.nodes.LoraLoaderModelOnly().load_lora_model_only(parts.model, file, 1.0)
+    (out, info), (ours, _) = sample(sa3, parts, model), sample(sa3, parts, stacked)
+    assert rel_error(out["samples"], ours["samples"]) < 1e-5 and unmatched(info) == 0
+    assert rel_error(out["samples"], sample(sa3, parts, parts.model)[0]["samples"]) > 1e-2
+
+
+@pytest.mark.parametrize("model_and_clip", [False, True])
+def test_a_lora_that_core_does_not_understand_is_not_silent(sa3, load, comfy, core_lora, model_and_clip):
+    parts, (native, file, stacked) = load("small"), core_lora
+    loader = comfy.nodes.LoraLoader().load_lora if model_and_clip else None
+
+    def apply(model, name):
+        if loader:
+            return loader(model, parts.clip, name, 1.0, 1.0)[0]
+        return comfy.nodes.LoraLoaderModelOnly().load_lora_model_only(model, name, 1.0)[0]
+
+    for model in (apply(parts.model, native), apply(apply(parts.model, file), native), apply(stacked, native)):
+        assert unmatched(sample(sa3, parts, model)[1]) == 1
+    assert unmatched(sample(sa3, parts, apply(apply(parts.model, file), file))[1]) == 0
+
+
+def test_core_s_bypass_lora_loader(sa3, load, comfy, core_lora):
+    bypass = getattr(importlib.import_module("comfy.sd"), "load_bypass_lora_for_models", None)
+    if bypass is None:
+        pytest.skip("this ComfyUI has no bypass mode of LoRAs")
+    parts, (_, file, stacked) = load("small"), core_lora
+    model, _ = bypass(parts.model, None, comfy.utils.load_torch_file(comfy.folder_paths.get_full_path("loras", file)), 1.0, 0.0)
+    assert rel_error(sample(sa3, parts, model)[0]["samples"], sample(sa3, parts, stacked)[0]["samples"]) < 1e-5
