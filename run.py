@@ -22,7 +22,10 @@ sys.path.insert(0, str(ROOT))  # the interpreter of a portable ComfyUI does not 
 
 OLDEST_PYTHON = (3, 10)
 ALL_TESTS = ["tests", "-n", "2", "--dist", "loadfile"]  # a file's tests run in one process and share its fixtures
-NODE_TESTS = ["tests/nodes", *ALL_TESTS[1:]]
+WEIGHT_TESTS = (  # of tests/nodes: what loads, moves, patches or casts weights
+    "compile_node", "core_nodes", "core_sa3", "decode", "encodings", "loaders", "lora_nodes", "memory", "other_nodes", "patchers",
+    "recorded_nodes", "sampler",
+)  # fmt: skip
 DEFAULT_WORKFLOW = ROOT / "workflows" / "api" / "text_to_audio.json"
 
 
@@ -116,7 +119,8 @@ def run_tests(python: Path, arguments: list[str], environ: dict[str, str]) -> in
     lint = subprocess.call([str(python), "-m", "ruff", "check", "."], cwd=ROOT, env=environ, stdout=sys.stderr)
     tests = subprocess.call([str(python), "-m", "pytest", *(arguments or ALL_TESTS)], cwd=ROOT, env=environ)
     if not arguments:
-        lazy = [str(python), "-m", "pytest", *NODE_TESTS]  # again with lazily created layers, as with dynamic VRAM
+        files = [f"tests/nodes/test_{name}.py" for name in WEIGHT_TESTS]
+        lazy = [str(python), "-m", "pytest", *files, *ALL_TESTS[1:]]  # again with lazily created layers, as with dynamic VRAM
         tests = tests or subprocess.call(lazy, cwd=ROOT, env={**environ, "SA3_LAZY_LAYERS": "1"})
     return lint or tests
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import os
 import struct
 import sys
 import wave
@@ -26,6 +27,8 @@ from lora_support import write_lora
 import sa3_core
 
 API = ROOT / "workflows" / "api"
+LONG = bool(os.environ.get("SA3_LONG"))
+RUN = {"text_to_audio", "make_four_keep_one"}  # of the others, what is queued is shown to be the API form, which the server tests run
 SHARED = sorted(file for file in (ROOT / "workflows").glob("*.json") if (API / file.name).is_file())
 
 
@@ -97,7 +100,7 @@ def test_graph(comfy: Server, editor: Editor, file: Path):
         assert overlaps(boxes) == []
     schemas = comfy.object_info()
     assert complete(editor.prompt(), schemas) == complete(read(API / file.name), schemas)
-    if not editor.nodes2 or file.stem == "text_to_audio":  # what is queued is the same in both, and so is what comes back
+    if file.stem in RUN or (LONG and not editor.nodes2):
         assert "/view?" in editor.run()
     assert editor.dialogs() == [] and editor.errors == []
 

@@ -1,6 +1,7 @@
 """The recipe of the demo models with tiny settings: its models load and generate."""
 
 import importlib.util
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -43,6 +44,7 @@ def make(recipe, monkeypatch, *arguments) -> None:
     recipe.main()
 
 
+@pytest.mark.skipif(not os.environ.get("SA3_LONG"), reason="takes half a minute; SA3_LONG=1 runs it")
 def test_one_command_trains_models_that_generate(recipe, monkeypatch, tmp_path):
     make(recipe, monkeypatch, "--work", tmp_path / "work", "--out", tmp_path / "out")
     make(recipe, monkeypatch, "--work", tmp_path / "work", "--out", tmp_path / "out", "--model", "demo-post-trained")
