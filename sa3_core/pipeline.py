@@ -26,7 +26,7 @@ from .models.conditioning import Condition
 from .models.dit import DiT
 from .models.release import StableAudio, build
 from .models.same import SAME, Noise
-from .models.text_encoder import Text, TextEncoder, encoder_dtype
+from .models.text_encoder import Text, TextEncoder, cut_warnings, encoder_dtype
 from .sampling import runs
 from .sampling.draws import check_seed
 from .sampling.float32_retry import with_float32_retry
@@ -264,7 +264,7 @@ class Model:
         if negatives is not None and guidance.cfg != 1:
             negative = self.condition(self.encode_text(negatives), lengths.seconds, negative=True).cross_attn
         watch.lap("encode")
-        warnings = [] if self.text_encoder is None else self.text_encoder.cut(prompts, self.config.conditioning.max_tokens)
+        warnings = [] if self.text_encoder is None else cut_warnings(self.text_encoder.counts(prompts), self.config.conditioning.max_tokens)
 
         def sample(dtype: torch.dtype) -> Tensor:
             condition = Condition(cond.cross_attn.to(dtype), cond.global_cond.to(dtype))

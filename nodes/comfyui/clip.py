@@ -11,13 +11,15 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from ...sa3_core.checkpoints import checkpoint
+from ...sa3_core.checkpoints.detect import MAX_TOKENS
 from ...sa3_core.config import ConditioningConfig
 from ...sa3_core.errors import SA3Error
-from ...sa3_core.models.text_encoder import TextEncoder, Tokens
+from ...sa3_core.models.text_encoder import TextEncoder, Tokens, cut_warnings
 from .out_of_memory import halvings, retry_smaller
 from .patchers import patcher_over
 from .progress import Progress, show_loading
 
+CORE_CLIP = "SAT5GemmaModel"
 KEY = "t5gemma"  # of the dict of tokens that ComfyUI passes from tokenize to encode
 
 
@@ -115,8 +117,34 @@ def reload_clip(path: Path, config: ConditioningConfig, dtype: torch.dtype | Non
     return load_clip(path, config, dtype, disable_dynamic).patcher
 
 
+def is_core_clip(clip) -> bool:
+    """Whether a CLIP is core's own T5Gemma, of its CLIPLoader."""
+    return type(getattr(clip, "cond_stage_model", None)).__name__ == CORE_CLIP
+
+
+def core_tokens(clip, prompt: str) -> list:
+    """The (token, weight) pairs of a prompt by core's CLIP, without its weighting syntax."""
+    return [pair for row in clip.tokenize(prompt, disable_weights=True)[KEY] for pair in row]
+
+
+def encode_by_core(clip, prompts: list[str]) -> list:
+    """CONDITIONING with one row per prompt, by core's CLIP."""
+    parts = []
+    for prompt in prompts:
+        pairs = core_tokens(clip, prompt)[:MAX_TOKENS]
+        ((embeddings, values),) = clip.encode_from_tokens_scheduled({KEY: [pairs]})
+        if not any(token for token, *_ in pairs):  # an empty prompt: one token of padding, which core returns as zeros
+            embeddings, mask = torch.ones_like(embeddings), torch.zeros(embeddings.shape[:2])  # zeros would be ConditioningZeroOut
+        else:
+            mask = torch.ones(embeddings.shape[:2])
+        parts.append([[embeddings.float(), {**values, "attention_mask": mask.bool()}]])
+    return _concatenate(parts)
+
+
 def encode_prompts(clip, prompts: list[str]) -> list:
     """CONDITIONING with one row per prompt, in smaller groups when memory runs out. Raises SA3Error for another model's CLIP."""
+    if is_core_clip(clip):
+        return encode_by_core(clip, prompts)
     if not isinstance(getattr(clip, "tokenizer", None), PromptTokenizer):
         found = type(getattr(clip, "cond_stage_model", clip)).__name__
         raise SA3Error(f"The CLIP is {found}, not Stable Audio 3's text encoder; connect the CLIP of SA3_ModelLoader.")
@@ -134,8 +162,10 @@ def encode_prompts(clip, prompts: list[str]) -> list:
 
 def prompt_warnings(clip, prompts: list[str]) -> list[str]:
     """Sentences about prompts that are cut, and about words that are not in the vocabulary; only the demo's is that small."""
+    if is_core_clip(clip):
+        return cut_warnings([len(core_tokens(clip, prompt)) for prompt in prompts], MAX_TOKENS)
     encoder = clip.tokenizer.encoder
-    warnings = encoder.cut(prompts, clip.tokenizer.max_tokens)
+    warnings = cut_warnings(encoder.counts(prompts), clip.tokenizer.max_tokens)
     if words := encoder.unknown_words(prompts):
         warnings.append(f"This model does not know: {', '.join(words)}. The demo has a small vocabulary, listed in assets/demo/README.md.")
     return warnings

@@ -92,7 +92,7 @@ class ExtendJob:
 
     def _generate(self, tail: Tensor, part: Window, number: int, progress) -> Tensor:
         """The new samples (1, C, part.new) of a window at the model's rate, after a tail (1, C, part.context)."""
-        config = self.vae.sa3_config
+        config = self.model.model.sa3_config  # that of a VAE of SA3_AutoencoderLoader has no schedule
         rate, seconds = config.sample_rate, seconds_of(part.samples, config.sample_rate)
         region = (part.context / rate, seconds)
         latent, _ = mask_regions(encode_clip(self.vae, tail, seconds, 0.0, CHUNK, OVERLAP, check_interrupt), [region])

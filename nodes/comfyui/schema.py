@@ -8,6 +8,7 @@ import numpy
 from comfy_api.latest import ComfyExtension, io
 
 from ...sa3_core.errors import SA3Error
+from .core_models import adopt_model, adopt_vae
 
 CATEGORY = "audio/stable audio 3"
 SEED = {"min": 0, "max": 2**64 - 1, "control_after_generate": True}
@@ -27,7 +28,10 @@ def schema(node_id: str, **options) -> io.Schema:
 
 
 def checked(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
-    """The node; its numbers, texts and choices are checked before it executes. ComfyUI does not check values of links, nor NaN."""
+    """The node; its numbers, texts and choices are checked before it executes, and core's MODEL and VAE become this pack's.
+
+    ComfyUI does not check values of links, nor NaN.
+    """
     execute = node.execute.__func__
     definition_of = functools.cache(node.define_schema)  # its lists of files are of no use here, see FILES
 
@@ -51,9 +55,13 @@ def checked(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
 
 
 def _read(item, value):
-    """The value of an input; a number as Python's own. Raises SA3Error for another type, choice or range."""
+    """The value of an input; a number as Python's own, a model as this pack's. Raises SA3Error for another type, choice or range."""
     if value is None and item.optional:
         return None
+    if isinstance(item, io.Model.Input):
+        return adopt_model(value)
+    if isinstance(item, io.Vae.Input):
+        return adopt_vae(value)
     expected = ""
     if isinstance(item, (io.Float.Input, io.Int.Input)):
         whole = isinstance(item, io.Int.Input)

@@ -70,13 +70,9 @@ class TextEncoder(nn.Module):
             mask[i, : len(row)] = True
         return Tokens(ids, mask)
 
-    def cut(self, prompts: Sequence[str], max_tokens: int) -> list[str]:
-        """A sentence for each prompt that is longer than the model reads."""
-        counts = [len(self.tokenizer.encode(prompt, add_special_tokens=False).ids) for prompt in prompts]
-        return [
-            f"{'The prompt' if len(prompts) == 1 else f'Prompt {i}'} has {count} tokens; the model reads the first {max_tokens}."
-            for i, count in enumerate(counts, 1) if count > max_tokens
-        ]  # fmt: skip
+    def counts(self, prompts: Sequence[str]) -> list[int]:
+        """The number of tokens of each prompt."""
+        return [len(self.tokenizer.encode(prompt, add_special_tokens=False).ids) for prompt in prompts]
 
     def unknown_words(self, prompts: Sequence[str]) -> list[str]:
         """Words that are not in the vocabulary, in order of first appearance. Empty for tokenizers that fall back to bytes."""
@@ -97,3 +93,11 @@ class TextEncoder(nn.Module):
         mask = tokens.mask[:, :n].clone()
         mask[:, 0] = True  # an empty prompt has no token to attend to; the padding vector replaces its row later
         return self.model(input_ids=tokens.ids[:, :n].to(device), attention_mask=mask.long().to(device)).last_hidden_state
+
+
+def cut_warnings(counts: Sequence[int], most: int) -> list[str]:
+    """A sentence for each prompt with more tokens than the model reads."""
+    names = ["The prompt"] if len(counts) == 1 else [f"Prompt {i}" for i in range(1, len(counts) + 1)]
+    return [
+        f"{name} has {count} tokens; the model reads the first {most}." for name, count in zip(names, counts, strict=True) if count > most
+    ]
