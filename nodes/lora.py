@@ -40,7 +40,7 @@ class LoRAStack(io.ComfyNode):
             "SA3_LoRAStack",
             display_name="SA3 LoRA Stack",
             description="Adds a LoRA to a Stable Audio 3 MODEL. Chain several nodes to stack LoRAs. Reads files of the official trainer "
-            "(all eight types), PEFT folders and ComfyUI's format.",
+            "(all eight types), PEFT folders and ComfyUI's format (also LoHa and LoKr).",
             inputs=[
                 io.Model.Input("model", tooltip="The MODEL of SA3 Model Loader, or of another SA3 LoRA Stack."),
                 lora_input("A file in ComfyUI's loras folder. For a PEFT folder: its adapter_model.safetensors."),
@@ -95,7 +95,7 @@ class LoRAConvert(io.ComfyNode):
     def define_schema(cls):
         layout = (
             "native: as the official trainer writes. peft: a folder with adapter_model.safetensors. comfyui: for ComfyUI's LoRA loader. "
-            "peft and comfyui do not support every type."
+            "peft and comfyui do not support every type. LoHa and LoKr files are not converted."
         )
         name = "Name of the new file or folder, without extension. Existing files are never overwritten."
         base = "For -xs files to peft or comfyui: the base model that the LoRA was trained on; its weights complete the LoRA."

@@ -29,7 +29,7 @@ class StackAdapter(comfy.weight_adapter.WeightAdapterBase):
 
     @classmethod
     def of(cls, entries: list[tuple[Adapter, float, str]]) -> "StackAdapter":
-        return cls(set(), tuple((a.up, a.down, a.scale, a.rows, a.cols, strength, mode) for a, strength, mode in entries))
+        return cls(set(), tuple((*vars(adapter).values(), strength, mode) for adapter, strength, mode in entries))
 
     def calculate_weight(
         self, weight, key, strength, strength_model, offset, function, intermediate_dtype=torch.float32, original_weight=None

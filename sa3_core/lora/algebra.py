@@ -1,4 +1,4 @@
-"""LoRA adapters of all eight official types in one algebra.
+"""LoRA adapters of all eight official types, LoHa and LoKr in one algebra.
 
 Every type starts from a low-rank update, V = W + s B A, with s = alpha / rank * strength. DoRA then sets the norms of the rows or the
 columns of V, BoRA both: multiplications by diagonal matrices. Any stack of adapters on a layer keeps its weight in the form
@@ -9,6 +9,8 @@ columns of V, BoRA both: multiplications by diagonal matrices. Any stack of adap
 * new row norms multiply all R_k and P from the left, new column norms all C_k and Q from the right;
 * a delta against the base, W' + (V - W), appends V's terms and the term -W. Terms with C = 1 add up to one term, and so do terms with
   R = 1, so only a sum over DoRA or BoRA needs more than one.
+
+LoHa and LoKr are low-rank updates too: a product of two low-rank matrices, elementwise or Kronecker, is one of the product of the ranks.
 
 A stack can therefore be merged into the weight, or run in the forward pass next to an unchanged weight: scale, low rank, scale.
 """
@@ -38,16 +40,43 @@ class Adapter:
     scale: float  # alpha / rank
     rows: Tensor | None = None  # magnitudes (out,)
     cols: Tensor | None = None  # magnitudes (in,)
+    product: str = ""  # loha, lokr: the update is the elementwise or the Kronecker product of up down and up2 down2
+    up2: Tensor | None = None
+    down2: Tensor | None = None
+    dim: int = 0  # the rank that a LoHa or LoKr file states
 
     @property
     def rank(self) -> int:
-        return self.up.shape[1]
+        return self.dim or self.up.shape[1]
 
     @property
     def kind(self) -> str:
-        return {(False, False): "lora", (True, False): "dora-rows", (False, True): "dora-cols", (True, True): "bora"}[
+        kind = {(False, False): "lora", (True, False): "dora-rows", (False, True): "dora-cols", (True, True): "bora"}[
             self.rows is not None, self.cols is not None
         ]
+        return kind if not self.product else self.product if kind == "lora" else f"{self.product} ({kind})"
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in) of the update. Not for an -xs adapter without its bases."""
+        out, inner = self.up.shape[0], self.down.shape[1]
+        return (out * self.up2.shape[0], inner * self.down2.shape[1]) if self.product == "lokr" else (out, inner)
+
+    def factors(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """The update without its scale as up (out, r) and down (r, in), of the type and on the device of `like`; r <= min(out, in)
+        for LoHa and LoKr. Only for an adapter that fits its weight: a LoKr file is far smaller than its update."""
+        if not self.product:
+            return self.up.to(like), self.down.to(like)
+        up, down, up2, down2 = (tensor.to(like) for tensor in (self.up, self.down, self.up2, self.down2))
+        (out, inner), kron = self.shape, self.product == "lokr"
+        if up.shape[1] * up2.shape[1] >= min(out, inner):  # the update itself is the smaller factor
+            first, second = up @ down, up2 @ down2
+            delta = torch.kron(first, second) if kron else first * second
+            one = torch.eye(min(out, inner), dtype=like.dtype, device=like.device)
+            return (one, delta) if out <= inner else (delta, one)
+        if kron:
+            return torch.kron(up, up2), torch.kron(down, down2)
+        return (up[:, :, None] * up2[:, None]).flatten(1), (down[:, None] * down2).flatten(0, 1)
 
     def with_bases(self, u: Tensor, v: Tensor) -> "Adapter":
         """An -xs adapter with core M (r, r) as B = U M and A = V^T, for U (out, >= r) and V (in, >= r)."""
@@ -62,8 +91,8 @@ class Adapter:
 
     def misfit(self, shape: tuple[int, int]) -> str | None:
         """What does not fit a weight of shape (out, in), or None."""
-        if self.down is not None and (self.up.shape[0], self.down.shape[1]) != shape:
-            return f"an update of {self.up.shape[0]} x {self.down.shape[1]}"
+        if self.down is not None and self.shape != shape:
+            return f"an update of {self.shape[0]} x {self.shape[1]}"
         for name, values, length in zip(("row", "column"), (self.rows, self.cols), shape, strict=True):
             if values is not None and values.numel() != length:
                 return f"{values.numel()} {name} magnitudes"
@@ -97,9 +126,12 @@ class AdaptedWeight:
 
     def with_adapter(self, adapter: Adapter, w: Tensor, strength: float) -> "AdaptedWeight":
         """The adapter applied to self. w (out, in): the base weight, read only for the norms of DoRA and BoRA."""
-        adapted = self.plus(adapter.up.to(w) * (adapter.scale * strength), adapter.down.to(w))
+        up, down = adapter.factors(w)
+        adapted = self.plus(up * (adapter.scale * strength), down)
         if adapter.rows is None and adapter.cols is None:
             return adapted
+        if adapter.product:
+            return self._with_norms_of_comfyui(adapter, up * adapter.scale, down, w, strength)
         v = adapted.weight(w)
         if adapter.rows is not None:
             rows = adapter.rows.to(w) / (v.norm(dim=1) + EPS)
@@ -107,6 +139,16 @@ class AdaptedWeight:
         if adapter.cols is not None:
             adapted = adapted.scaled(cols=adapter.cols.to(w) / (v.norm(dim=0) + EPS))
         return adapted
+
+    def _with_norms_of_comfyui(self, adapter: Adapter, up: Tensor, down: Tensor, w: Tensor, strength: float) -> "AdaptedWeight":
+        """self + strength (V - self), V being self + up down with new norms. As ComfyUI computes LoHa and LoKr: new row norms are
+        relative to the rows of self, new column norms to the columns of self + up down."""
+        eps = torch.finfo(w.dtype).eps
+        if adapter.rows is not None:
+            rows = adapter.rows.to(w) / (self.weight(w).norm(dim=1) + eps)
+            return self.scaled(rows=1 + strength * (rows - 1)).plus(_column(rows * strength) * up, down)
+        cols = adapter.cols.to(w) / (self.plus(up, down).weight(w).norm(dim=0) + eps)
+        return self.scaled(cols=1 + strength * (cols - 1)).plus(up * strength, down * cols)
 
     def weight(self, w: Tensor) -> Tensor:
         """The value (out, in) for a base weight w (out, in)."""
@@ -254,14 +296,26 @@ def adapter_of(
     if 0 in up.shape or (down is not None and 0 in down.shape):
         raise SA3Error(f"{where}: its matrices are empty, {list(up.shape)}; expected at least rank 1.")
     magnitudes = {axis: tensor_of(f"magnitude_{axis}" if len(axes) == 2 else "magnitude", 1).flatten() for axis in axes}
-    rank = rank or up.shape[1]
-    scale = (rank if alpha is None else alpha) / rank
-    if not abs(scale) < 1e9:
-        raise SA3Error(f"{where}: alpha {alpha} over rank {rank} is not a usable scale; expected less than 1e9.")
-    adapter = Adapter(up, down, scale, magnitudes.get("r"), magnitudes.get("c"))
+    adapter = Adapter(up, down, scale_of(alpha, rank or up.shape[1], where), magnitudes.get("r"), magnitudes.get("c"))
     if core and "U" in tensors and "V" in tensors:
         adapter = adapter.with_bases(tensor_of("U"), tensor_of("V"))
     return adapter
+
+
+def magnitude_axis(magnitude: Tensor, rows: int, cols: int, where: str) -> str:
+    """Whether magnitudes belong to rows ("r") or columns ("c"), from their number; in a square weight from their shape."""
+    n = magnitude.numel()
+    if n not in (rows, cols):
+        raise SA3Error(f"{where}: the magnitude has {n} values; expected {rows} (rows) or {cols} (columns).")
+    return "c" if n == cols and (n != rows or (magnitude.dim() >= 2 and magnitude.shape[0] == 1)) else "r"
+
+
+def scale_of(alpha: float | None, rank: float, where: str) -> float:
+    """alpha / rank, checked; 1 without an alpha."""
+    scale = 1.0 if alpha is None else alpha / rank
+    if not abs(scale) < 1e9:
+        raise SA3Error(f"{where}: alpha {alpha} over rank {rank} is not a usable scale; expected less than 1e9.")
+    return scale
 
 
 def svd_bases(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:

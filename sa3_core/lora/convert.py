@@ -49,6 +49,11 @@ def convert(source: str | Path, target: str | Path, layout: str = "native", base
         raise SA3Error(f"The format '{layout}' is unknown; choose one of {', '.join(LAYOUTS)}.")
     source, target = Path(source), Path(target)
     lora = read_pickle(source) if source.suffix.lower() in PICKLES else read_lora(source)
+    if any(adapter.product for adapter in lora.layers.values()):
+        raise SA3Error(
+            f"{lora.name} is of type {lora.kind}, which is not converted: {layout} files are written for LoRA, DoRA and BoRA types only. "
+            "SA3_LoRAStack and ComfyUI's own loader read LoHa and LoKr as .safetensors files."
+        )
     if lora.needs_bases and layout != "native":
         if bases is None:
             raise SA3Error(f"{lora.name} is of type {lora.kind} and contains no bases; supply those of {lora.base or 'its base'}.")

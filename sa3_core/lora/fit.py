@@ -135,7 +135,7 @@ def _family_in(lora: LoRA) -> str:
     """The family of a file in parentheses, from the shapes of its attention layers; empty if unknown."""
     for name, adapter in lora.layers.items():
         if name.endswith("self_attn.to_qkv") and adapter.down is not None:
-            out, width = adapter.up.shape[0], adapter.down.shape[1]
+            out, width = adapter.shape
             return f" ({FAMILIES.get(out // width, 'unknown')} family, width {width})"
     return ""
 

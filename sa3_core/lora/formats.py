@@ -2,7 +2,8 @@
 
 native    `<layer>.parametrizations.weight.0.<tensor>`, JSON `lora_config` in the header: the official trainer
 PEFT      a folder with adapter_model.safetensors and adapter_config.json; DoRA as lora_magnitude_vector
-ComfyUI   `diffusion_model.<layer>.lora_up.weight` (or lora_B), lora_down, alpha, dora_scale; also kohya's `lora_unet_` names
+ComfyUI   `diffusion_model.<layer>.lora_up.weight` (or lora_B), lora_down, alpha, dora_scale; LoHa (hada_*) and LoKr (lokr_*);
+          also the `lora_unet_` names of kohya and the `lycoris_` names of LyCORIS
 
 Layers are named as in the transformer (`transformer.layers.0.ff.ff.2`, `to_cond_embed.0`), the seconds embedder as in the conditioner.
 """
@@ -21,7 +22,8 @@ from torch import Tensor
 from ..checkpoints.tensors import PICKLES, TensorFile, is_finite
 from ..errors import SA3Error
 from ..files import parse_json, read_json
-from .algebra import Adapter, adapter_of
+from .algebra import Adapter, adapter_of, magnitude_axis
+from .products import NAMES, is_product, product_adapter
 
 Bases = Callable[[str, int], tuple[Tensor, Tensor]]  # (layer, rank) -> U (out, >= rank), V (in, >= rank)
 
@@ -30,10 +32,10 @@ BASES = "svd_bases.safetensors"
 PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _NATIVE = re.compile(r"(?P<layer>.+)\.parametrizations\.weight\.\d+\.(?P<tensor>\w+)")
 _OTHER = re.compile(
-    r"(?P<layer>.+?)\.(?P<tensor>lora_[AB]|lora_up|lora_down|lora_magnitude_vector|alpha|dora_scale)(\.default)?(\.weight)?"
+    rf"(?P<layer>.+?)\.(?P<tensor>lora_[AB]|lora_up|lora_down|lora_magnitude_vector|alpha|dora_scale|{NAMES})(\.default)?(\.weight)?"
 )
 _NAMES = {"lora_up": "lora_B", "lora_down": "lora_A", "lora_magnitude_vector": "magnitude", "dora_scale": "magnitude"}
-_PREFIXES = ("base_model.model.", "diffusion_model.", "model.", "conditioner.", "lora_unet_")
+_PREFIXES = ("base_model.model.", "diffusion_model.", "model.", "conditioner.", "lora_unet_", "lycoris_")
 _TENSORS = {"lora_A", "lora_B", "M_xs", "U", "V", "magnitude", "magnitude_r", "magnitude_c"}
 _IGNORED = {"baked_vnorm_row", "lora_dropout_mask", "lora_strength"}
 _RANGE = re.compile(r"\[(\d{1,9})-(\d{1,9})\]")
@@ -132,6 +134,12 @@ def from_tensors(path: Path, tensors: Mapping[str, Tensor], config: dict) -> LoR
     layers, kinds = {}, set()
     for name, group in grouped.items():
         where = f"{path}, layer '{name}'"
+        if is_product(group):
+            if layout != "comfyui":
+                raise SA3Error(f"{where}: LoHa and LoKr are read from files of ComfyUI or LyCORIS; this file is of the format {layout}.")
+            layers[name] = product_adapter(group, scale_of[name][0], where)
+            kinds.add(layers[name].kind)
+            continue
         kind = config.get("adapter_type") if native else None
         kind = _infer_type(group, where) if kind is None else kind
         layers[name] = adapter_of(kind, group, *scale_of[name], where=where)
@@ -153,7 +161,7 @@ def _by_layer(path: Path, tensors: Mapping[str, Tensor]) -> tuple[dict[str, dict
         if found is None or (native and tensor not in _TENSORS):
             raise SA3Error(
                 f"{path}: the tensor '{key}' belongs to no supported kind of LoRA; expected a file of the official trainer (lora, dora, "
-                "bora and -xs types), PEFT or ComfyUI. LoHa, LoKr and other families are not supported."
+                "bora and -xs types), PEFT (LoRA and DoRA), or ComfyUI (LoRA, DoRA, LoHa and LoKr). Other families are not supported."
             )
         value = tensors[key]
         if not value.is_floating_point() and (value.numel() != 1 or value.is_complex()):
@@ -189,11 +197,7 @@ def _infer_type(group: Mapping[str, Tensor], where: str) -> str:
     magnitude, inner, out = group["magnitude"], group.get("lora_A"), group.get("lora_B")
     if suffix or inner is None or out is None:
         return f"dora-rows{suffix}"
-    n, rows, cols = magnitude.numel(), out.shape[0], inner.flatten(1).shape[1]
-    if n not in (rows, cols):
-        raise SA3Error(f"{where}: the magnitude has {n} values; expected {rows} (rows) or {cols} (columns).")
-    as_columns = n == cols and (n != rows or (magnitude.dim() >= 2 and magnitude.shape[0] == 1))
-    return "dora-cols" if as_columns else "dora-rows"
+    return "dora-cols" if magnitude_axis(magnitude, out.shape[0], inner.flatten(1).shape[1], where) == "c" else "dora-rows"
 
 
 def _check_config(path: Path, config) -> dict:

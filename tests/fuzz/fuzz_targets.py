@@ -19,7 +19,7 @@ sys.path.extend(str(path) for path in (ROOT, ROOT / "tests" / "core") if str(pat
 import torch
 from core_support import DATA, TEXT_ENCODER, lay_out
 from fuzz_mutations import damage_bytes, damage_json, damage_safetensors, damage_value, mutate, nested, text
-from lora_support import KINDS, write_lora
+from lora_support import KINDS, write_lora, write_products
 from safetensors.torch import load_file, save_file
 
 import sa3_core
@@ -84,7 +84,13 @@ class Corpus:
             f"lora_unet_{n.removeprefix('diffusion_model.').replace('.', '_', n.count('.') - 2)}": t for n, t in load_file(made[-2]).items()
         }
         save_file(kohya, self.folder / "kohya.safetensors")
-        return [*made, self.folder / "kohya.safetensors"]
+        module = self.model.module
+        products = [
+            write_products(self.folder / "loha.safetensors", module, "loha", 2, 4, magnitudes="cols"),
+            write_products(self.folder / "lokr.safetensors", module, "lokr 2", 2, 4, magnitudes="rows"),
+            write_products(self.folder / "lokr_whole.safetensors", module, "lokr"),
+        ]
+        return [*made, self.folder / "kohya.safetensors", *products]
 
     @functools.cached_property
     def spiece(self) -> Path | None:

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from core_support import randn, rel_error
-from lora_support import KINDS, write_lora
+from lora_support import KINDS, PRODUCTS, write_lora, write_products
 from node_support import FOLDERS, same_weights, weights
 from safetensors.torch import load_file, save_file
 
@@ -148,6 +148,49 @@ def test_half_precision(sa3, load, files):
     constant, _ = stack(sa3, parts.model, files["dora-rows"], files["lora"], seconds_strength=0)
     scheduled, _ = stack(sa3, parts.model, files["dora-rows"], files["lora"], seconds_strength=0, curve=ALWAYS)
     assert rel_error(run(sa3, parts, scheduled).samples, run(sa3, parts, constant).samples) < 0.1
+
+
+@pytest.mark.parametrize("form", PRODUCTS)
+@pytest.mark.parametrize("magnitudes", ["", "rows", "cols"])
+@pytest.mark.parametrize("strength", [1.0, -0.6])
+def test_loha_and_lokr_as_core_computes_them(sa3, comfy, load, folder, form, magnitudes, strength):
+    """The weights of SA3_LoRAStack and of ComfyUI's own adapters, for one file."""
+    parts, core = load("small"), importlib.import_module("comfy.lora")
+    inner = parts.model.model
+    path = write_products(folder / "product.safetensors", inner, form, 2, 3, 5, magnitudes)
+    wanted = parts.model.clone()
+    wanted.add_patches(core.load_lora(load_file(path), core.model_lora_keys_unet(inner, {})), strength)
+    found, report = stack(sa3, parts.model, path.name, strength=strength)
+    assert form[:4] in report and len(wanted.patches) == len(found.patches) - 1  # core has no name for the duration embedder
+    for key, patches in wanted.patches.items():
+        weight = inner.state_dict()[key].float()
+        one, other = (core.calculate_weight(p, weight.clone(), key) for p in (patches, found.patches[key]))
+        assert rel_error(other, one) < TIGHT and rel_error(one, weight) > 1e-3
+
+
+def test_loha_and_lokr_both_ways(sa3, load, folder, loading):
+    parts = load("small")
+    names = [write_products(folder / f"{form}.safetensors", parts.model.model, form, 3, 2, i).name for i, form in enumerate(PRODUCTS)]
+    constant, _ = stack(sa3, parts.model, *names, strength=0.5, seconds_strength=0.0)
+    scheduled, _ = stack(sa3, parts.model, *names, strength=0.5, seconds_strength=0.0, start=1e-6)
+    plain, one, other = (run(sa3, parts, model).samples for model in (parts.model, constant, scheduled))
+    assert not scheduled.patches and rel_error(other, one) < TIGHT and rel_error(one, plain) > 1e-3
+
+
+def test_loha_info_convert_and_merge(sa3, load, folder, base_directory):
+    parts = load("small")
+    path = write_products(folder / "loha.safetensors", parts.model.model, "loha", 3)
+    (text,) = sa3.run("SA3_LoRAInfo", lora=path.name)
+    assert "loha, rank 3" in text and "comfyui" in text
+    with sa3.refused("loha", "not converted"):
+        sa3.run("SA3_LoRAConvert", lora=path.name, format="native", name="x")
+    model, _ = stack(sa3, parts.model, path.name)
+    sa3.run("SA3_LoRAMerge", model=model, name="merged-small-music-loha")
+    try:
+        merged = sa3.load(file="merged-small-music-loha")
+        assert rel_error(run(sa3, merged, merged.model).samples, run(sa3, parts, model).samples) < 0.05  # stored in 16 bits
+    finally:
+        shutil.rmtree(base_directory / "models" / "checkpoints" / "merged-small-music-loha")
 
 
 @pytest.fixture
