@@ -3,6 +3,7 @@
 from .comfyui.schema import ComfyExtension, checked, io
 from .download import NODES as DOWNLOAD
 from .edit import NODES as EDIT
+from .latent_files import NODES as LATENT_FILES
 from .latents import NODES as LATENTS
 from .lora import NODES as LORA
 from .models import NODES as MODELS
@@ -12,7 +13,7 @@ from .sampling import NODES as SAMPLING
 from .text import NODES as TEXT
 from .training import NODES as TRAINING
 
-ALL = (MODELS, LORA, TEXT, LATENTS, EDIT, SAMPLING, PREVIEW, OUTPUT, DOWNLOAD, TRAINING)
+ALL = (MODELS, LORA, TEXT, LATENTS, EDIT, SAMPLING, PREVIEW, OUTPUT, LATENT_FILES, DOWNLOAD, TRAINING)
 NODES: list[type[io.ComfyNode]] = [checked(node) for nodes in ALL for node in nodes]
 
 

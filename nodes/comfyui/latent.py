@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from ...sa3_core.audio.waveform import check_clip, check_tensor, to_model
+from ...sa3_core.checkpoints.latent_files import LatentFile, pair_seconds
 from ...sa3_core.config import FRAME, RATE, ModelConfig
 from ...sa3_core.errors import SA3Error
 from ...sa3_core.timeline.durations import PADDING_SECONDS, Lengths, batch_frames, check_padding, generate_mask, lengths, seconds_of
-from ...sa3_core.timeline.regions import format_regions, merge_regions
+from ...sa3_core.timeline.regions import check_pairs, format_regions, merge_regions
 from . import model as host_model
 from .progress import warn
 
@@ -54,25 +55,21 @@ def read_latent(latent, config: ModelConfig) -> Latents:
     latent = with_duration(latent)
     samples, channels = _samples(latent), config.same.latent_dim
     batch = samples.shape[0]
-    indices = _batch_index(latent) or tuple(range(batch))
-    seconds, empty = latent.get(SECONDS), not bool(samples.any())
-    if samples.shape[1] != channels and not (empty and seconds is not None):
+    empty = not bool(samples.any())
+    if samples.shape[1] != channels and not (empty and latent.get(SECONDS) is not None):
         hint = "that is Stable Audio 1 or Open" if samples.shape[1] == 64 else "it belongs to another model"
         raise SA3Error(
             f"The LATENT has {samples.shape[1]} channels ({hint}); this model has {channels}. Use SA3_EmptyLatent or SA3_SAMEEncode."
         )
-    if not bool(torch.isfinite(samples.float()).all()):
-        raise SA3Error("The LATENT contains NaN or infinite values; check the node that it comes from.")
-    if len(indices) != batch:
-        raise SA3Error(f"The LATENT's batch_index has {len(indices)} entries for {batch} items; expected one per item.")
+    _check_finite(samples)
+    indices, seconds = _batch_index(latent, batch), _seconds(latent, batch)
     if seconds is None:
         item_lengths = host_model.unpadded_lengths(config, samples)
     else:
-        seconds, frames = _per_item(seconds, batch, _batch_index(latent)), None if empty else samples.shape[-1]
-        item_lengths = lengths(config, seconds, latent.get(PADDING, PADDING_SECONDS), frames)
+        item_lengths = lengths(config, seconds, latent.get(PADDING, PADDING_SECONDS), None if empty else samples.shape[-1])
     mask = latent.get("noise_mask")
     keep = None if mask is None else 1 - _frame_mask(mask, batch, item_lengths.frames)
-    return Latents(item_lengths, indices, None if empty else samples, keep)
+    return Latents(item_lengths, indices or tuple(range(batch)), None if empty else samples, keep)
 
 
 def _samples(latent) -> Tensor:
@@ -88,13 +85,26 @@ def _samples(latent) -> Tensor:
     return samples
 
 
-def _batch_index(latent: dict) -> tuple[int, ...]:
-    """ComfyUI's indices of the items in a larger batch; empty without them."""
+def _check_finite(samples: Tensor) -> None:
+    if not bool(torch.isfinite(samples.float()).all()):
+        raise SA3Error("The LATENT contains NaN or infinite values; check the node that it comes from.")
+
+
+def _batch_index(latent: dict, batch: int) -> tuple[int, ...]:
+    """ComfyUI's indices of `batch` items in a larger batch; empty without them."""
     indices = latent.get("batch_index")
     found = () if indices is None else indices.tolist() if isinstance(indices, Tensor) else indices
-    if not isinstance(found, (list, tuple)) or not all(isinstance(i, int) and i >= 0 for i in found):
+    if not isinstance(found, (list, tuple)) or not all(isinstance(i, int) and 0 <= i < 2**63 for i in found):
         raise SA3Error(f"The LATENT's batch_index is {indices}; expected a list of whole numbers from 0.")
+    if found and len(found) != batch:
+        raise SA3Error(f"The LATENT's batch_index has {len(found)} entries for {batch} items; expected one per item.")
     return tuple(found)
+
+
+def _seconds(latent: dict, batch: int) -> list[float] | None:
+    """The duration of each item; None for a LATENT without durations."""
+    seconds = latent.get(SECONDS)
+    return None if seconds is None else _per_item(seconds, batch, _batch_index(latent, batch))
 
 
 def _per_item(seconds, batch: int, indices: tuple[int, ...]) -> list[float]:
@@ -130,9 +140,9 @@ def schedule_lengths(latent, config: ModelConfig | None) -> Tensor | float:
     if config is not None:
         return torch.tensor(read_latent(latent, config).lengths.effective)
     latent = with_duration(latent)
-    samples, seconds = _samples(latent), latent.get(SECONDS)
+    samples = _samples(latent)
     batch = samples.shape[0]
-    seconds = None if seconds is None else _per_item(seconds, batch, _batch_index(latent))
+    seconds = _seconds(latent, batch)
     frames = [samples.shape[-1]] * batch if seconds is None else [-(-int(value * RATE) // FRAME) for value in seconds]
     return torch.tensor(frames)
 
@@ -217,3 +227,69 @@ def mask_regions(latent: dict, regions: list[tuple[float, float]], tolerance: fl
         raise SA3Error("No region is given; write start-end in seconds, for example: 1.5-3.")
     mask = generate_mask(merged, [int(duration * RATE) for duration in seconds], samples.shape[-1], frame, RATE)
     return {**latent, "noise_mask": mask, REGIONS: merged}, format_regions(merged)
+
+
+def to_file(latent, texts: dict[str, str]) -> tuple[LatentFile, list[str]]:
+    """The content of a file for a LATENT, and a sentence about keys that files do not keep. texts: run record and graph."""
+    kept = _kept(latent)
+    others = ", ".join(sorted(str(key) for key in latent if key not in kept and latent[key] is not None))
+    warnings = [f"The file does not keep the LATENT's {others}, which this pack does not know."] if others else []
+    return LatentFile(kept.pop("samples"), kept.pop("noise_mask", None), kept, texts=texts), warnings
+
+
+def from_file(content: LatentFile, name: str) -> tuple[dict, list[str]]:
+    """The LATENT in a file called `name`, and a sentence where durations are inferred. Raises SA3Error for values that no node takes."""
+    values, warnings = content.values or {}, []
+    if content.seconds is not None:
+        values = {SECONDS: content.seconds, PADDING: 0.0}
+    elif content.values is None and content.samples.dim() == 3 and bool(content.samples.any()):
+        used = content.samples.ne(0).any(1)  # (B, T); the Sampler writes zeros after an item's frames
+        frames = [int(row.nonzero().max()) + 1 if bool(row.any()) else len(row) for row in used]
+        values = {SECONDS: [seconds_of(n * FRAME, RATE) for n in frames], PADDING: 0.0}
+        found = ", ".join(f"{value:.2f}" for value in values[SECONDS][:8])
+        warnings.append(f"{name} holds neither durations nor headroom: all frames up to the last that is not 0 count as sound ({found} s).")
+    try:
+        return _kept({**values, "samples": content.samples, "noise_mask": content.mask}), warnings
+    except SA3Error as error:
+        raise SA3Error(f"{name}: {error}") from error
+
+
+def _kept(latent) -> dict:
+    """The part of a LATENT that files keep: tensors in float32 on the CPU, other values as JSON has them, checked without a model."""
+    samples = _samples(latent)
+    _check_finite(samples)
+    batch, mask, frame = samples.shape[0], latent.get("noise_mask"), latent.get(SAMPLES_PER_FRAME)
+    kept = {"samples": samples.detach().to("cpu", torch.float32), "type": "audio"}
+    if mask is not None:
+        _frame_mask(mask, batch, samples.shape[-1])
+        kept["noise_mask"] = mask.detach().to("cpu", torch.float32)
+    if (seconds := _seconds(latent, batch)) is not None:
+        if not min(seconds) > 0:
+            raise SA3Error(f"The LATENT's {SECONDS} has {min(seconds)}; expected positive numbers of seconds.")
+        kept[SECONDS] = list(latent[SECONDS])
+    if PADDING in latent:
+        check_padding(latent[PADDING])
+        kept[PADDING] = latent[PADDING]
+    if latent.get(REGIONS) is not None:
+        kept[REGIONS] = merge_regions(check_pairs(latent[REGIONS]))
+    if frame is not None:
+        if isinstance(frame, bool) or not isinstance(frame, int) or not 0 < frame <= 2**20:
+            raise SA3Error(f"The LATENT's {SAMPLES_PER_FRAME} is {str(frame)[:80]}; expected a positive whole number of samples.")
+        kept[SAMPLES_PER_FRAME] = frame
+    if indices := _batch_index(latent, batch):
+        kept["batch_index"] = list(indices)
+    return kept
+
+
+def pair_items(content: LatentFile) -> tuple[list[tuple[Tensor, int, float]], str]:
+    """(samples (C, T), frames of sound, seconds) of each item for the public tools' pairs, and a warning about what those do not hold."""
+    batch, _, frames = content.samples.shape
+    seconds = _seconds(content.values, batch) or [frames * FRAME / RATE] * batch
+    sound = [max(1, min(frames, -(-int(value * RATE) // FRAME))) for value in seconds]
+    read = [pair_seconds(n, math.ceil(value)) for n, value in zip(sound, seconds, strict=True)]
+    rounded = ", ".join(f"{old:g} to {new:.3f} s" for old, new in zip(seconds[:8], read, strict=False) if old != new)
+    return list(zip(content.samples, sound, seconds, strict=True)), (
+        ".npy and .json files hold no headroom, mask, regions, batch_index, run record and workflow; the format safetensors keeps them. "
+        "Their prompt is empty: write the caption there before training."
+        + (f" Durations are rounded to latent frames: {rounded}." if rounded else "")
+    )

@@ -19,6 +19,7 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16} 
 STORED = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}  # what weights can be stored as
 STORED_INTEGERS = ("I64", "I32", "I16", "I8", "U8", "BOOL")  # also readable: the bytes of a tokenizer, an alpha
 PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
+SUFFIXES = (".safetensors", ".latent")  # .latent: of ComfyUI's SaveLatent
 ENGINES = {".onnx": "ONNX", ".engine": "TensorRT", ".plan": "TensorRT", ".trt": "TensorRT", ".tflite": "TFLite"}
 ENGINES |= {".npz": "MLX", ".gguf": "GGUF"}
 MAX_HEADER = 10_000_000  # bytes; the header of a release has 0.2 MB, and parsing takes ten times the header's size in memory
@@ -41,7 +42,8 @@ class TensorFile:
                 raise ValueError(f"the name of a tensor has {len(longest)} characters")
         except (SafetensorError, OSError, ValueError) as error:
             raise SA3Error(
-                f"{self.path} is not a complete safetensors file ({error}). It may be truncated or still being written; download it again."
+                f"{self.path} is not a complete safetensors file ({error}). It may be truncated or still being written; "
+                "copy or download it again."
             ) from error
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -75,7 +77,7 @@ class TensorFile:
         if not is_finite(converted):
             if is_finite(tensor):
                 raise SA3Error(f"{self.path}: tensor '{name}' has values up to {float(tensor.abs().max()):.3g}, too large for {dtype}.")
-            raise SA3Error(f"{self.path}: tensor '{name}' contains NaN or infinite values; the file is damaged, download it again.")
+            raise SA3Error(f"{self.path}: tensor '{name}' contains NaN or infinite values; the file is damaged, copy or download it again.")
         return converted.to(device=device, copy=converted is tensor)
 
     def fingerprint(self) -> str:
@@ -141,10 +143,10 @@ def check_file(path: Path) -> None:
     # The first 8 bytes of a safetensors file are the length of its header. They may equal a magic number, but no header has 16 MB.
     pickled = head[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK") and any(head[3:])
     if path.suffix.lower() in PICKLES or pickled:
-        raise SA3Error(f"{path} is a pickled or zip file, which can run code when read; expected the release's model.safetensors.")
+        raise SA3Error(f"{path} is a pickled or zip file, which can run code when read; expected a file such as model.safetensors.")
     if not head:
         raise SA3Error(f"{path} is empty; the download did not finish.")
-    if path.suffix.lower() != ".safetensors":
+    if path.suffix.lower() not in SUFFIXES:
         raise SA3Error(f"{path} is not a .safetensors file.")
 
 

@@ -26,7 +26,7 @@ import sa3_core
 from sa3_core import run_record
 from sa3_core.audio import checks, waveform
 from sa3_core.audio import files as audio_files
-from sa3_core.checkpoints import checkpoint, detect, download
+from sa3_core.checkpoints import checkpoint, detect, download, latent_files
 from sa3_core.lora import convert as lora_convert
 from sa3_core.lora.algebra import apply_stack
 from sa3_core.lora.fit import fit_lora, open_lora
@@ -277,6 +277,19 @@ def verify(corpus: Corpus, rng: random.Random, folder: Path):
     return lambda: download.verify(path, rng.choice([None, "medium", "optimized", "../x"]))
 
 
+def latents(corpus: Corpus, rng: random.Random, folder: Path):
+    """Latents on disk: safetensors files, and pairs of .npy and .json."""
+    samples, path = torch.ones(2, 8, 20), folder / "sa3_00001_.latent"
+    if rng.random() < 0.4:
+        values = {"sa3_seconds": [1.0, 1.5], "sa3_padding": 6.0, "sa3_regions": [[0.5, 1.0]], "batch_index": [0, 1]}
+        latent_files.write(folder, "sa3", 1, latent_files.LatentFile(samples, torch.ones(2, 1, 20), values, texts={"sa3": "{}"}))
+        changed(rng, path, damage_safetensors)
+    else:
+        record, path = latent_files.write_pair(folder, "sa3", 1, samples[0], 17, 1.5)
+        changed(rng, *rng.choice([(path, damage_bytes), (record, damage_json)]))
+    return lambda: latent_files.read(path)
+
+
 def workflow(corpus: Corpus, rng: random.Random, folder: Path):
     """run.py's reader of workflows."""
     path = folder / "graph.json"
@@ -403,7 +416,7 @@ TARGETS: dict[str, tuple[int, Target]] = {  # name -> (share, target)
     "weights": (14, weights), "single file": (14, single_file), "listed": (6, listed), "config": (12, config), "network": (8, network),
     "text encoder": (12, text_encoder), "repackaged text encoder": (8, spiece_file), "LoRA": (16, lora), "pickled LoRA": (6, pickled),
     "SVD bases": (3, bases), "verify": (2, verify), "workflow": (6, workflow), "words": (8, words), "waveform": (10, clip),
-    "remote names": (2, remote), "options": (2, command),
+    "remote names": (2, remote), "options": (2, command), "latents": (6, latents),
 }  # fmt: skip
 
 

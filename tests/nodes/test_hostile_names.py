@@ -18,10 +18,11 @@ HOSTILE = [
 READ = {  # inputs that name a file to read
     ("SA3_ModelLoader", "file"), ("SA3_ModelLoader", "text_encoder"), ("SA3_ModelLoader", "model"), ("SA3_AutoencoderLoader", "file"),
     ("SA3_AutoencoderLoader", "autoencoder"), ("SA3_LoRAStack", "lora"), ("SA3_LoRAInfo", "lora"), ("SA3_LoRAConvert", "lora"),
-    ("SA3_Download", "model"), ("SA3_Download", "source"), ("SA3_TrainLoRA", "folder"),
+    ("SA3_Download", "model"), ("SA3_Download", "source"), ("SA3_TrainLoRA", "folder"), ("SA3_LoadLatent", "file"),
 }  # fmt: skip
 WRITTEN = {  # inputs that name a file to write
     ("SA3_LoRAConvert", "name"), ("SA3_LoRAMerge", "name"), ("SA3_SaveAudio", "filename_prefix"), ("SA3_TrainLoRA", "name"),
+    ("SA3_SaveLatent", "filename_prefix"),
 }  # fmt: skip
 # Choices and texts that never come near a file system.
 WORDS = {
@@ -59,7 +60,7 @@ def test_every_text_input_is_known_to_name_a_file_or_not_to(node_classes):
 def test_reading(sa3, load, comfy, base_directory, name):
     one = load("small")
     write_lora(base_directory / "escape.safetensors", one.model.model)  # what a traversal would reach
-    for suffix in ("", ".safetensors"):
+    for suffix in ("", ".safetensors", " [output]", ".safetensors [output]"):
         for node, key in sorted(READ):
             whole = {"model": one.model, "clip": one.clip, "vae": one.vae}
             inputs = {"SA3_LoRAStack": {"model": one.model}, "SA3_Download": {"confirm": True}, "SA3_TrainLoRA": whole}.get(node, {})
@@ -92,6 +93,8 @@ def test_writing(sa3, load, comfy, base_directory, name):
         ("SA3_TrainLoRA", {**trained, "name": name}),
         ("SA3_SaveAudio", {"audio": audio, "filename_prefix": name}),
         ("SA3_SaveAudio", {"audio": audio, "filename_prefix": f"x/{name}/y"}),
+        ("SA3_SaveLatent", {"latent": sa3.empty(), "filename_prefix": name}),
+        ("SA3_SaveLatent", {"latent": sa3.empty(), "filename_prefix": f"x/{name}/y", "format": "npy"}),
     ]
     for node, inputs in attempts:
         with contextlib.suppress(sa3.SA3Error):

@@ -142,7 +142,9 @@ def recording() -> bytes:
 
 
 def lay_out(base: Path) -> None:
-    """Create the files that the shared workflows use."""
+    """Create the files that the shared workflows use, and one for SA3 Load Latent."""
+    (base / "output" / "latents").mkdir(parents=True)
+    (base / "output" / "latents" / "sa3_00001_.latent").touch()
     for graph in (ROOT / "workflows" / "api").glob("*.json"):
         for node in json.loads(graph.read_text(encoding="utf-8")).values():
             for name, folder in (("audio", base / "input"), ("lora", base / "models" / "loras")):
