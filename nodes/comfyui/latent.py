@@ -217,9 +217,7 @@ def mask_regions(latent: dict, regions: list[tuple[float, float]], tolerance: fl
     if not isinstance(samples, Tensor) or samples.dim() != 3 or not bool(samples.any()):
         raise SA3Error("The LATENT is empty; connect SA3 SAME Encode, which encodes the sound around the regions.")
     frame = latent.get(SAMPLES_PER_FRAME, FRAME)
-    seconds = [seconds_of(samples.shape[-1] * frame, RATE)] * len(samples)
-    if latent.get(SECONDS):
-        seconds = _per_item(latent[SECONDS], len(samples), _batch_index(latent))
+    seconds = _seconds(latent, len(samples)) or [seconds_of(samples.shape[-1] * frame, RATE)]
     end_of_clip = max(seconds)
     regions = [(start, end_of_clip if end_of_clip < end <= end_of_clip + tolerance else end) for start, end in regions]
     merged = merge_regions([*latent.get(REGIONS, []), *regions], end_of_clip)

@@ -63,7 +63,6 @@ BAD_LATENTS = {
     "no samples": ({"type": "audio"}, ["no samples", "SA3_EmptyLatent"]),
     "an image": ({"samples": torch.ones(1, 4, 64, 64)}, ["(1, 4, 64, 64)", "image", "expected audio"]),
     "a video": ({"samples": torch.ones(1, 16, 5, 64, 64)}, ["image or video", "expected audio"]),
-    "empty Stable Audio Open": ({"samples": torch.zeros(1, 64, 1024), "type": "audio"}, ["64 channels", "Stable Audio 1 or Open", "32"]),
     "full Stable Audio Open": ({"samples": torch.ones(1, 64, 1024), "type": "audio"}, ["64 channels", "Stable Audio 1 or Open", "32"]),
     "another SA3": ({"samples": torch.ones(1, 256, 40), "sa3_seconds": [1.0]}, ["256 channels", "another model", "32"]),
     "too few durations": (audio_latent(3, sa3_seconds=[1.0, 2.0]), ["sa3_seconds", "2 numbers", "3 items"]),

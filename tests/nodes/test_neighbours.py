@@ -1,5 +1,6 @@
 """What other packs' nodes and core's hand over: lenient where the meaning is clear, and a sentence where something is lost."""
 
+import importlib
 from collections.abc import Mapping
 
 import numpy
@@ -153,10 +154,8 @@ def test_the_items_of_a_repeated_batch_are_variations(sa3, load, comfy):
 
 
 def test_core_s_joined_and_rebatched_latents(sa3, load, comfy):
-    import comfy_extras.nodes_latent as latents
-    import comfy_extras.nodes_post_processing  # noqa: F401  imports the next one, which cannot be imported first
-    import comfy_extras.nodes_rebatch as rebatch
-
+    importlib.import_module("comfy_extras.nodes_post_processing")  # imports the next one, which cannot be imported first
+    latents, rebatch = (importlib.import_module(f"comfy_extras.{name}") for name in ("nodes_latent", "nodes_rebatch"))
     one, two = load("small"), sa3.empty(0.5, batch_size=2)
     joined = getattr(latents.LatentBatch, "execute", None) or latents.LatentBatch().batch
     assert seconds_of(sa3, one, outputs(joined(sa3.empty(0.5), sa3.empty(0.5)))[0]) == [0.5, 0.5]

@@ -134,7 +134,7 @@ def test_the_original_is_beside_each_item(sa3, look):
 
 
 def test_what_is_no_audio_is_refused(sa3, look):
-    for wrong in (None, {"samples": torch.zeros(1)}, {"waveform": torch.zeros(2, 500), "sample_rate": RATE}):
+    for wrong in (None, {"samples": torch.zeros(1)}, {"waveform": torch.zeros(1, 1, 2, 500), "sample_rate": RATE}):
         with sa3.refused("The AUDIO"):
             look([wrong])
 

@@ -102,8 +102,8 @@ def test_names_that_every_system_takes(save, output, prefix, path):
 
 
 def test_what_is_not_audio_is_refused(sa3, output):
-    for audio in (None, {"samples": torch.zeros(1, 2, 500)}):
-        with sa3.refused("audio to save", "SA3_SAMEDecode"):
+    for audio, words in ((None, "no sound"), ({"samples": torch.zeros(1, 2, 500)}, "no 'waveform'"), ("a file", "not audio")):
+        with sa3.refused(words):
             sa3.run("SA3_SaveAudio", audio=audio)
     with sa3.refused("NaN"):
         sa3.run("SA3_SaveAudio", audio={"waveform": torch.full((1, 2, 500), torch.nan), "sample_rate": 44100})
