@@ -168,6 +168,8 @@ def open_audio(name: str, audio) -> tuple[Tensor, int]:
         rate = rate.item()
     if isinstance(rate, numbers.Real) and not isinstance(rate, bool) and math.isfinite(rate) and rate == int(rate):
         rate = int(rate)
+    if isinstance(waveform, Tensor) and waveform.device.type == "mps":
+        waveform = waveform.cpu()  # it has no float64, in which levels are measured; with --gpu-only audio stays on it
     if isinstance(waveform, Tensor) and waveform.dim() in (1, 2):
         waveform = waveform.reshape(1, -1, waveform.shape[-1])
     return waveform, rate

@@ -5,6 +5,7 @@ import inspect
 import textwrap
 
 import pytest
+import torch
 from core_support import FAMILIES
 
 
@@ -44,3 +45,70 @@ def test_core_s_text_generation_gets_a_sentence(sa3, load):
         pytest.skip("this ComfyUI has no text generation")
     with sa3.refused("only reads text"):
         clip.generate(clip.tokenize("rain"))
+
+
+@pytest.fixture
+def arguments(monkeypatch):
+    """set(name=value, ...): ComfyUI's command line for this test."""
+    from comfy.cli_args import args
+
+    def set_arguments(**values):
+        for name, value in values.items():
+            monkeypatch.setattr(args, name, value)
+
+    return set_arguments
+
+
+DTYPES = [  # option, part of the loader's output, its type
+    ("fp32_vae", "vae", torch.float32),
+    ("fp16_vae", "vae", torch.float16),
+    ("bf16_vae", "vae", torch.bfloat16),
+    ("fp16_unet", "model", torch.float16),
+    ("bf16_unet", "model", torch.bfloat16),
+    ("fp32_unet", "model", torch.float32),
+    ("bf16_text_enc", "clip", torch.bfloat16),
+    ("fp32_text_enc", "clip", torch.float32),
+]
+
+
+@pytest.mark.parametrize(("option", "part", "dtype"), DTYPES, ids=[option for option, *_ in DTYPES])
+def test_options_of_number_formats_are_respected(sa3, shelf, arguments, option, part, dtype):
+    arguments(**{option: True})
+    one = sa3.load(file="stable-audio-3-small-music")
+    found = {"vae": one.vae.vae_dtype, "model": one.model.model.get_dtype(), "clip": one.clip.dtype}[part]
+    assert found == dtype
+    assert sa3.load(file="stable-audio-3-small-music", dtype="fp32").vae.vae_dtype == torch.float32  # the loader's own choice comes first
+
+
+OTHER = ["cpu_vae", "gpu_only", "highvram", "use_quad_cross_attention", "use_split_cross_attention", "force_upcast_attention"]
+
+
+@pytest.mark.parametrize("option", OTHER)
+def test_other_options_change_no_result(sa3, load, arguments, option):
+    def run():
+        one = sa3.load(file="stable-audio-3-small-music")
+        out = sa3.sample(one.model, sa3.prompt(one.clip, "rain"), sa3.empty(0.5), steps=2, seed=3)[0]
+        return sa3.decode(out, one.vae)[0]["waveform"]
+
+    load("small")
+    before = run()
+    arguments(**{option: True})
+    assert torch.equal(run(), before)
+
+
+@pytest.mark.parametrize("device", ["default", "cpu", "gpu:7"])
+def test_core_s_select_device_nodes(sa3, load, device):
+    """On a machine without a GPU: where the choice is, and stays, the CPU."""
+    try:
+        from comfy_extras import nodes_multigpu as multi
+    except ImportError:
+        pytest.skip("this ComfyUI has no nodes that select a device")
+    one = load("small")
+    (model,) = multi.SelectModelDeviceNode.execute(one.model, device).args
+    (clip,) = multi.SelectCLIPDeviceNode.execute(one.clip, device).args
+    (vae,) = multi.SelectVAEDeviceNode.execute(one.vae, device).args
+    found = [
+        sa3.decode(sa3.sample(m, sa3.prompt(c, "rain"), sa3.empty(0.5), steps=2, seed=3)[0], v)[0]["waveform"]
+        for m, c, v in ((model, clip, vae), (one.model, one.clip, one.vae))
+    ]
+    assert torch.equal(*found)

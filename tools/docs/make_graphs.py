@@ -41,6 +41,12 @@ NOTES = {
         "Draw regions in the picture, or write them in seconds: 0.5-1, 2.5-3. Everything outside stays bit-identical: the splice "
         "pastes the recording back at its own sample rate and channels. For audio to audio inside the regions, lower noise_level."
     ),
+    "inpaint_variations": (
+        "Four variations of an inpainted region.\n\n"
+        "batch_size of the encoder sets how many. Queue once and compare each with the recording: with keep at none nothing is saved. "
+        "Tick the ones to keep and queue again: only the preview and the nodes after it run. Everything outside the regions stays "
+        "bit-identical in all of them."
+    ),
     "continue": (
         "Continue a recording after its end, or before its start (side).\n\n"
         "The splice keeps the recording bit-identical and reports the step at the join. For more than the model's longest clip use "
@@ -70,7 +76,7 @@ NOTES = {
 # sizes of nodes that show more than their widgets
 ROOMY = {"SA3_PreviewBatch": (460, 470), "SA3_InpaintMask": (480, 460), "SA3_Continue": (480, 520)}
 ROOMY |= {"SA3_TrainLoRA": (420, 910), "PreviewImage": (420, 280)}
-STEADY = ("make_four_keep_one",)  # fixed seed: queueing again with another selection must not sample again
+STEADY = ("make_four_keep_one", "inpaint_variations")  # fixed seed: queueing again with another selection must not sample again
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 COLUMN, ROW, GAP = 280, 24, 50
 TALL_ROW = 34  # the second renderer enlarges nodes beyond their saved size

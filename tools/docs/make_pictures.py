@@ -1,6 +1,6 @@
 """Take the screenshots of ComfyUI's editor with this pack, in Chromium.
 
-    python tools/docs/make_pictures.py [--comfyui PATH] [readme] [templates] [nodes] [waveform]
+    python tools/docs/make_pictures.py [--comfyui PATH] [--only NAME ...] [readme] [templates] [nodes] [waveform]
 
 readme: a workflow that has run, docs/pictures/*.png. templates: thumbnails of the template browser, workflows/*.jpg. nodes: each node, for
 its help page, web/docs/pictures/*.png. waveform: the waveform editor, docs/pictures/waveform.png. Default: all. Needs playwright,
@@ -161,6 +161,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kinds", nargs="*", metavar="KIND", help=f"{', '.join(KINDS)}; default: all")
     parser.add_argument("--comfyui", type=Path, default=ROOT / ".run" / "comfyui", help="a ComfyUI tree (default: run.py's)")
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="names of templates and nodes; the others keep theirs")
     options = parser.parse_args()
     comfyui, kinds = options.comfyui.expanduser().absolute(), options.kinds or KINDS
     if strange := set(kinds) - set(KINDS):
@@ -174,9 +175,11 @@ def main() -> None:
             if "readme" in kinds:
                 readme(editor, WORKFLOWS)
             if "templates" in kinds:
-                templates(editor, sorted(file.stem for file in (ROOT / "workflows").glob("*.json")))
+                names = sorted(file.stem for file in (ROOT / "workflows").glob("*.json"))
+                templates(editor, [name for name in names if name in options.only or not options.only])
             if "nodes" in kinds:
-                nodes(editor, sorted(name for name in server.object_info() if name.startswith("SA3_")))
+                names = sorted(name for name in server.object_info() if name.startswith("SA3_"))
+                nodes(editor, [name for name in names if name in options.only or not options.only])
             if "waveform" in kinds:
                 waveform(editor)
 
