@@ -38,7 +38,7 @@ from sa3_core.pipeline import Model
 
 Made = TypeVar("Made")
 NAMES = {"small": "small-music", "medium": "medium", "small-base": "small-music-base", "medium-base": "medium-base"}
-TINY_SHARE = 60  # --tiny divides every duration by this
+TINY_SHARE = 180  # --tiny divides every duration by this
 PROMPT_TOKENS = 24
 WARM = 0.04  # seconds that a GPU works before it is timed: its clock rises from idle
 GRAPHED_CALLS = 10  # calls per captured graph when kernels are timed without launch overhead
