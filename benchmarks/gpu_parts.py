@@ -324,8 +324,8 @@ def differences(lab: Lab) -> Rows:
     with tf32(False, False):
         exact = attend_difference(*given, window=window)
         for (dtype, way), row in found.items():
-            rounded = rounded_difference(DTYPES[dtype], *way)(*(part.to(DTYPES[dtype]) for part in given), window=window)
-            row[SHARP] = relative(rounded, exact)
+            rounded = rounded_difference(DTYPES[dtype], *way)(*given, window=window)
+            row[SHARP] = relative(rounded.to(DTYPES[dtype]), exact)
         for name in DEMOS:
             models = {dtype: load(name, device=lab.device, dtype=DTYPES[dtype]).autoencoder for dtype in DTYPES}
             z = lab.randn(1, models["fp32"].config.latent_dim, 8 if lab.tiny else 64)

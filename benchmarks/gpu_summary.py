@@ -62,7 +62,7 @@ class Found:
         """Why an item has no complete result, or ""."""
         end = self.ends.get(item)
         if end is None:
-            return "NOT REACHED"
+            return "NOT REACHED" if item in self.listed else "not asked for"
         if end["error"]:
             return f"FAILED: {end['error']['type']}: {end['error']['message'][:200]}"
         return f"skipped: {end['skipped']}" if end.get("skipped") else ""
