@@ -119,13 +119,13 @@ def items(reference: Path | None) -> list[Item]:
     add(6, 5, "batch of 8", batches)
     add(6, 13, "training step", training)
     add(6, 6, "resumed training", resumed)
+    add(4, 2, "memory, small 30 s, fp16", memory, "small", 30, "fp16")
     add(1, 4, "precision, text encoder", precision_of_text)
     add(1, 6, "precision, small", precision_of_random, "small", 30)
     add(1, 10, "precision, medium", precision_of_random, "medium", 120)
     for name in DEMOS:
         add(1, 5, f"precision, {name}", precision_of_demo, name)
     add(1, 2, SOFTMAXES, differences)
-    add(4, 2, "memory, small 30 s, fp16", memory, "small", 30, "fp16")
     for family, seconds in LENGTHS[:2]:
         add(3, 1, f"kernels of a decode, {family} {seconds} s", decode_kernels, family, seconds)
         add(2, 3, f"decode, {family} {seconds} s, fp32 and bf16", decoding, family, seconds, ("fp32", "bf16"))
