@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import resource
 import subprocess
 import sys
-import time
 from argparse import Namespace
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from benchmarks import gpu, gpu_parts, gpu_server
 from benchmarks.gpu_server import Check, Failed, Model, Report, Row
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the machine's line is read from /proc")
+PROCESSOR_SECONDS = 80  # of one thread; the rest of two minutes is waiting for the server
 ITEMS = ["text to audio", "same seed after /free", "LoRA, constant", "LoRA, scheduled", "without LoRA again", "continue, splice"]
 
 
@@ -46,16 +47,22 @@ class StableAudioModel:
 """
 
 
+def processor_seconds() -> float:
+    """Of all child processes that have ended: other work on the machine adds little to it."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def test_the_whole_command_within_two_minutes(comfyui_tree: Path, tmp_path: Path):
     reference, out = tmp_path / "checkout" / "stable_audio_3", tmp_path / "out" / "found.json"
     reference.mkdir(parents=True)
     for name, text in {"__init__.py": "", "factory.py": FACTORY, "model.py": MODEL}.items():
         (reference / name).write_text(text)
     command = [sys.executable, gpu.__file__, "--device", "cpu", "--tiny", "--comfyui", str(comfyui_tree), "--out", str(out)]
-    started = time.monotonic()
+    before = processor_seconds()
     done = subprocess.run([*command, "--reference", str(reference.parent)], capture_output=True, text=True, cwd=ROOT)
-    took = time.monotonic() - started
-    assert done.returncode == 0 and took < 120, (took, done.stdout, done.stderr)
+    took = processor_seconds() - before
+    assert done.returncode == 0 and took < PROCESSOR_SECONDS, (took, done.stdout, done.stderr)
     records = json.loads(out.read_text(encoding="utf-8"))
     ends = {record["item"]: record for record in records if record["kind"] == "end"}
     assert set(ends) == {item.name for item in gpu_parts.items(None)} | {gpu.SERVER}
