@@ -1,12 +1,12 @@
-"""Measure agreement, time, kernels, memory, LoRAs and training on a GPU, and alternative kernels.
+"""Measure agreement, time, kernels, memory, a ComfyUI server, LoRAs and training on a GPU, in one call of at most 6 minutes.
 
-    python benchmarks/gpu.py [--comfyui PATH] [--reference PATH] [--device cuda] [--tiny] [--parts 1,2] [--limit 240] [--out FILE.json]
+    python benchmarks/gpu.py [--comfyui PATH] [--reference PATH] [--device cuda] [--tiny] [--parts 1,2] [--limit 348] [--out FILE.json]
 
-Models have their real size and random weights, made on the device; the demos in assets/ have trained ones. Nothing is downloaded.
-Every item is isolated: what fails or cannot run here is listed at the end, and the rest continues, in a new process where a device error
-left the old one unusable. --tiny takes the recorded tiny models and short clips, for a check on a CPU. Parts: 1 agreement, 2 whole runs,
-3 kernels and floors, 4 memory, 5 a ComfyUI server (with --comfyui), 6 LoRAs and training, 7 alternatives. With --out the tables are also
-written to FILE.md.
+Models have their real size and random weights, made on the device; the demos in assets/ have trained ones. Nothing is downloaded. The most
+important items come first, and an item that needs more time than is left is not begun. Every item is isolated: what fails or cannot run
+here is a row of the last table, and the rest continues, in a new process where a device error left the old one unusable. --tiny takes the
+recorded tiny models and short clips, for a check on a CPU. Parts: 1 agreement, 2 whole runs, 3 kernels and floors, 4 memory, 5 a ComfyUI
+server (with --comfyui; gpu_server.py alone does more), 6 LoRAs and training. With --out the tables are also written to FILE.md.
 """
 
 from __future__ import annotations
@@ -20,21 +20,27 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT))
 
-GROUPS = ("main", "reference", "more")  # worker processes, in this order; the server comes before the last
-PARTS = range(1, 8)
+from benchmarks.gpu_summary import DEVICE, NOTES, SERVER, tables
+
+SERVER_GROUP = "server"
+GROUPS = ("main", "reference", SERVER_GROUP, "rest")  # processes, in this order: gpu_parts.py's items, and gpu_server.py
+TINY_GROUPS = ("main reference rest", SERVER_GROUP)  # starting a process takes longer there than its items
+PARTS = range(1, 7)
 SERVER_PART = 5
+SERVER_NEEDS = 100  # seconds of the items below on an H100; 17 of them write 9 GB of models
+SERVER_ITEMS = ("text to audio", "CUDA graphs")
+LIMIT = 348.0
 NO_DEVICE = "no CUDA device; use --device cpu --tiny"
 UNUSABLE = 3  # exit status of a worker whose device answers no more
 RESTARTS = 5
-GRACE = 40  # seconds beyond the limit after which a worker is stopped
-FIRST = "The device"
+GRACE = 11  # seconds beyond the limit after which a process is stopped
 
 
 def parts(text: str) -> list[int]:
@@ -50,7 +56,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--tiny", action="store_true", help="the recorded tiny models and short clips")
     parser.add_argument("--parts", type=parts, default=list(PARTS))
     parser.add_argument("--only", action="append", default=[], help="items whose name contains this; may be given several times")
-    parser.add_argument("--limit", type=float, default=240.0, help="seconds after which no item is begun")
+    parser.add_argument("--limit", type=float, default=LIMIT, help="seconds within which items are to end")
     parser.add_argument("--reference", type=Path, help="a checkout of Stability-AI/stable-audio-3 to compare with")
     parser.add_argument("--comfyui", type=Path, help="a ComfyUI for part 5")
     parser.add_argument("--out", type=Path, help="all rows as JSON")
@@ -64,7 +70,7 @@ def arguments() -> argparse.ArgumentParser:
 
 def work(options: argparse.Namespace) -> int:
     """Run the items of a group that no worker before began; append what they yield to the records."""
-    from benchmarks import gpu_experiments, gpu_parts
+    from benchmarks import gpu_parts
     from benchmarks.gpu_lab import Lab
 
     group, path = options.worker[0], Path(options.worker[1])
@@ -76,13 +82,12 @@ def work(options: argparse.Namespace) -> int:
             print(json.dumps({"kind": kind, "group": group, **values}, default=str), file=file, flush=True)
 
         lab = Lab(options.device, options.tiny)
-        if not any(record.get("table") == FIRST for record in known):
-            tell("row", item=FIRST, table=FIRST, row=lab.describe())
-        items = [*gpu_parts.items(options.reference), *gpu_experiments.items()]
-        items = [one for one in items if one.part in options.parts and any(words in one.name for words in options.only or [""])]
-        tell("items", items=[one.name for one in items], groups=sorted({one.group for one in items}))
-        items = [one for one in items if one.group == group]
-        items.sort(key=lambda one: one.needs > 0)  # what takes long comes last
+        if not any(record.get("table") == DEVICE for record in known):
+            tell("row", item=DEVICE, table=DEVICE, row=lab.describe())
+        items = [one for one in gpu_parts.items(options.reference) if one.part in options.parts]
+        items = [one for one in items if any(words in one.name for words in options.only or [""])]
+        tell("items", items={one.name: one.part for one in items}, groups=sorted({one.group for one in items}))
+        items = [one for one in items if one.group in group]
         for item in items:
             if item.name in begun:
                 continue
@@ -120,14 +125,14 @@ def measure(item, lab, tell: Callable[..., None], options: argparse.Namespace) -
             lab.clear()
         del caught
     try:
-        gc.collect()
+        gc.collect() if lab.cuda else None
         lab.check()
     except Exception as caught:
         usable = False
         error = error or {"type": type(caught).__name__, "message": str(caught)[:2000], "traceback": ""}
         say(options, "    the device answers no more; a new process goes on")
     for note in lab.notes:
-        tell("row", item=item.name, table="Notes", row={"item": item.name, "note": note})
+        tell("row", item=item.name, table=NOTES, row={"item": item.name, "note": note})
     lab.notes.clear()
     tell("end", item=item.name, part=item.part, seconds=time.perf_counter() - start, error=error, skipped=skipped)
     return usable
@@ -152,11 +157,12 @@ def read(path: Path) -> list[dict]:
 
 def supervise(options: argparse.Namespace, records: Path) -> None:
     """One worker after the other until every group has finished or the limit is over."""
-    for group in GROUPS:
-        if group == GROUPS[-1]:
+    for group in TINY_GROUPS if options.tiny else GROUPS:
+        if group == SERVER_GROUP:
             serve(options, records)
+            continue
         wanted = [record["groups"] for record in read(records) if record["kind"] == "items"]
-        if wanted and (group not in wanted[0] or time.time() > options.deadline):
+        if wanted and (not any(one in group for one in wanted[0]) or time.time() > options.deadline):
             continue
         for _ in range(RESTARTS):
             command = [sys.executable, __file__, *passed_on(options), "--worker", group, str(records), "--deadline", str(options.deadline)]
@@ -209,32 +215,26 @@ def note_end(records: Path, group: str, status: int | str) -> None:
 
 def serve(options: argparse.Namespace, records: Path) -> None:
     """Part 5: gpu_server.py as a process of its own; what it prints is kept whole."""
-    script, name = Path(__file__).with_name("gpu_server.py"), "ComfyUI server"
+    script = Path(__file__).with_name("gpu_server.py")
     if SERVER_PART not in options.parts:
         return
     with records.open("a", encoding="utf-8") as file:
 
         def tell(kind: str, **values) -> None:
-            print(json.dumps({"kind": kind, "item": name, "part": SERVER_PART, **values}), file=file, flush=True)
+            print(json.dumps({"kind": kind, "item": SERVER, "part": SERVER_PART, **values}), file=file, flush=True)
 
         if options.comfyui is None:
             return tell("end", seconds=0, error=None, skipped="--comfyui names no ComfyUI")
         left = options.deadline - time.time()
-        if not script.is_file():
-            return tell("end", seconds=0, error={"type": "Skipped", "message": f"{script.name} does not exist", "traceback": ""})
-        if left < 20:
+        if left < (0 if options.tiny else SERVER_NEEDS):
             return tell("late")
+        left = left if options.tiny else SERVER_NEEDS
         tell("begin")
         start, error, printed = time.time(), None, []
         out = records.with_name("server.json")
         command = [sys.executable, str(script), "--comfyui", str(options.comfyui.absolute()), "--out", str(out)]
-        known = script.read_text(encoding="utf-8")
-        for option, value in (
-            ("--limit", [f"{left:.0f}"]),
-            ("--device", ["cpu" if options.device == "cpu" else "auto"]),
-            ("--tiny", [] if options.tiny else None),
-        ):
-            command += [option, *value] if value is not None and f'"{option}"' in known else []
+        command += ["--items", ";".join(SERVER_ITEMS), "--device", "cpu" if options.device == "cpu" else "auto"]
+        command += ["--limit", f"{left:.0f}"] + ["--tiny"] * options.tiny
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, errors="replace")
         stop = stopping(process, left + GRACE)
         try:
@@ -259,52 +259,6 @@ def stopping(process: subprocess.Popen, seconds: float) -> Callable[[], None]:
     timer = threading.Timer(seconds, process.kill)
     timer.start()
     return timer.cancel
-
-
-# what is printed
-
-
-def tables(records: list[dict]) -> Iterator[str]:
-    """Markdown: what was measured by table, the server's own words, what failed, what was skipped, what was not reached."""
-    rows: dict[str, list[dict]] = {}
-    for record in records:
-        if record["kind"] == "row":
-            rows.setdefault(record["table"], []).append(record["row"])
-    for title in sorted(rows, key=lambda title: (title == "Notes", title != FIRST, title)):
-        yield f"\n### {title}\n\n{markdown(rows[title])}"
-    for record in records:
-        if record["kind"] == "server":
-            yield "\n### Part 5. ComfyUI server\n\n" + record["text"]
-    failed = [record for record in records if record["kind"] == "end" and record["error"]]
-    if failed:
-        yield "\n### Failed\n\n" + markdown(
-            [{"item": one["item"], "error": f"{one['error']['type']}: {one['error']['message'][:300]}"} for one in failed]
-        )
-    skipped = [record for record in records if record["kind"] == "end" and record.get("skipped")]
-    if skipped:
-        yield "\n### Skipped\n\n" + markdown([{"item": one["item"], "reason": one["skipped"]} for one in skipped])
-    late = [record["item"] for record in records if record["kind"] == "late"]
-    done = {record["item"] for record in records if record["kind"] in ("end", "late")}
-    late += [name for record in records if record["kind"] == "items" for name in record["items"] if name not in done]
-    if late:
-        yield "\n### Not reached within the limit\n\n" + "\n".join(f"* {name}" for name in dict.fromkeys(late))
-    seconds = [(record["seconds"], record["item"]) for record in records if record["kind"] == "end"]
-    slowest = ", ".join(f"{name} {took:.1f} s" for took, name in sorted(seconds, reverse=True)[:8])
-    yield f"\n{len(seconds)} items in {sum(took for took, _ in seconds):.0f} s; the longest: {slowest}"
-
-
-def markdown(rows: list[dict]) -> str:
-    """A table of rows that may have different columns."""
-    from benchmarks.measure import table
-
-    head = list(dict.fromkeys(name for row in rows for name in row))
-    return table(head, [[cell(row.get(name, "")) for name in head] for row in rows])
-
-
-def cell(value: object) -> str:
-    if isinstance(value, float):
-        return f"{value:.1e}" if 0 < abs(value) < 1e-2 else f"{value:,.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
-    return str(value).replace("|", "/").replace("\n", " ")
 
 
 def interrupted(*_: object) -> None:
@@ -338,9 +292,10 @@ def main(given: list[str]) -> int:
         with suppress(KeyboardInterrupt):
             supervise(options, records)
         found = read(records)
-        text = "\n".join(tables(found))
         if options.out is not None:
             options.out.write_text(json.dumps(found, indent=1), encoding="utf-8")
+        text = "\n".join(tables(found))
+        if options.out is not None:
             options.out.with_suffix(".md").write_text(text + "\n", encoding="utf-8")
             records.unlink(missing_ok=True)
         print(text, flush=True)

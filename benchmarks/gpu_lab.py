@@ -38,7 +38,7 @@ from sa3_core.pipeline import Model
 
 Made = TypeVar("Made")
 NAMES = {"small": "small-music", "medium": "medium", "small-base": "small-music-base", "medium-base": "medium-base"}
-TINY_SHARE = 60  # --tiny divides every duration by this
+TINY_SHARE = 180  # --tiny divides every duration by this
 PROMPT_TOKENS = 24
 WARM = 0.04  # seconds that a GPU works before it is timed: its clock rises from idle
 GRAPHED_CALLS = 10  # calls per captured graph when kernels are timed without launch overhead
@@ -55,6 +55,7 @@ class Case:
     family: str
     seconds: float
     batch: int = 1
+    padding: float = timeline.PADDING_SECONDS
 
     def __str__(self) -> str:
         return f"{self.family} {self.seconds:.3g} s" + (f" x {self.batch}" if self.batch > 1 else "")
@@ -109,7 +110,7 @@ class Lab:
     # models
 
     def case(self, family: str, seconds: float, batch: int = 1) -> Case:
-        return Case(family, seconds / TINY_SHARE if self.tiny else seconds, batch)
+        return Case(family, seconds / TINY_SHARE, batch, 0.0) if self.tiny else Case(family, seconds, batch)
 
     @property
     def cases(self) -> list[Case]:
@@ -155,7 +156,7 @@ class Lab:
     def latents(self, case: Case, dtype: str) -> Tensor:
         """Random latents with as many frames as the decode of the case needs."""
         config = configs.parse(self.config(case.family))
-        lengths = timeline.lengths(config, [case.seconds])
+        lengths = timeline.lengths(config, [case.seconds], case.padding)
         frames = timeline.decode_frames(config, lengths, 0)
         return self.randn(1, config.same.latent_dim, frames, dtype=DTYPES[dtype])
 
@@ -309,7 +310,7 @@ def fill(tensors: Iterable[tuple[str, Tensor]], device: torch.device) -> None:
 def step_of(model: Model, case: Case) -> Step:
     """A step of a text-to-audio run; modulation rows are cached as in the second call of a run."""
     config = model.config
-    lengths = timeline.lengths(config, [case.seconds] * case.batch)
+    lengths = timeline.lengths(config, [case.seconds] * case.batch, case.padding)
     condition = model.condition(model.encode_text(["x"] * case.batch), lengths.seconds)
     local = torch.zeros(case.batch, config.same.latent_dim + 1, lengths.frames, device=model.device, dtype=model.dtype)
     inputs = model.dit.prepare(condition.cross_attn, condition.global_cond, local, lengths.frames, lengths.valid)
@@ -321,7 +322,8 @@ def step_of(model: Model, case: Case) -> Step:
 
 def run_latents(model: Model, case: Case) -> Tensor:
     """Latents of a whole run with the model's own sampler and steps."""
-    return model.generate(["x"] * case.batch, [case.seconds] * case.batch, seed=7, return_latents=True).latents
+    given = ["x"] * case.batch, [case.seconds] * case.batch
+    return model.generate(*given, seed=7, padding=case.padding, return_latents=True).latents
 
 
 def decode(same: SAME, z: Tensor, chunk: int | None = 128) -> Tensor:

@@ -1,4 +1,4 @@
-"""The parts of `gpu.py`: agreement, whole runs, kernels and floors, memory, LoRAs and training. An item yields rows: (table, columns)."""
+"""The items of `gpu.py`: agreement, whole runs, kernels and floors, memory, LoRAs and training. An item yields rows: (table, columns)."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ from benchmarks.gpu_lab import (
     Step,
     decode,
     fill,
+    patched,
     relative,
     run_latents,
     short,
@@ -37,12 +38,33 @@ from benchmarks.gpu_lab import (
     step_of,
     tf32,
 )  # fmt: skip
+from benchmarks.gpu_summary import (
+    BATCHES,
+    DECODES,
+    DIFFERENCES,
+    DRAWS,
+    FLOORS,
+    KERNELS,
+    LENGTHS,
+    LORA,
+    MEMORY,
+    PRECISION,
+    RECORDED,
+    RESUME,
+    RUNS,
+    SHARP,
+    SOFTMAXES,
+    TOPS,
+    TRAINING,
+)
 from benchmarks.make_release import text_encoder_shapes, tokenizer
 from sa3_core import timeline
 from sa3_core.backends.device import to_device
 from sa3_core.checkpoints.tensors import DTYPES
 from sa3_core.config import parse
 from sa3_core.lora.stack import Stack
+from sa3_core.models import same as same_module
+from sa3_core.models.attention import attend, attend_difference
 from sa3_core.models.t5gemma import config_from, empty_model
 from sa3_core.models.text_encoder import TextEncoder
 from sa3_core.pipeline import DEMOS, Model, load
@@ -60,68 +82,57 @@ VARIANTS = ("small", "medium", "small-base", "medium-base")
 HALVES = ("fp16", "bf16")
 TOP = 15  # kernels listed by name
 
-RECORDED = "Part 1. Recorded cases: largest relative error on the device. fp32 with TF32 off, and with torch's defaults"
-PRECISION = "Part 1. 16 bits against float32 (TF32 off) on the same device: relative error (cosine), or SNR"
-RUNS = "Part 2. Sampling, text cached: median of 3 runs after a warm-up"
-DRAWS = "Part 2. What a run computes besides its steps, fp16: a draw of noise on the CPU and its copy, conditions, adaLN values of a step"
-DECODES = "Part 2. Decode in chunks of 128 frames"
-KERNELS = "Part 3. Kernels of one call"
-TOPS = "Part 3. The most expensive kernels"
-FLOORS = "Part 3. A transformer step over its floor (bare matrix products and attention, without launches)"
-MEMORY = "Part 4. Device memory, MB"
-LORA = "Part 6. LoRA"
-BATCHES = "Part 6. A batch of 8"
-TRAINING = "Part 6. Training step of a LoRA"
-RESUME = "Part 6. A training run resumed on the device"
-
 
 @dataclass(frozen=True)
 class Item:
-    """One measurement. group: the worker process that runs it, in the order of `gpu.GROUPS`. needs: seconds it takes on a large GPU."""
+    """One measurement. group: the worker process that runs it. needs: seconds it took on an H100 with a slow host, rounded up."""
 
     part: int
     name: str
     job: Callable[[Lab], Rows]
+    needs: float
     group: str = "main"
-    needs: float = 0.0
 
 
 def items(reference: Path | None) -> list[Item]:
-    """All items of parts 1 to 4 and 6. Part 5 is a process of its own, part 7 is gpu_experiments.py."""
-    lengths = (("small", 30), ("medium", 120), ("medium", 380))
-    found = [Item(1, f"recorded cases, {variant}", functools.partial(recorded, variant)) for variant in VARIANTS]
-    found += [Item(1, f"precision, {name}", functools.partial(precision_of_demo, name)) for name in DEMOS]
-    found += [
-        Item(1, "precision, text encoder", precision_of_text),
-        Item(1, "precision, small", functools.partial(precision_of_random, "small", 30)),
-        Item(1, "precision, medium", functools.partial(precision_of_random, "medium", 120)),
-    ]
-    for dtype in ("fp16", "bf16", "fp32"):
-        for family, seconds in lengths if dtype != "fp32" else lengths[:1]:
-            job = functools.partial(sampling, family, seconds, dtype, "eager")
-            found.append(Item(2, f"sampling, {family} {seconds} s, {dtype}, eager", job))
-    found.append(Item(2, "draws", draws))
-    for family, seconds in lengths:
-        found.append(Item(2, f"decode, {family} {seconds} s", functools.partial(decoding, family, seconds)))
-    for family, seconds in lengths:
-        job = functools.partial(sampling, family, seconds, "fp16", "graphed")
-        found.append(Item(2, f"sampling, {family} {seconds} s, fp16, graphed", job))
-        found.append(Item(3, f"kernels of a step, {family} {seconds} s", functools.partial(step_kernels, family, seconds, "fp16")))
-        found.append(Item(3, f"floor, {family} {seconds} s", functools.partial(floors, family, seconds, "fp16")))
-        if seconds != 380:
-            found.append(Item(3, f"kernels of a decode, {family} {seconds} s", functools.partial(decode_kernels, family, seconds)))
-    found += [
-        Item(4, "memory, medium 380 s, fp16", functools.partial(memory, "medium", 380, "fp16")),
-        Item(4, "memory, small 30 s, fp16", functools.partial(memory, "small", 30, "fp16")),
-        Item(6, "LoRA, constant and scheduled", lora),
-        Item(6, "batch of 8", batches),
-        Item(6, "training step", training),
-        Item(6, "resumed training", resumed),
-    ]
-    for family, seconds in lengths:
-        job = functools.partial(sampling_by_reference, reference, family, seconds)
-        needed = 0 if reference is None else 10 if family == "small" else 25
-        found.append(Item(2, f"reference, {family} {seconds} s", job, "main" if reference is None else "reference", needed))
+    """All items of parts 1 to 4 and 6, the most important first. Part 5 is a process of its own between "reference" and "rest"."""
+    found: list[Item] = []
+
+    def add(part: int, needs: float, name: str, job: Callable, *args, group: str = "rest") -> None:
+        found.append(Item(part, name, functools.partial(job, *args), needs, group))
+
+    for (family, seconds), eager, graphed in zip(LENGTHS, (6, 3, 3), (1, 2, 4), strict=True):
+        add(2, eager, f"sampling, {family} {seconds} s, fp16, eager", sampling, family, seconds, "fp16", "eager", group="main")
+        add(2, graphed, f"sampling, {family} {seconds} s, fp16, graphed", sampling, family, seconds, "fp16", "graphed", group="main")
+        add(2, 2, f"decode, {family} {seconds} s, fp16", decoding, family, seconds, ("fp16",), group="main")
+    for family, seconds in LENGTHS:
+        add(3, 3, f"floor, {family} {seconds} s", floors, family, seconds, "fp16", group="main")
+        add(3, 1, f"kernels of a step, {family} {seconds} s", step_kernels, family, seconds, "fp16", group="main")
+    add(4, 6, "memory, medium 380 s, fp16", memory, "medium", 380, "fp16", group="main")
+    group = "main" if reference is None else "reference"
+    for (family, seconds), needs in zip(LENGTHS, (14, 13, 25), strict=True):
+        needs *= reference is not None
+        add(2, needs, f"reference, {family} {seconds} s", sampling_by_reference, reference, family, seconds, group=group)
+    for variant, needs in zip(VARIANTS, (10, 9, 2, 2), strict=True):
+        add(1, needs, f"recorded cases, {variant}", recorded, variant)
+    add(6, 10, "LoRA, constant and scheduled", lora)
+    add(6, 5, "batch of 8", batches)
+    add(6, 13, "training step", training)
+    add(6, 6, "resumed training", resumed)
+    add(4, 2, "memory, small 30 s, fp16", memory, "small", 30, "fp16")
+    add(1, 4, "precision, text encoder", precision_of_text)
+    add(1, 6, "precision, small", precision_of_random, "small", 30)
+    add(1, 10, "precision, medium", precision_of_random, "medium", 120)
+    for name in DEMOS:
+        add(1, 5, f"precision, {name}", precision_of_demo, name)
+    add(1, 2, SOFTMAXES, differences)
+    for family, seconds in LENGTHS[:2]:
+        add(3, 1, f"kernels of a decode, {family} {seconds} s", decode_kernels, family, seconds)
+        add(2, 3, f"decode, {family} {seconds} s, fp32 and bf16", decoding, family, seconds, ("fp32", "bf16"))
+    add(2, 2, "sampling, small 30 s, fp32, eager", sampling, "small", 30, "fp32", "eager")
+    add(2, 3, "sampling, medium 120 s, bf16, eager", sampling, "medium", 120, "bf16", "eager")
+    add(2, 2, "draws", draws)
+    add(2, 30, "sampling, medium 120 s, fp16, compiled", sampling, "medium", 120, "fp16", "compiled")
     return found
 
 
@@ -144,14 +155,12 @@ def recorded(variant: str, lab: Lab) -> Rows:
     golden = golden_tensors(variant)
     cases = json.loads((DATA / "index.json").read_text(encoding="utf-8"))[variant]
     worst: dict[str, dict[str, float]] = {}
-    columns = {"fp32": ("fp32", False), "fp32, defaults": ("fp32", True), "fp16": ("fp16", True), "bf16": ("bf16", True)}
-    with tiny_release(variant) as folder:
-        for column, (dtype, convolutions) in columns.items():
-            with tf32(False, convolutions):
-                model = load(folder, device=lab.device, dtype=DTYPES[dtype])
-                for kind, found, wanted in recorded_results(lab, model, golden, cases, variant in ("small", "medium")):
-                    errors = worst.setdefault(kind, {"model": variant, "": kind})
-                    errors[column] = max(errors.get(column, 0.0), relative(found.float().cpu(), wanted.float()))
+    with tiny_release(variant) as folder, tf32(False, False):
+        for dtype in ("fp32", *HALVES):
+            model = load(folder, device=lab.device, dtype=DTYPES[dtype])
+            for kind, found, wanted in recorded_results(lab, model, golden, cases, variant in ("small", "medium")):
+                errors = worst.setdefault(kind, {"model": variant, "": kind})
+                errors[dtype] = max(errors.get(dtype, 0.0), relative(found.float().cpu(), wanted.float()))
     for errors in worst.values():
         yield RECORDED, errors
 
@@ -185,7 +194,7 @@ def recorded_results(lab: Lab, model: Model, golden: dict, cases: dict, autoenco
         out = getattr(model, direction)(golden[f"same.{source}"].float(), **options)
         yield f"SAME, {direction}", out[..., ::37] if case.startswith("decode_long") else out, golden[f"same.{case}"]
     runs = list(cases["cases"].items())
-    for key, case in runs[:2] if lab.tiny else runs:
+    for key, case in runs if model.dtype == torch.float32 and not lab.tiny else runs[:2]:  # in 16 bits they take too long
         z = model.generate(**run_arguments(case, key, golden, model.config.schedule)).latents.cpu()
         for i, valid in enumerate(case["valid_lengths"]):
             yield "whole run, latents", z[i, :, :valid], golden[f"{key}.latents"][i, :, :valid]
@@ -195,8 +204,8 @@ def precision_of_demo(name: str, lab: Lab) -> Rows:
     """Every part of a trained demo in 16 bits against float32."""
     if not (DEMOS[name] / "model.safetensors").is_file():
         raise Skipped("the demo is not in assets/")
-    seconds, steps = (0.5, 2) if lab.tiny else (4.0, None)
-    job = precision.Job(precision.PROMPTS["demo"], seconds, steps)
+    seconds, steps = (0.5, 2) if lab.tiny else (4.0, 16)
+    job = precision.Job(precision.PROMPTS["demo"], seconds, steps, padding=0.0 if lab.tiny else timeline.PADDING_SECONDS)
 
     def make(dtype: str) -> tuple[Model, tuple]:
         model = load(name, device=lab.device, dtype=DTYPES[dtype])
@@ -215,7 +224,7 @@ def precision_of_random(family: str, seconds: float, lab: Lab) -> Rows:
         mask = torch.ones(1, PROMPT_TOKENS, dtype=torch.bool)
         return model, (lab.randn(1, PROMPT_TOKENS, dim, seed=5), mask, torch.zeros(1, PROMPT_TOKENS, dtype=torch.long))
 
-    yield from compared(lab, f"{case}, random", make, precision.Job("x", case.seconds, None))
+    yield from compared(lab, f"{case}, random", make, precision.Job("x", case.seconds, None, padding=case.padding))
 
 
 def compared(lab: Lab, subject: str, make: Callable[[str], tuple[Model, tuple]], job: precision.Job) -> Rows:
@@ -286,11 +295,53 @@ def precision_of_text(lab: Lab) -> Rows:
     yield PRECISION, {"model": subject, "": f"time; fp32 {times['fp32']:.1f} ms", **{dtype: f"{times[dtype]:.1f} ms" for dtype in HALVES}}
 
 
+def rounded_difference(dtype: torch.dtype, attention_in: str, difference_in: str) -> Callable[..., Tensor]:
+    """A replacement of `same.attend_difference`. attention_in, difference_in: "float32", or else `dtype`."""
+
+    def attend_difference(q: Tensor, k: Tensor, q2: Tensor, k2: Tensor, v: Tensor, *, window: int | None = None) -> Tensor:
+        given = (part.float() if attention_in == "float32" else part.to(dtype) for part in (q, k, q2, k2, v))
+        q1, k1, q2, k2, values = given
+        first, second = attend(q1, k1, values, window=window), attend(q2, k2, values, window=window)
+        out = first.float() - second.float() if difference_in == "float32" else first - second
+        return out.to(v.dtype)
+
+    return attend_difference
+
+
+def sharp(lab: Lab) -> tuple[list[Tensor], int]:
+    """q, k, q2, k2, v (1, H, N, 64) whose scores reach +-50 and whose two softmaxes nearly cancel, and a window: SAME-L's hard case."""
+    shape = 1, 8, 1088, 64
+    q, k = (5.5 * lab.randn(*shape, seed=seed).tanh() for seed in (1, 2))
+    near = [x + 0.05 * lab.randn(*shape, seed=seed) for x, seed in ((q, 6), (k, 7))]
+    return [q, k, *near, lab.randn(*shape, seed=3)], 17
+
+
+def differences(lab: Lab) -> Rows:
+    """What rounding costs in SAME's difference of two attentions: of a decode by trained weights, and where the two nearly cancel."""
+    ways = (("float32", "float32"), ("16 bits", "float32"), ("16 bits", "16 bits"))
+    given, window = sharp(lab)
+    found = {(dtype, way): {"dtype": dtype, "attention in": way[0], "difference in": way[1]} for dtype in HALVES for way in ways}
+    with tf32(False, False):
+        exact = attend_difference(*given, window=window)
+        for (dtype, way), row in found.items():
+            rounded = rounded_difference(DTYPES[dtype], *way)(*given, window=window)
+            row[SHARP] = relative(rounded.to(DTYPES[dtype]), exact)
+        for name in DEMOS:
+            models = {dtype: load(name, device=lab.device, dtype=DTYPES[dtype]).autoencoder for dtype in DTYPES}
+            z = lab.randn(1, models["fp32"].config.latent_dim, 8 if lab.tiny else 64)
+            audio = decode(models["fp32"], z)
+            for (dtype, way), row in found.items():
+                with patched(same_module, "attend_difference", rounded_difference(DTYPES[dtype], *way)):
+                    row[f"{name}, decode, dB"] = snr(decode(models[dtype], z.to(DTYPES[dtype])).float(), audio)
+    for row in found.values():
+        yield DIFFERENCES, row
+
+
 # part 2
 
 
 def sampling(family: str, seconds: float, dtype: str, arm: str, lab: Lab) -> Rows:
-    """Time of sampling. arm: "eager", or "graphed" for CUDA graphs, whose first run includes the capture."""
+    """Time of sampling. arm: "eager", "graphed" by CUDA graphs, "compiled" by torch.compile; their first run includes the preparation."""
     if arm == "graphed" and not lab.cuda:
         raise Skipped(f"CUDA graphs need a CUDA device, and this is {lab.device}")
     case = lab.case(family, seconds)
@@ -304,10 +355,23 @@ def sampling(family: str, seconds: float, dtype: str, arm: str, lab: Lab) -> Row
         row["first run, s"] = lab.once(run)
         row["against eager"] = relative(run(), expected)
         row["state"] = graphs.state
-    yield RUNS, {**row, **summary(lab.times(run), model.config.default_steps)}
+    elif arm == "compiled":
+        expected, layers = run(), model.dit.transformer.layers
+        torch._dynamo.reset()
+        try:
+            for layer in layers:  # one graph for all of them
+                layer.compile(backend="eager" if lab.tiny else "inductor")
+            row["first run, s"] = lab.once(run)
+            row["against eager"] = relative(run(), expected)
+            yield RUNS, {**row, **timing(lab.times(run), model.config.default_steps)}
+        finally:
+            for layer in layers:
+                layer._compiled_call_impl = None
+        return
+    yield RUNS, {**row, **timing(lab.times(run), model.config.default_steps)}
 
 
-def summary(times: Sequence[float], steps: int) -> dict[str, float]:
+def timing(times: Sequence[float], steps: int) -> dict[str, float]:
     ms = 1e3 * statistics.median(times)
     return {"ms": ms, "fastest": 1e3 * min(times), "a step, ms": ms / steps}
 
@@ -316,10 +380,10 @@ def draws(lab: Lab) -> Rows:
     """Host work that a fast step has to hide."""
     for case in lab.cases:
         settings = parse(lab.config(case.family))
-        drawn = Draws(7, settings.same.latent_dim, timeline.lengths(settings, [case.seconds]))
+        drawn = Draws(7, settings.same.latent_dim, timeline.lengths(settings, [case.seconds], case.padding))
         row = {"clip": str(case), "draw ms": lab.ms(drawn, 5)}
         row["to the device ms"] = lab.ms(functools.partial(to_device, drawn(), lab.device), 5)
-        model, lengths = lab.model(case.family, "fp16"), timeline.lengths(settings, [case.seconds])
+        model, lengths = lab.model(case.family, "fp16"), timeline.lengths(settings, [case.seconds], case.padding)
         condition = model.condition(model.encode_text("x"), lengths.seconds)
         local = torch.zeros(1, settings.same.latent_dim + 1, lengths.frames, device=model.device, dtype=model.dtype)
         row["conditioner ms"] = lab.ms(lambda: model.condition(model.encode_text("x"), lengths.seconds), 5)  # noqa: B023
@@ -333,9 +397,9 @@ def draws(lab: Lab) -> Rows:
         yield DRAWS, row
 
 
-def decoding(family: str, seconds: float, lab: Lab) -> Rows:
+def decoding(family: str, seconds: float, dtypes: tuple[str, ...], lab: Lab) -> Rows:
     case = lab.case(family, seconds)
-    for dtype in ("fp32", *HALVES):
+    for dtype in dtypes:
         job = functools.partial(decode, lab.same(family, dtype), lab.latents(case, dtype))
         yield DECODES, {"clip": str(case), "by": "ours", "SAME in": dtype, "ms": lab.ms(job)}
 
@@ -359,7 +423,7 @@ def sampling_by_reference(path: Path | None, family: str, seconds: float, lab: L
         )  # fmt: skip
 
     row["first run, s"] = lab.once(run)
-    yield RUNS, {**row, **summary(lab.times(run), steps)}
+    yield RUNS, {**row, **timing(lab.times(run), steps)}
     with torch.inference_mode():
         z = run().to(next(model.pretransform.parameters()).dtype)
         first = lab.once(lambda: model.pretransform.decode(z))
@@ -426,8 +490,8 @@ def trace(lab: Lab, job: Callable[[], object], *kinds: torch.profiler.ProfilerAc
         return json.loads(path.read_text(encoding="utf-8", errors="replace"))["traceEvents"]
 
 
-def kernel_rows(lab: Lab, call: str, arm: str, job: Callable[[], object]) -> Rows:
-    """Kernels on a GPU; elsewhere operators, whose times include those that they call."""
+def kernel_rows(lab: Lab, call: str, arm: str, job: Callable[[], object], layers: int = 0) -> Rows:
+    """Kernels on a GPU; elsewhere operators, whose times include those that they call. layers: of the transformer in a step."""
     events = traced(lab, job)
     kernels = [event for event in events if event.get("cat") == ("kernel" if lab.cuda else "cpu_op")]
     row = {"call": call, "arm": arm}
@@ -438,6 +502,8 @@ def kernel_rows(lab: Lab, call: str, arm: str, job: Callable[[], object]) -> Row
         with Operators() as operators:
             job()
         row["operators"] = sum(operators.counts.values())
+    if layers:
+        row["per layer"] = row["kernels" if lab.cuda else "operators"] / layers
     yield KERNELS, {**row, "wall ms": lab.ms(job, 5)}
     totals: dict[str, list[float]] = {}
     for event in kernels:
@@ -448,14 +514,14 @@ def kernel_rows(lab: Lab, call: str, arm: str, job: Callable[[], object]) -> Row
 
 def step_kernels(family: str, seconds: float, dtype: str, lab: Lab) -> Rows:
     case = lab.case(family, seconds)
-    yield from kernel_rows(lab, f"step, {case}, {dtype}", "eager", lab.step(case, dtype))
+    step = lab.step(case, dtype)
+    yield from kernel_rows(lab, f"step, {case}, {dtype}", "eager", step, step.dit.config.depth)
 
 
 def decode_kernels(family: str, seconds: float, lab: Lab) -> Rows:
     case = lab.case(family, seconds)
-    for dtype in ("fp32", "fp16"):
-        job = functools.partial(decode, lab.same(family, dtype), lab.latents(case, dtype))
-        yield from kernel_rows(lab, f"decode, {case}", f"SAME in {dtype}", job)
+    job = functools.partial(decode, lab.same(family, "fp16"), lab.latents(case, "fp16"))
+    yield from kernel_rows(lab, f"decode, {case}", "SAME in fp16", job)
 
 
 def products_of(step: Step) -> tuple[Callable[[], None], float]:
@@ -542,13 +608,9 @@ def memory(family: str, seconds: float, dtype: str, lab: Lab) -> Rows:
     yield MEMORY, {**head, "what": "sampling, transformer and conditioner resident", **lab.memory(lambda: run_latents(model, case))}
     module = model = same = None
     lab.clear()
-    for other in dict.fromkeys((dtype, "fp32")):
-        same = lab.new_module(family, other).autoencoder
-        z = z.to(DTYPES[other])
-        for chunk, words in ((128, "chunks of 128"), (None, "a single pass")):
-            found = lab.memory(functools.partial(decode, same, z, chunk))
-            yield MEMORY, {**head, "what": f"decode, SAME alone in {other}, {words}", **found}
-        same = None
+    same = lab.new_module(family, dtype).autoencoder
+    yield MEMORY, {**head, "what": "decode, SAME alone", **lab.memory(lambda: decode(same, z))}
+    same = None
     lab.clear()
 
 
@@ -582,14 +644,13 @@ def lora(lab: Lab) -> Rows:
 
 def batches(lab: Lab) -> Rows:
     model = lab.model("small", "fp16")
-    for seconds in (10, 30):
-        alone, together = (lab.case("small", seconds, n) for n in (1, 8))
-        steps = [lab.ms(step_of(model, case), 7) for case in (alone, together)]
-        runs = [lab.ms(functools.partial(run_latents, model, case)) for case in (alone, together)]
-        yield BATCHES, {
-            "clip": f"{alone}, fp16", "step ms, 1": steps[0], "step ms, 8": steps[1], "step, 8 over 1": steps[1] / steps[0],
-            "sampling ms, 1": runs[0], "sampling ms, 8": runs[1], "sampling, 8 over 1": runs[1] / runs[0],
-        }  # fmt: skip
+    alone, together = (lab.case("small", 30, n) for n in (1, 8))
+    steps = [lab.ms(step_of(model, case), 7) for case in (alone, together)]
+    runs = [lab.ms(functools.partial(run_latents, model, case), 2) for case in (alone, together)]
+    yield BATCHES, {
+        "clip": f"{alone}, fp16", "step ms, 1": steps[0], "step ms, 8": steps[1], "step, 8 over 1": steps[1] / steps[0],
+        "sampling ms, 1": runs[0], "sampling ms, 8": runs[1], "sampling, 8 over 1": runs[1] / runs[0],
+    }  # fmt: skip
 
 
 def flow_loss(lab: Lab, net: nn.Module, adapters: Adapters, seconds: float, checkpointing: bool = False) -> Callable:
@@ -626,7 +687,7 @@ def trained(lab: Lab, family: str, dtype: str, checkpointing: bool) -> dict:
 
     train()
     found = {"model": f"{case}, {dtype}", "adapters": "dora-rows, rank 16", "checkpointing": str(checkpointing)}
-    return {**found, "ms": lab.ms(train, 5), "base MB": size(net), **lab.memory(train)}
+    return {**found, "ms": lab.ms(train, 2, 0), "base MB": size(net), **lab.memory(train)}
 
 
 def training(lab: Lab) -> Rows:

@@ -29,6 +29,7 @@ from benchmarks.make_release import make_release
 from benchmarks.measure import cosine, hardware, relative, snr, table
 from sa3_core.checkpoints.tensors import DTYPES
 from sa3_core.models.text_encoder import Text
+from sa3_core.timeline import PADDING_SECONDS
 
 PROMPTS = {"demo": "a low tone, then a kick every half second"}
 PROMPT = "Warm analogue pads over a slow four to the floor beat, 100 BPM"
@@ -42,6 +43,7 @@ class Job:
     seconds: float
     steps: int
     seed: int = 7
+    padding: float = PADDING_SECONDS
 
 
 def folder_of(name: str, models: Path | None, stack: ExitStack) -> Path | str:
@@ -68,7 +70,7 @@ def run(model: sa3_core.Model, job: Job, rows: Tensor, mask: Tensor, ids: Tensor
     """Latents of a run on embeddings that may come from another text encoder."""
     text = Text(rows.to(model.dtype), mask, ids)  # the conditioner pads
     model.encode_text = lambda prompts: text
-    latents = model.generate(job.prompt, job.seconds, steps=job.steps, seed=job.seed, return_latents=True).latents
+    latents = model.generate(job.prompt, job.seconds, steps=job.steps, seed=job.seed, padding=job.padding, return_latents=True).latents
     del model.encode_text
     return latents.float()
 

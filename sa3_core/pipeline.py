@@ -2,8 +2,8 @@
 
 import functools
 import logging
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -210,8 +210,8 @@ class Model:
     def encode(self, audio: Tensor, chunk_size: int | None = None, overlap: int = 32, noise: int | None = None) -> Tensor:
         """Audio (B, channels, N) at the model's rate -> latents (B, D, frames). noise: a seed, None = off."""
         check_tensor("The audio to encode", audio)
-        at_once = self._chunks_at_once(chunk_size, len(audio), self.dtype)
-        return self.autoencoder.encode(audio.to(self.device, self.dtype), chunk_size, overlap, _noise(noise), at_once=at_once)
+        encode = functools.partial(self.autoencoder.encode, audio.to(self.device, self.dtype), chunk_size, overlap, _noise(noise))
+        return self._in_passes(encode, chunk_size, len(audio), self.dtype)
 
     @torch.no_grad()
     def decode(self, z: Tensor, chunk_size: int | None = None, overlap: int = 32, noise: int | None = None) -> Tensor:
@@ -221,11 +221,15 @@ class Model:
 
     def _decode(self, z: Tensor, chunk_size: int | None, overlap: int, noise: int | None) -> Tensor:
         """`decode` in the dtype of z."""
-        at_once = self._chunks_at_once(chunk_size, len(z), z.dtype)
-        return self.autoencoder.decode(z, chunk_size, overlap, _noise(noise), at_once=at_once)
+        decode = functools.partial(self.autoencoder.decode, z, chunk_size, overlap, _noise(noise))
+        return self._in_passes(decode, chunk_size, len(z), z.dtype)
 
-    def _chunks_at_once(self, chunk: int | None, batch: int, dtype: torch.dtype) -> int:
-        return self.autoencoder.chunks_at_once(chunk, batch, dtype, backend_of(self.device).memory(self.device))
+    def _in_passes(self, run: Callable[..., Tensor], chunk: int | None, batch: int, dtype: torch.dtype) -> Tensor:
+        """run(at_once=chunks per pass); one chunk per pass, which rounds differently, where the free memory is too small."""
+        at_once = self.autoencoder.chunks_at_once(chunk, batch, dtype, backend_of(self.device).memory(self.device))
+        with suppress(torch.OutOfMemoryError) if at_once > 1 else nullcontext():
+            return run(at_once=at_once)
+        return run(at_once=1)
 
     @torch.no_grad()
     def generate(

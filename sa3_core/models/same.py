@@ -68,8 +68,8 @@ class DifferentialAttention(nn.Module):
         if x.dtype == torch.float16 and not torch.is_grad_enabled() and (kernels := kernels_of(x)):
             (q, k), (q2, k2) = kernels.queries_keys(parts, rotary, (self.q_norm, self.k_norm), None)
             return self.to_out(merge_heads(attend_difference(q, k, q2, k2, parts[:, :, 2].transpose(1, 2), window=window)))
-        # DyT's queries and keys reach +-50: in bfloat16 their products, and in float16 without fused attention the difference of the
-        # softmaxes, are too coarse. One part at a time, since memory of smaller blocks is reused.
+        # Scores reach +-50 and the two softmaxes may nearly cancel: rounding queries and keys to bfloat16 then costs 17 % of the result,
+        # to float16 2 %; the type of the subtraction adds nothing (PARITY.md). One part at a time: memory of smaller blocks is reused.
         q, k, v, q2, k2 = (part.float() for part in parts.unbind(2))
         del parts
         q, k, q2, k2 = (
@@ -249,7 +249,8 @@ class SAME(nn.Module):
     def chunks_at_once(self, chunk: int | None, batch: int, dtype: torch.dtype, memory: int | None) -> int:
         """Number of chunks to compute in a pass. memory: bytes of the device, None = one chunk at a time.
 
-        Not of free memory: the length of a pass changes how the result is rounded.
+        Of the total memory, not the free one: the length of a pass changes how the result is rounded, and the same seed must give the same
+        bytes whatever else is loaded. Callers retry with less at once when the free memory does not suffice.
         """
         if chunk is None or memory is None:
             return 1

@@ -5,6 +5,7 @@ import importlib
 import pytest
 import torch
 from core_support import fake_captures, rel_error
+from lora_support import write_lora
 
 ROUNDING = 1e-5
 
@@ -95,16 +96,32 @@ def test_a_saved_workflow_keeps_every_choice(sa3, load):
             sa3.run("SA3_Compile", model=object(), when="in background", how=how)
 
 
-@pytest.mark.parametrize("variant", ["small-base", "medium"])
-def test_cores_torch_compile_computes_the_same(sa3, load, variant):
-    """core's TorchCompileModel with a backend that needs no compiler."""
-    from comfy_api.torch_helpers import set_torch_compile_wrapper
+def compiled(model, backend: str):
+    """Through core's node, whose list of backends is not checked here: "eager" needs no compiler."""
+    from comfy_extras.nodes_torch_compile import TorchCompileModel
 
-    parts, settings = load(variant), {"seed": 3, "steps": 2, "cfg": 3.0}
-    positive, latent, model = sa3.prompt(parts.clip, "rain"), sa3.empty(1.0), parts.model.clone()
-    plain, _ = sa3.sample(parts.model, positive, latent, **settings)
     torch._dynamo.reset()
-    set_torch_compile_wrapper(model, backend="eager")
-    out, _ = sa3.sample(model, positive, latent, **settings)
+    torch._dynamo.utils.counters.clear()
+    return TorchCompileModel.execute(model, backend).args[0]
+
+
+def with_loras(sa3, parts, base_directory):
+    """A LoRA in the weights, and one that is scheduled."""
+    folder = base_directory / "models" / "loras"
+    folder.mkdir(parents=True, exist_ok=True)
+    module, model = parts.model.model.diffusion_model, parts.model
+    for kind, start in (("lora", 0.0), ("dora-rows", 0.5)):
+        name = write_lora(folder / f"compiled-{kind}.safetensors", module, kind).name
+        model = sa3.run("SA3_LoRAStack", model=model, lora=name, start=start, seconds_strength=0)[0]
+    return model
+
+
+@pytest.mark.parametrize(("variant", "loras"), [("small-base", True), ("medium", False)])
+def test_cores_torch_compile_computes_the_same(sa3, load, base_directory, variant, loras):
+    parts, settings = load(variant), {"seed": 3, "steps": 2, "cfg": 3.0}
+    positive, latent = sa3.prompt(parts.clip, "rain"), sa3.empty(1.0)
+    model = with_loras(sa3, parts, base_directory) if loras else parts.model
+    plain, _ = sa3.sample(model, positive, latent, **settings)
+    out, _ = sa3.sample(compiled(model, "eager"), positive, latent, **settings)
     assert rel_error(out["samples"], plain["samples"]) < ROUNDING
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0

@@ -5,6 +5,7 @@ import itertools
 import math
 from types import SimpleNamespace
 
+import comfy.model_management
 import comfy.utils
 import pytest
 import server
@@ -65,6 +66,30 @@ def test_the_result_is_the_same_with_and_without(sa3, load, browser, generous, v
     assert len(browser.pictures) == 3  # the first of four steps tells what a piece costs
     kind, image, side = browser.pictures[-1]
     assert kind == "JPEG" and image.size == (384, 192) and side == 384
+
+
+def test_a_preview_moves_no_weights(sa3, load, live, browser, generous, monkeypatch):
+    """It decodes where the weights are, and not at all while they are on several devices."""
+    one, loaded = load("medium"), []
+    vae, load_models = one.vae.first_stage_model, comfy.model_management.load_models_gpu
+
+    def watched(patchers, *rest, **options):
+        loaded.extend(patchers)
+        return load_models(patchers, *rest, **options)
+
+    def moved(*rest):
+        raise AssertionError("the autoencoder was moved or converted")
+
+    monkeypatch.setattr(comfy.model_management, "load_models_gpu", watched)
+    monkeypatch.setattr(type(vae), "_apply", moved)
+    addresses = [weight.data_ptr() for weight in vae.parameters()]
+    sampled(sa3, one, preview="on")
+    assert browser.pictures and loaded and all(patcher is not one.vae.patcher for patcher in loaded)
+    assert [weight.data_ptr() for weight in vae.parameters()] == addresses
+    elsewhere = torch.nn.ModuleList([torch.nn.Linear(1, 1), torch.nn.Linear(1, 1, device="meta")])
+    divided = live.LivePreview(SimpleNamespace(first_stage_model=elsewhere, vae_dtype=torch.float32, patcher=None))
+    divided.started = divided.last = -1e6
+    assert divided(torch.zeros(1, 4, 8), None) is None and divided.spent == 0
 
 
 def test_extend_shows_it_too(sa3, load, browser, generous):

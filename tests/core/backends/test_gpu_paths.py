@@ -377,6 +377,28 @@ def test_the_number_of_chunks_and_items_per_pass_follows_from_the_memory_of_the_
         assert autoencoder.items_at_once(16, torch.float16, memory) == wanted
 
 
+@pytest.mark.parametrize("direction", ["encode", "decode"])
+def test_too_little_free_memory_for_several_chunks_means_one_at_a_time(monkeypatch, load_model, direction):
+    model, passes = load_model("small"), []
+    size = model.config.same.samples_per_frame
+    given = randn(1, model.config.same.latent_dim, 45) if direction == "decode" else 0.1 * randn(1, 2, 45 * size)
+    wanted, run = getattr(model, direction)(given, 12, 8), getattr(model.autoencoder, direction)
+
+    def limited(*rest, at_once):
+        passes.append(at_once)
+        if at_once > 1 or fails:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return run(*rest, at_once=at_once)
+
+    monkeypatch.setattr(model.autoencoder, direction, limited)
+    monkeypatch.setattr(model.autoencoder, "chunks_at_once", lambda *of: 4)
+    fails = False
+    assert torch.equal(getattr(model, direction)(given, 12, 8), wanted) and passes == [4, 1]
+    fails = True
+    with pytest.raises(torch.OutOfMemoryError):
+        getattr(model, direction)(given, 12, 8)
+
+
 @pytest.mark.parametrize("kernel", [1, 3])
 def test_a_convolution_as_a_matrix_product_equals_the_convolution(kernel):
     x, weight, bias = randn(2, 8, 20), randn(5, 8, kernel, seed=1), randn(5, seed=2)
