@@ -39,13 +39,13 @@ def with_duration(latent):
     samples = _samples(latent)
     if SECONDS in latent or samples.shape[1] != CORE_CHANNELS or bool(samples.any()):
         return latent
-    seconds = samples.shape[-1] * latent.get(SAMPLES_PER_FRAME, CORE_FRAME) / RATE
+    seconds = samples.shape[-1] * _samples_per_frame(latent, CORE_FRAME) / RATE
     return {**latent, SECONDS: [seconds], SAMPLES_PER_FRAME: FRAME}
 
 
 def duration_warnings(latent, source: Latents) -> list[str]:
-    """A sentence where a LATENT with sound has lost its duration, as in core's SaveLatent and RebatchLatents."""
-    if SECONDS in latent or source.samples is None:
+    """A sentence where a LATENT has lost its duration, as in core's SaveLatent and RebatchLatents."""
+    if SECONDS in latent:
         return []
     return [f"The LATENT carries no duration: all of its {source.lengths.seconds[0]:.2f} s count as sound, headroom included."]
 
@@ -83,6 +83,15 @@ def _samples(latent) -> Tensor:
     if 0 in samples.shape:
         raise SA3Error(f"The LATENT has shape {tuple(samples.shape)}, which is empty; expected at least one item and one frame.")
     return samples
+
+
+def _samples_per_frame(latent, default: int) -> int:
+    """The samples of audio per latent frame that a LATENT states."""
+    frame = latent.get(SAMPLES_PER_FRAME)
+    frame = default if frame is None else frame
+    if isinstance(frame, bool) or not isinstance(frame, int) or not 0 < frame <= 2**20:
+        raise SA3Error(f"The LATENT's {SAMPLES_PER_FRAME} is {str(frame)[:80]}; expected a positive whole number of samples.")
+    return frame
 
 
 def _check_finite(samples: Tensor) -> None:
@@ -218,7 +227,7 @@ def mask_regions(latent: dict, regions: list[tuple[float, float]], tolerance: fl
     samples = latent.get("samples") if isinstance(latent, Mapping) else None
     if not isinstance(samples, Tensor) or samples.dim() != 3 or not bool(samples.any()):
         raise SA3Error("The LATENT is empty; connect SA3 SAME Encode, which encodes the sound around the regions.")
-    frame = latent.get(SAMPLES_PER_FRAME, FRAME)
+    frame = _samples_per_frame(latent, FRAME)
     seconds = _seconds(latent, len(samples)) or [seconds_of(samples.shape[-1] * frame, RATE)]
     end_of_clip = max(seconds)
     regions = [(start, end_of_clip if end_of_clip < end <= end_of_clip + tolerance else end) for start, end in regions]
@@ -258,7 +267,7 @@ def _kept(latent) -> dict:
     """The part of a LATENT that files keep: tensors in float32 on the CPU, other values as JSON has them, checked without a model."""
     samples = _samples(latent)
     _check_finite(samples)
-    batch, mask, frame = samples.shape[0], latent.get("noise_mask"), latent.get(SAMPLES_PER_FRAME)
+    batch, mask = samples.shape[0], latent.get("noise_mask")
     kept = {"samples": samples.detach().to("cpu", torch.float32), "type": "audio"}
     if mask is not None:
         _frame_mask(mask, batch, samples.shape[-1])
@@ -272,10 +281,8 @@ def _kept(latent) -> dict:
         kept[PADDING] = latent[PADDING]
     if latent.get(REGIONS) is not None:
         kept[REGIONS] = merge_regions(check_pairs(latent[REGIONS]))
-    if frame is not None:
-        if isinstance(frame, bool) or not isinstance(frame, int) or not 0 < frame <= 2**20:
-            raise SA3Error(f"The LATENT's {SAMPLES_PER_FRAME} is {str(frame)[:80]}; expected a positive whole number of samples.")
-        kept[SAMPLES_PER_FRAME] = frame
+    if latent.get(SAMPLES_PER_FRAME) is not None:
+        kept[SAMPLES_PER_FRAME] = _samples_per_frame(latent, FRAME)
     if indices := _batch_index(latent, batch):
         kept["batch_index"] = list(indices)
     return kept
