@@ -109,7 +109,7 @@ def with_loras(sa3, parts, base_directory):
     """A LoRA in the weights, and one that is scheduled."""
     folder = base_directory / "models" / "loras"
     folder.mkdir(parents=True, exist_ok=True)
-    module, model = parts.model.model.diffusion_model, parts.model
+    module, model = parts.model.model, parts.model
     for kind, start in (("lora", 0.0), ("dora-rows", 0.5)):
         name = write_lora(folder / f"compiled-{kind}.safetensors", module, kind).name
         model = sa3.run("SA3_LoRAStack", model=model, lora=name, start=start, seconds_strength=0)[0]
