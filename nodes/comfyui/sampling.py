@@ -11,7 +11,7 @@ from torch import Tensor
 from ...sa3_core.backends.device import to_device
 from ...sa3_core.config import ModelConfig
 from ...sa3_core.errors import SA3Error
-from ...sa3_core.sampling import runs, samplers
+from ...sa3_core.sampling import hints, runs, samplers
 from ...sa3_core.sampling.draws import Draws
 from ...sa3_core.sampling.float32_retry import with_float32_retry
 from ...sa3_core.sampling.guidance import Guidance
@@ -188,11 +188,19 @@ def _check_conditioning(name: str, conditioning, config: ModelConfig, batch: int
             )
 
 
-def model_warnings(model) -> list[str]:
+def run_warnings(model, positive, plan: Plan, guidance: Guidance) -> list[str]:
+    """Sentences about the prompt, the settings and the MODEL of a run, before it."""
+    batch = len(plan.lengths)
+    masks = [host_model.prompt_rows(embeddings, values.get("attention_mask"), batch)[1] for embeddings, values in positive]
     replaced = "Another node on this MODEL sets its own guidance, which replaces SA3 Guidance; the settings of SA3 Guidance have no effect."
     patched = "Another node patches attention or blocks of this MODEL, which Stable Audio 3 does not support; its patches have no effect."
     core = model.model_options.get("transformer_options", {})
-    return [replaced] * (OTHER_GUIDANCE in model.model_options) + [patched] * any(core.get(key) for key in ("patches", "patches_replace"))
+    return [
+        *hints.prompt_warnings(torch.cat(masks, dim=1)),  # the entries are mixed
+        *hints.setting_warnings(model.model.sa3_config, plan, guidance),
+        *[replaced] * (OTHER_GUIDANCE in model.model_options),
+        *[patched] * any(core.get(key) for key in ("patches", "patches_replace")),
+    ]
 
 
 def core_sampler(name: str, eta: float) -> comfy.samplers.KSAMPLER:
