@@ -144,7 +144,7 @@ def seam_at(out: Tensor, edge: int, rate: int, item: int = 0) -> Seam:
     level = 10 * torch.log10((after.square().mean() + 1e-12) / (before.square().mean() + 1e-12))
     jump = (out[..., edge].float() - out[..., edge - 1].float()).abs().max()
     earlier, later = min(FLUX_FRAMES, edge // width), min(FLUX_FRAMES, (out.shape[-1] - edge) // width)
-    fluxes = _flux(out[..., edge - earlier * width : edge + later * width], width)
+    fluxes = _flux(out[..., edge - earlier * width : edge + later * width], width) if earlier + later > 1 else []
     flux = fluxes.pop(earlier - 1) if earlier and later else 0.0
     return Seam(edge / rate, float(jump), float(max(steps, default=0.0)), float(level), flux, max(fluxes, default=0.0), item)
 

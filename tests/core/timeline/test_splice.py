@@ -81,6 +81,7 @@ def test_the_spectral_flux_tells_another_sound_from_the_same():
     assert splice(silence, silence, [(0.5, 1.0)], 44100)[1].seams[0].flux == 0
     edge = splice(tone, tone, [(0.001, 1.0)], 44100)[1].seams[0]
     assert edge.flux == 0  # no whole frame before it
+    assert splice(tone[..., :100], tone, [(0.001, 0.002)], 44100)[1].seams[0].usual_flux == 0
 
 
 def test_a_continuation_joins_the_last_sample():
