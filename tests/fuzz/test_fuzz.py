@@ -1,5 +1,6 @@
 """A few hundred of the damaged files, each time the same ones. The long sweep: python tests/fuzz/fuzz.py --count 10000."""
 
+import random
 import sys
 from pathlib import Path
 
@@ -9,6 +10,7 @@ HERE = Path(__file__).parent
 sys.path.extend(str(path) for path in (HERE, HERE.parents[1], HERE.parent / "core") if str(path) not in sys.path)
 
 import fuzz
+from fuzz_mutations import damage_json
 from fuzz_targets import FAULTS, TARGETS
 
 SEED = 3
@@ -30,3 +32,8 @@ def test_the_sweep_notices_what_must_not_be(monkeypatch):
     monkeypatch.setattr(fuzz, "SECONDS", 2.0)
     found = {one["target"]: one["outcome"] for one in fuzz.sweep(len(FAULTS), SEED, "faults")}
     assert found == FAULTS
+
+
+def test_deep_json_can_be_damaged_again():
+    deep = b"[" * 990 + b"1" + b"]" * 990
+    assert len({damage_json(random.Random(seed), deep) for seed in range(100)}) > 50
