@@ -10,7 +10,7 @@ HERE = Path(__file__).parent
 sys.path.extend(str(path) for path in (HERE, HERE.parents[1], HERE.parent / "core") if str(path) not in sys.path)
 
 import fuzz
-from fuzz_mutations import damage_json
+import fuzz_mutations
 from fuzz_targets import FAULTS, TARGETS
 
 SEED = 3
@@ -34,6 +34,9 @@ def test_the_sweep_notices_what_must_not_be(monkeypatch):
     assert found == FAULTS
 
 
-def test_deep_json_can_be_damaged_again():
-    deep = b"[" * 990 + b"1" + b"]" * 990
-    assert len({damage_json(random.Random(seed), deep) for seed in range(100)}) > 50
+def test_json_too_deep_for_a_change_is_damaged_as_bytes(monkeypatch):
+    def too_deep(rng, value):
+        raise RecursionError
+
+    monkeypatch.setattr(fuzz_mutations, "damage_value", too_deep)
+    assert len({fuzz_mutations.damage_json(random.Random(seed), b"[[1]]") for seed in range(40)}) > 10
