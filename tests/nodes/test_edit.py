@@ -161,7 +161,7 @@ def interrupted_at(sa3, monkeypatch, number: int) -> list:
     return runs
 
 
-@pytest.mark.parametrize("lora", ["none", "SA3_LoRAStack", "LoraLoaderModelOnly"])
+@pytest.mark.parametrize("lora", ["none", "SA3_LoRAStack", "core's loader"])
 def test_an_interrupted_extension_goes_on_where_it_stopped(sa3, load, comfy, monkeypatch, base_directory, lora):
     folder = base_directory / "models" / "loras"
     if lora != "none":
@@ -174,7 +174,7 @@ def test_an_interrupted_extension_goes_on_where_it_stopped(sa3, load, comfy, mon
             return model
         if lora == "SA3_LoRAStack":
             return sa3.run(lora, model=model, lora="native.safetensors", start=0.2)[0]
-        return comfy.nodes.LoraLoaderModelOnly().load_lora_model_only(model, "of_core.safetensors", 1.0)[0]
+        return comfy.nodes.comfy.sd.load_lora_for_models(model, None, load_file(folder / "of_core.safetensors"), 1.0, 0)[0]
 
     one, source = load("small"), clip(1.0)
     inputs = dict(model=with_lora(one.model), vae=one.vae, positive=sa3.prompt(one.clip, "drone"), audio=source, steps=2, seed=4)
