@@ -1,10 +1,11 @@
 """Run hundreds of mixed prompts through one ComfyUI server and check results, refusals, memory, threads and handles.
 
-    python benchmarks/load.py [--comfyui PATH] [--prompts 300]
+    python benchmarks/load.py [--comfyui PATH] [--prompts 300] [--clients 3] [--alone 40]
 
-Two clients send prompts at once, on the embedded demo model. The prompts are those of the shared workflows with other seeds, lengths,
-batches, samplers and LoRAs; one in ten is impossible and must be refused in a sentence; one in four repeats an earlier graph and must give
-the same samples again, whatever ran in between.
+Several clients send prompts at once, on the embedded demo model. The prompts are those of the shared workflows with other seeds, lengths,
+batches, samplers and LoRAs; one in ten is impossible and must be refused in a sentence; one in ten is long and interrupted at a random
+moment of its run; one in four repeats an earlier graph and must give the same samples again, whatever ran in between. At the end a new
+server computes some of the prompts one by one: the samples must be the same.
 """
 
 from __future__ import annotations
@@ -29,13 +30,17 @@ sys.path += [str(ROOT), str(ROOT / "tests" / "core")]
 from tools.launcher.environment import default_comfyui
 from tools.launcher.server import Graph, PromptRejected, Server
 
-CLIENTS = 2
+CLIENTS = 3
+LATEST = 40  # polls of a running prompt after which it is interrupted at the latest
+POLL = 0.05  # seconds
 WARM = 30  # prompts after which memory, threads and handles may no longer grow
 SLOPE_MB = 1.0  # per prompt
 PATIENCE = 1800.0  # seconds for one prompt, on a machine that does other work
 LORAS = {"sa3_demo_a": "lora", "sa3_demo_b": "dora-rows"}
 FILES = sorted(file for file in (ROOT / "workflows" / "api").glob("*.json") if file.stem != "train_lora")  # it would go on, not repeat
 GRAPHS = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in FILES}
+SAMPLING = ("SA3_Sampler", "SA3_Extend")
+LONG = [name for name, graph in GRAPHS.items() if any(node["class_type"] in SAMPLING for node in graph.values())]
 # What makes a graph impossible, and a word of the refusal.
 IMPOSSIBLE = [
     ("text_to_audio", "SA3_EmptyLatent", {"seconds": 383.0}, "at most"),
@@ -50,13 +55,18 @@ IMPOSSIBLE = [
 
 @dataclass
 class Job:
-    """One prompt: its graph, the word of its refusal when it is impossible, and what came of it."""
+    """One prompt: its graph, the word of its refusal when it is impossible, and what came of it.
+
+    interrupt_after: polls of the running prompt, None = never. It may be interrupted or, when it was faster, complete.
+    """
 
     number: int
     name: str
     graph: Graph
     refusal: str = ""
     repeats: int | None = None  # the number of the job it is a copy of
+    interrupt_after: int | None = None
+    interrupted: bool = False
     digest: str = ""
     error: str = ""
     seconds: float = 0.0
@@ -75,6 +85,8 @@ class Report:
         for job in self.jobs:
             if job.refusal and job.refusal.lower() not in job.error.lower():
                 said.append(f"job {job.number} ({job.name}) should be refused with '{job.refusal}': {job.error or 'it ran'}")
+            elif job.interrupted and job.interrupt_after is None:
+                said.append(f"job {job.number} ({job.name}) was interrupted in place of another")
             elif not job.refusal and job.error:
                 said.append(f"job {job.number} ({job.name}) failed: {job.error}")
             elif job.repeats is not None and job.digest != by_number[job.repeats].digest:
@@ -130,6 +142,14 @@ def variation(name: str, rng: random.Random) -> Graph:
     return graph
 
 
+def long(graph: Graph) -> Graph:
+    """A graph that samples for so long that an interruption comes in time."""
+    for node in graph.values():
+        if node["class_type"] in SAMPLING:
+            node["inputs"]["steps"] = 500
+    return graph
+
+
 def jobs(count: int, seed: int) -> list[Job]:
     """The same prompts for the same seed."""
     rng, made = random.Random(seed), []
@@ -140,7 +160,11 @@ def jobs(count: int, seed: int) -> list[Job]:
             next(node for node in graph.values() if node["class_type"] == kind)["inputs"].update(change)
             made.append(Job(number, name, graph, word))
             continue
-        whole = [job for job in made[-40:-3] if not job.refusal and job.repeats is None]
+        if rng.random() < 0.1:
+            name = rng.choice(LONG)
+            made.append(Job(number, name, long(variation(name, rng)), interrupt_after=rng.randrange(LATEST)))
+            continue
+        whole = [job for job in made[-40:-3] if not job.refusal and job.repeats is None and job.interrupt_after is None]
         if whole and rng.random() < 0.25:
             first = rng.choice(whole)
             made.append(Job(number, first.name, copy.deepcopy(first.graph), repeats=first.number))
@@ -187,22 +211,29 @@ def serve(server: Server, job: Job) -> None:
     except PromptRejected as error:
         job.error = str(error)
         return
+    polls = 0  # while it is running
     while (entry := server.history(prompt)) is None:
         if time.monotonic() - start > PATIENCE:
             job.error = f"no end after {PATIENCE:g} s"
             return
-        time.sleep(0.05)
+        if job.interrupt_after is not None and server.running(prompt):
+            polls += 1
+            if polls > job.interrupt_after:
+                server.interrupt(prompt)
+        time.sleep(POLL)
     job.seconds = time.monotonic() - start
     if entry["status"]["status_str"] == "success":
         files = [file for file in server.output_files(entry) if file.suffix in (".flac", ".wav")]
         job.digest = digest(files) if files else ""
         job.error = "" if files else "it saved nothing"
     else:
-        ends = [data for kind, data in entry["status"]["messages"] if kind in ("execution_error", "execution_interrupted")]
-        job.error = (ends[-1].get("exception_message") if ends else "") or "it failed without a word"
+        ends = dict(entry["status"]["messages"])
+        job.interrupted = "execution_interrupted" in ends
+        failure = ends.get("execution_error", {}).get("exception_message") or "it failed without a word"
+        job.error = "" if job.interrupted else failure
 
 
-def drive(server: Server, work: list[Job], say=None) -> Report:
+def drive(server: Server, work: list[Job], clients: int = CLIENTS, say=None) -> Report:
     """All prompts through a running server, by clients that each wait for their own."""
     report, lock, left, broken = Report(), threading.Lock(), iter(work), []
 
@@ -222,7 +253,7 @@ def drive(server: Server, work: list[Job], say=None) -> Report:
         except Exception as error:  # a client that dies must not look like one that had nothing to do
             broken.append(error)
 
-    threads = [threading.Thread(target=client) for _ in range(CLIENTS)]
+    threads = [threading.Thread(target=client) for _ in range(clients)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -232,10 +263,24 @@ def drive(server: Server, work: list[Job], say=None) -> Report:
     return report
 
 
+def differing(server: Server, report: Report, count: int) -> list[str]:
+    """A sentence for each of `count` prompts of a report whose samples are others when it is computed alone, one after the other."""
+    done = [job for job in report.jobs if job.digest and job.repeats is None and job.interrupt_after is None]
+    said = []
+    for job in random.Random(0).sample(done, min(count, len(done))):
+        again = Job(job.number, job.name, job.graph)
+        serve(server, again)
+        if again.digest != job.digest:
+            said.append(f"job {job.number} ({job.name}) differs from itself alone{': ' * bool(again.error)}{again.error}")
+    return said
+
+
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--comfyui", type=Path, default=default_comfyui(ROOT), help="a ComfyUI tree (else the one of run.py)")
     parser.add_argument("--prompts", type=int, default=300)
+    parser.add_argument("--clients", type=int, default=CLIENTS)
+    parser.add_argument("--alone", type=int, default=40, help="prompts to compute again, one by one, in a new server")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
 
@@ -247,14 +292,24 @@ def main(arguments: list[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="sa3-load-") as folder:
         furnish(Path(folder))
         with Server(options.comfyui, Path(folder), packs=[ROOT]) as server:
-            report = drive(server, jobs(options.prompts, options.seed), say)
-    refused, copies = (
-        sum(bool(test(job)) for job in report.jobs) for test in (lambda job: job.refusal, lambda job: job.repeats is not None)
+            report = drive(server, jobs(options.prompts, options.seed), options.clients, say)
+        with Server(options.comfyui, Path(folder), packs=[ROOT]) as server:
+            others = differing(server, report, options.alone)
+    refused, copies, late, interrupted = (
+        sum(map(test, report.jobs))
+        for test in (
+            lambda job: bool(job.refusal),
+            lambda job: job.repeats is not None,
+            lambda job: job.interrupt_after is not None,
+            lambda job: job.interrupted,
+        )
     )
-    print(f"{len(report.jobs)} prompts, {refused} of them impossible, {copies} copies; {len(report.failures)} not as they must be")
+    said = [*report.failures, *others]
+    print(f"{len(report.jobs)} prompts of {options.clients} clients: {refused} impossible, {copies} copies, {interrupted} interrupted")
+    print(f"({late - interrupted} ended before), {options.alone} computed again alone; {len(said)} not as they must be")
     print(f"memory after the first {WARM}: {report.slope:+.3f} MB a prompt; threads {report.growth[0]:+d}, handles {report.growth[1]:+d}")
-    print("\n".join(report.failures))
-    return 1 if report.failures or report.slope >= SLOPE_MB or max(report.growth) > 2 else 0
+    print("\n".join(said))
+    return 1 if said or report.slope >= SLOPE_MB or max(report.growth) > 2 else 0
 
 
 if __name__ == "__main__":

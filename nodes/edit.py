@@ -1,5 +1,7 @@
 """Nodes that edit a recording: inpaint regions, continue it, loop it, and splice the result into the original."""
 
+import json
+
 import torch
 
 from ..sa3_core.errors import SA3Error
@@ -203,7 +205,7 @@ class Extend(io.ComfyNode):
                 number("crossfade", 0.02, 0.0, 5.0, 0.005, "Crossfade at each join, in seconds."),
                 preview_input(),
             ],
-            outputs=[io.Audio.Output("AUDIO"), io.String.Output("REPORT")],
+            outputs=[io.Audio.Output("AUDIO"), io.String.Output("REPORT"), io.String.Output("run_info")],
             hidden=[io.Hidden.unique_id],
         )
 
@@ -218,8 +220,8 @@ class Extend(io.ComfyNode):
         if waveform.shape[0] != 1:
             raise SA3Error(f"SA3_Extend takes one recording; the AUDIO has {waveform.shape[0]} items. Connect a single item.")
         job = ExtendJob(model, vae, positive, negative, settings, seed, steps or None, sampler, crossfade, live_preview(preview, vae))
-        out, report = job.run(waveform, rate, round(seconds * rate), context, window)
-        return io.NodeOutput({"waveform": out, "sample_rate": rate}, report)
+        out, report, record = job.run(waveform, rate, round(seconds * rate), context, window)
+        return io.NodeOutput({"waveform": out, "sample_rate": rate}, report, json.dumps(record))
 
 
 NODES = [InpaintMask, Continue, Loop, Splice, Extend]

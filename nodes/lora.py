@@ -1,12 +1,13 @@
 """Nodes for LoRA files: stack them on a MODEL, describe, convert and merge them."""
 
+from ..sa3_core.errors import SA3Error
 from ..sa3_core.lora import convert as lora_convert
 from ..sa3_core.lora.algebra import MODES
 from ..sa3_core.lora.fit import checkpoint_bases
 from ..sa3_core.lora.formats import read_lora
 from ..sa3_core.lora.merge import merge
 from .comfyui import model as host_model
-from .comfyui.lora import add_lora, find_lora, fingerprint, lora_names, stack_of
+from .comfyui.lora import add_lora, find_lora, fingerprint, foreign_patches, lora_names, stack_of
 from .comfyui.output_files import new_model_file
 from .comfyui.progress import Progress, warn
 from .comfyui.schema import io, schema
@@ -139,6 +140,11 @@ class LoRAMerge(io.ComfyNode):
     @classmethod
     def execute(cls, model, name) -> io.NodeOutput:
         inner = host_model.sa3_model(model)
+        if foreign := foreign_patches(model):
+            raise SA3Error(
+                f"The MODEL has {len(foreign)} weights that another node has patched, and only the LoRAs of SA3_LoRAStack are merged. "
+                "Load that node's LoRA with SA3_LoRAStack."
+            )
         return io.NodeOutput(str(merge(inner.sa3_path, stack_of(model), new_model_file("checkpoints", name), Progress(1))))
 
 

@@ -141,14 +141,14 @@ class Compile(io.ComfyNode):
             "shows the reason.",
             inputs=[
                 io.Model.Input("model", tooltip="The MODEL of SA3 Model Loader, with or without LoRAs."),
-                io.Combo.Input("when", options=WHEN, default=WHEN[0], tooltip=when),
+                io.Combo.Input("when", options=WHEN, default=WHEN[0], optional=True, tooltip=when),
                 io.Combo.Input("how", options=list(HOW), default=next(iter(HOW)), optional=True, tooltip=how),
             ],
             outputs=[io.Model.Output("MODEL")],
         )
 
     @classmethod
-    def execute(cls, model, when, how="auto") -> io.NodeOutput:
+    def execute(cls, model, when="", how="auto") -> io.NodeOutput:
         return io.NodeOutput(HOW[how or "auto"](model))
 
 

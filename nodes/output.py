@@ -18,13 +18,14 @@ class SaveAudio(io.ComfyNode):
             "flac: 24 bits, lossless, small. wav32f: keeps levels above full scale. 16 and 24 bits are dithered where the audio is finer. "
             "Drop a file of any format on the canvas to restore its workflow."
         )
+        record = "The run_info of SA3 Sampler or SA3 Extend, stored as metadata."
         return schema(
             "SA3_SaveAudio",
             display_name="SA3 Save Audio",
             description="Saves audio with any number of channels, and stores the workflow and the run record in the file.",
             inputs=[
                 io.Audio.Input("audio", tooltip="Audio to save; each item of a batch becomes a file."),
-                io.String.Input("run_info", optional=True, force_input=True, tooltip="The run_info of SA3 Sampler, stored as metadata."),
+                io.String.Input("run_info", optional=True, force_input=True, tooltip=record),
                 io.String.Input("filename_prefix", default="audio/sa3", tooltip=prefix),
                 io.Combo.Input("format", options=list(audio_files.FORMATS), default="flac", tooltip=kind),
                 io.Custom("AUDIO_UI").Input("audioUI", optional=True),

@@ -27,7 +27,7 @@ from .models.dit import DiT
 from .models.release import StableAudio, build
 from .models.same import SAME, Noise
 from .models.text_encoder import Text, TextEncoder, cut_warnings, encoder_dtype
-from .sampling import runs
+from .sampling import hints, runs
 from .sampling.draws import check_seed
 from .sampling.float32_retry import with_float32_retry
 from .sampling.guidance import Guidance
@@ -264,11 +264,13 @@ class Model:
         )  # fmt: skip
         init = None if init_audio is None else self._source_latents("init_audio", init_audio, lengths, chunk_size, overlap)
         local = self._local_input(regions, source_audio, lengths, chunk_size, overlap)
-        cond, negative = self.condition(self.encode_text(prompts), lengths.seconds), None
+        text, negative = self.encode_text(prompts), None
+        cond = self.condition(text, lengths.seconds)
         if negatives is not None and guidance.cfg != 1:
             negative = self.condition(self.encode_text(negatives), lengths.seconds, negative=True).cross_attn
         watch.lap("encode")
         warnings = [] if self.text_encoder is None else cut_warnings(self.text_encoder.counts(prompts), self.config.conditioning.max_tokens)
+        warnings += hints.prompt_warnings(text.mask)
 
         def sample(dtype: torch.dtype) -> Tensor:
             condition = Condition(cond.cross_attn.to(dtype), cond.global_cond.to(dtype))

@@ -9,7 +9,7 @@ from . import run_options
 from .patchers import resident_clone
 
 KEY = "sa3_graphs"
-WEIGHTS_CAST = "its weights are moved or converted in every step"
+WEIGHTS_CAST = "its weights are moved or converted in every step (choose another dtype in the loader, or a smaller model)"
 REMOVED = "torch.compile was removed from SA3 Compile; choose auto, or compile with ComfyUI's node TorchCompileModel"
 
 

@@ -6,6 +6,7 @@ import itertools
 import shutil
 import time
 import uuid
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,21 +14,24 @@ from typing import Any
 
 import folder_paths
 import torch
+from comfy.weight_adapter import WeightAdapterBase
 from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn.functional import pad
 
+from ...sa3_core import run_record
 from ...sa3_core.audio.waveform import resampled_length, to_model
 from ...sa3_core.checkpoints.tensors import TensorFile, save
 from ...sa3_core.errors import SA3Error
 from ...sa3_core.sampling import runs
 from ...sa3_core.sampling.draws import item_seed
 from ...sa3_core.sampling.guidance import Guidance
-from ...sa3_core.timeline.durations import decode_frames, seconds_of
+from ...sa3_core.timeline.durations import decode_frames, lengths, seconds_of
 from ...sa3_core.timeline.extend import Window, report, windows
 from ...sa3_core.timeline.splicing import splice
 from . import folders, run_options
 from . import lora as host_lora
+from . import model as host_model
 from . import sampling as host
 from .latent import encode_clip, mask_regions, read_latent
 from .live_preview import LivePreview
@@ -57,8 +61,8 @@ class ExtendJob:
     crossfade: float
     live: LivePreview | None = None
 
-    def run(self, waveform: Tensor, rate: int, added: int, context: float, window: float) -> tuple[Tensor, str]:
-        """Append `added` samples to a waveform (1, C, N): the longer one at the same rate and channels, and a report.
+    def run(self, waveform: Tensor, rate: int, added: int, context: float, window: float) -> tuple[Tensor, str, dict]:
+        """Append `added` samples to a waveform (1, C, N): the longer one at the same rate and channels, a report, and a run record.
 
         context: seconds of existing audio that each window sees. window: its longest duration in seconds, 0 = the model's.
         """
@@ -69,18 +73,31 @@ class ExtendJob:
         spare = rate != model_rate  # so that resampling back never falls short
         new_samples = resampled_length(added, rate, model_rate) + spare
         parts = windows(config, tail.shape[-1], new_samples, context, window)
+        watch, first = run_record.Stopwatch(), self._plan(parts[0], 0)
+        warnings = host.run_warnings(self.model, self.positive, first, self.guidance)
+        warn(*warnings)
+
+        def remark(sentence: str) -> None:
+            if sentence not in warnings:
+                warnings.append(sentence)
+                warn(*warnings)
+
         store = WindowStore(self._fingerprint(waveform, rate, parts))
         finished = [window.to(tail.device) for window in store.load([(1, config.same.audio_channels, part.new) for part in parts])]
+        resumed = len(finished)
         if finished:
             logger.warning("Resuming after %d of %d windows, which an earlier run finished.", len(finished), len(parts))
         bar = Progress(1)
         with run_options.read(self.model.model_options).run():
             for i, part in enumerate(parts):
                 if i == len(finished):
-                    finished.append(self._generate(tail[..., -part.context :], part, i, bar.part(i, len(parts), "window")))
-                    store.add(i, finished[i])
+                    finished.append(self._generate(tail[..., -part.context :], part, i, bar.part(i, len(parts), "window"), remark))
+                    store.add(i, finished[i], remark)
                 tail = torch.cat((tail, finished[i]), dim=-1)[..., -tail_samples:]
         bar.finish()
+        watch.lap("windows")
+        for sentence in host_model.accelerator_warnings(self.model):
+            remark(sentence)
         n = waveform.shape[-1]
         before = pad(recording, (round(n * model_rate / rate) - recording.shape[-1], 0))  # the first window already joins its last sample
         generated = torch.cat((before, *finished), dim=-1)
@@ -88,34 +105,46 @@ class ExtendJob:
         out, _ = splice(pad(waveform, (0, added)), generated, [region], rate, model_rate, self.crossfade)
         store.discard()
         ends = itertools.accumulate((part.new for part in parts[:-1]), initial=0)
-        return out, report(out[0], [*(n + end * rate // model_rate for end in ends), n + added], rate)
+        edges = [*(n + end * rate // model_rate for end in ends), n + added]
+        record = run_record.record(
+            self.model.model.sa3_name, first, self.guidance, warnings, stages=watch.stages, **host_model.record_fields(self.model),
+            seconds=[(n + added) / rate], crossfade=self.crossfade, resumed_windows=resumed, windows=[
+                {"seed": item_seed(self.seed, i), "context": part.context / model_rate, "seconds": part.new / model_rate}
+                for i, part in enumerate(parts)
+            ],
+        )  # fmt: skip
+        return out, report(out[0], edges, rate), record
 
-    def _generate(self, tail: Tensor, part: Window, number: int, progress) -> Tensor:
-        """The new samples (1, C, part.new) of a window at the model's rate, after a tail (1, C, part.context)."""
+    def _plan(self, part: Window, number: int) -> runs.Plan:
         config = self.model.model.sa3_config  # that of a VAE of SA3_AutoencoderLoader has no schedule
+        read = lengths(config, [seconds_of(part.samples, config.sample_rate)], 0.0)
+        return runs.plan(config, read, steps=self.steps, sampler=self.sampler, seed=item_seed(self.seed, number))
+
+    def _generate(self, tail: Tensor, part: Window, number: int, progress, warn: Callable[[str], None]) -> Tensor:
+        """The new samples (1, C, part.new) of a window at the model's rate, after a tail (1, C, part.context)."""
+        config = self.model.model.sa3_config
         rate, seconds = config.sample_rate, seconds_of(part.samples, config.sample_rate)
         region = (part.context / rate, seconds)
         latent, _ = mask_regions(encode_clip(self.vae, tail, seconds, 0.0, CHUNK, OVERLAP, check_interrupt), [region])
         read = read_latent(latent, config)
-        plan = runs.plan(config, read.lengths, steps=self.steps, sampler=self.sampler, seed=item_seed(self.seed, number))
-        z = host.sample(self.model, self.positive, read, plan, self.guidance, self.negative, progress, self.live)
-        audio = self.vae.decode_latents(z[..., : decode_frames(config, read.lengths, 0)], progress=check_interrupt)
+        plan = self._plan(part, number)
+        z = host.sample(self.model, self.positive, read, plan, self.guidance, self.negative, progress, self.live, warn)
+        z = z[..., : decode_frames(config, read.lengths, 0)]
+        audio = self.vae.decode_latents(z, progress=check_interrupt, warn=warn)
         audio = pad(audio, (0, max(0, part.samples - audio.shape[-1])))[..., : part.samples]
         spliced, _ = splice(pad(tail, (0, part.new)), audio, [region], rate, rate, self.crossfade)
         return spliced[..., part.context :]
 
     def _fingerprint(self, waveform: Tensor, rate: int, parts: list[Window]) -> str:
-        """A hash of everything that the windows' samples depend on. What other nodes attached to the MODEL cannot be compared between
-        sessions, so windows with it are used in this session only."""
+        """A hash of everything that the windows' samples depend on. Functions and objects that other nodes attached to the MODEL
+        cannot be compared between sessions, so windows with them are used in this session only."""
         inner, options = self.model.model, run_options.read(self.model.model_options)
         others = {name: value for name, value in self.model.model_options.items() if name != run_options.KEY}
         others["transformer_options"] = {
             name: value for name, value in others.get("transformer_options", {}).items() if name != run_options.KEY and value
         }
         loras = [(lora.record(), sorted(lora.layers), folders.fingerprint(lora.lora.path)) for lora in options.stack.loras]
-        foreign = [
-            patch for patches in self.model.patches.values() for patch in patches if not isinstance(patch[1], host_lora.StackAdapter)
-        ]
+        foreign = host_lora.foreign_patches(self.model)
         digest = hashlib.sha256()
         for value in (
             waveform, rate, [(part.context, part.new) for part in parts], dataclasses.asdict(self.guidance), self.seed, self.steps,
@@ -136,6 +165,8 @@ def add_to(digest, value) -> None:
         digest.update(f"{type(value).__name__} {len(value)}:".encode())
         for part in sorted(value.items(), key=lambda item: repr(item[0])) if isinstance(value, dict) else value:
             add_to(digest, part)
+    elif isinstance(value, WeightAdapterBase):  # of core's LoRA loaders
+        add_to(digest, [type(value).__name__, value.weights])
     elif value is None or isinstance(value, (str, bool, int, float)):
         digest.update(f"{type(value).__name__} {value!r};".encode())
     else:
@@ -170,7 +201,7 @@ class WindowStore:
             found.append(window)
         return found
 
-    def add(self, number: int, window: Tensor) -> None:
+    def add(self, number: int, window: Tensor, warn: Callable[[str], None]) -> None:
         try:
             save(self._file(number), {"audio": window})
         except (OSError, SA3Error) as error:

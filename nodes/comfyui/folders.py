@@ -44,7 +44,7 @@ def text_encoders() -> dict[str, Path]:
 def find_release(model: str, file: str) -> Path:
     """Folder or file of the chosen model. `file` wins over `model`; auto takes the first variant on disk, else the demo."""
     if model not in (AUTO, *VARIANTS, *DEMOS):
-        raise SA3Error(f"'{model}' is not a Stable Audio 3 model; expected one of {', '.join(VARIANTS)}.")
+        raise SA3Error(f"'{model}' is not a Stable Audio 3 model; expected one of {', '.join((AUTO, *VARIANTS, *DEMOS))}.")
     available = releases()
     if file != BY_NAME:
         return _folder_or_file(_choose(file, available, "Stable Audio 3 releases"))
@@ -71,7 +71,7 @@ def find_autoencoder(autoencoder: str, file: str) -> Path:
     if autoencoder in DEMOS:
         return DEMOS[autoencoder]
     if autoencoder not in AUTOENCODERS:
-        raise SA3Error(f"'{autoencoder}' is not an autoencoder of Stable Audio 3; expected one of {', '.join(AUTOENCODERS)}.")
+        raise SA3Error(f"'{autoencoder}' is not an autoencoder of Stable Audio 3; expected one of {', '.join((*AUTOENCODERS, *DEMOS))}.")
     names = [name for name, path in available.items() if header(path).autoencoder == autoencoder]
     if not names:
         family = "small" if autoencoder == "SAME-S" else "medium"
@@ -86,7 +86,7 @@ def find_text_encoder(choice: str, opened: Checkpoint) -> Path:
     """Text encoder of a model: the one next to the weights, else in ComfyUI's text_encoders folders, else in the Hub's cache."""
     available = text_encoders()
     if choice != AUTO:
-        return _choose(choice, available, "T5Gemma text encoders")
+        return _choose(choice, available, "T5Gemma text encoders", AUTO)
     if opened.text_encoder is not None:
         return opened.text_encoder
     width = opened.config.conditioning.cond_dim
@@ -172,9 +172,9 @@ def _folder_or_file(weights: Path) -> Path:
     return weights.parent if weights.name == WEIGHTS and (weights.parent / CONFIG).is_file() else weights
 
 
-def _choose(file: str, available: dict[str, Path], what: str) -> Path:
+def _choose(file: str, available: dict[str, Path], what: str, default: str = BY_NAME) -> Path:
     if file not in available:
-        raise SA3Error(f"'{file}' is not among the {what} in ComfyUI's model folders: {_names(available)}.")
+        raise SA3Error(f"'{file}' is not among the {what} in ComfyUI's model folders: {_names(available)}. Or choose '{default}'.")
     return available[file]
 
 

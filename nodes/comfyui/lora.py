@@ -45,12 +45,17 @@ def stack_of(model) -> Stack:
 def with_stack(model, stack: Stack):
     """A clone of a MODEL with this stack in place of its own. Other patches are kept."""
     clone = model.clone()
-    others = {key: [patch for patch in patches if not isinstance(patch[1], StackAdapter)] for key, patches in clone.patches.items()}
-    clone.patches = {key: patches for key, patches in others.items() if patches}
+    clone.patches = foreign_patches(clone)
     if patches := {weight_key(layer): StackAdapter.of(entries) for layer, entries in stack.patches().items()}:
         clone.add_patches(patches)
     clone.model_options = run_options.updated(clone.model_options, stack=stack)
     return clone
+
+
+def foreign_patches(model) -> dict[str, list]:
+    """The weight patches of a MODEL that other nodes have added, by the name of the weight."""
+    others = {key: [patch for patch in patches if not isinstance(patch[1], StackAdapter)] for key, patches in model.patches.items()}
+    return {key: patches for key, patches in others.items() if patches}
 
 
 def weight_key(layer: str) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor
 from ...sa3_core.backends.device import to_device
 from ...sa3_core.config import ModelConfig
 from ...sa3_core.errors import SA3Error
-from ...sa3_core.sampling import runs, samplers
+from ...sa3_core.sampling import hints, runs, samplers
 from ...sa3_core.sampling.draws import Draws
 from ...sa3_core.sampling.float32_retry import with_float32_retry
 from ...sa3_core.sampling.guidance import Guidance
@@ -187,6 +187,17 @@ def _check_conditioning(name: str, conditioning, config: ModelConfig, batch: int
                 f"The {name} CONDITIONING is {rows.shape[-1]} wide, this model expects {config.conditioning.cond_dim}; "
                 "encode the prompt with the CLIP of the same SA3_ModelLoader."
             )
+
+
+def run_warnings(model, positive, plan: Plan, guidance: Guidance) -> list[str]:
+    """Sentences about the prompt, the settings and the MODEL of a run, before it."""
+    batch = len(plan.lengths)
+    masks = [host_model.prompt_rows(embeddings, values.get("attention_mask"), batch)[1] for embeddings, values in positive]
+    return [
+        *hints.prompt_warnings(torch.cat(masks, dim=1)),  # the entries are mixed
+        *hints.setting_warnings(model.model.sa3_config, plan, guidance),
+        *model_warnings(model),
+    ]
 
 
 def model_warnings(model) -> list[str]:

@@ -17,7 +17,7 @@ from ..models.conditions import Conditions, LocalInput, StepCache
 from ..models.dit import DiT
 
 log = logging.getLogger("sa3")
-SCHEDULED = "a LoRA is scheduled over the run"
+SCHEDULED = "a LoRA is scheduled over the run (one of interval 0 to 1 is recorded)"
 MAX_GRAPHS = 4  # shapes; their activations share one memory pool
 
 
@@ -80,7 +80,7 @@ class Graphs:
     def _unusable(x: Tensor) -> str:
         """Why a step with this input cannot be captured, or ""."""
         if x.device.type != "cuda":
-            return f"they are for CUDA devices, and this model computes on {x.device}"
+            return f"they are for CUDA devices, and this model computes on {x.device}, where compiling has no effect (leave it out)"
         return "gradients are enabled" if torch.is_grad_enabled() else ""
 
     def _captured(self, key: tuple) -> "CapturedStep | None":

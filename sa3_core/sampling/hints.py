@@ -15,7 +15,7 @@ RENOISING = ("pingpong", "dpmpp-2m-sde", "dpmpp-3m-sde")  # samplers that add no
 CLIPPED, NOISE = 0.01, 0.7  # share of samples beyond full scale; spectral flatness
 
 
-def request_warnings(config: ModelConfig, plan: Plan, guidance: Guidance) -> list[str]:
+def setting_warnings(config: ModelConfig, plan: Plan, guidance: Guidance) -> list[str]:
     """Sentences about settings that often harm the result."""
     warnings, usual = [], config.default_steps
     if config.is_base and plan.sampler in RENOISING and plan.eta != 0 and guidance.cfg >= 4:
@@ -28,12 +28,23 @@ def request_warnings(config: ModelConfig, plan: Plan, guidance: Guidance) -> lis
     if not usual / 2 <= plan.steps <= usual * 4:
         kind = "base" if config.is_base else "post-trained"
         warnings.append(f"{plan.steps} steps are far from the {usual} that suit this {kind} model.")
-    longest = max(plan.lengths.seconds)
-    if longest > 0.95 * config.max_seconds:
-        warnings.append(f"{longest:g} s is close to the model's limit of {config.max_seconds:.1f} s; endings may be cut short.")
     if not isinstance(F.scaled_dot_product_attention, types.BuiltinFunctionType):
         warnings.append("Another node pack has replaced torch's attention. Quantised attention garbles Stable Audio 3; switch it off.")
     return warnings
+
+
+def length_warnings(config: ModelConfig, plan: Plan) -> list[str]:
+    longest = max(plan.lengths.seconds)
+    if longest <= 0.95 * config.max_seconds:
+        return []
+    return [f"{longest:g} s is close to the model's limit of {config.max_seconds:.1f} s; endings may be cut short."]
+
+
+def prompt_warnings(mask: Tensor) -> list[str]:
+    """mask (B, n): True for the tokens of each item's prompt."""
+    if bool(mask.any(1).all()):
+        return []
+    return [f"{'A' if bool(mask.any()) else 'The'} prompt is empty: the model chooses the sound. Describe what to hear."]
 
 
 def audio_warnings(audio: Tensor) -> list[str]:

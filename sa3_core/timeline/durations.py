@@ -52,7 +52,10 @@ def check_seconds(seconds: Sequence[float], config: ModelConfig) -> None:
         if config.sample_size is not None and int(value * config.sample_rate) < 1:
             raise SA3Error(f"The duration is {value} s, shorter than one sample; expected at least {1 / config.sample_rate:.6f} s.")
         if config.sample_size is not None and value > config.max_seconds:
-            raise SA3Error(f"The duration is {value} s; this model makes at most {config.max_seconds:.1f} s in one run.")
+            raise SA3Error(
+                f"The duration is {value} s; this model makes at most {config.max_seconds:.1f} s in one run. "
+                "Shorten it, or lengthen the result with SA3_Extend."
+            )
 
 
 def check_padding(padding: float) -> None:

@@ -36,10 +36,14 @@ def windows(config: ModelConfig, given: int, added: int, context: float, longest
     rate, spf = config.sample_rate, config.same.samples_per_frame
     limit = config.max_seconds
     span = limit if longest == 0 else longest
-    if not 0 < span <= limit:
-        raise SA3Error(f"A window of {span:g} s does not fit this model; expected at most {limit:.1f} s.")
-    if not spf / rate <= context <= span / 2:
-        raise SA3Error(f"The context is {context:g} s; expected at least one frame and at most half the window of {span:g} s.")
+    shortest = spf / rate
+    if not 2 * shortest <= span <= limit:
+        raise SA3Error(
+            f"A window of {span:g} s does not fit this model; expected {2 * shortest:.2f} to {limit:.1f} s, or 0 for the longest."
+        )
+    if not shortest <= context <= span / 2:
+        found = f"The context is {context:g} s; expected {shortest:.2f} s to half the window, {span / 2:g} s"
+        raise SA3Error(f"{found}. Change the context{' or lengthen the window' * (context > span / 2)}.")
     if added < 1:
         raise SA3Error(f"The continuation has {added} samples; expected more than 0 seconds.")
     room = int(span * rate) - int(context * rate)

@@ -14,6 +14,7 @@ from ..errors import SA3Error
 from .regions import Region, check_pairs, merge_regions, sample_span
 
 LEVEL_WINDOW = 0.05  # seconds on either side of a seam over which levels are compared
+FLUX_FRAMES = 4  # frames of LEVEL_WINDOW on either side of a seam whose spectra are compared
 MATCH_WINDOW = 0.5  # seconds on either side of a region over which original and generated audio are compared for a level match
 MATCH_LIMIT = 4.0  # largest factor of a level match (12 dB)
 
@@ -26,11 +27,14 @@ class Seam:
     jump: float  # difference of the two samples at the edge
     usual_jump: float  # largest difference of neighbouring samples nearby
     level_db: float  # change of level across the edge
+    flux: float  # change of the spectrum across the edge, 0 = the same to 1 = no common frequency
+    usual_flux: float  # largest change between neighbouring frames nearby
     item: int = 0
 
     def __str__(self) -> str:
         step = f"sample step {self.jump:.4f} (largest nearby {self.usual_jump:.4f})"
-        return f"{self.seconds:.3f} s: {step}, level change {self.level_db:+.1f} dB"
+        flux = f"spectral flux {self.flux:.2f} (largest nearby {self.usual_flux:.2f})"
+        return f"{self.seconds:.3f} s: {step}, level change {self.level_db:+.1f} dB, {flux}"
 
 
 @dataclass(frozen=True)
@@ -147,7 +151,18 @@ def seam_at(out: Tensor, edge: int, rate: int, item: int = 0) -> Seam:
     steps = [part.diff(dim=-1).abs().max() for part in (before, after) if part.shape[-1] > 1]
     level = 10 * torch.log10((after.square().mean() + 1e-12) / (before.square().mean() + 1e-12))
     jump = (out[..., edge].float() - out[..., edge - 1].float()).abs().max()
-    return Seam(edge / rate, float(jump), float(max(steps, default=0.0)), float(level), item)
+    earlier, later = min(FLUX_FRAMES, edge // width), min(FLUX_FRAMES, (out.shape[-1] - edge) // width)
+    fluxes = _flux(out[..., edge - earlier * width : edge + later * width], width) if earlier + later > 1 else []
+    flux = fluxes.pop(earlier - 1) if earlier and later else 0.0
+    return Seam(edge / rate, float(jump), float(max(steps, default=0.0)), float(level), flux, max(fluxes, default=0.0), item)
+
+
+def _flux(clip: Tensor, size: int) -> list[float]:
+    """Spectral flux between neighbouring frames of `size` samples of a clip (C, N): half the L1 distance of normalised magnitudes."""
+    frames = clip.float().unflatten(-1, (-1, size)) * torch.hann_window(size, device=clip.device)
+    spectra = torch.fft.rfft(frames).abs().sum(0)
+    spectra = spectra / spectra.sum(-1, keepdim=True).clamp(min=1e-12)
+    return ((spectra[:-1] - spectra[1:]).abs().sum(-1) / (spectra[:-1] + spectra[1:]).sum(-1).clamp(min=1e-12)).tolist()
 
 
 def wrap_jump(clip: Tensor) -> tuple[float, float]:

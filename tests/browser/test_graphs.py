@@ -105,6 +105,45 @@ def test_graph(comfy: Server, editor: Editor, file: Path):
     assert editor.dialogs() == [] and editor.errors == []
 
 
+LOUD = {
+    "1": ("SA3_ModelLoader", {"model": "demo", "file": "by name", "dtype": "auto", "text_encoder": "auto"}),
+    "2": ("SA3_TextEncode", {"clip": ["1", 1], "text": "", "one_prompt_per_line": False}),
+    "3": ("SA3_EmptyLatent", {"seconds": 1.0, "batch_size": 1, "padding": 0.0, "seconds_per_item": ""}),
+    "4": (
+        "SA3_Sampler",
+        {
+            "model": ["1", 0], "positive": ["2", 0], "latent": ["3", 0], "seed": 1, "steps": 4, "sampler": "auto", "cfg": 0.0,
+            "noise_level": 1.0,
+        },
+    ),
+    "5": ("SA3_SAMEDecode", {"latent": ["4", 0], "vae": ["1", 2], "chunk_size": 128, "overlap": 32, "noise": "off", "seed": 0}),
+    "6": ("SA3_Levels", {"audio": ["5", 0], "normalize": "loudness", "target": 0.0, "limit": "off", "ceiling": -1.0}),
+    "7": ("SA3_SaveAudio", {"audio": ["6", 0], "filename_prefix": "loud", "format": "wav16"}),
+}  # fmt: skip
+ON_NODE = """([id, words]) => {
+  const [x, y, width, height] = window.app.graph.getNodeById(id).getBounding()
+  const says = element => [...element.childNodes].some(part => part.nodeType === Node.TEXT_NODE && part.data.includes(words))
+  const shown = [...document.querySelectorAll('body *')].filter(element => element.checkVisibility() && says(element))
+  return shown.some(element => {
+    const box = element.getBoundingClientRect()
+    const [left, top] = window.app.clientPosToCanvasPos([box.x + box.width / 2, box.y + 1])
+    return box.height > 1 && left > x && left < x + width && top > y && top < y + height
+  })
+}"""
+
+
+def test_warnings_stand_on_their_nodes(editor: Editor):
+    if editor.nodes2 and editor.page.evaluate("window.__COMFYUI_FRONTEND_VERSION__").startswith("1.32."):
+        pytest.skip("the second renderer of this front end shows no progress text of any node")
+    graph = {node_id: {"class_type": kind, "inputs": inputs} for node_id, (kind, inputs) in LOUD.items()}
+    editor.page.evaluate("graph => window.app.loadApiJson(graph, 'loud')", graph)
+    editor.queue()
+    editor.fit()
+    for node_id, words in ((4, "The prompt is empty"), (6, "The peak is now"), (7, "samples exceed full scale")):
+        editor.page.wait_for_function(ON_NODE, arg=[node_id, words], timeout=10_000)
+        assert not editor.page.evaluate(ON_NODE, [3, words])
+
+
 @pytest.mark.parametrize("file", SHARED, ids=lambda file: file.stem)
 def test_graph_is_offered_as_a_template(comfy: Server, file: Path):
     with LOCAL.open(f"{comfy.url}/api/workflow_templates") as answer:

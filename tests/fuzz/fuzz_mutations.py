@@ -164,11 +164,11 @@ def damage_json(rng: random.Random, data: bytes) -> bytes:
         return dumps(rng.choice(SCALARS))
     try:
         value = json.loads(data)
-    except (ValueError, RecursionError):
+        for _ in range(1 + int(rng.expovariate(1))):
+            value = damage_value(rng, value)
+        return dumps(value)
+    except (ValueError, RecursionError):  # not JSON, or nested too deep by an earlier change
         return damage_bytes(rng, data)
-    for _ in range(1 + int(rng.expovariate(1))):
-        value = damage_value(rng, value)
-    return dumps(value)
 
 
 def damage_safetensors(rng: random.Random, data: bytes) -> bytes:

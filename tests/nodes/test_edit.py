@@ -1,5 +1,7 @@
 """Working on a recording through the nodes: audio to audio, inpaint, continue, loop, splice, extend."""
 
+import importlib
+import json
 import math
 import os
 import shutil
@@ -10,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from lora_support import write_lora
 from node_support import FOLDERS
 from safetensors.torch import load_file, save_file
 
@@ -111,10 +114,16 @@ def test_six_channels_stay_six_through_splice(sa3, load):
 def test_extend_joins_windows_and_keeps_the_recording(sa3, load):
     one, source = load("small"), clip(1.0, 48000)
     inputs = dict(model=one.model, vae=one.vae, positive=sa3.prompt(one.clip, "drone"), audio=source, steps=2, seed=4)
-    result, report = sa3.run("SA3_Extend", **inputs, seconds=4.0, context=0.8, window=2.0)
-    wave = result["waveform"]
+    result, report, info = sa3.run("SA3_Extend", **inputs, seconds=4.0, context=0.8, window=2.0)
+    wave, record = result["waveform"], json.loads(info)
     assert wave.shape == (1, 2, 5 * 48000) and torch.equal(wave[..., :48000], source["waveform"])
-    assert float(wave[..., 48000:].std()) > 1e-3 and "sample step" in report
+    joins = [line for line in report.splitlines() if line.startswith("window")]
+    assert float(wave[..., 48000:].std()) > 1e-3 and len(joins) == len(record["windows"]) == 4
+    assert all("sample step" in line and "spectral flux" in line for line in joins)
+    assert sa3.sample(one.model, inputs["positive"], sa3.empty(), steps=2, seed=4)[1].keys() <= record.keys()
+    assert (record["seed"], record["batch_index"], record["steps"], record["seconds"]) == (4, [0], 2, [5.0])
+    assert sum(window["seconds"] for window in record["windows"]) == pytest.approx(4.0, abs=1e-3)
+    assert len({window["seed"] for window in record["windows"]}) == 4 and record["windows"][0]["seed"] == 4
     steps = wave[0].diff(dim=-1).abs().amax(0)
     for seconds in (1.0, 2.0, 3.0, 4.0):  # no join stands out from what lies around it
         join = round(seconds * 48000)
@@ -132,8 +141,8 @@ def test_a_wave_goes_on_across_the_first_join(sa3, load, monkeypatch, rate):
     one, given = load("small"), round(0.5 * rate)
     inputs = dict(model=one.model, vae=one.vae, positive=sa3.prompt(one.clip, "drone"), steps=2, seed=4)
     inputs["audio"] = {"waveform": wave(1 - given, given, rate), "sample_rate": rate}
-    monkeypatch.setattr(one.vae, "decode_latents", lambda z, progress: wave(1 - round(0.3 * RATE), z.shape[-1] * 4096, RATE))
-    result, _ = sa3.run("SA3_Extend", **inputs, seconds=1.0, context=0.3, window=2.0)
+    monkeypatch.setattr(one.vae, "decode_latents", lambda z, **_: wave(1 - round(0.3 * RATE), z.shape[-1] * 4096, RATE))
+    result, *_ = sa3.run("SA3_Extend", **inputs, seconds=1.0, context=0.3, window=2.0)
     steps = result["waveform"][0].diff(dim=-1).abs().amax(0)
     assert steps[: given + rate // 2].max() <= 0.02
 
@@ -152,9 +161,23 @@ def interrupted_at(sa3, monkeypatch, number: int) -> list:
     return runs
 
 
-def test_an_interrupted_extension_goes_on_where_it_stopped(sa3, load, monkeypatch, base_directory):
+@pytest.mark.parametrize("lora", ["none", "SA3_LoRAStack", "core's loader"])
+def test_an_interrupted_extension_goes_on_where_it_stopped(sa3, load, comfy, monkeypatch, base_directory, lora):
+    folder = base_directory / "models" / "loras"
+    if lora != "none":
+        write_lora(folder / "native.safetensors", load("small").model.model.diffusion_model)
+        (folder / "of_core.safetensors").unlink(missing_ok=True)
+        sa3.run("SA3_LoRAConvert", lora="native.safetensors", format="comfyui", name="of_core")
+
+    def with_lora(model):
+        if lora == "none":
+            return model
+        if lora == "SA3_LoRAStack":
+            return sa3.run(lora, model=model, lora="native.safetensors", start=0.2)[0]
+        return comfy.nodes.comfy.sd.load_lora_for_models(model, None, load_file(folder / "of_core.safetensors"), 1.0, 0)[0]
+
     one, source = load("small"), clip(1.0)
-    inputs = dict(model=one.model, vae=one.vae, positive=sa3.prompt(one.clip, "drone"), audio=source, steps=2, seed=4)
+    inputs = dict(model=with_lora(one.model), vae=one.vae, positive=sa3.prompt(one.clip, "drone"), audio=source, steps=2, seed=4)
     settings = dict(seconds=3.0, context=0.5, window=1.5)
     undisturbed = sa3.run("SA3_Extend", **inputs, **settings)[0]["waveform"]
     runs = interrupted_at(sa3, monkeypatch, 3)
@@ -164,18 +187,33 @@ def test_an_interrupted_extension_goes_on_where_it_stopped(sa3, load, monkeypatc
     assert len(list(job.iterdir())) == 2
     sa3.run("SA3_Extend", **{**inputs, "seed": 5}, seconds=0.5, context=0.5, window=1.5)  # another job in between
     fresh = sa3.load(file=FOLDERS["small"])  # as after a restart
+    monkeypatch.setattr(importlib.import_module("sa3_pack.nodes.comfyui.extend"), "SESSION", "another")
     runs.clear()
-    again = sa3.run("SA3_Extend", **{**inputs, "model": fresh.model, "vae": fresh.vae}, **settings)[0]["waveform"]
-    assert torch.equal(again, undisturbed) and len(runs) == 1, "two windows were kept, the third and nothing else was made again"
+    again, _, info = sa3.run("SA3_Extend", **{**inputs, "model": with_lora(fresh.model), "vae": fresh.vae}, **settings)
+    assert json.loads(info)["resumed_windows"] == 2 and bool(json.loads(info)["loras"]) == (lora == "SA3_LoRAStack")
+    assert torch.equal(again["waveform"], undisturbed) and len(runs) == 1, "only the third window was computed again"
     assert not job.exists()
 
 
-@pytest.mark.parametrize("change", ["negative", "no negative", "guidance", "vae", "seed", "other nodes", "damaged", "16 bits"])
+@pytest.mark.parametrize(
+    "change", ["negative", "no negative", "guidance", "vae", "seed", "other nodes", "damaged", "16 bits", "core's lora"]
+)
 def test_windows_of_another_job_are_not_used(sa3, load, monkeypatch, base_directory, change):
+    def with_patch(model, scale: float):
+        from comfy.weight_adapter import LoRAAdapter
+
+        clone, weights = model.clone(), model.model.state_dict()
+        key = next(key for key in weights if key.endswith("to_out.weight"))
+        rows, columns = weights[key].shape
+        clone.add_patches({key: LoRAAdapter(set(), (torch.full((rows, 1), scale), torch.ones(1, columns), 1.0, None, None, None))})
+        return clone
+
     one, source = load("small"), clip(1.0)
     inputs = dict(model=one.model, vae=one.vae, positive=sa3.prompt(one.clip, "drone"), audio=source, steps=2, seed=4, cfg=2.0)
     inputs["negative"] = sa3.prompt(one.clip, "rain")
     settings = dict(seconds=2.0, context=0.5, window=1.5)
+    if change == "core's lora":
+        inputs["model"] = with_patch(one.model, 1.0)
     runs = interrupted_at(sa3, monkeypatch, 2)
     with pytest.raises(KeyboardInterrupt):
         sa3.run("SA3_Extend", **inputs, **settings)
@@ -186,6 +224,7 @@ def test_windows_of_another_job_are_not_used(sa3, load, monkeypatch, base_direct
         "seed": lambda: {"seed": 5},
         "no negative": lambda: {"positive": [*inputs["positive"], *inputs["negative"]], "negative": None},
         "other nodes": lambda: {"model": with_post_cfg(one.model)},
+        "core's lora": lambda: {"model": with_patch(one.model, 1.5)},
     }
 
     def with_post_cfg(model):

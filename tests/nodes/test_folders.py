@@ -77,7 +77,7 @@ def test_a_chosen_file_wins_over_the_name(sa3, checkpoints):
     put(checkpoints, "small", "sa3-small-music")
     put(checkpoints, "medium", "sa3-medium")
     assert found(sa3, "small-music", "sa3-medium") == "sa3-medium"
-    with sa3.refused("gone", "sa3-medium", "sa3-small-music"):
+    with sa3.refused("gone", "sa3-medium", "sa3-small-music", "choose 'by name'"):
         sa3.load(file="gone")
 
 

@@ -124,9 +124,9 @@ def test_what_is_missing_or_unknown_is_said(sa3, models):
     single(models / "checkpoints" / "sa3_small_sfx.safetensors")
     with sa3.refused("text encoder", TEXT_ENCODER, "t5gemma_b_b_ul2.safetensors", str(models / "text_encoders")):
         sa3.load(model="small-sfx")
-    with sa3.refused("'large'", "small-music", "medium-base"):
+    with sa3.refused("'large'", "one of auto, small-music", "medium-base, demo, demo-medium"):
         sa3.load(model="large")
-    with sa3.refused("'SAME-M'", "SAME-S, SAME-L"):
+    with sa3.refused("'SAME-M'", "SAME-S, SAME-L, demo, demo-medium"):
         sa3.run("SA3_AutoencoderLoader", autoencoder="SAME-M")
     with sa3.refused("'t5xxl.safetensors'", "text encoders", "none"):
         sa3.load(model="small-sfx", text_encoder="t5xxl.safetensors")

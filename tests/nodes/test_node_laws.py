@@ -3,6 +3,9 @@
 SA3_LONG=1 runs twenty times as many cases.
 """
 
+import dataclasses
+import importlib
+import json
 import os
 import random
 
@@ -126,3 +129,79 @@ def test_looking_listening_and_saving(sa3, comfy, rng, tmp_path, monkeypatch):
     kind = rng.choice(["flac", "wav16", "wav24", "wav32f"])
     sa3.run("SA3_SaveAudio", audio=sound, filename_prefix="law", format=kind)
     assert len(list(tmp_path.iterdir())) == len(sound["waveform"])
+
+
+@pytest.fixture
+def simulated(sa3, load, monkeypatch):
+    """A VAE of a model of 50 minutes whose networks and resampler give constants of the right length, without memory of their own."""
+    vae, waveform = load("small").vae, importlib.import_module("sa3_pack.sa3_core.audio.waveform")
+
+    def constant(value: float, *shape: int) -> torch.Tensor:
+        return torch.full((1,) * len(shape), value).expand(shape)
+
+    def resampled(wave, rate: int, target: int) -> torch.Tensor:
+        return wave[..., -1:].expand(*wave.shape[:-1], waveform.resampled_length(wave.shape[-1], rate, target))
+
+    monkeypatch.setattr(waveform, "resample", resampled)
+    monkeypatch.setattr(vae, "sa3_config", dataclasses.replace(vae.sa3_config, sample_size=2**27))
+    monkeypatch.setattr(vae, "encode_audio", lambda clip, *_, **__: constant(1.0, len(clip), 32, -(-clip.shape[-1] // 4096)))
+    monkeypatch.setattr(vae, "decode_latents", lambda z, *_, **__: constant(0.25, len(z), 2, z.shape[-1] * 4096))
+    return vae, constant
+
+
+def runs_of(sound: dict) -> list[tuple[float, int]]:
+    """(value, number of samples) of the runs of equal samples in a mono AUDIO."""
+    values, counts = sound["waveform"].flatten().unique_consecutive(return_counts=True)
+    return list(zip(values.tolist(), counts.tolist(), strict=True))
+
+
+def long_clip(rate: int) -> tuple[int, int]:
+    """Samples of a clip, and of a part to add: numbers that float32 cannot hold."""
+    rng = random.Random(rate)
+    return 2**24 + 2 * rng.randrange(10**5) + 1, rng.randrange(rate // 2, 2 * rate)
+
+
+@pytest.mark.parametrize("rate", [8000, 22050, 44100, 96000, 192000])
+def test_regions_past_the_integers_of_float32(sa3, simulated, rate):
+    """More than 2**24 samples: every position is an exact integer."""
+    _, constant = simulated
+    n, width = long_clip(rate)
+    first, end = n - width - 1, n - 1
+    latent = {"samples": constant(1.0, 1, 32, -(-n * 44100 // (rate * 4096))), "sa3_seconds": [n / rate]}
+    masked, regions = sa3.run("SA3_InpaintMask", latent=latent, regions=f"{first / rate:.9f}-{end / rate:.9f}")
+    frames = masked["noise_mask"][0, 0].nonzero().flatten().tolist()
+    wanted = [i for i in range(latent["samples"].shape[-1]) if first * 44100 <= i * 4096 * rate < end * 44100]
+    assert frames == wanted
+    generated = {"waveform": constant(0.25, 1, 1, -(-n * 44100 // rate)), "sample_rate": 44100}
+    original = {"waveform": constant(0.5, 1, 1, n), "sample_rate": rate}
+    out, difference, _ = sa3.run("SA3_Splice", original=original, generated=generated, regions=regions, crossfade=0.0)
+    assert n == difference["waveform"].shape[-1]
+    assert runs_of(out) == [(0.5, first), (0.25, width), (0.5, 1)]
+
+
+@pytest.mark.parametrize("rate", [96000, 192000])  # at lower rates the model's audio would fill the memory
+def test_continuing_past_the_integers_of_float32(sa3, simulated, rate):
+    vae, constant = simulated
+    n, added = long_clip(rate)
+    sound = {"waveform": constant(0.5, 1, 1, n), "sample_rate": rate}
+    latent, regions, original = sa3.run("SA3_Continue", audio=sound, vae=vae, seconds=added / rate, side="after", padding=0.0)
+    (generated,) = sa3.decode(latent, vae)
+    assert generated["waveform"].shape[-1] == -(-(n + added) * 44100 // rate)
+    out = sa3.run("SA3_Splice", original=original, generated=generated, regions=regions, crossfade=0.0)[0]
+    assert runs_of(out) == [(0.5, n), (0.25, added)]
+
+
+def test_extending_past_the_integers_of_float32(sa3, load, simulated, monkeypatch):
+    (vae, constant), rate = simulated, 192000
+    job = importlib.import_module("sa3_pack.nodes.comfyui.extend").ExtendJob
+    monkeypatch.setattr(job, "_generate", lambda self, tail, part, *_: constant(0.25, 1, 2, part.new))
+    added, given = long_clip(rate)
+    sound = {"waveform": constant(0.5, 1, 1, given), "sample_rate": rate}
+    one = load("small")
+    out, report, info = sa3.run(
+        "SA3_Extend", model=one.model, vae=vae, positive=sa3.prompt(one.clip, "drone"), audio=sound, seconds=added / rate, context=0.2,
+        crossfade=0.0,
+    )  # fmt: skip
+    assert runs_of(out) == [(0.5, given), (0.25, added)]
+    windows = json.loads(info)["windows"]
+    assert len(windows) == report.count("dBFS RMS") and round(sum(part["seconds"] for part in windows) * rate) in range(added, added + 10)

@@ -152,3 +152,11 @@ def test_core_s_bypass_lora_loader(sa3, load, comfy, core_lora):
     parts, (_, file, stacked) = load("small"), core_lora
     model, _ = bypass(parts.model, None, comfy.utils.load_torch_file(comfy.folder_paths.get_full_path("loras", file)), 1.0, 0.0)
     assert rel_error(sample(sa3, parts, model)[0]["samples"], sample(sa3, parts, stacked)[0]["samples"]) < 1e-5
+
+
+def test_a_merge_leaves_out_no_lora_of_another_loader(sa3, load, comfy, core_lora):
+    parts, (_, file, stacked) = load("small"), core_lora
+    for model in (parts.model, stacked):
+        (patched,) = comfy.nodes.LoraLoaderModelOnly().load_lora_model_only(model, file, 1.0)
+        with sa3.refused("another node has patched", "SA3_LoRAStack"):
+            sa3.run("SA3_LoRAMerge", model=patched, name="both")

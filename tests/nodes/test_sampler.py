@@ -50,6 +50,16 @@ def test_an_empty_prompt_is_another_thing_than_none(sa3, load, comfy):
     assert rel_error(nothing["samples"], learned["samples"]) > 0.01
 
 
+def test_an_empty_prompt_is_said_an_empty_negative_is_not(sa3, load, comfy):
+    parts = load("small-base")
+    empty, rain = sa3.prompt(parts.clip, ""), sa3.prompt(parts.clip, "rain")
+    run = dict(latent=sa3.empty(0.5), steps=25, sampler="euler")
+    assert "empty" in sa3.sample(parts.model, empty, **run)[1]["warnings"][0]
+    assert sa3.sample(parts.model, rain, negative=empty, **run)[1]["warnings"] == []
+    mixed = comfy.nodes.ConditioningConcat().concat(empty, rain)[0]
+    assert sa3.sample(parts.model, mixed, **run)[1]["warnings"] == []
+
+
 def test_no_negative_is_the_zeroed_one(sa3, load, comfy):
     parts = load("small-base")
     positive = sa3.prompt(parts.clip, "rain")

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import wave
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import av
 import numpy as np
 import pytest
 import torch
+
+from tools.launcher.server import Event, Interrupted
 
 WORKFLOWS = Path(__file__).parents[2] / "workflows" / "api"
 
@@ -143,3 +146,19 @@ def test_an_extension_has_one_progress_over_the_whole_job(comfy, tmp_path):
     comfy.wait(prompt)
     reports = comfy.progress(prompt, "4")
     assert reports == sorted(reports) and reports[-1] == (6, 6) and len({total for _, total in reports}) == 1
+
+
+def test_an_interrupted_extension_resumes(comfy, tmp_path):
+    name = comfy.upload(write_wav(tmp_path / "recording.wav", sound("tone", 44100, 2), 44100))
+    changes = dict(SA3_Extend={"seconds": 8.0, "context": 1.0, "window": 3.0, "steps": 16}, LoadAudio={"audio": name})
+    nodes = graph("extend", SA3_ModelLoader={"model": "demo"}, **changes)
+
+    def interrupt(event: Event) -> None:
+        if any((comfy.base_directory / "user" / "sa3_extend").rglob("*.safetensors")):
+            comfy.interrupt()
+
+    with pytest.raises(Interrupted):
+        comfy.wait(comfy.queue(nodes), interrupt)
+    (file,) = comfy.output_files(comfy.wait(comfy.queue(nodes)))
+    assert int(re.search(rb"resumed_windows\W+(\d+)", file.read_bytes()).group(1)) >= 1
+    assert read(file)[0].shape[1] == round(10.2 * 44100) and not any((comfy.base_directory / "user" / "sa3_extend").iterdir())

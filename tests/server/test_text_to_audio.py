@@ -168,7 +168,7 @@ def test_unknown_choices_are_named(comfy: Server, node: str, inputs: dict):
     ("node", "inputs", "words"),
     [
         (LOADER, {"model": "medium"}, r"^SA3_ModelLoader: .*'medium'.*(none|small-music).*demo"),
-        (LATENT, {"seconds": 150.0}, r"^SA3_Sampler: The duration is 150.0 s; this model makes at most 120.0 s"),
+        (LATENT, {"seconds": 150.0}, r"^SA3_Sampler: The duration is 150.0 s; this model makes at most 120.0 s in one run.*SA3_Extend"),
         (LATENT, {"seconds_per_item": "3, four"}, r"^SA3_EmptyLatent: seconds_per_item is '3, four'; expected numbers"),
     ],
     ids=str,

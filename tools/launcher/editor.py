@@ -101,6 +101,10 @@ class Editor:
         """Open a workflow in UI form and fit it into the window."""
         self.page.evaluate("([workflow, name]) => window.app.loadGraphData(workflow, true, true, name)", [workflow, name])
         self.page.wait_for_timeout(500)
+        self.fit()
+
+    def fit(self) -> None:
+        """Fit the open workflow into the window."""
         self.page.evaluate("() => window.app.extensionManager.command.execute('Comfy.Canvas.FitView')")
         self.page.wait_for_timeout(800)  # the view is animated
 

@@ -154,9 +154,13 @@ class Server:
         """The history entry of a prompt that has ended, else None."""
         return self._get(f"/history/{prompt_id}").get(prompt_id)
 
-    def interrupt(self) -> None:
-        """Interrupt the running prompt; may be called from `on_event`."""
-        self._post("/interrupt", {})
+    def interrupt(self, prompt_id: str = "") -> None:
+        """Interrupt the running prompt, or only this one; may be called from `on_event`."""
+        self._post("/interrupt", {"prompt_id": prompt_id} if prompt_id else {})
+
+    def running(self, prompt_id: str) -> bool:
+        """Whether a prompt is being executed."""
+        return any(prompt_id in item for item in self._get("/queue")["queue_running"])
 
     def free(self) -> None:
         """Make ComfyUI unload all models and clear its cache."""

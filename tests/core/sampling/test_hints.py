@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from sa3_core.sampling.hints import audio_warnings, flatness
+from sa3_core.sampling.hints import audio_warnings, flatness, prompt_warnings
 
 TONE = 0.5 * torch.sin(2 * math.pi * 220 * torch.arange(44100) / 44100).expand(1, 2, -1)
 NOISE = 0.1 * torch.randn(1, 2, 44100, generator=torch.Generator().manual_seed(0))
@@ -30,3 +30,9 @@ def test_items_are_named_in_a_batch():
 
 def test_flatness_of_noise_and_of_a_tone():
     assert flatness(NOISE[0]) > 0.8 > 0.1 > flatness(TONE[0])
+
+
+def test_an_empty_prompt_gives_a_warning():
+    mask = torch.tensor([[True, False], [False, False]])
+    assert prompt_warnings(mask[:1]) == []
+    assert [prompt_warnings(one)[0].split(":")[0] for one in (mask, mask[1:])] == ["A prompt is empty", "The prompt is empty"]

@@ -30,7 +30,14 @@ def test_windows_add_the_requested_samples_within_the_limit(case):
 
 
 @pytest.mark.parametrize(
-    ("context", "longest", "word"), [(0.0, 0, "context"), (60.0, 20, "context"), (5, 1e6, "window"), (5, -1, "window")]
+    ("context", "longest", "word"),
+    [
+        (0.0, 0, "context is 0 s; expected 0.09 s to half"),
+        (60.0, 20, "context is 60 s.*, 10 s. Change the context or lengthen the window"),
+        (5, 1e6, "window of 1e.06 s .*expected 0.19 to"),
+        (5, -1, "window of -1 s"),
+        (20, 0.01, "window of 0.01 s .*expected 0.19 to"),
+    ],
 )
 def test_impossible_windows_are_named(context, longest, word):
     with pytest.raises(SA3Error, match=word):
@@ -48,6 +55,6 @@ def test_the_report_names_windows_joins_drift_and_holes():
         "window 3 of 3, 8.000 to 10.000 s: -40.0 dBFS RMS",
     ]  # fmt: skip
     assert all("join at" in line and "sample step" in line and "level change" in line for line in lines[:3])
-    assert "level change -2" in lines[2]
+    assert "level change -2" in lines[2] and all("spectral flux" in line for line in lines[:3])
     assert lines[3:] == ["The last window is 20.2 dB quieter than the recording's end.", "Near silence for 2.0 s at 4.0 s."]
     assert len(report(clip[:, : 4 * second], [2 * second, 4 * second], rate).splitlines()) == 1

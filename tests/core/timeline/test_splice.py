@@ -71,6 +71,19 @@ def test_both_seams_of_a_fade_are_no_larger_than_steps_nearby():
     assert all(seam.jump <= 1.5 * seam.usual_jump for seam in report.seams)
 
 
+def test_the_spectral_flux_tells_another_sound_from_the_same():
+    tone, other = sound(44100, 2.0), sound(44100, 2.0, channels=2, seed=60)
+    for generated, low, high in ((tone, 0.0, 0.2), (other, 0.6, 1.0)):
+        _, report = splice(tone, generated, [(0.5, 1.5)], 44100, crossfade=0.0)
+        assert all(low <= seam.flux <= high and seam.usual_flux < 0.2 for seam in report.seams)
+    silence = torch.zeros(1, 2, 88200)
+    assert splice(silence, tone, [(0.5, 2.0)], 44100, crossfade=0.0)[1].seams[0].flux == pytest.approx(1)
+    assert splice(silence, silence, [(0.5, 1.0)], 44100)[1].seams[0].flux == 0
+    edge = splice(tone, tone, [(0.001, 1.0)], 44100)[1].seams[0]
+    assert edge.flux == 0  # no whole frame before it
+    assert splice(tone[..., :100], tone, [(0.001, 0.002)], 44100)[1].seams[0].usual_flux == 0
+
+
 def test_a_continuation_joins_the_last_sample():
     """After the end there is nothing to fade from: an offset joins the generated audio to the last sample."""
     given = sound(44100, 1.0)
