@@ -165,7 +165,7 @@ def interrupted_at(sa3, monkeypatch, number: int) -> list:
 def test_an_interrupted_extension_goes_on_where_it_stopped(sa3, load, comfy, monkeypatch, base_directory, lora):
     folder = base_directory / "models" / "loras"
     if lora != "none":
-        write_lora(folder / "native.safetensors", load("small").model.model.diffusion_model)
+        write_lora(folder / "native.safetensors", load("small").model.model)
         (folder / "of_core.safetensors").unlink(missing_ok=True)
         sa3.run("SA3_LoRAConvert", lora="native.safetensors", format="comfyui", name="of_core")
 
