@@ -34,7 +34,7 @@ GROUPS = ("main", "reference", SERVER_GROUP, "rest")  # processes, in this order
 TINY_GROUPS = ("main reference rest", SERVER_GROUP)  # starting a process takes longer there than its items
 PARTS = range(1, 7)
 SERVER_PART = 5
-SERVER_NEEDS = 100  # seconds of the items below on an H100; 17 of them write 9 GB of models
+SERVER_NEEDS = 100  # seconds of the items below on an H100; 17 of the seconds write 9 GB of models
 SERVER_ITEMS = ("text to audio", "CUDA graphs")
 LIMIT = 348.0
 NO_DEVICE = "no CUDA device; use --device cpu --tiny"
@@ -125,7 +125,8 @@ def measure(item, lab, tell: Callable[..., None], options: argparse.Namespace) -
             lab.clear()
         del caught
     try:
-        gc.collect() if lab.cuda else None
+        if lab.cuda:
+            gc.collect()
         lab.check()
     except Exception as caught:
         usable = False

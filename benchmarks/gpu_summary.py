@@ -237,7 +237,10 @@ def summary(records: list[dict]) -> list[dict]:
         answered |= set(question.items)
         states = [state for item in question.items if (state := found.state(item))]
         words = f"{question.part} {question.words}"
-        rows.append(answer(words, "; ".join(dict.fromkeys(states))) if states else answer(words, *question.read(found)))
+        try:
+            rows.append(answer(words, "; ".join(dict.fromkeys(states))) if states else answer(words, *question.read(found)))
+        except (LookupError, ValueError) as error:  # an item that ended well without its row
+            rows.append(answer(words, f"no figure: {type(error).__name__} {error}"))
     rows += server_rows(found)
     for item, part in found.listed.items():
         if item not in answered and (state := found.state(item)):

@@ -227,8 +227,9 @@ class Model:
     def _in_passes(self, run: Callable[..., Tensor], chunk: int | None, batch: int, dtype: torch.dtype) -> Tensor:
         """run(at_once=chunks per pass); one chunk per pass, which rounds differently, where the free memory is too small."""
         at_once = self.autoencoder.chunks_at_once(chunk, batch, dtype, backend_of(self.device).memory(self.device))
-        with suppress(torch.OutOfMemoryError) if at_once > 1 else nullcontext():
-            return run(at_once=at_once)
+        if at_once > 1:
+            with suppress(torch.OutOfMemoryError):
+                return run(at_once=at_once)
         return run(at_once=1)
 
     @torch.no_grad()
@@ -374,10 +375,9 @@ def _guidance(cfg, apg, rescale, norm_threshold, interval) -> Guidance:
 
 
 def _noise(seed: int | None) -> Noise | None:
-    if seed is None:
-        return None
-    check_seed(seed)
-    return Noise(seed)
+    if seed is not None:
+        check_seed(seed)
+    return None if seed is None else Noise(seed)
 
 
 def _lengths_of(padding_mask: Tensor) -> list[int]:

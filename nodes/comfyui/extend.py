@@ -35,6 +35,7 @@ from . import model as host_model
 from . import sampling as host
 from .latent import encode_clip, mask_regions, read_latent
 from .live_preview import LivePreview
+from .patchers import UNMATCHED
 from .progress import Progress, check_interrupt, logger, warn
 from .vae import CHUNK, OVERLAP, SA3VAE
 
@@ -120,7 +121,7 @@ class ExtendJob:
         read = lengths(config, [seconds_of(part.samples, config.sample_rate)], 0.0)
         return runs.plan(config, read, steps=self.steps, sampler=self.sampler, seed=item_seed(self.seed, number))
 
-    def _generate(self, tail: Tensor, part: Window, number: int, progress, warn: Callable[[str], None]) -> Tensor:
+    def _generate(self, tail: Tensor, part: Window, number: int, progress, remark: Callable[[str], None]) -> Tensor:
         """The new samples (1, C, part.new) of a window at the model's rate, after a tail (1, C, part.context)."""
         config = self.model.model.sa3_config
         rate, seconds = config.sample_rate, seconds_of(part.samples, config.sample_rate)
@@ -128,9 +129,9 @@ class ExtendJob:
         latent, _ = mask_regions(encode_clip(self.vae, tail, seconds, 0.0, CHUNK, OVERLAP, check_interrupt), [region])
         read = read_latent(latent, config)
         plan = self._plan(part, number)
-        z = host.sample(self.model, self.positive, read, plan, self.guidance, self.negative, progress, self.live, warn)
+        z = host.sample(self.model, self.positive, read, plan, self.guidance, self.negative, progress, self.live, remark)
         z = z[..., : decode_frames(config, read.lengths, 0)]
-        audio = self.vae.decode_latents(z, progress=check_interrupt, warn=warn)
+        audio = self.vae.decode_latents(z, progress=check_interrupt, warn=remark)
         audio = pad(audio, (0, max(0, part.samples - audio.shape[-1])))[..., : part.samples]
         spliced, _ = splice(pad(tail, (0, part.new)), audio, [region], rate, rate, self.crossfade)
         return spliced[..., part.context :]
@@ -139,7 +140,7 @@ class ExtendJob:
         """A hash of everything that the windows' samples depend on. Functions and objects that other nodes attached to the MODEL
         cannot be compared between sessions, so windows with them are used in this session only."""
         inner, options = self.model.model, run_options.read(self.model.model_options)
-        others = {name: value for name, value in self.model.model_options.items() if name != run_options.KEY}
+        others = {name: value for name, value in self.model.model_options.items() if name not in (run_options.KEY, UNMATCHED)}
         others["transformer_options"] = {
             name: value for name, value in others.get("transformer_options", {}).items() if name != run_options.KEY and value
         }
@@ -201,11 +202,11 @@ class WindowStore:
             found.append(window)
         return found
 
-    def add(self, number: int, window: Tensor, warn: Callable[[str], None]) -> None:
+    def add(self, number: int, window: Tensor, remark: Callable[[str], None]) -> None:
         try:
             save(self._file(number), {"audio": window})
         except (OSError, SA3Error) as error:
-            warn(f"Window {number + 1} is not kept, and an interrupted run would compute it again: {error}")
+            remark(f"Window {number + 1} is not kept, and an interrupted run would compute it again: {error}")
 
     def discard(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)

@@ -126,7 +126,7 @@ def _per_item(seconds, batch: int, indices: tuple[int, ...]) -> list[float]:
     if indices and (max(indices) < len(seconds) or len(set(seconds)) == 1):
         return [float(seconds[i % len(seconds)]) for i in indices]
     if batch % len(seconds) or indices:
-        hint = " Repeat and join batches before items are picked from them." if indices else ""
+        hint = f" Its batch_index names item {max(indices)}: repeat and join batches before items are picked from them." if indices else ""
         raise SA3Error(f"The LATENT's {SECONDS} has {len(seconds)} numbers for {batch} items; expected one number per item.{hint}")
     return [float(value) for value in seconds] * (batch // len(seconds))
 
@@ -180,7 +180,7 @@ def open_audio(name: str, audio) -> tuple[Tensor, int]:
     if isinstance(waveform, Tensor) and waveform.device.type == "mps":
         waveform = waveform.cpu()  # it has no float64, in which levels are measured; with --gpu-only audio stays on it
     if isinstance(waveform, Tensor) and waveform.dim() in (1, 2):
-        waveform = waveform.reshape(1, -1, waveform.shape[-1])
+        waveform = waveform[(None,) * (3 - waveform.dim())]
     return waveform, rate
 
 

@@ -202,7 +202,7 @@ def prompt_rows(embeddings: Tensor | None, mask: Tensor | None, batch: int) -> t
         check_tensor("The CONDITIONING's attention_mask", mask, integers=True)
         if mask.dim() != 2 or mask.shape[0] not in (1, embeddings.shape[0], batch):
             raise SA3Error(f"The CONDITIONING's attention_mask has shape {tuple(mask.shape)}; expected {tuple(embeddings.shape[:2])}.")
-    mask = torch.ones(embeddings.shape[:2], dtype=torch.bool) if mask is None else mask.bool()
+    mask = torch.ones(embeddings.shape[:2], dtype=torch.bool, device=embeddings.device) if mask is None else mask.bool()
     # ConditioningConcat appends tokens to the prompt without extending the mask
     mask = torch.nn.functional.pad(mask, (0, embeddings.shape[1] - mask.shape[1]), value=True)
     if batch % embeddings.shape[0]:
@@ -214,8 +214,9 @@ def prompt_rows(embeddings: Tensor | None, mask: Tensor | None, batch: int) -> t
 
 def per_item(rows: Tensor, batch: int) -> Tensor:
     """Rows (k, ...) repeated in turn for the items of a batch; k divides it."""
-    repeats = batch // len(rows), *[1] * (rows.dim() - 1)
-    return rows if len(rows) == batch else rows.expand(batch, *rows.shape[1:]) if len(rows) == 1 else rows.repeat(repeats)
+    if len(rows) == 1:
+        return rows.expand(batch, *rows.shape[1:])
+    return rows.repeat(batch // len(rows), *[1] * (rows.dim() - 1))
 
 
 def load_model(opened: Checkpoint, weight_dtype: torch.dtype | None, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:

@@ -14,7 +14,12 @@ class _Witness:
     """A ModelPatcher that notes patches of which none fits, as of a LoRA whose layer names ComfyUI does not know: core only logs them."""
 
     def add_patches(self, patches, *args, **kwargs):
-        found = super().add_patches(patches, *args, **kwargs)
+        return self._noted(super().add_patches(patches, *args, **kwargs))
+
+    def add_hook_patches(self, hook, patches, *args, **kwargs):
+        return self._noted(super().add_hook_patches(hook, patches, *args, **kwargs))
+
+    def _noted(self, found: list) -> list:
         if not found:
             self.model_options = {**self.model_options, UNMATCHED: True}
         return found
@@ -46,4 +51,8 @@ def is_dynamic(patcher) -> bool:
 
 def resident_clone(patcher):
     """A clone whose weights stay on the device once loaded. Under dynamic VRAM it has its own weights, which ComfyUI caches."""
-    return patcher.get_non_dynamic_delegate() if is_dynamic(patcher) else patcher.clone()
+    if not is_dynamic(patcher):
+        return patcher.clone()
+    clone = patcher.get_non_dynamic_delegate()
+    clone.__class__ = _with_witness(comfy.model_patcher.ModelPatcher)  # core makes a plain one
+    return clone

@@ -76,10 +76,12 @@ def check_interrupt(*progress) -> None:
 
 
 def warn(*messages: str) -> None:
-    """Log warnings and show them on the running node."""
-    for message in messages:
-        logger.warning(message)
+    """Log warnings and show them on the running node, in place of its earlier ones; those that it shows already are not logged again."""
     context = get_executing_context()
+    prompt_id, shown = (None, "") if context is None else _warnings.get(context.node_id, (None, ""))
+    for message in messages:
+        if context is None or prompt_id != context.prompt_id or message not in shown.splitlines():
+            logger.warning(message)
     if messages and context is not None:
         text = "\n".join(messages)
         _warnings[context.node_id] = (context.prompt_id, text)

@@ -192,7 +192,7 @@ def _check_conditioning(name: str, conditioning, config: ModelConfig, batch: int
 def run_warnings(model, positive, plan: Plan, guidance: Guidance) -> list[str]:
     """Sentences about the prompt, the settings and the MODEL of a run, before it."""
     batch = len(plan.lengths)
-    masks = [host_model.prompt_rows(embeddings, values.get("attention_mask"), batch)[1] for embeddings, values in positive]
+    masks = [host_model.prompt_rows(embeddings, values.get("attention_mask"), batch)[1].cpu() for embeddings, values in positive]
     return [
         *hints.prompt_warnings(torch.cat(masks, dim=1)),  # the entries are mixed
         *hints.setting_warnings(model.model.sa3_config, plan, guidance),

@@ -2,9 +2,7 @@
 
 import functools
 import logging
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import comfy.model_management
@@ -31,6 +29,10 @@ ADVICE = "Shorten the clip, make the batch smaller, or close what else uses the 
 class SA3VAE(comfy.sd.VAE):
     """A VAE over a loaded SAME. ComfyUI's nodes call encode, decode and decode_tiled with channels last."""
 
+    working_dtypes = (torch.float32, torch.float16, torch.bfloat16)
+    crop_input = False
+    process_input = process_output = staticmethod(lambda audio: audio)
+
     def __init__(self, config: ModelConfig, same: SAME, dtype: torch.dtype, name: str, reload: tuple, disable_dynamic: bool = False):
         vars(self).update(core_defaults())  # super().__init__() needs a state dict that it recognises
         self.first_stage_model, self.sa3_config, self.sa3_name, self.vae_dtype = same, config, name, dtype
@@ -41,11 +43,12 @@ class SA3VAE(comfy.sd.VAE):
         self.latent_dim, self.latent_channels, self.output_channels = 1, config.same.latent_dim, config.same.audio_channels
         self.downscale_ratio = self.upscale_ratio = config.same.samples_per_frame
         self.audio_sample_rate = config.sample_rate
-        self.process_input = self.process_output = lambda audio: audio
-        self.working_dtypes = [torch.float32, torch.float16, torch.bfloat16]
-        self.crop_input = False
-        self.memory_used_encode = lambda shape, dtype: self._activations(shape[0], -(-shape[-1] // self.downscale_ratio), dtype)
-        self.memory_used_decode = lambda shape, dtype: self._activations(shape[0], shape[-1], dtype)
+
+    def memory_used_encode(self, shape, dtype: torch.dtype) -> int:
+        return self._activations(shape[0], -(-shape[-1] // self.downscale_ratio), dtype)
+
+    def memory_used_decode(self, shape, dtype: torch.dtype) -> int:
+        return self._activations(shape[0], shape[-1], dtype)
 
     def decode(self, samples_in: Tensor, vae_options: dict | None = None, **kwargs) -> Tensor:
         return self.decode_latents(samples_in).movedim(1, -1)
@@ -140,24 +143,16 @@ class SA3VAE(comfy.sd.VAE):
 @functools.cache
 def core_defaults() -> dict:
     """The attributes of core's VAE before it has recognised any weights: what nodes of this version may ask a VAE for."""
-    with quiet(logging.getLogger()):  # core warns that it found no weights
-        found = vars(comfy.sd.VAE(sd={}))
-    return {name: value for name, value in found.items() if name != "first_stage_model"}
 
+    def not_core(record: logging.LogRecord) -> bool:
+        return record.pathname != comfy.sd.__file__
 
-@contextmanager
-def quiet(logger: logging.Logger) -> Iterator[None]:
-    """Nothing that this thread logs meanwhile is shown."""
-    thread = threading.get_ident()
-
-    def foreign(record: logging.LogRecord) -> bool:
-        return record.thread != thread
-
-    logger.addFilter(foreign)
+    logging.getLogger().addFilter(not_core)  # core warns that it found no weights
     try:
-        yield
+        found = vars(comfy.sd.VAE(sd={}))
     finally:
-        logger.removeFilter(foreign)
+        logging.getLogger().removeFilter(not_core)
+    return {name: value for name, value in found.items() if not hasattr(SA3VAE, name)}
 
 
 def load_vae(opened: Checkpoint, dtype: torch.dtype | None, disable_dynamic: bool = False) -> SA3VAE:

@@ -73,16 +73,22 @@ class TensorFile:
         tensor = self.file.get_tensor(name)
         if not tensor.is_floating_point():
             return tensor.clone()
-        converted = tensor.to(dtype or tensor.dtype)
-        if not is_finite(converted):
-            if is_finite(tensor):
-                raise SA3Error(f"{self.path}: tensor '{name}' has values up to {float(tensor.abs().max()):.3g}, too large for {dtype}.")
-            raise SA3Error(f"{self.path}: tensor '{name}' contains NaN or infinite values; the file is damaged, copy or download it again.")
-        return converted.to(device=device, copy=converted is tensor)
+        ready = converted(tensor, dtype, name, self.path)
+        return ready.to(device=device, copy=ready is tensor)
 
     def fingerprint(self) -> str:
         """Size and hash of the header: tells releases and layouts apart without reading gigabytes. `sha256` covers every byte."""
         return f"{self.path.stat().st_size}-{hashlib.sha256(header_bytes(self.path)).hexdigest()[:16]}"
+
+
+def converted(tensor: Tensor, dtype: torch.dtype | None, name: str, path: Path) -> Tensor:
+    """A floating-point tensor of a file as `dtype`; None = its own. Raises SA3Error for values that are not finite in it."""
+    ready = tensor.to(dtype or tensor.dtype)
+    if not is_finite(ready):
+        if is_finite(tensor):
+            raise SA3Error(f"{path}: tensor '{name}' has values up to {float(tensor.abs().max()):.3g}, too large for {dtype}.")
+        raise SA3Error(f"{path}: tensor '{name}' contains NaN or infinite values; the file is damaged, copy or download it again.")
+    return ready
 
 
 def is_finite(tensor: Tensor) -> bool:

@@ -73,18 +73,23 @@ def test_a_film_without_sound_gets_a_sentence(sa3, load, comfy):
             use(sa3, load("small"), Lazy(cancelled))
 
 
-@pytest.mark.parametrize("rate", RATES, ids=[f"{type(rate).__name__} {i}" for i, rate in enumerate(RATES)])
-def test_any_whole_number_is_a_sample_rate(sa3, load, rate):
-    for use in USES.values():
-        assert torch.equal(use(sa3, load("small"), clip(rate=rate)), use(sa3, load("small"), clip()))
+def test_any_whole_number_is_a_sample_rate(sa3, load):
+    for node, rate in zip(USES, RATES + RATES, strict=False):
+        assert torch.equal(USES[node](sa3, load("small"), clip(rate=rate)), USES[node](sa3, load("small"), clip())), (node, rate)
 
 
 @pytest.mark.parametrize("rate", [44100.5, float("nan"), float("inf"), True, "44100", None, torch.ones(2), -44100.0])
 def test_other_rates_are_refused(sa3, load, rate):
-    audio = {"waveform": clip()["waveform"], "sample_rate": rate}
-    for use in USES.values():
+    for node in ("SA3_SAMEEncode", "SA3_Levels", "SA3_PreviewBatch", "SA3_SaveAudio"):
         with sa3.refused("rate"):
-            use(sa3, load("small"), audio)
+            USES[node](sa3, load("small"), {"waveform": clip()["waveform"], "sample_rate": rate})
+
+
+@pytest.mark.parametrize("shape", [(0,), (2, 0), (1, 2, 0), (0, 2, RATE), (1, 0, RATE), (1, 1, 2, RATE), ()])
+def test_no_samples_and_other_shapes_get_a_sentence(sa3, load, shape):
+    for node, use in USES.items():
+        with sa3.refused("audio" if node != "SA3_Splice" else "original"):
+            use(sa3, load("small"), {"waveform": torch.zeros(shape), "sample_rate": RATE})
 
 
 def test_a_clip_without_a_batch_is_one_item(sa3, load):
@@ -135,7 +140,7 @@ def test_repeated_latents_repeat_their_durations(sa3, load, comfy):
     assert seconds_of(sa3, one, repeat(comfy, listed, 2)) == [0.5, 0.8, 0.5, 0.8]
     assert seconds_of(sa3, one, pick(comfy, repeat(comfy, sa3.empty(0.5), 4), 2, 2)) == [0.5, 0.5]
     assert seconds_of(sa3, one, repeat(comfy, pick(comfy, listed, 1, 1), 1)) == [0.8]
-    with sa3.refused("one number per item", "before items are picked"):  # which of the two durations is no longer known
+    with sa3.refused("names item 2", "before items are picked"):  # which of the two durations is no longer known
         seconds_of(sa3, one, repeat(comfy, pick(comfy, listed, 1, 1), 2))
     out = sa3.sample(one.model, sa3.prompt(one.clip, "rain"), listed, steps=1)[0]
     assert [audio["waveform"].shape[-1] for audio in sa3.decode(repeat(comfy, out, 2), one.vae)] == [22050, 35280] * 2
