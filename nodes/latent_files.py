@@ -42,9 +42,9 @@ class SaveLatent(io.ComfyNode):
         if format == "npy":
             items, lost = pair_items(content)
             warnings.append(lost)
-            for i, (samples, frames, seconds) in enumerate(items):
+            for i, item in enumerate(items):
                 folder, name, counter, subfolder = output_files.next_output(filename_prefix, i)
-                files += [(path, subfolder) for path in latent_files.write_pair(folder, name, counter, samples, frames, seconds)]
+                files += [(path, subfolder) for path in latent_files.write_pair(folder, name, counter, *item)]
         else:
             folder, name, counter, subfolder = output_files.next_output(filename_prefix, 0)
             path, more = latent_files.write(folder, name, counter, content)

@@ -69,8 +69,7 @@ def split_items(name: str, audios) -> list[tuple]:
     items = []
     for audio in audios:
         waveform, rate = open_audio(name, audio)
-        readable = isinstance(waveform, torch.Tensor) and waveform.itemsize > 1  # torch has no NaN check for 8 bits
-        finite = waveform.nan_to_num(0, 0, 0) if readable else waveform
+        finite = waveform.nan_to_num(0, 0, 0) if waveform.itemsize > 1 else waveform  # torch has no NaN check for 8 bits
         _, rate = read_audio(name, {"waveform": finite, "sample_rate": rate})
         items += [(clip, rate, audio) for clip in waveform]
     return items

@@ -36,7 +36,7 @@ from . import sampling as host
 from .latent import encode_clip, mask_regions, read_latent
 from .live_preview import LivePreview
 from .patchers import UNMATCHED
-from .progress import Progress, check_interrupt, logger, warn
+from .progress import Progress, check_interrupt, warn
 from .vae import CHUNK, OVERLAP, SA3VAE
 
 FOLDER = "sa3_extend"  # below ComfyUI's user directory
@@ -87,7 +87,7 @@ class ExtendJob:
         finished = [window.to(tail.device) for window in store.load([(1, config.same.audio_channels, part.new) for part in parts])]
         resumed = len(finished)
         if finished:
-            logger.warning("Resuming after %d of %d windows, which an earlier run finished.", len(finished), len(parts))
+            remark(f"Resumed after window {resumed} of {len(parts)}: an earlier run finished those before.")
         bar = Progress(1)
         with run_options.read(self.model.model_options).run():
             for i, part in enumerate(parts):

@@ -179,17 +179,16 @@ def open_audio(name: str, audio) -> tuple[Tensor, int]:
         rate = int(rate)
     if isinstance(waveform, Tensor) and waveform.device.type == "mps":
         waveform = waveform.cpu()  # it has no float64, in which levels are measured; with --gpu-only audio stays on it
-    if isinstance(waveform, Tensor) and waveform.dim() in (1, 2):
-        waveform = waveform[(None,) * (3 - waveform.dim())]
-    return waveform, rate
+    if not isinstance(waveform, Tensor) or waveform.dim() not in (1, 2, 3) or 0 in waveform.shape:
+        found = tuple(waveform.shape) if isinstance(waveform, Tensor) else type(waveform).__name__
+        raise SA3Error(f"{name} has shape {found}; expected (batch, channels, samples), at least one of each.")
+    return waveform[(None,) * (3 - waveform.dim())], rate
 
 
 def read_audio(name: str, audio) -> tuple[Tensor, int]:
     """Waveform (B, C, N) and sample rate of an AUDIO. Raises SA3Error with its name when it is not valid."""
     waveform, rate = open_audio(name, audio)
     check_clip(name, waveform, rate)
-    if waveform.dim() != 3:
-        raise SA3Error(f"{name} has shape {tuple(waveform.shape)}; expected (batch, channels, samples).")
     return waveform, rate
 
 
@@ -251,12 +250,8 @@ def from_file(content: LatentFile, name: str) -> tuple[dict, list[str]]:
     values, warnings = content.values or {}, []
     if content.seconds is not None:
         values = {SECONDS: content.seconds, PADDING: 0.0}
-    elif content.values is None and content.samples.dim() == 3 and bool(content.samples.any()):
-        used = content.samples.ne(0).any(1)  # (B, T); the Sampler writes zeros after an item's frames
-        frames = [int(row.nonzero().max()) + 1 if bool(row.any()) else len(row) for row in used]
-        values = {SECONDS: [seconds_of(n * FRAME, RATE) for n in frames], PADDING: 0.0}
-        found = ", ".join(f"{value:.2f}" for value in values[SECONDS][:8])
-        warnings.append(f"{name} holds neither durations nor headroom: all frames up to the last that is not 0 count as sound ({found} s).")
+    elif content.values is None:
+        warnings.append(f"{name} holds neither durations nor headroom: all of its frames count as sound. SA3 Save Latent keeps them.")
     try:
         return _kept({**values, "samples": content.samples, "noise_mask": content.mask}), warnings
     except SA3Error as error:
@@ -288,14 +283,16 @@ def _kept(latent) -> dict:
     return kept
 
 
-def pair_items(content: LatentFile) -> tuple[list[tuple[Tensor, int, float]], str]:
-    """(samples (C, T), frames of sound, seconds) of each item for the public tools' pairs, and a warning about what those do not hold."""
+def pair_items(content: LatentFile) -> tuple[list[tuple[Tensor, int, float, int]], str]:
+    """(samples (C, T), frames of sound, seconds, samples per frame) of each item for the public tools' pairs, and a warning about what
+    those do not hold."""
     batch, _, frames = content.samples.shape
-    seconds = _seconds(content.values, batch) or [frames * FRAME / RATE] * batch
-    sound = [max(1, min(frames, -(-int(value * RATE) // FRAME))) for value in seconds]
-    read = [pair_seconds(n, math.ceil(value)) for n, value in zip(sound, seconds, strict=True)]
+    frame = _samples_per_frame(content.values, FRAME)
+    seconds = _seconds(content.values, batch) or [frames * frame / RATE] * batch
+    sound = [max(1, min(frames, -(-int(value * RATE) // frame))) for value in seconds]
+    read = [pair_seconds(n, math.ceil(value), frame) for n, value in zip(sound, seconds, strict=True)]
     rounded = ", ".join(f"{old:g} to {new:.3f} s" for old, new in zip(seconds[:8], read, strict=False) if old != new)
-    return list(zip(content.samples, sound, seconds, strict=True)), (
+    return [(samples, n, value, frame) for samples, n, value in zip(content.samples, sound, seconds, strict=True)], (
         ".npy and .json files hold no headroom, mask, regions, batch_index, run record and workflow; the format safetensors keeps them. "
         "Their prompt is empty: write the caption there before training."
         + (f" Durations are rounded to latent frames: {rounded}." if rounded else "")

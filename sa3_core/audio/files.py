@@ -46,19 +46,20 @@ LONGEST = 4 * 3600  # seconds of the longest file that `read` accepts
 def quantize(waveform: Tensor, bits: int) -> tuple[Tensor, list[str]]:
     """Samples (C, N) as int32 of `bits` bits (full scale 2^(bits - 1)), and a sentence if any were clipped.
 
-    Samples that are whole numbers at this depth stay exact. Otherwise triangular dither, two steps peak to peak and the same in every
-    call, turns the rounding error into noise instead of distortion.
+    Samples that are whole numbers at this depth stay exact, such as a recording around a generated region. At the others, triangular
+    dither, two steps peak to peak and the same in every call, turns the rounding error into noise instead of distortion.
     """
     full = 2 ** (bits - 1)
     scaled, warnings = waveform.double() * full, []
     if clipped := int((waveform.abs() > 1).sum()):
         peak = float(waveform.abs().max())
         warnings.append(f"{clipped} samples exceed full scale (peak {peak:.3f}) and were clipped at {bits} bits; wav32f keeps them.")
-    if not torch.equal(scaled, scaled.round()):
+    finer = scaled != scaled.round()
+    if bool(finer.any()):
         generator = torch.Generator().manual_seed(0)
         for _ in range(2):
             noise = torch.rand(scaled.shape, generator=generator, dtype=torch.float32, device="cpu")
-            scaled += noise.double() - 0.5
+            scaled += torch.where(finer, noise.double() - 0.5, 0.0)
     return scaled.round().clamp(-full, full - 1).to(torch.int32), warnings
 
 

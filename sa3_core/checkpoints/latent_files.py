@@ -57,18 +57,19 @@ def write(folder: Path, name: str, counter: int, content: LatentFile) -> tuple[P
     return _write_next(folder, name, counter, {".latent": data})[0], warnings
 
 
-def write_pair(folder: Path, name: str, counter: int, samples: Tensor, frames: int, seconds: float) -> list[Path]:
-    """Atomic writes of an item (C, T) as .json and .npy; returns their paths. frames: of its duration, `seconds`."""
+def write_pair(folder: Path, name: str, counter: int, samples: Tensor, frames: int, seconds: float, frame: int = FRAME) -> list[Path]:
+    """Atomic writes of an item (C, T) as .json and .npy; returns their paths. frames: of its duration, `seconds`; frame: samples in one."""
     array, record = io.BytesIO(), {"prompt": "", "path": f"{name}.npy", "relpath": f"{name}.npy", "timestamps": [0.0, 1.0]}
     np.save(array, samples.contiguous().numpy(), allow_pickle=False)
     record |= {"seconds_start": 0, "seconds_total": math.ceil(seconds), "sample_rate": RATE, "load_time": 0.0}
+    record["samples_per_frame"] = frame  # not of the public tools, whose models all have FRAME
     record["padding_mask"] = [int(frame < frames) for frame in range(samples.shape[-1])]
     return _write_next(folder, name, counter, {".json": json.dumps(record).encode(), ".npy": array.getvalue()})
 
 
-def pair_seconds(frames: int, seconds_total: float | None = None) -> float:
+def pair_seconds(frames: int, seconds_total: float | None = None, frame: int = FRAME) -> float:
     """The duration that a pair holds: of its frames of sound, or whole seconds that end within the last of them."""
-    longest, shortest = frames * FRAME / RATE, (frames - 1) * FRAME / RATE
+    longest, shortest = frames * frame / RATE, (frames - 1) * frame / RATE
     return float(seconds_total) if seconds_total is not None and shortest < seconds_total < longest else longest
 
 
@@ -130,7 +131,10 @@ def _read_pair(path: Path) -> LatentFile:
         )
     if total is not None and (isinstance(total, bool) or not isinstance(total, (int, float)) or not 0 < total < 1e9):
         raise SA3Error(f"{beside}: seconds_total is {str(total)[:40]}; expected a positive number of seconds.")
-    return LatentFile(samples, seconds=[pair_seconds(frames - mask[::-1].index(1), total)])
+    frame = record.get("samples_per_frame", FRAME)
+    if isinstance(frame, bool) or not isinstance(frame, int) or not 0 < frame <= 2**20:
+        raise SA3Error(f"{beside}: samples_per_frame is {str(frame)[:40]}; expected a positive whole number.")
+    return LatentFile(samples, seconds=[pair_seconds(frames - mask[::-1].index(1), total, frame)])
 
 
 def _read_npy(path: Path) -> np.ndarray:

@@ -27,7 +27,7 @@ def setting_warnings(config: ModelConfig, plan: Plan, guidance: Guidance) -> lis
         warnings.append(f"This is a post-trained model, made for cfg 1; cfg {guidance.cfg:g} doubles the time and often harms the sound.")
     if not usual / 2 <= plan.steps <= usual * 4:
         kind = "base" if config.is_base else "post-trained"
-        warnings.append(f"{plan.steps} steps are far from the {usual} that suit this {kind} model.")
+        warnings.append(f"steps is {plan.steps}, far from the {usual} that suit this {kind} model.")
     if not isinstance(F.scaled_dot_product_attention, types.BuiltinFunctionType):
         warnings.append("Another node pack has replaced torch's attention. Quantised attention garbles Stable Audio 3; switch it off.")
     return warnings

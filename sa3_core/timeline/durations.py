@@ -53,7 +53,7 @@ def check_seconds(seconds: Sequence[float], config: ModelConfig) -> None:
             raise SA3Error(f"The duration is {value} s, shorter than one sample; expected at least {1 / config.sample_rate:.6f} s.")
         if config.sample_size is not None and value > config.max_seconds:
             raise SA3Error(
-                f"The duration is {value} s; this model makes at most {config.max_seconds:.1f} s in one run. "
+                f"The duration is {value:.2f} s; this model makes at most {config.max_seconds:.1f} s in one run. "
                 "Shorten it, or lengthen the result with SA3_Extend."
             )
 
@@ -75,7 +75,10 @@ def lengths(config: ModelConfig, seconds: Sequence[float], padding: float = PADD
     effective = tuple(-(-n // spf) for n in samples)
     for value, n in zip(seconds, effective, strict=True):
         if n > frames:
-            raise SA3Error(f"The latents have {frames} frames ({frames * spf / rate:.2f} s), too few for {value} s; expected at least {n}.")
+            raise SA3Error(
+                f"The latents have {frames} frames ({frames * spf / rate:.2f} s), too few for {value:.2f} s; expected at least {n}. "
+                "Sample an empty LATENT with SA3_Sampler, which fits it to the model."
+            )
     headroom = int(padding * rate / spf)
     valid = tuple(min(n + headroom, limit) for n, limit in zip(effective, own, strict=True))
     return Lengths(tuple(seconds), samples, frames, own, valid, effective)
