@@ -20,7 +20,7 @@ sys.path.append(str(ROOT))
 import json
 
 from sa3_core.checkpoints.tensors import DTYPES
-from sa3_core.lora.algebra import TYPES, Adapter, apply_stack
+from sa3_core.lora.algebra import TYPES, Adapter, LowRank, apply_stack
 from sa3_core.lora.formats import SECONDS, LoRA
 from sa3_core.lora.stack import Stack, StackedLoRA, targets
 from sa3_core.models.release import build
@@ -48,7 +48,7 @@ def random_lora(module, kind: str, rank: int, **schedule) -> StackedLoRA:
         weight = layer.weight.flatten(1).float()
         up, down = (torch.randn(*shape) * 0.02 for shape in ((weight.shape[0], rank), (rank, weight.shape[1])))
         rows, cols = (weight.norm(dim=dim).cpu() if axis in axes else None for axis, dim in (("r", 1), ("c", 0)))
-        layers[name] = Adapter(up, down, 1.0, rows, cols)
+        layers[name] = Adapter(LowRank(up, down), 1.0, rows, cols)
     return StackedLoRA(LoRA(Path("random"), "native", kind, layers), layers, seconds_strength=0.0, **schedule)
 
 

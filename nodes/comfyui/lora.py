@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...sa3_core.errors import SA3Error
-from ...sa3_core.lora.algebra import Adapter, apply_stack
+from ...sa3_core.lora.algebra import Adapter, apply_stack, map_tensors
 from ...sa3_core.lora.fit import fit_lora, open_lora
 from ...sa3_core.lora.formats import BASES, PEFT_CONFIG, SECONDS
 from ...sa3_core.lora.stack import Stack
@@ -20,7 +20,11 @@ KEPT_FILES = 4  # per model: completing an -xs file takes minutes
 
 
 class StackAdapter(comfy.weight_adapter.WeightAdapterBase):
-    """All constant LoRAs of one layer, as one weight patch. ComfyUI moves it by rebuilding it from `weights`, its only state."""
+    """All constant LoRAs of one layer, as one weight patch.
+
+    ComfyUI moves it by rebuilding it from `weights`, with copies of the tensors that it finds in tuples. It does not look into an
+    adapter, so `weights` is (entries, their tensors).
+    """
 
     name = "sa3"
 
@@ -29,12 +33,16 @@ class StackAdapter(comfy.weight_adapter.WeightAdapterBase):
 
     @classmethod
     def of(cls, entries: list[tuple[Adapter, float, str]]) -> "StackAdapter":
-        return cls(set(), tuple((*vars(adapter).values(), strength, mode) for adapter, strength, mode in entries))
+        tensors: list[Tensor] = []
+        map_tensors(tuple(entries), tensors.append)
+        return cls(set(), (tuple(entries), tuple(tensors)))
 
     def calculate_weight(
         self, weight, key, strength, strength_model, offset, function, intermediate_dtype=torch.float32, original_weight=None
     ) -> Tensor:  # fmt: skip
-        out = apply_stack(weight, [(Adapter(*fields), amount, mode) for *fields, amount, mode in self.weights])
+        entries, tensors = self.weights
+        moved = iter(tensors)
+        out = apply_stack(weight, map_tensors(entries, lambda _: next(moved)))
         return out if strength == 1 else torch.lerp(weight.to(out), out, strength)
 
 

@@ -1,4 +1,4 @@
-"""LoRA adapters of all eight official types, LoHa and LoKr in one algebra.
+"""LoRA adapters of every type in one algebra.
 
 Every type starts from a low-rank update, V = W + s B A, with s = alpha / rank * strength. DoRA then sets the norms of the rows or the
 columns of V, BoRA both: multiplications by diagonal matrices. Any stack of adapters on a layer keeps its weight in the form
@@ -10,13 +10,12 @@ columns of V, BoRA both: multiplications by diagonal matrices. Any stack of adap
 * a delta against the base, W' + (V - W), appends V's terms and the term -W. Terms with C = 1 add up to one term, and so do terms with
   R = 1, so only a sum over DoRA or BoRA needs more than one.
 
-LoHa and LoKr are low-rank updates too: a product of two low-rank matrices, elementwise or Kronecker, is one of the product of the ranks.
-
 A stack can therefore be merged into the weight, or run in the forward pass next to an unchanged weight: scale, low rank, scale.
 """
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, is_dataclass, replace
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -31,68 +30,73 @@ TYPES |= {f"{name}-xs": axes for name, axes in TYPES.items() if name != "dora"}
 Factor = Tensor | float  # a diagonal matrix as its diagonal, or a multiple of the identity
 
 
+class Update(Protocol):
+    """What an adapter adds to its weight, without the scale: `LowRank`, or `Product` for LoHa and LoKr."""
+
+    kind: str  # lora, loha or lokr
+    rank: int
+    shape: tuple[int, int] | None  # (out, in); None: an -xs adapter without its bases
+
+    def factors(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """up (out, r) and down (r, in), of the type and on the device of `like`."""
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """The update B A."""
+
+    up: Tensor  # B (out, r); the core M (r, r) of an -xs adapter without its bases
+    down: Tensor | None  # A (r, in); None: an -xs adapter without its bases
+    kind = "lora"
+
+    @property
+    def rank(self) -> int:
+        return self.up.shape[1]
+
+    @property
+    def shape(self) -> tuple[int, int] | None:
+        return None if self.down is None else (self.up.shape[0], self.down.shape[1])
+
+    def factors(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        return self.up.to(like), self.down.to(like)
+
+
 @dataclass(frozen=True)
 class Adapter:
     """One adapter of one layer. Matrices keep their stored type; the algebra computes in float32 or better."""
 
-    up: Tensor  # B (out, r); the core M (r, r) of an -xs adapter without its bases
-    down: Tensor | None  # A (r, in); None: an -xs adapter without its bases
+    update: Update
     scale: float  # alpha / rank
     rows: Tensor | None = None  # magnitudes (out,)
     cols: Tensor | None = None  # magnitudes (in,)
-    product: str = ""  # loha, lokr: the update is the elementwise or the Kronecker product of up down and up2 down2
-    up2: Tensor | None = None
-    down2: Tensor | None = None
-    dim: int = 0  # the rank that a LoHa or LoKr file states
-
-    @property
-    def rank(self) -> int:
-        return self.dim or self.up.shape[1]
+    norms: Literal["official", "comfyui"] = "official"  # whose rule sets the new norms
 
     @property
     def kind(self) -> str:
-        kind = {(False, False): "lora", (True, False): "dora-rows", (False, True): "dora-cols", (True, True): "bora"}[
-            self.rows is not None, self.cols is not None
-        ]
-        return kind if not self.product else self.product if kind == "lora" else f"{self.product} ({kind})"
+        axes = "r" * (self.rows is not None) + "c" * (self.cols is not None)
+        kind = {"": "lora", "r": "dora-rows", "c": "dora-cols", "rc": "bora"}[axes]
+        if self.update.kind == "lora":
+            return kind
+        return f"{self.update.kind} ({kind})" if axes else self.update.kind
 
     @property
-    def shape(self) -> tuple[int, int]:
-        """(out, in) of the update. Not for an -xs adapter without its bases."""
-        out, inner = self.up.shape[0], self.down.shape[1]
-        return (out * self.up2.shape[0], inner * self.down2.shape[1]) if self.product == "lokr" else (out, inner)
-
-    def factors(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        """The update without its scale as up (out, r) and down (r, in), of the type and on the device of `like`; r <= min(out, in)
-        for LoHa and LoKr. Only for an adapter that fits its weight: a LoKr file is far smaller than its update."""
-        if not self.product:
-            return self.up.to(like), self.down.to(like)
-        up, down, up2, down2 = (tensor.to(like) for tensor in (self.up, self.down, self.up2, self.down2))
-        (out, inner), kron = self.shape, self.product == "lokr"
-        if up.shape[1] * up2.shape[1] >= min(out, inner):  # the update itself is the smaller factor
-            first, second = up @ down, up2 @ down2
-            delta = torch.kron(first, second) if kron else first * second
-            one = torch.eye(min(out, inner), dtype=like.dtype, device=like.device)
-            return (one, delta) if out <= inner else (delta, one)
-        if kron:
-            return torch.kron(up, up2), torch.kron(down, down2)
-        return (up[:, :, None] * up2[:, None]).flatten(1), (down[:, None] * down2).flatten(0, 1)
+    def needs_bases(self) -> bool:
+        return self.update.shape is None
 
     def with_bases(self, u: Tensor, v: Tensor) -> "Adapter":
         """An -xs adapter with core M (r, r) as B = U M and A = V^T, for U (out, >= r) and V (in, >= r)."""
-        r = self.rank
+        r = self.update.rank
         if u.shape[-1] < r or v.shape[-1] < r:
             raise SA3Error(f"The SVD bases have {min(u.shape[-1], v.shape[-1])} columns; the adapter needs {r}.")
-        return replace(self, up=u[:, :r].float() @ self.up.float(), down=v[:, :r].float().T.contiguous())
+        return replace(self, update=LowRank(u[:, :r].float() @ self.update.up.float(), v[:, :r].float().T.contiguous()))
 
     def to(self, device, dtype: torch.dtype) -> "Adapter":
-        tensors = {name: value.to(device, dtype) for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return replace(self, **tensors)
+        return map_tensors(self, lambda tensor: tensor.to(device, dtype))
 
     def misfit(self, shape: tuple[int, int]) -> str | None:
         """What does not fit a weight of shape (out, in), or None."""
-        if self.down is not None and self.shape != shape:
-            return f"an update of {self.shape[0]} x {self.shape[1]}"
+        if self.update.shape not in (None, shape):
+            return f"an update of {self.update.shape[0]} x {self.update.shape[1]}"
         for name, values, length in zip(("row", "column"), (self.rows, self.cols), shape, strict=True):
             if values is not None and values.numel() != length:
                 return f"{values.numel()} {name} magnitudes"
@@ -126,11 +130,11 @@ class AdaptedWeight:
 
     def with_adapter(self, adapter: Adapter, w: Tensor, strength: float) -> "AdaptedWeight":
         """The adapter applied to self. w (out, in): the base weight, read only for the norms of DoRA and BoRA."""
-        up, down = adapter.factors(w)
+        up, down = adapter.update.factors(w)
         adapted = self.plus(up * (adapter.scale * strength), down)
         if adapter.rows is None and adapter.cols is None:
             return adapted
-        if adapter.product:
+        if adapter.norms == "comfyui":
             return self._with_norms_of_comfyui(adapter, up * adapter.scale, down, w, strength)
         v = adapted.weight(w)
         if adapter.rows is not None:
@@ -158,10 +162,7 @@ class AdaptedWeight:
         return out if self.up is None else torch.addmm(out, self.up, self.down)
 
     def to(self, dtype: torch.dtype) -> "AdaptedWeight":
-        def cast(x):
-            return x.to(dtype) if isinstance(x, Tensor) else x
-
-        return AdaptedWeight(tuple((cast(r), cast(c)) for r, c in self.terms), cast(self.up), cast(self.down))
+        return map_tensors(self, lambda tensor: tensor.to(dtype))
 
     def linear(self, x: Tensor, base, bias: Tensor | None) -> Tensor:
         """x (..., in) W'^T + bias -> (..., out), where base(x) computes x W^T + bias."""
@@ -178,6 +179,17 @@ class AdaptedWeight:
         low = torch.nn.functional.linear(x, self.down)
         flat = out.flatten(0, -2)  # a new tensor, so adding in place is safe
         return flat.addmm_(low.flatten(0, -2), self.up.T).view(out.shape)
+
+
+def map_tensors(value, change: Callable[[Tensor], Tensor]):
+    """Adapters, adapted weights or a tuple of them with change(tensor) in place of every tensor, in a fixed order."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, tuple):
+        return tuple(map_tensors(item, change) for item in value)
+    if is_dataclass(value):
+        return replace(value, **{name: map_tensors(item, change) for name, item in vars(value).items()})
+    return value
 
 
 def _is_one(factor: Factor) -> bool:
@@ -260,8 +272,8 @@ def apply(
         return weight
     adapter = adapter_of(adapter_type, tensors, alpha, rank)
     flat = weight.flatten(1)
-    if adapter.down is None:
-        adapter = adapter.with_bases(*svd_bases(flat, adapter.rank))
+    if adapter.needs_bases:
+        adapter = adapter.with_bases(*svd_bases(flat, adapter.update.rank))
     if misfit := adapter.misfit(tuple(flat.shape)):
         raise SA3Error(f"The adapter has {misfit}; the weight is {list(weight.shape)}.")
     return apply_stack(weight, [(adapter, strength, "chain")])
@@ -296,7 +308,7 @@ def adapter_of(
     if 0 in up.shape or (down is not None and 0 in down.shape):
         raise SA3Error(f"{where}: its matrices are empty, {list(up.shape)}; expected at least rank 1.")
     magnitudes = {axis: tensor_of(f"magnitude_{axis}" if len(axes) == 2 else "magnitude", 1).flatten() for axis in axes}
-    adapter = Adapter(up, down, scale_of(alpha, rank or up.shape[1], where), magnitudes.get("r"), magnitudes.get("c"))
+    adapter = Adapter(LowRank(up, down), scale_of(alpha, rank or up.shape[1], where), magnitudes.get("r"), magnitudes.get("c"))
     if core and "U" in tensors and "V" in tensors:
         adapter = adapter.with_bases(tensor_of("U"), tensor_of("V"))
     return adapter

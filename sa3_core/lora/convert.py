@@ -49,7 +49,7 @@ def convert(source: str | Path, target: str | Path, layout: str = "native", base
         raise SA3Error(f"The format '{layout}' is unknown; choose one of {', '.join(LAYOUTS)}.")
     source, target = Path(source), Path(target)
     lora = read_pickle(source) if source.suffix.lower() in PICKLES else read_lora(source)
-    if any(adapter.product for adapter in lora.layers.values()):
+    if any(adapter.update.kind != "lora" for adapter in lora.layers.values()):
         raise SA3Error(
             f"{lora.name} is of type {lora.kind}, which is not converted: {layout} files are written for LoRA, DoRA and BoRA types only. "
             "SA3_LoRAStack and ComfyUI's own loader read LoHa and LoKr as .safetensors files."
@@ -83,8 +83,9 @@ def native_tensors(lora: LoRA) -> dict[str, Tensor]:
     tensors, core, uniform = {}, lora.needs_bases, _is_uniform(lora)
     for layer, adapter in lora.layers.items():
         stem = f"{layer if layer.startswith('conditioners.') else f'model.{layer}'}.parametrizations.weight.0."
-        update = adapter.up if uniform else adapter.up.float() * adapter.scale
-        tensors |= {f"{stem}M_xs": update} if core else {f"{stem}lora_A": adapter.down, f"{stem}lora_B": update}
+        up, down = adapter.update.up, adapter.update.down
+        up = up if uniform else up.float() * adapter.scale
+        tensors |= {f"{stem}M_xs": up} if core else {f"{stem}lora_A": down, f"{stem}lora_B": up}
         both = adapter.rows is not None and adapter.cols is not None
         for suffix, values in (("_r", adapter.rows), ("_c", adapter.cols)):
             if values is not None:
@@ -116,10 +117,10 @@ def _peft(lora: LoRA):
         if adapter.cols is not None:
             raise SA3Error(f"{lora.name} is of type {lora.kind}; PEFT knows only lora and dora-rows.")
         stem = f"base_model.model.{layer}."
-        tensors[f"{stem}lora_A.weight"], tensors[f"{stem}lora_B.weight"] = adapter.down, adapter.up * adapter.scale
+        tensors[f"{stem}lora_A.weight"], tensors[f"{stem}lora_B.weight"] = adapter.update.down, adapter.update.up * adapter.scale
         if adapter.rows is not None:
             tensors[f"{stem}lora_magnitude_vector.weight"] = adapter.rows
-    ranks = {layer: adapter.rank for layer, adapter in lora.layers.items()}
+    ranks = {layer: adapter.update.rank for layer, adapter in lora.layers.items()}
     rank = max(ranks.values())
     others = {re.escape(layer): value for layer, value in ranks.items() if value != rank}
     config = {
@@ -136,8 +137,8 @@ def _comfyui(lora: LoRA):
         if adapter.rows is not None and adapter.cols is not None:
             raise SA3Error(f"{lora.name} is of type {lora.kind}; ComfyUI's format knows lora, dora-rows and dora-cols.")
         stem = f"diffusion_model.{layer}."
-        tensors[f"{stem}lora_down.weight"], tensors[f"{stem}lora_up.weight"] = adapter.down, adapter.up
-        tensors[f"{stem}alpha"] = torch.tensor(float(adapter.scale * adapter.rank), dtype=torch.float32)
+        tensors[f"{stem}lora_down.weight"], tensors[f"{stem}lora_up.weight"] = adapter.update.down, adapter.update.up
+        tensors[f"{stem}alpha"] = torch.tensor(float(adapter.scale * adapter.update.rank), dtype=torch.float32)
         if adapter.rows is not None:
             tensors[f"{stem}dora_scale"] = adapter.rows[:, None]
         elif adapter.cols is not None:

@@ -134,8 +134,8 @@ def _fitting_layers(lora: LoRA, module: nn.Module, model_name: str) -> dict[str,
 def _family_in(lora: LoRA) -> str:
     """The family of a file in parentheses, from the shapes of its attention layers; empty if unknown."""
     for name, adapter in lora.layers.items():
-        if name.endswith("self_attn.to_qkv") and adapter.down is not None:
-            out, width = adapter.shape
+        if name.endswith("self_attn.to_qkv") and not adapter.needs_bases:
+            out, width = adapter.update.shape
             return f" ({FAMILIES.get(out // width, 'unknown')} family, width {width})"
     return ""
 

@@ -58,16 +58,16 @@ class LoRA:
 
     @property
     def ranks(self) -> list[int]:
-        return sorted({adapter.rank for adapter in self.layers.values()})
+        return sorted({adapter.update.rank for adapter in self.layers.values()})
 
     @property
     def needs_bases(self) -> bool:
-        return any(adapter.down is None for adapter in self.layers.values())
+        return any(adapter.needs_bases for adapter in self.layers.values())
 
     def with_bases(self, bases: Bases) -> "LoRA":
         """The LoRA with SVD bases for the layers of an -xs file that lack them."""
         layers = {
-            name: adapter if adapter.down is not None else adapter.with_bases(*bases(name, adapter.rank))
+            name: adapter.with_bases(*bases(name, adapter.update.rank)) if adapter.needs_bases else adapter
             for name, adapter in self.layers.items()
         }
         return replace(self, layers=layers)
@@ -120,29 +120,29 @@ def from_tensors(path: Path, tensors: Mapping[str, Tensor], config: dict) -> LoR
     if native:
         layout, base = "native", config.get("base_model") or config.get("norm_base")
         grouped = {name: group for name, group in grouped.items() if selected(name, config)}
-        scale_of = dict.fromkeys(grouped, (config.get("alpha"), None))
+        alphas = dict.fromkeys(grouped, (config.get("alpha"), None))  # layer -> alpha, its divisor; None: the rank
     elif path.name == PEFT_FILE or any(name.startswith("base_model.") for name in tensors):
         file = path.parent / PEFT_CONFIG
         config = _check_config(file, read_json(file, "the adapter_config.json of PEFT")) if file.is_file() else {}
         if not file.is_file():
             warnings.append(f"{path.name} has no {PEFT_CONFIG} next to it; alpha is assumed to equal the rank.")
         layout, base = "peft", config.get("base_model_name_or_path")
-        scale_of = {name: _peft_scale(path, name, config) for name in grouped}
+        alphas = {name: _peft_scale(path, name, config) for name in grouped}
     else:
         layout, base = "comfyui", config.get("base_model")
-        scale_of = {name: (float(group["alpha"]) if "alpha" in group else None, None) for name, group in grouped.items()}
+        alphas = {name: (float(group["alpha"]) if "alpha" in group else None, None) for name, group in grouped.items()}
     layers, kinds = {}, set()
     for name, group in grouped.items():
         where = f"{path}, layer '{name}'"
         if is_product(group):
             if layout != "comfyui":
                 raise SA3Error(f"{where}: LoHa and LoKr are read from files of ComfyUI or LyCORIS; this file is of the format {layout}.")
-            layers[name] = product_adapter(group, scale_of[name][0], where)
+            layers[name] = product_adapter(group, alphas[name][0], where)
             kinds.add(layers[name].kind)
             continue
         kind = config.get("adapter_type") if native else None
         kind = _infer_type(group, where) if kind is None else kind
-        layers[name] = adapter_of(kind, group, *scale_of[name], where=where)
+        layers[name] = adapter_of(kind, group, *alphas[name], where=where)
         kinds.add(layers[name].kind if kind == "dora" else kind)
     if not layers:
         raise SA3Error(f"{path} holds no adapter: {len(tensors)} tensors, none for a layer that its include and exclude lists select.")

@@ -1,14 +1,13 @@
 """Trainable adapters of all eight types: float32 parameters on a frozen network, with the algebra of `sa3_core.lora`."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import SA3Error
-from ..lora.algebra import EPS, TYPES, AdaptedWeight, Adapter, adapter_of
+from ..lora.algebra import EPS, TYPES, AdaptedWeight, Adapter, adapter_of, map_tensors
 from ..lora.convert import native_tensors
 from ..lora.formats import Bases, LoRA, selected
 from ..lora.stack import AdaptedLinear, targets
@@ -85,7 +84,7 @@ class TrainedLayer(nn.Module):
     def adapted_weight(self) -> AdaptedWeight:
         """The adapted weight in factored form, differentiable: `AdaptedWeight.with_adapter` with the norms in closed form."""
         weight, adapter, rows = self.target[0].weight.detach().flatten(1), self.adapter(), None
-        up, down = adapter.up * adapter.scale, adapter.down
+        up, down = adapter.update.up * adapter.scale, adapter.update.down
         adapted = AdaptedWeight().plus(up, down)
         if adapter.rows is not None:
             rows = adapter.rows / (norms(weight, up, down, self.squares_r) + EPS)
@@ -147,8 +146,5 @@ class Adapters(nn.Module):
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors of a LoRA file in the native format."""
-        layers = {}
-        for name, layer in self.layers.items():
-            adapter = layer.adapter(complete=False)
-            layers[name] = replace(adapter, **{key: t.detach().cpu() for key, t in vars(adapter).items() if isinstance(t, Tensor)})
+        layers = {name: map_tensors(layer.adapter(complete=False), lambda t: t.detach().cpu()) for name, layer in self.layers.items()}
         return native_tensors(LoRA(Path("trained.safetensors"), "native", self.config["adapter_type"], layers, "", self.config))

@@ -177,6 +177,27 @@ def test_loha_and_lokr_both_ways(sa3, load, folder, loading):
     assert not scheduled.patches and rel_error(other, one) < TIGHT and rel_error(one, plain) > 1e-3
 
 
+def test_core_moves_the_tensors_of_a_patch(sa3, load, files, folder):
+    """Newer versions of core stage a patch on the device by rebuilding it with copies of its tensors; a merge reads only those."""
+    parts, core = load("small"), importlib.import_module("comfy.lora")
+    if not hasattr(core, "prefetch_prepared_value"):
+        pytest.skip("This ComfyUI stages no patches.")
+    names = [
+        write_products(folder / f"{form}.safetensors", parts.model.model, form, 3, 2, i, "rows").name for i, form in enumerate(PRODUCTS)
+    ]
+    model, _ = stack(sa3, parts.model, files["bora"], files["lora"], *names, strength=0.5)
+    for key, patches in model.patches.items():
+        ((strength, patch, *rest),) = patches
+        core.prefetch_prepared_value(patch, size := [0], None, None, False)
+        buffer = torch.zeros(size[0], dtype=torch.uint8)
+        moved = core.prefetch_prepared_value(patch, [0], buffer, None, True)
+        weight = parts.model.model.state_dict()[key].float()
+        one, other = (core.calculate_weight([(strength, adapter, *rest)], weight.clone(), key) for adapter in (patch, moved))
+        assert torch.equal(one, other) and not torch.equal(one, weight)
+        buffer.zero_()
+        assert not core.calculate_weight([(strength, moved, *rest)], weight.clone(), key).any()  # magnitudes of 0
+
+
 def test_loha_info_convert_and_merge(sa3, load, folder, base_directory):
     parts = load("small")
     path = write_products(folder / "loha.safetensors", parts.model.model, "loha", 3)
