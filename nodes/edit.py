@@ -171,7 +171,7 @@ class Splice(io.ComfyNode):
         waveform, generated_rate = read_audio("The generated AUDIO", generated)
         after, seams = splice(before, waveform, parse_regions(regions), rate, generated_rate, crossfade, match_level)
         difference, report = after - repeated(before, len(after)), str(seams)
-        if rotation := original.get(ROLL, 0):
+        if isinstance(rotation := original.get(ROLL) if isinstance(original, dict) else None, int):
             after, difference = (torch.roll(clip, -rotation, dims=-1) for clip in (after, difference))
             step, usual = wrap_jump(after)
             report += f"\nwrap: sample step {step:.4f} (largest inside {usual:.4f})"

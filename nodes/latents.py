@@ -11,7 +11,7 @@ from ..sa3_core.models.same import Noise
 from ..sa3_core.sampling import hints
 from ..sa3_core.timeline.durations import check_padding, decode_frames, seconds_of
 from .comfyui import vae as host_vae
-from .comfyui.latent import PADDING, SAMPLES_PER_FRAME, SECONDS, duration_warnings, encode_clip, read_clip, read_latent
+from .comfyui.latent import PADDING, SAMPLES_PER_FRAME, duration_warnings, encode_clip, read_clip, read_latent, with_items
 from .comfyui.progress import Progress, warn
 from .comfyui.schema import SEED, io, schema
 from .inputs import chunk_inputs, copies_input, count, number, padding_input
@@ -44,7 +44,7 @@ class EmptyLatent(io.ComfyNode):
         check_padding(padding)
         frames = -(-int((max(durations) + padding) * RATE) // FRAME)
         samples = torch.zeros(len(durations), CHANNELS, -(-frames // ALIGN) * ALIGN)
-        return io.NodeOutput({"samples": samples, "type": "audio", SECONDS: durations, PADDING: padding, SAMPLES_PER_FRAME: FRAME})
+        return io.NodeOutput(with_items({"samples": samples, "type": "audio", PADDING: padding, SAMPLES_PER_FRAME: FRAME}, durations))
 
 
 def parse_durations(text: str, seconds: float, batch: int) -> list[float]:

@@ -2,7 +2,7 @@
 
 from ..sa3_core.audio import files as audio_files
 from .comfyui import output_files
-from .comfyui.latent import open_audio
+from .comfyui.latent import as_audio, open_audio
 from .comfyui.progress import warn
 from .comfyui.schema import io, schema
 
@@ -47,7 +47,7 @@ class SaveAudio(io.ComfyNode):
             files.append({"filename": path.name, "subfolder": subfolder, "type": "output"})
             warnings += [f"{path.name}: {message}" for message in messages]
         warn(*warnings)
-        return io.NodeOutput(audio, ui={"audio": files})
+        return io.NodeOutput(as_audio(audio, waveforms, rate), ui={"audio": files})
 
 
 NODES = [SaveAudio]

@@ -7,7 +7,7 @@ from ..sa3_core.audio.checks import parse_items, review
 from ..sa3_core.errors import SA3Error
 from ..sa3_core.run_record import item_seeds
 from .comfyui import preview
-from .comfyui.latent import open_audio, read_audio
+from .comfyui.latent import as_audio, open_audio, read_audio
 from .comfyui.progress import warn
 from .comfyui.schema import io, schema
 from .inputs import count, number
@@ -70,7 +70,8 @@ def split_items(name: str, audios) -> list[tuple]:
     for audio in audios:
         waveform, rate = open_audio(name, audio)
         finite = waveform.nan_to_num(0, 0, 0) if waveform.itemsize > 1 else waveform  # torch has no NaN check for 8 bits
-        _, rate = read_audio(name, {"waveform": finite, "sample_rate": rate})
+        read_audio(name, {"waveform": finite, "sample_rate": rate})
+        audio = as_audio(audio, waveform, rate)
         items += [(clip, rate, audio) for clip in waveform]
     return items
 
@@ -169,7 +170,7 @@ class Levels(io.ComfyNode):
                 if after.peak > 0:
                     warnings.append(f"{name}The peak is now {after.peak:.1f} dBFS; set limit to true peak, or lower target.")
         warn(*warnings)
-        return io.NodeOutput({**audio, "waveform": torch.stack(clips)} if changed else audio, "\n".join(report))
+        return io.NodeOutput(as_audio(audio, torch.stack(clips) if changed else waveform, rate), "\n".join(report))
 
 
 NODES = [PreviewBatch, AudioImage, Levels]

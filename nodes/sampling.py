@@ -9,7 +9,7 @@ from ..sa3_core.sampling.guidance import Guidance as GuidanceSettings
 from ..sa3_core.sampling.samplers import SAMPLERS
 from .comfyui import model as host_model
 from .comfyui import sampling as host
-from .comfyui.latent import duration_warnings, read_latent, schedule_lengths, with_duration
+from .comfyui.latent import SAMPLES_PER_FRAME, duration_warnings, read_latent, schedule_lengths, with_duration, with_items
 from .comfyui.live_preview import attached_autoencoder, live_preview
 from .comfyui.progress import warn
 from .comfyui.schema import io, schema
@@ -146,7 +146,8 @@ class Sampler(io.ComfyNode):
             warnings += later
             warn(*warnings)
         record = run_record.record(inner.sa3_name, plan, settings, warnings, stages=watch.stages, **host_model.record_fields(model))
-        return io.NodeOutput({**latent, "samples": samples, "type": "audio"}, json.dumps(record))
+        sampled = {**latent, "samples": samples, "type": "audio", SAMPLES_PER_FRAME: config.same.samples_per_frame}
+        return io.NodeOutput(with_items(sampled, source.lengths.seconds, source.indices), json.dumps(record))
 
 
 class SamplerSelect(io.ComfyNode):

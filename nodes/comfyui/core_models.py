@@ -10,13 +10,14 @@ from pathlib import Path
 
 import comfy.model_base
 import torch
+from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ...sa3_core.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from ...sa3_core.checkpoints.tensors import DTYPES, TensorFile, converted
 from ...sa3_core.errors import SA3Error
 from .model import CONDITIONER_PREFIX, DIT_PREFIX, load_model
-from .patchers import UNMATCHED
+from .patchers import UNMATCHED, add_remark
 from .progress import warn
 from .vae import SA3VAE, load_vae
 
@@ -27,6 +28,7 @@ CORE_NAMES = {  # beginning of a tensor's name in core's MODEL -> in this pack's
     "padding_embedding": "conditioner.conditioners.prompt.padding_embedding",
 }
 RELEASE_NAMES = {"diffusion_model.": DIT_PREFIX, "conditioner.": CONDITIONER_PREFIX}  # in this pack's MODEL -> in a release
+COMPILED = "torch.compile"  # key of the wrapper of core's TorchCompileModel
 ADOPTED = "sa3_adopted"  # attribute of core's network: the pack's object over it
 
 
@@ -54,14 +56,17 @@ def adopt_model(model):
         held = {renamed(pack_name(name), RELEASE_NAMES): tensor for name, tensor in _originals(model).items()}
         setattr(core, ADOPTED, load_model(_opened("MODEL", model, held), core.get_dtype()))
     adopted = _clone_over(model, getattr(core, ADOPTED))
+    if adopted.get_wrappers(WrappersMP.APPLY_MODEL, COMPILED):  # which calls the compiled network of core
+        adopted.remove_wrappers_with_key(WrappersMP.APPLY_MODEL, COMPILED)
+        add_remark(adopted, "TorchCompileModel has no effect on core's MODEL here; connect it to the MODEL of SA3_ModelLoader.")
     adopted.patches = {pack_name(name): patches for name, patches in adopted.patches.items()}
     adopted.hook_patches = {
         hook: {pack_name(name): patches for name, patches in found.items()} for hook, found in adopted.hook_patches.items()
     }
     if not model.patches and not model.hook_patches and _was_patched(model):
-        adopted.model_options = {**adopted.model_options, UNMATCHED: True}
+        add_remark(adopted, UNMATCHED)
     if model.injections:
-        warn("A node before this one changes layers of core's MODEL directly, as a bypassed LoRA; that has no effect here.")
+        add_remark(adopted, "A node changes layers of core's MODEL directly, as a bypassed LoRA does; that has no effect here.")
     return adopted
 
 

@@ -35,7 +35,7 @@ from . import model as host_model
 from . import sampling as host
 from .latent import encode_clip, mask_regions, read_latent
 from .live_preview import LivePreview
-from .patchers import UNMATCHED
+from .patchers import REMARKS
 from .progress import Progress, check_interrupt, warn
 from .vae import CHUNK, OVERLAP, SA3VAE
 
@@ -140,7 +140,7 @@ class ExtendJob:
         """A hash of everything that the windows' samples depend on. Functions and objects that other nodes attached to the MODEL
         cannot be compared between sessions, so windows with them are used in this session only."""
         inner, options = self.model.model, run_options.read(self.model.model_options)
-        others = {name: value for name, value in self.model.model_options.items() if name not in (run_options.KEY, UNMATCHED)}
+        others = {name: value for name, value in self.model.model_options.items() if name not in (run_options.KEY, REMARKS)}
         others["transformer_options"] = {
             name: value for name, value in others.get("transformer_options", {}).items() if name != run_options.KEY and value
         }

@@ -2,7 +2,8 @@
 
 import math
 import numbers
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import comfy.model_management
@@ -24,6 +25,30 @@ SAMPLES_PER_FRAME = "downscale_ratio_temporal"  # ComfyUI's key
 CORE_CHANNELS, CORE_FRAME = 64, 2048  # of core's EmptyLatentAudio, which is made for Stable Audio 1
 
 
+class Item(int):
+    """An index in a LATENT's batch_index that carries the duration of its item: core's nodes pick, repeat and join these indices, and know
+    no other list. RepeatLatentBatch adds an offset to the indices of the copies."""
+
+    seconds: float
+
+    def __new__(cls, index: int, seconds: float) -> "Item":
+        item = super().__new__(cls, index)
+        item.seconds = float(seconds)
+        return item
+
+    def __add__(self, offset: int) -> "Item":
+        return Item(int(self) + offset, self.seconds)
+
+    def __getnewargs__(self) -> tuple[int, float]:
+        return int(self), self.seconds  # for copies
+
+
+def with_items(latent, seconds: Sequence[float], indices: Sequence[int] | None = None) -> dict:
+    """A LATENT with the duration of each item. indices: of the items in the batch that was sampled first, which select the noise."""
+    items = [Item(i, value) for i, value in zip(range(len(seconds)) if indices is None else indices, seconds, strict=True)]
+    return {SECONDS: list(seconds), **latent, "batch_index": items}
+
+
 @dataclass(frozen=True)
 class Latents:
     """A LATENT of B items: their lengths, and their indices in the batch that was sampled first, which select the noise."""
@@ -40,14 +65,17 @@ def with_duration(latent):
     if SECONDS in latent or samples.shape[1] != CORE_CHANNELS or bool(samples.any()):
         return latent
     seconds = samples.shape[-1] * _samples_per_frame(latent, CORE_FRAME) / RATE
-    return {**latent, SECONDS: [seconds], SAMPLES_PER_FRAME: FRAME}
+    return {**latent, SECONDS: [seconds], SAMPLES_PER_FRAME: FRAME}  # one for all items
 
 
 def duration_warnings(latent, source: Latents) -> list[str]:
-    """A sentence where a LATENT has lost its duration, as in core's SaveLatent and RebatchLatents."""
-    if SECONDS in latent:
+    """A sentence where a LATENT has lost its duration, as in core's SaveLatent."""
+    if _seconds(latent, len(source.lengths)) is not None:
         return []
-    return [f"The LATENT carries no duration: all of its {source.lengths.seconds[0]:.2f} s count as sound, headroom included."]
+    return [
+        f"The LATENT carries no duration: all of its {source.lengths.seconds[0]:.2f} s count as sound, headroom included. SA3 Load Latent "
+        "and SA3 SAME Encode keep it."
+    ]
 
 
 def read_latent(latent, config: ModelConfig) -> Latents:
@@ -112,17 +140,22 @@ def _batch_index(latent: dict, batch: int) -> tuple[int, ...]:
 
 def _seconds(latent: dict, batch: int) -> list[float] | None:
     """The duration of each item; None for a LATENT without durations."""
-    seconds = latent.get(SECONDS)
-    return None if seconds is None else _per_item(seconds, batch, _batch_index(latent, batch))
-
-
-def _per_item(seconds, batch: int, indices: tuple[int, ...]) -> list[float]:
-    """One duration per item. A list repeats for a multiple of its items, as in RepeatLatentBatch. indices: of the items in a larger batch
-    that ComfyUI has picked them from; empty without."""
+    seconds, indices = latent.get(SECONDS), _batch_index(latent, batch)
+    carried = [i.seconds for i in indices if isinstance(i, Item)]
+    if seconds is None:
+        return carried if indices and len(carried) == batch else None
     if not isinstance(seconds, (list, tuple)) or not seconds:
         raise SA3Error(f"The LATENT's {SECONDS} has no list for {batch} items; expected a list with one number per item.")
-    if not all(isinstance(value, (int, float)) and not isinstance(value, bool) and not abs(value) >= 1e9 for value in seconds):
+    if not all(isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e9 for value in seconds):
         raise SA3Error(f"The LATENT's {SECONDS} is {str(list(seconds))[:80]}; expected a list of numbers of seconds.")
+    if len(seconds) == batch and len(set(indices)) <= 1:  # without indices, or with one for all: LatentBatchSeedBehavior
+        return [float(value) for value in seconds]
+    return carried if indices and len(carried) == batch else _per_item(seconds, batch, indices)
+
+
+def _per_item(seconds: Sequence[float], batch: int, indices: tuple[int, ...]) -> list[float]:
+    """One duration per item. A list repeats for a multiple of its items, as in RepeatLatentBatch. indices: of the items in a larger batch
+    that ComfyUI has picked them from; empty without."""
     if indices and (max(indices) < len(seconds) or len(set(seconds)) == 1):
         return [float(seconds[i % len(seconds)]) for i in indices]
     if batch % len(seconds) or indices:
@@ -167,21 +200,22 @@ def open_audio(name: str, audio) -> tuple[Tensor, int]:
         raise SA3Error(f"{name} is {type(audio).__name__}, not audio; connect Load Audio or another AUDIO output.")
     try:
         waveform, rate = audio["waveform"], audio["sample_rate"]
+        if getattr(rate, "shape", None) == ():  # a tensor or an array of one number
+            rate = rate.item()
     except KeyError as error:
         raise SA3Error(f"{name} has no {error}; connect Load Audio or another AUDIO output.") from error
     except comfy.model_management.InterruptProcessingException:
         raise
     except Exception as error:  # of the pack that reads it
-        raise SA3Error(f"{name} cannot be read ({str(error)[:200] or type(error).__name__}); its file may have no sound.") from error
-    if getattr(rate, "shape", None) == ():  # a tensor or an array of one number
-        rate = rate.item()
+        reason = " ".join(str(error).split())[:200].encode("utf-8", "replace").decode() or type(error).__name__
+        raise SA3Error(f"{name} cannot be read ({reason}); its file may have no sound.") from error
     if isinstance(rate, numbers.Real) and not isinstance(rate, bool) and math.isfinite(rate) and rate == int(rate):
         rate = int(rate)
-    if isinstance(waveform, Tensor) and waveform.device.type == "mps":
+    check_tensor(name, waveform, integers=True)
+    if waveform.device.type == "mps":
         waveform = waveform.cpu()  # it has no float64, in which levels are measured; with --gpu-only audio stays on it
-    if not isinstance(waveform, Tensor) or waveform.dim() not in (1, 2, 3) or 0 in waveform.shape:
-        found = tuple(waveform.shape) if isinstance(waveform, Tensor) else type(waveform).__name__
-        raise SA3Error(f"{name} has shape {found}; expected (batch, channels, samples), at least one of each.")
+    if waveform.dim() not in (1, 2, 3) or 0 in waveform.shape:
+        raise SA3Error(f"{name} has shape {tuple(waveform.shape)}; expected (batch, channels, samples), at least one of each.")
     return waveform[(None,) * (3 - waveform.dim())], rate
 
 
@@ -190,6 +224,13 @@ def read_audio(name: str, audio) -> tuple[Tensor, int]:
     waveform, rate = open_audio(name, audio)
     check_clip(name, waveform, rate)
     return waveform, rate
+
+
+def as_audio(audio, waveform: Tensor, rate: int) -> dict:
+    """The AUDIO with what `open_audio` read from it; itself where that is what it holds."""
+    if isinstance(audio, dict) and audio["waveform"] is waveform and type(audio["sample_rate"]) is int:
+        return audio
+    return {**(audio if isinstance(audio, dict) else {}), "waveform": waveform, "sample_rate": rate}
 
 
 def read_clip(audio, config: ModelConfig, more_channels: str = "refuse") -> Tensor:
@@ -214,8 +255,8 @@ def encode_clip(
     n = batch_frames(config, seconds, padding) * config.same.samples_per_frame
     clip = torch.nn.functional.pad(clip[..., :n], (0, max(0, n - clip.shape[-1])))
     samples = vae.encode_audio(clip, chunk_size, overlap, progress).repeat(copies, 1, 1)
-    keys = {SECONDS: [seconds] * len(samples), PADDING: padding, SAMPLES_PER_FRAME: config.same.samples_per_frame}
-    return {"samples": samples, "type": "audio", **keys}
+    keys = {PADDING: padding, SAMPLES_PER_FRAME: config.same.samples_per_frame}
+    return with_items({"samples": samples, "type": "audio", **keys}, [seconds] * len(samples))
 
 
 def mask_regions(latent: dict, regions: list[tuple[float, float]], tolerance: float = 0.0) -> tuple[dict, str]:
@@ -230,7 +271,7 @@ def mask_regions(latent: dict, regions: list[tuple[float, float]], tolerance: fl
     seconds = _seconds(latent, len(samples)) or [seconds_of(samples.shape[-1] * frame, RATE)]
     end_of_clip = max(seconds)
     regions = [(start, end_of_clip if end_of_clip < end <= end_of_clip + tolerance else end) for start, end in regions]
-    merged = merge_regions([*latent.get(REGIONS, []), *regions], end_of_clip)
+    merged = merge_regions([*check_pairs(latent.get(REGIONS) or []), *regions], end_of_clip)
     if not merged:
         raise SA3Error("No region is given; write start-end in seconds, for example: 1.5-3.")
     mask = generate_mask(merged, [int(duration * RATE) for duration in seconds], samples.shape[-1], frame, RATE)
@@ -239,6 +280,7 @@ def mask_regions(latent: dict, regions: list[tuple[float, float]], tolerance: fl
 
 def to_file(latent, texts: dict[str, str]) -> tuple[LatentFile, list[str]]:
     """The content of a file for a LATENT, and a sentence about keys that files do not keep. texts: run record and graph."""
+    latent = with_duration(latent)
     kept = _kept(latent)
     others = ", ".join(sorted(str(key) for key in latent if key not in kept and latent[key] is not None))
     warnings = [f"The file does not keep the LATENT's {others}, which this pack does not know."] if others else []
@@ -247,7 +289,11 @@ def to_file(latent, texts: dict[str, str]) -> tuple[LatentFile, list[str]]:
 
 def from_file(content: LatentFile, name: str) -> tuple[dict, list[str]]:
     """The LATENT in a file called `name`, and a sentence where durations are inferred. Raises SA3Error for values that no node takes."""
-    values, warnings = content.values or {}, []
+    values, warnings = dict(content.values or {}), []
+    indices, seconds = values.get("batch_index"), values.get(SECONDS)
+    if isinstance(indices, list) and isinstance(seconds, list) and len(indices) == len(seconds):
+        with suppress(TypeError, ValueError, OverflowError):  # what is wrong with them is said below
+            values["batch_index"] = [Item(i, value) for i, value in zip(indices, seconds, strict=True)]
     if content.seconds is not None:
         values = {SECONDS: content.seconds, PADDING: 0.0}
     elif content.values is None:
@@ -270,7 +316,7 @@ def _kept(latent) -> dict:
     if (seconds := _seconds(latent, batch)) is not None:
         if not min(seconds) > 0:
             raise SA3Error(f"The LATENT's {SECONDS} has {min(seconds)}; expected positive numbers of seconds.")
-        kept[SECONDS] = list(latent[SECONDS])
+        kept[SECONDS] = seconds
     if PADDING in latent:
         check_padding(latent[PADDING])
         kept[PADDING] = latent[PADDING]

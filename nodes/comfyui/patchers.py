@@ -5,23 +5,28 @@ from collections.abc import Callable
 
 import comfy.model_management
 import comfy.model_patcher
+import comfy.weight_adapter
 import torch
 
-UNMATCHED = "sa3_unmatched"  # key of model_options: whether a node has added patches of which none fits
+REMARKS = "sa3_remarks"  # key of model_options: sentences about what has no effect on this MODEL, for the node that samples
+UNMATCHED = "A LoRA loader before this node changed no layer: ComfyUI does not know the names in its file. Load it with SA3 LoRA Stack."
+
+
+def add_remark(patcher, sentence: str) -> None:
+    remarks = patcher.model_options.get(REMARKS, ())
+    if sentence not in remarks:
+        patcher.model_options = {**patcher.model_options, REMARKS: (*remarks, sentence)}
 
 
 class _Witness:
     """A ModelPatcher that notes patches of which none fits, as of a LoRA whose layer names ComfyUI does not know: core only logs them."""
 
-    def add_patches(self, patches, *args, **kwargs):
-        return self._noted(super().add_patches(patches, *args, **kwargs))
-
-    def add_hook_patches(self, hook, patches, *args, **kwargs):
-        return self._noted(super().add_hook_patches(hook, patches, *args, **kwargs))
-
-    def _noted(self, found: list) -> list:
-        if not found:
-            self.model_options = {**self.model_options, UNMATCHED: True}
+    def add_patches(self, patches, strength_patch=1.0, *args, **kwargs):
+        found = super().add_patches(patches, strength_patch, *args, **kwargs)
+        # a merge adds the other model's weights one by one, of which any may be missing here
+        of_lora = not patches or any(isinstance(patch, comfy.weight_adapter.WeightAdapterBase) for patch in patches.values())
+        if not found and of_lora and strength_patch != 0:
+            add_remark(self, UNMATCHED)
         return found
 
 

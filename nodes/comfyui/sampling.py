@@ -21,7 +21,7 @@ from . import run_options
 from .latent import Latents
 from .live_preview import LivePreview
 from .out_of_memory import halvings, retry_smaller
-from .patchers import UNMATCHED
+from .patchers import REMARKS
 from .progress import Progress, check_interrupt, show_loading, warn
 
 IMAGE_CONDITIONS = ("area", "mask", "control")  # keys of a CONDITIONING entry that core applies to images
@@ -208,10 +208,8 @@ def model_warnings(model) -> list[str]:
             OTHER_GUIDANCE in options,
         "Another node patches attention or blocks of this MODEL, which Stable Audio 3 does not support; its patches have no effect.":
             any(core.get(key) for key in ("patches", "patches_replace")),
-        "A LoRA loader before this node changed no layer: ComfyUI does not know the names in its file. Load it with SA3 LoRA Stack.":
-            options.get(UNMATCHED),
     }  # fmt: skip
-    return [sentence for sentence, holds in sentences.items() if holds]
+    return [*(sentence for sentence, holds in sentences.items() if holds), *options.get(REMARKS, ())]
 
 
 def core_sampler(name: str, eta: float) -> comfy.samplers.KSAMPLER:
