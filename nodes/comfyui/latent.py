@@ -216,7 +216,7 @@ def open_audio(name: str, audio) -> tuple[Tensor, int]:
         waveform = waveform.cpu()  # it has no float64, in which levels are measured; with --gpu-only audio stays on it
     if waveform.dim() not in (1, 2, 3) or 0 in waveform.shape:
         raise SA3Error(f"{name} has shape {tuple(waveform.shape)}; expected (batch, channels, samples), at least one of each.")
-    return waveform[(None,) * (3 - waveform.dim())], rate
+    return waveform if waveform.dim() == 3 else waveform[(None,) * (3 - waveform.dim())], rate
 
 
 def read_audio(name: str, audio) -> tuple[Tensor, int]:
