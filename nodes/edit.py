@@ -12,7 +12,8 @@ from .comfyui.extend import ExtendJob
 from .comfyui.latent import encode_clip, mask_regions, read_audio, read_clip, read_latent
 from .comfyui.live_preview import live_preview
 from .comfyui.preview import editor_audio
-from .comfyui.sampling import check_inputs
+from .comfyui.progress import warn
+from .comfyui.sampling import check_inputs, input_warnings
 from .comfyui.schema import io, schema
 from .inputs import chunk_inputs, copies_input, count, guidance_input, negative_input, number, padding_input, preview_input, sampling_inputs
 
@@ -217,6 +218,7 @@ class Extend(io.ComfyNode):
         waveform, rate = read_audio("The AUDIO", audio)
         if waveform.shape[0] != 1:
             raise SA3Error(f"SA3_Extend takes one recording; the AUDIO has {waveform.shape[0]} items. Connect a single item.")
+        warn(*input_warnings(model))
         job = ExtendJob(model, vae, positive, negative, settings, seed, steps or None, sampler, crossfade, live_preview(preview, vae))
         out, report = job.run(waveform, rate, round(seconds * rate), context, window)
         return io.NodeOutput({"waveform": out, "sample_rate": rate}, report)

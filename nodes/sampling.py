@@ -127,7 +127,11 @@ class Sampler(io.ComfyNode):
             config, source.lengths, steps=steps or None, sampler=sampler, seed=seed, noise_level=noise_level, sigmas=sigmas,
             indices=source.indices,
         )  # fmt: skip
-        warnings = [*hints.request_warnings(config, plan, settings), *host.model_warnings(model), *duration_warnings(latent, source)]
+        warnings = [
+            *hints.request_warnings(config, plan, settings),
+            *host.input_warnings(model, (positive, negative), source.lengths.seconds, sigmas),
+            *duration_warnings(latent, source),
+        ]
         if source.samples is None and plan.noise_level < 1:
             warnings.append(
                 f"The LATENT is empty and the noise level {plan.noise_level:g}: there is no sound to start from, only weaker noise. "
@@ -138,8 +142,9 @@ class Sampler(io.ComfyNode):
         run_warnings: list[str] = []
         samples = host.sample(model, positive, source, plan, settings, negative, live=live, warn=run_warnings.append)
         watch.lap("sample")
-        if run_warnings := list(dict.fromkeys([*run_warnings, *host_model.accelerator_warnings(model)])):
-            warnings += run_warnings
+        run_warnings += host_model.result_warnings(model)
+        if new := [sentence for sentence in dict.fromkeys(run_warnings) if sentence not in warnings]:
+            warnings += new
             warn(*warnings)
         record = run_record.record(inner.sa3_name, plan, settings, warnings, stages=watch.stages, **host_model.record_fields(model))
         return io.NodeOutput({**latent, "samples": samples, "type": "audio"}, json.dumps(record))

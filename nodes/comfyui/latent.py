@@ -44,9 +44,13 @@ def with_duration(latent):
 
 
 def duration_warnings(latent, source: Latents) -> list[str]:
-    """A sentence where a LATENT with sound has lost its duration, as in core's SaveLatent and RebatchLatents."""
-    if SECONDS in latent or source.samples is None:
+    """A sentence where a LATENT with sound has lost its duration, as in core's SaveLatent, or exceeds it, as in LatentConcat."""
+    if source.samples is None:
         return []
+    if SECONDS in latent:
+        own = max(source.lengths.own) + 8  # models and autoencoders round lengths up to different multiples
+        unused = f"The LATENT has sound after its duration of {max(source.lengths.seconds):.2f} s, which is not used; join audio instead."
+        return [unused] if bool(source.samples[..., own:].any()) else []
     return [f"The LATENT carries no duration: all of its {source.lengths.seconds[0]:.2f} s count as sound, headroom included."]
 
 
@@ -114,6 +118,8 @@ def _per_item(seconds, batch: int, indices: tuple[int, ...]) -> list[float]:
         raise SA3Error(f"The LATENT's {SECONDS} has no list for {batch} items; expected a list with one number per item.")
     if not all(isinstance(value, (int, float)) and not isinstance(value, bool) and not abs(value) >= 1e9 for value in seconds):
         raise SA3Error(f"The LATENT's {SECONDS} is {str(list(seconds))[:80]}; expected a list of numbers of seconds.")
+    if len(seconds) == batch and len(set(indices)) == 1:  # LatentBatchSeedBehavior gives all items one index
+        return [float(value) for value in seconds]
     if indices and (max(indices) < len(seconds) or len(set(seconds)) == 1):
         return [float(seconds[i % len(seconds)]) for i in indices]
     if batch % len(seconds) or indices:
