@@ -128,7 +128,7 @@ class Sampler(io.ComfyNode):
             indices=source.indices,
         )  # fmt: skip
         warnings = [
-            *host.run_warnings(model, positive, plan, settings),
+            *host.run_warnings(model, positive, plan, settings, negative, sigmas),
             *hints.length_warnings(config, plan),
             *duration_warnings(latent, source),
         ]
@@ -142,8 +142,9 @@ class Sampler(io.ComfyNode):
         later: list[str] = []
         samples = host.sample(model, positive, source, plan, settings, negative, live=live, warn=later.append)
         watch.lap("sample")
-        if later := list(dict.fromkeys([*later, *host_model.accelerator_warnings(model)])):
-            warnings += later
+        later += host_model.result_warnings(model)
+        if new := [sentence for sentence in dict.fromkeys(later) if sentence not in warnings]:
+            warnings += new
             warn(*warnings)
         record = run_record.record(inner.sa3_name, plan, settings, warnings, stages=watch.stages, **host_model.record_fields(model))
         sampled = {**latent, "samples": samples, "type": "audio", SAMPLES_PER_FRAME: config.same.samples_per_frame}

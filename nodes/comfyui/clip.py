@@ -17,7 +17,7 @@ from ...sa3_core.errors import SA3Error
 from ...sa3_core.models.text_encoder import TextEncoder, Tokens, cut_warnings
 from .out_of_memory import halvings, retry_smaller
 from .patchers import patcher_over
-from .progress import Progress, show_loading
+from .progress import Progress, show_loading, warn
 
 CORE_CLIP = "SAT5GemmaModel"
 KEY = "t5gemma"  # of the dict of tokens that ComfyUI passes from tokenize to encode
@@ -45,7 +45,8 @@ class PromptEncoder(nn.Module):
         self.encoder = encoder
 
     def set_clip_options(self, options) -> None:
-        pass
+        if options.get("layer") is not None:
+            warn("CLIP Set Last Layer has no effect: Stable Audio 3 reads the last layer of its text encoder.")
 
     def reset_clip_options(self) -> None:
         pass

@@ -75,7 +75,7 @@ class ExtendJob:
         new_samples = resampled_length(added, rate, model_rate) + spare
         parts = windows(config, tail.shape[-1], new_samples, context, window)
         watch, first = run_record.Stopwatch(), self._plan(parts[0], 0)
-        warnings = host.run_warnings(self.model, self.positive, first, self.guidance)
+        warnings = host.run_warnings(self.model, self.positive, first, self.guidance, self.negative)
         warn(*warnings)
 
         def remark(sentence: str) -> None:
@@ -97,7 +97,7 @@ class ExtendJob:
                 tail = torch.cat((tail, finished[i]), dim=-1)[..., -tail_samples:]
         bar.finish()
         watch.lap("windows")
-        for sentence in host_model.accelerator_warnings(self.model):
+        for sentence in host_model.result_warnings(self.model):
             remark(sentence)
         n = waveform.shape[-1]
         before = pad(recording, (round(n * model_rate / rate) - recording.shape[-1], 0))  # the first window already joins its last sample

@@ -69,13 +69,16 @@ def with_duration(latent):
 
 
 def duration_warnings(latent, source: Latents) -> list[str]:
-    """A sentence where a LATENT has lost its duration, as in core's SaveLatent."""
-    if _seconds(latent, len(source.lengths)) is not None:
+    """A sentence where a LATENT has lost its duration, as in core's SaveLatent, or exceeds it, as in LatentConcat."""
+    if _seconds(latent, len(source.lengths)) is None:
+        return [
+            f"The LATENT carries no duration: all of its {source.lengths.seconds[0]:.2f} s count as sound, headroom included. SA3 Load "
+            "Latent and SA3 SAME Encode keep it."
+        ]
+    own = max(source.lengths.own) + 8  # models and autoencoders round lengths up to different multiples
+    if source.samples is None or not bool(source.samples[..., own:].any()):
         return []
-    return [
-        f"The LATENT carries no duration: all of its {source.lengths.seconds[0]:.2f} s count as sound, headroom included. SA3 Load Latent "
-        "and SA3 SAME Encode keep it."
-    ]
+    return [f"The LATENT has sound after its duration of {max(source.lengths.seconds):.2f} s, which is not used; join audio instead."]
 
 
 def read_latent(latent, config: ModelConfig) -> Latents:

@@ -23,6 +23,7 @@ from ...sa3_core.audio.waveform import check_tensor
 from ...sa3_core.backends.device import backend_of
 from ...sa3_core.checkpoints import checkpoint
 from ...sa3_core.checkpoints.checkpoint import Checkpoint
+from ...sa3_core.checkpoints.detect import PRETRANSFORM
 from ...sa3_core.config import FRAME, ModelConfig
 from ...sa3_core.errors import SA3Error
 from ...sa3_core.models.conditioning import Conditioner
@@ -32,9 +33,11 @@ from ...sa3_core.timeline.durations import Lengths, lengths, seconds_of
 from . import run_options
 from .operations import Operations
 from .patchers import patcher_over
+from .progress import warn
 
 RUN_INPUTS = "sa3_run"  # key of a conditioning entry with the RunInputs of our sampler
 DIT_PREFIX, CONDITIONER_PREFIX = "model.model.", "conditioner."  # of a release's tensors
+NO_PATCHES = "Another node patches attention or blocks of this MODEL, which Stable Audio 3 does not support; its patches have no effect."
 ROWS_PER_TOKEN = 24  # live activations of a layer per token, in rows of `width`: feed-forward 12, attention and residuals the rest
 
 
@@ -84,6 +87,7 @@ class Denoiser(DiT):
     def __init__(self, config: ModelConfig, operations, dtype: torch.dtype):
         super().__init__(config.dit, operations, "meta", dtype)
         self.dtype = dtype
+        self.ignored_patches = False  # whether the latest run had patches of attention or blocks
 
     def forward(self, x, t, context=None, control=None, transformer_options=None, **kwargs):
         if isinstance(context, Conditions):  # CUDA graphs and scheduled LoRAs call the network itself
@@ -97,6 +101,8 @@ class Denoiser(DiT):
         times = options.times_of(core.get("sigmas"))
         if times is not None:
             t = times.repeat(len(x) // len(times))  # core runs all conditions as one batch, or one by one
+        if has_patches(core):
+            self.ignored_patches = True
         network = super().forward if options.graphs is None else partial(options.graphs.velocity, self)
         if not options.stack.scheduled:
             return network(x, t, sa3_inputs)
@@ -114,6 +120,16 @@ class SA3ModelConfig(comfy.supported_models_base.BASE):
     unet_config = {"disable_unet_model_creation": True}
     latent_format = SA3Latents
     sampling_settings = {"shift": 1.0, "multiplier": 1.0}
+
+    # of core's CheckpointSave: a release's names, whose text encoder is a file of its own
+    def process_unet_state_dict_for_saving(self, state_dict):
+        return {DIT_PREFIX + name: tensor for name, tensor in state_dict.items()}
+
+    def process_vae_state_dict_for_saving(self, state_dict):
+        return {PRETRANSFORM + name: tensor for name, tensor in state_dict.items()}
+
+    def process_clip_state_dict_for_saving(self, state_dict):
+        return {}
 
 
 class SA3Model(comfy.model_base.BaseModel):
@@ -151,6 +167,15 @@ class SA3Model(comfy.model_base.BaseModel):
         finally:
             self.manual_cast_dtype = previous
 
+    def process_timestep(self, timestep, **kwargs):
+        return timestep / getattr(self.model_sampling, "multiplier", 1.0)  # ModelSamplingSD3 sets that of other models
+
+    def state_dict_for_saving(self, *states, **named_states):
+        saved = super().state_dict_for_saving(*states, **named_states)
+        if not any(name.startswith(PRETRANSFORM) for name in saved):
+            raise SA3Error("A Stable Audio 3 file also holds the autoencoder; save it with CheckpointSave and the VAE.")
+        return saved | {CONDITIONER_PREFIX + name: tensor for name, tensor in self.conditioner.state_dict().items()}
+
     def _apply_model(self, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs):
         core = transformer_options or {}
         if run_options.KEY not in core and self.current_patcher is not None:  # another node has replaced transformer_options
@@ -160,6 +185,8 @@ class SA3Model(comfy.model_base.BaseModel):
     def extra_conds(self, **kwargs) -> dict:
         """What all steps of a run share, for one condition. Core calls this once per run, after the weights are loaded."""
         noise, device, dtype = kwargs["noise"], kwargs["device"], self.compute_dtype
+        self.diffusion_model.ignored_patches = False
+        self._apply_hooks(kwargs.get("hooks"))
         run = kwargs.get(RUN_INPUTS) or RunInputs(unpadded_lengths(self.sa3_config, noise, kwargs.get("seconds_total")))
         dit, lengths = self.diffusion_model, run.lengths
         rows, mask = prompt_rows(kwargs.get("cross_attn"), kwargs.get("attention_mask"), len(lengths))
@@ -170,6 +197,14 @@ class SA3Model(comfy.model_base.BaseModel):
             cross_attn = torch.zeros_like(cross_attn)
         local = run.local_embeddings(dit, max(lengths.valid), device, dtype)
         return {"sa3_inputs": CondInputs(dit.prepare(cross_attn, cond.global_cond, local, lengths.frames, lengths.valid))}
+
+    def _apply_hooks(self, hooks) -> None:
+        """Apply the LoRA hooks of a condition, which core does from the first step on: the layers of `prepare` run before."""
+        if self.current_patcher is None:
+            return
+        self.current_patcher.apply_hooks(hooks)
+        if hooks is not None and any(len(hook.hook_keyframe.keyframes) > 1 for hook in hooks.hooks):
+            warn("Keyframes of a LoRA hook do not change the layers that read the prompt; schedule the LoRA with SA3 LoRA Stack.")
 
     def memory_required(self, input_shape, cond_shapes=None) -> float:
         """Bytes of activations for latents of input_shape, and of the constants that extra_conds computes."""
@@ -269,10 +304,16 @@ def read_weight(layer, like: Tensor) -> tuple[Tensor, Tensor | None]:
     return copies
 
 
-def accelerator_warnings(model) -> list[str]:
-    """Why the latest run of a MODEL with CUDA graphs was computed without them, as a list of at most one sentence."""
+def has_patches(transformer_options: dict) -> bool:
+    """Whether nodes have set patches of attention or blocks, of which this network has none."""
+    return any(transformer_options.get(key) for key in ("patches", "patches_replace"))
+
+
+def result_warnings(model) -> list[str]:
+    """Sentences about the latest run of a MODEL: why it went without its CUDA graphs, and what had no effect."""
     graphs = run_options.read(model.model_options).graphs
-    return [f"This run went without CUDA graphs: {graphs.reason}."] if graphs is not None and graphs.reason else []
+    sentences = [f"This run went without CUDA graphs: {graphs.reason}."] if graphs is not None and graphs.reason else []
+    return sentences + [NO_PATCHES] * sa3_model(model).diffusion_model.ignored_patches
 
 
 def record_fields(model) -> dict:

@@ -189,25 +189,36 @@ def _check_conditioning(name: str, conditioning, config: ModelConfig, batch: int
             )
 
 
-def run_warnings(model, positive, plan: Plan, guidance: Guidance) -> list[str]:
-    """Sentences about the prompt, the settings and the MODEL of a run, before it."""
+def run_warnings(model, positive, plan: Plan, guidance: Guidance, negative=None, sigmas=None) -> list[str]:
+    """Sentences about the prompt, the settings and the MODEL of a run, before it. sigmas: the SIGMAS socket, None without."""
     batch = len(plan.lengths)
     masks = [host_model.prompt_rows(embeddings, values.get("attention_mask"), batch)[1].cpu() for embeddings, values in positive]
     return [
         *hints.prompt_warnings(torch.cat(masks, dim=1)),  # the entries are mixed
         *hints.setting_warnings(model.model.sa3_config, plan, guidance),
-        *model_warnings(model),
+        *input_warnings(model, (positive, negative), plan.lengths.seconds, sigmas),
     ]
 
 
-def model_warnings(model) -> list[str]:
-    """Sentences about what other nodes have set on a MODEL, where it does not do what they mean."""
-    options, core = model.model_options, model.model_options.get("transformer_options", {})
+def input_warnings(model, conditionings=(), seconds: tuple[float, ...] = (), sigmas=None) -> list[str]:
+    """Sentences about what other nodes have set on a MODEL and on CONDITIONINGs, where it does not do what they mean.
+
+    seconds: durations of the LATENT. sigmas: the SIGMAS socket, None without.
+    """
+    options = model.model_options
+    totals = [values.get("seconds_total") for entries in conditionings for _, values in entries or ()]
+    other = [total for total in totals if isinstance(total, (int, float)) and any(abs(total - value) > 0.1 for value in seconds)]
     sentences = {
         "Another node on this MODEL sets its own guidance, which replaces SA3 Guidance; the settings of SA3 Guidance have no effect.":
             OTHER_GUIDANCE in options,
-        "Another node patches attention or blocks of this MODEL, which Stable Audio 3 does not support; its patches have no effect.":
-            any(core.get(key) for key in ("patches", "patches_replace")),
+        host_model.NO_PATCHES: host_model.has_patches(options.get("transformer_options", {})),
+        "A node on this MODEL shifts the noise levels of core's schedulers. This node uses the checkpoint's; connect BasicScheduler to the "
+        "sigmas of SA3 Sampler for others.":
+            sigmas is None and "model_sampling" in model.object_patches,
+        "Differential Diffusion has no effect here: each frame of a mask is kept or regenerated.":
+            "denoise_mask_function" in options,
+        f"The CONDITIONING sets a duration of {max(other, default=0):g} s; this node uses the LATENT's ({max(seconds, default=0):g} s).":
+            other,
     }  # fmt: skip
     return [*(sentence for sentence, holds in sentences.items() if holds), *options.get(REMARKS, ())]
 
