@@ -133,8 +133,10 @@ def encode_by_core(clip, prompts: list[str]) -> list:
     parts = []
     for prompt in prompts:
         pairs = core_tokens(clip, prompt)[:MAX_TOKENS]
-        ((embeddings, values),) = clip.encode_from_tokens_scheduled({KEY: [pairs]})
-        if not any(token for token, *_ in pairs):  # an empty prompt: one token of padding, which core returns as zeros
+        embeddings, values = _only_entry(clip.encode_from_tokens_scheduled({KEY: [pairs]}))
+        if all(
+            isinstance(token, int) and token == 0 for token, *_ in pairs
+        ):  # an empty prompt: one token of padding, which core returns as zeros
             embeddings, mask = torch.ones_like(embeddings), torch.zeros(embeddings.shape[:2])  # zeros would be ConditioningZeroOut
         else:
             mask = torch.ones(embeddings.shape[:2])
@@ -146,6 +148,10 @@ def encode_prompts(clip, prompts: list[str]) -> list:
     """CONDITIONING with one row per prompt, in smaller groups when memory runs out. Raises SA3Error for another model's CLIP."""
     if is_core_clip(clip):
         return encode_by_core(clip, prompts)
+    if clip is None:
+        raise SA3Error(
+            "The CLIP is empty: its file holds no text encoder. Connect SA3_ModelLoader, or CLIPLoader of the type stable_audio."
+        )
     if not isinstance(getattr(clip, "tokenizer", None), PromptTokenizer):
         found = type(getattr(clip, "cond_stage_model", clip)).__name__
         raise SA3Error(f"The CLIP is {found}, not Stable Audio 3's text encoder; connect the CLIP of SA3_ModelLoader.")
@@ -172,10 +178,18 @@ def prompt_warnings(clip, prompts: list[str]) -> list[str]:
     return warnings
 
 
+def _only_entry(conditioning: list) -> tuple[Tensor, dict]:
+    """The embeddings and values of a CONDITIONING with one entry."""
+    if len(conditioning) != 1:
+        raise SA3Error("Scheduled hooks on the CLIP give several prompts here; use them with CLIPTextEncode, or turn schedule_clip off.")
+    return conditioning[0]
+
+
 def _concatenate(parts: list[list]) -> list:
     """One CONDITIONING of several with one entry each, padded to the longest prompt."""
     if len(parts) == 1:
         return parts[0]
-    embeddings = pad_sequence([row for ((rows, _),) in parts for row in rows], batch_first=True)
-    mask = pad_sequence([row for ((_, values),) in parts for row in values["attention_mask"]], batch_first=True)
-    return [[embeddings, {**parts[0][0][1], "attention_mask": mask}]]
+    entries = [_only_entry(part) for part in parts]
+    embeddings = pad_sequence([row for rows, _ in entries for row in rows], batch_first=True)
+    mask = pad_sequence([row for _, values in entries for row in values["attention_mask"]], batch_first=True)
+    return [[embeddings, {**entries[0][1], "attention_mask": mask}]]

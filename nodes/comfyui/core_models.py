@@ -4,7 +4,8 @@ On a CPU and under dynamic VRAM both share the memory of the weights; without it
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -54,7 +55,8 @@ def adopt_model(model):
         return model
     if not hasattr(core, ADOPTED):
         held = {renamed(pack_name(name), RELEASE_NAMES): tensor for name, tensor in _originals(model).items()}
-        setattr(core, ADOPTED, load_model(_opened("MODEL", model, held), core.get_dtype()))
+        with _refusing("MODEL", "SA3_ModelLoader"):
+            setattr(core, ADOPTED, load_model(_opened(model, held), core.get_dtype()))
     adopted = _clone_over(model, getattr(core, ADOPTED))
     if adopted.get_wrappers(WrappersMP.APPLY_MODEL, COMPILED):  # which calls the compiled network of core
         adopted.remove_wrappers_with_key(WrappersMP.APPLY_MODEL, COMPILED)
@@ -76,8 +78,9 @@ def adopt_vae(vae):
     if isinstance(vae, SA3VAE) or type(core).__name__ != CORE_VAE:
         return vae
     if not hasattr(core, ADOPTED):
-        opened = _opened("VAE", vae.patcher, _originals(vae.patcher), autoencoder=True)
-        setattr(core, ADOPTED, load_vae(opened, vae.vae_dtype))
+        with _refusing("VAE", "SA3_AutoencoderLoader"):
+            opened = _opened(vae.patcher, _originals(vae.patcher), autoencoder=True)
+            setattr(core, ADOPTED, load_vae(opened, vae.vae_dtype))
     if vae.vae_dtype == torch.bfloat16:
         warn(
             "Core's VAE computes in bf16, with about eight times the error of fp16; load it with SA3_ModelLoader or SA3_AutoencoderLoader."
@@ -121,20 +124,25 @@ def _originals(patcher) -> dict[str, Tensor]:
     return {name: patcher.backup[name].weight if name in patcher.backup else tensor for name, tensor in state.items()}
 
 
-def _opened(socket: str, patcher, held: Mapping[str, Tensor], autoencoder: bool = False) -> Checkpoint:
-    """The checkpoint that core loaded, with the tensors that core holds. Raises SA3Error that names this pack's loader."""
+def _opened(patcher, held: Mapping[str, Tensor], autoencoder: bool = False) -> Checkpoint:
+    """The checkpoint that core loaded, with the tensors that core holds."""
     loaded_by = getattr(patcher, "cached_patcher_init", None)
     path = loaded_by[1][0] if loaded_by and loaded_by[1] else None
+    if not isinstance(path, (str, Path)):
+        raise SA3Error("Its file is not known.")
+    opened = open_checkpoint(path, autoencoder=autoencoder)
+    if autoencoder:  # core keeps a weight norm as a parametrization
+        names = {".parametrizations.weight.original0": ".weight_g", ".parametrizations.weight.original1": ".weight_v"}
+        for old, new in names.items():
+            held = {name.replace(old, new): tensor for name, tensor in held.items()}
+        held = {opened.same_prefix + name: tensor for name, tensor in held.items()}
+    return replace(opened, tensors=HeldTensors(held, opened.tensors))
+
+
+@contextmanager
+def _refusing(socket: str, loader: str) -> Iterator[None]:
+    """An SA3Error inside gets a sentence that names this pack's loader."""
     try:
-        if not isinstance(path, (str, Path)):
-            raise SA3Error("Its file is not known.")
-        opened = open_checkpoint(path, autoencoder=autoencoder)
-        if autoencoder:  # core keeps a weight norm as a parametrization
-            names = {".parametrizations.weight.original0": ".weight_g", ".parametrizations.weight.original1": ".weight_v"}
-            for old, new in names.items():
-                held = {name.replace(old, new): tensor for name, tensor in held.items()}
-            held = {opened.same_prefix + name: tensor for name, tensor in held.items()}
-        return replace(opened, tensors=HeldTensors(held, opened.tensors))
+        yield
     except SA3Error as error:
-        loader = "SA3_AutoencoderLoader" if autoencoder else "SA3_ModelLoader"
         raise SA3Error(f"The {socket} of core's loader cannot be used here. {error} Load it with {loader}.") from error

@@ -151,7 +151,7 @@ def _seconds(latent: dict, batch: int) -> list[float] | None:
         raise SA3Error(f"The LATENT's {SECONDS} has no list for {batch} items; expected a list with one number per item.")
     if not all(isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e9 for value in seconds):
         raise SA3Error(f"The LATENT's {SECONDS} is {str(list(seconds))[:80]}; expected a list of numbers of seconds.")
-    if len(seconds) == batch and len(set(indices)) <= 1:  # without indices, or with one for all: LatentBatchSeedBehavior
+    if len(seconds) == batch and all(i is indices[0] for i in indices):  # none, or one for all: LatentBatchSeedBehavior
         return [float(value) for value in seconds]
     return carried if indices and len(carried) == batch else _per_item(seconds, batch, indices)
 

@@ -26,7 +26,7 @@ class StackAdapter(comfy.weight_adapter.WeightAdapterBase):
     adapter, so `weights` is (entries, their tensors).
     """
 
-    name = "sa3"
+    name = host_model.STACK_ADAPTER
 
     def __init__(self, loaded_keys: set, weights: tuple):
         self.loaded_keys, self.weights = loaded_keys, weights

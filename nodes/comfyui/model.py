@@ -35,6 +35,7 @@ from .operations import Operations
 from .patchers import patcher_over
 from .progress import warn
 
+STACK_ADAPTER = "sa3"  # name of the weight patches of SA3_LoRAStack
 RUN_INPUTS = "sa3_run"  # key of a conditioning entry with the RunInputs of our sampler
 DIT_PREFIX, CONDITIONER_PREFIX = "model.model.", "conditioner."  # of a release's tensors
 NO_PATCHES = "Another node patches attention or blocks of this MODEL, which Stable Audio 3 does not support; its patches have no effect."
@@ -321,9 +322,11 @@ def record_fields(model) -> dict:
     inner, options = sa3_model(model), run_options.read(model.model_options)
     loaded = inner.sa3_loaded
     inner.sa3_loaded = {**loaded, "cache_hit": True}
+    foreign = sum(any(getattr(patch[1], "name", "") != STACK_ADAPTER for patch in patches) for patches in model.patches.values())
     return {
         "loaded": loaded,
         "loras": options.stack.record(),
         "host": {"comfyui": comfyui_version.__version__},
+        **({"weights_patched_by_other_nodes": foreign} if foreign else {}),
         **({} if options.graphs is None else {"compiled": options.graphs.state}),
     }

@@ -220,7 +220,20 @@ def input_warnings(model, conditionings=(), seconds: tuple[float, ...] = (), sig
         f"The CONDITIONING sets a duration of {max(other, default=0):g} s; this node uses the LATENT's ({max(seconds, default=0):g} s).":
             other,
     }  # fmt: skip
+    if misfits := misfitting_loras(model):
+        sentences[f"A LoRA of another loader has {misfits} layers of other sizes, which have no effect: it is for another model."] = True
     return [*(sentence for sentence, holds in sentences.items() if holds), *options.get(REMARKS, ())]
+
+
+def misfitting_loras(model) -> int:
+    """The number of LoRA patches of other loaders whose update has not as many values as the weight; core only logs them."""
+    state = model.model.state_dict() if model.patches else {}
+    pairs = [
+        (state[key], patch[1].weights)
+        for key, patches in model.patches.items() if key in state
+        for patch in patches if getattr(patch[1], "name", "") == "lora"
+    ]  # fmt: skip
+    return sum(weight.numel() != up.shape[0] * down.flatten(1).shape[1] for weight, (up, down, *_) in pairs)
 
 
 def core_sampler(name: str, eta: float) -> comfy.samplers.KSAMPLER:

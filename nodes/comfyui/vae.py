@@ -175,6 +175,8 @@ def reload_vae(path: Path, objective: str, dtype: torch.dtype, disable_dynamic: 
 
 def require(vae) -> SA3VAE:
     """The VAE of a socket. Raises SA3Error when it is another model's."""
+    if vae is None:
+        raise SA3Error("The VAE is empty: its file holds no autoencoder. Connect SA3_ModelLoader or SA3_AutoencoderLoader.")
     if not isinstance(vae, SA3VAE):
         raise SA3Error(f"The VAE is {type(getattr(vae, 'first_stage_model', vae)).__name__}, not SAME; connect the VAE of SA3_ModelLoader.")
     return vae

@@ -71,7 +71,7 @@ BAD_LATENTS = {
     "a duration too long for its frames": (audio_latent(1, 40, sa3_seconds=[20.0]), ["40 frames", "20"]),
     "a duration of 0": (audio_latent(1, sa3_seconds=[0.0]), ["duration is 0", "positive"]),
     "a negative duration": (audio_latent(1, sa3_seconds=[-2.0]), ["duration is -2", "positive"]),
-    "no duration at all": (audio_latent(1, sa3_seconds=[NAN]), ["duration is nan", "positive"]),
+    "no duration at all": (audio_latent(1, sa3_seconds=[NAN]), ["sa3_seconds is [nan]", "numbers of seconds"]),
     "less than a sample": (audio_latent(1, sa3_seconds=[1e-6]), ["1e-06", "sample"]),
     "too long for the model": (audio_latent(1, 600, sa3_seconds=[50.0]), ["50", "at most 47"]),
     "negative padding": (audio_latent(1, sa3_seconds=[1.0], sa3_padding=-1.0), ["padding is -1", "0 or more"]),

@@ -138,6 +138,27 @@ def test_patches_of_a_run_in_core_are_not_baked_in(sa3, core, theirs, ours):
     assert torch.equal(through_pack(sa3, model), through_pack(sa3, ours))
 
 
+def test_what_has_no_effect_on_core_s_model_is_said(sa3, core, theirs, ours):
+    from comfy_api.torch_helpers.torch_compile import set_torch_compile_wrapper
+
+    model = theirs()
+    compiled, unmatched = model.clone(), model.clone()
+    set_torch_compile_wrapper(compiled, backend="eager", keys=["diffusion_model"])  # what TorchCompileModel calls
+    unmatched.add_patches({})  # what a LoRA loader calls that knows no name in the file
+    assert torch.equal(through_pack(sa3, compiled), through_pack(sa3, ours))
+    for one, words in ((compiled, "TorchCompileModel has no effect"), (unmatched, "changed no layer"), (model, None)):
+        _, info = sa3.sample(one, [[torch.ones(1, 3, 768), {}]], {"samples": torch.zeros(1, 256, 20)}, steps=1)
+        remarks = [warning for warning in info["warnings"] if "no effect" in warning or "no layer" in warning]
+        assert len(remarks) == (words is not None) and all(words in remark for remark in remarks)
+
+
+def test_quantised_weights_of_core_are_refused(sa3, theirs):
+    model = theirs()
+    model.model.diffusion_model.to(torch.float8_e4m3fn)
+    with sa3.refused("float8_e4m3fn", "SA3_ModelLoader"):
+        through_pack(sa3, model)
+
+
 def test_a_core_model_without_a_known_file_is_refused(sa3, core, folder, at_rest):
     state = load_file(folder / "model.safetensors")
     model = core.sd.load_state_dict_guess_config(state, output_vae=False, output_clip=False)[0]
@@ -168,7 +189,7 @@ def tree(state: dict[str, torch.Tensor], name: str) -> torch.nn.Module:
 
 
 @pytest.mark.parametrize("variant", ["small", "medium"])
-def test_a_vae_as_core_wraps_it(sa3, load, shelf, variant):
+def test_a_vae_as_core_wraps_it(sa3, core, load, shelf, variant):
     import comfy.model_patcher
     import comfy.sd
 
@@ -182,7 +203,7 @@ def test_a_vae_as_core_wraps_it(sa3, load, shelf, variant):
     vae.first_stage_model, vae.device, vae.vae_dtype = tree(state, "SA3AudioVAE"), torch.device("cpu"), torch.float32
     vae.patcher = comfy.model_patcher.ModelPatcher(vae.first_stage_model, load_device=vae.device, offload_device=vae.device)
     audio, ours = {"waveform": 0.1 * randn(1, 2, 30000, seed=3), "sample_rate": 44100}, load(variant).vae
-    with sa3.refused("VAE of core's loader", "its file is not known", "SA3_ModelLoader"):
+    with sa3.refused("VAE of core's loader", "its file is not known", "SA3_AutoencoderLoader"):
         sa3.run("SA3_SAMEEncode", audio=audio, vae=vae)
     vae.patcher.cached_patcher_init = (None, (str(path), None, {}, {}))
     latents = [sa3.run("SA3_SAMEEncode", audio=audio, vae=one)[0] for one in (vae, ours)]

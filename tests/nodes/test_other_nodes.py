@@ -127,6 +127,10 @@ def test_core_s_lora_loader_is_our_stack(sa3, load, comfy, core_lora):
     (model,) = comfy.nodes.LoraLoaderModelOnly().load_lora_model_only(parts.model, file, 1.0)
     (out, info), (ours, _) = sample(sa3, parts, model), sample(sa3, parts, stacked)
     assert rel_error(out["samples"], ours["samples"]) < 1e-5 and unmatched(info) == 0
+    assert (
+        info["host"]["weights_patched_by_other_nodes"] > 10
+        and "weights_patched_by_other_nodes" not in sample(sa3, parts, stacked)[1]["host"]
+    )
     assert rel_error(out["samples"], sample(sa3, parts, parts.model)[0]["samples"]) > 1e-2
 
 
@@ -160,3 +164,9 @@ def test_a_merge_leaves_out_no_lora_of_another_loader(sa3, load, comfy, core_lor
         (patched,) = comfy.nodes.LoraLoaderModelOnly().load_lora_model_only(model, file, 1.0)
         with sa3.refused("another node has patched", "SA3_LoRAStack"):
             sa3.run("SA3_LoRAMerge", model=patched, name="both")
+
+
+def test_a_lora_of_another_size_is_said(sa3, load, comfy, core_lora):
+    (model,) = comfy.nodes.LoraLoaderModelOnly().load_lora_model_only(load("medium").model, core_lora[1], 1.0)
+    warnings = sample(sa3, load("medium"), model)[1]["warnings"]
+    assert any("layers of other sizes, which have no effect" in warning for warning in warnings)
