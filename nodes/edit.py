@@ -10,8 +10,9 @@ from ..sa3_core.timeline.regions import parse_regions
 from ..sa3_core.timeline.splicing import repeated, splice, wrap_jump
 from .comfyui import model as host_model
 from .comfyui import vae as host_vae
+from .comfyui.audio import read_audio, read_clip
 from .comfyui.extend import ExtendJob
-from .comfyui.latent import encode_clip, mask_regions, read_audio, read_clip, read_latent
+from .comfyui.latent import encode_clip, mask_regions, read_latent
 from .comfyui.live_preview import live_preview
 from .comfyui.preview import editor_audio
 from .comfyui.sampling import check_inputs

@@ -3,7 +3,7 @@
 from ..sa3_core.checkpoints import latent_files
 from ..sa3_core.errors import SA3Error
 from .comfyui import folders, input_files, output_files
-from .comfyui.latent import from_file, pair_items, to_file
+from .comfyui.latent_values import from_file, pair_items, to_file
 from .comfyui.progress import warn
 from .comfyui.schema import io, schema
 

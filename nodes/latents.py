@@ -11,7 +11,8 @@ from ..sa3_core.models.same import Noise
 from ..sa3_core.sampling import hints
 from ..sa3_core.timeline.durations import check_padding, decode_frames, seconds_of
 from .comfyui import vae as host_vae
-from .comfyui.latent import PADDING, SAMPLES_PER_FRAME, duration_warnings, encode_clip, read_clip, read_latent, with_items
+from .comfyui.audio import read_clip
+from .comfyui.latent import PADDING, SAMPLES_PER_FRAME, duration_warnings, encode_clip, read_latent, with_items
 from .comfyui.progress import Progress, warn
 from .comfyui.schema import SEED, io, schema
 from .inputs import chunk_inputs, copies_input, count, number, padding_input

@@ -2,7 +2,7 @@
 
 from ..sa3_core.audio import files as audio_files
 from .comfyui import output_files
-from .comfyui.latent import as_audio, open_audio
+from .comfyui.audio import as_audio, open_audio
 from .comfyui.progress import warn
 from .comfyui.schema import io, schema
 

@@ -7,7 +7,7 @@ from ..sa3_core.audio.checks import parse_items, review
 from ..sa3_core.errors import SA3Error
 from ..sa3_core.run_record import item_seeds
 from .comfyui import preview
-from .comfyui.latent import as_audio, open_audio, read_audio
+from .comfyui.audio import as_audio, open_audio, read_audio
 from .comfyui.progress import warn
 from .comfyui.schema import io, schema
 from .inputs import count, number

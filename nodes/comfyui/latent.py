@@ -1,23 +1,17 @@
-"""LATENT and AUDIO sockets: ComfyUI's dicts with this pack's keys, checked and read against a model."""
+"""LATENT sockets: ComfyUI's dicts with this pack's keys, checked and read against a model."""
 
-import math
-import numbers
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 
-import comfy.model_management
 import torch
 from torch import Tensor
 
-from ...sa3_core.audio.waveform import check_clip, check_tensor, to_model
-from ...sa3_core.checkpoints.latent_files import LatentFile, pair_seconds
+from ...sa3_core.audio.waveform import check_tensor
 from ...sa3_core.config import FRAME, RATE, ModelConfig
 from ...sa3_core.errors import SA3Error
 from ...sa3_core.timeline.durations import PADDING_SECONDS, Lengths, batch_frames, check_padding, generate_mask, lengths, seconds_of
 from ...sa3_core.timeline.regions import check_pairs, format_regions, merge_regions
 from . import model as host_model
-from .progress import warn
 
 ANCHOR_LENGTH = 2000.0  # latent frames at which length-dependent schedules are not shifted
 SECONDS, PADDING, REGIONS = "sa3_seconds", "sa3_padding", "sa3_regions"  # keys of a LATENT: duration per item, headroom, masked regions
@@ -61,16 +55,16 @@ class Latents:
 
 def with_duration(latent):
     """A LATENT; core's EmptyLatentAudio, which has no duration of its own, with that of its frames."""
-    samples = _samples(latent)
+    samples = read_samples(latent)
     if SECONDS in latent or samples.shape[1] != CORE_CHANNELS or bool(samples.any()):
         return latent
-    seconds = samples.shape[-1] * _samples_per_frame(latent, CORE_FRAME) / RATE
+    seconds = samples.shape[-1] * samples_per_frame(latent, CORE_FRAME) / RATE
     return {**latent, SECONDS: [seconds], SAMPLES_PER_FRAME: FRAME}  # one for all items
 
 
 def duration_warnings(latent, source: Latents) -> list[str]:
     """A sentence where a LATENT has lost its duration, as in core's SaveLatent, or exceeds it, as in LatentConcat."""
-    if _seconds(latent, len(source.lengths)) is None:
+    if seconds_per_item(latent, len(source.lengths)) is None:
         return [
             f"The LATENT carries no duration: all of its {source.lengths.seconds[0]:.2f} s count as sound, headroom included. SA3 Load "
             "Latent and SA3 SAME Encode keep it."
@@ -84,7 +78,7 @@ def duration_warnings(latent, source: Latents) -> list[str]:
 def read_latent(latent, config: ModelConfig) -> Latents:
     """Check a LATENT against a model. An empty one gets the model's own number of frames, so that one graph fits every model."""
     latent = with_duration(latent)
-    samples, channels = _samples(latent), config.same.latent_dim
+    samples, channels = read_samples(latent), config.same.latent_dim
     batch = samples.shape[0]
     empty = not bool(samples.any())
     if samples.shape[1] != channels and not (empty and latent.get(SECONDS) is not None):
@@ -92,18 +86,18 @@ def read_latent(latent, config: ModelConfig) -> Latents:
         raise SA3Error(
             f"The LATENT has {samples.shape[1]} channels ({hint}); this model has {channels}. Use SA3_EmptyLatent or SA3_SAMEEncode."
         )
-    _check_finite(samples)
-    indices, seconds = _batch_index(latent, batch), _seconds(latent, batch)
+    check_values(samples)
+    indices, seconds = batch_indices(latent, batch), seconds_per_item(latent, batch)
     if seconds is None:
         item_lengths = host_model.unpadded_lengths(config, samples)
     else:
         item_lengths = lengths(config, seconds, latent.get(PADDING, PADDING_SECONDS), None if empty else samples.shape[-1])
     mask = latent.get("noise_mask")
-    keep = None if mask is None else 1 - _frame_mask(mask, batch, item_lengths.frames)
+    keep = None if mask is None else 1 - frame_mask(mask, batch, item_lengths.frames)
     return Latents(item_lengths, indices or tuple(range(batch)), None if empty else samples, keep)
 
 
-def _samples(latent) -> Tensor:
+def read_samples(latent) -> Tensor:
     """The samples (B, D, T) of a LATENT, with at least one item. Raises SA3Error for anything else."""
     if not isinstance(latent, Mapping) or not isinstance(latent.get("samples"), Tensor):
         raise SA3Error("The LATENT holds no samples; connect SA3_EmptyLatent or SA3_SAMEEncode.")
@@ -116,7 +110,7 @@ def _samples(latent) -> Tensor:
     return samples
 
 
-def _samples_per_frame(latent, default: int) -> int:
+def samples_per_frame(latent, default: int) -> int:
     """The samples of audio per latent frame that a LATENT states."""
     frame = latent.get(SAMPLES_PER_FRAME)
     frame = default if frame is None else frame
@@ -125,12 +119,12 @@ def _samples_per_frame(latent, default: int) -> int:
     return frame
 
 
-def _check_finite(samples: Tensor) -> None:
+def check_values(samples: Tensor) -> None:
     if not bool(torch.isfinite(samples.float()).all()):
         raise SA3Error("The LATENT contains NaN or infinite values; check the node that it comes from.")
 
 
-def _batch_index(latent: dict, batch: int) -> tuple[int, ...]:
+def batch_indices(latent: dict, batch: int) -> tuple[int, ...]:
     """ComfyUI's indices of `batch` items in a larger batch; empty without them."""
     indices = latent.get("batch_index")
     found = () if indices is None else indices.tolist() if isinstance(indices, Tensor) else indices
@@ -141,9 +135,9 @@ def _batch_index(latent: dict, batch: int) -> tuple[int, ...]:
     return tuple(found)
 
 
-def _seconds(latent: dict, batch: int) -> list[float] | None:
+def seconds_per_item(latent: dict, batch: int) -> list[float] | None:
     """The duration of each item; None for a LATENT without durations."""
-    seconds, indices = latent.get(SECONDS), _batch_index(latent, batch)
+    seconds, indices = latent.get(SECONDS), batch_indices(latent, batch)
     carried = [i.seconds for i in indices if isinstance(i, Item)]
     if seconds is None:
         return carried if indices and len(carried) == batch else None
@@ -167,7 +161,7 @@ def _per_item(seconds: Sequence[float], batch: int, indices: tuple[int, ...]) ->
     return [float(value) for value in seconds] * (batch // len(seconds))
 
 
-def _frame_mask(mask: Tensor, batch: int, frames: int) -> Tensor:
+def frame_mask(mask: Tensor, batch: int, frames: int) -> Tensor:
     """A noise mask in any of ComfyUI's shapes, (T,) to (batch, 1, height, T), as (B, 1, T), 1 = regenerate, by nearest neighbour."""
     check_tensor("The noise mask", mask, integers=True)
     if mask.dim() == 0 or 0 in mask.shape or not bool(torch.isfinite(mask.float()).all()):
@@ -185,68 +179,11 @@ def schedule_lengths(latent, config: ModelConfig | None) -> Tensor | float:
     if config is not None:
         return torch.tensor(read_latent(latent, config).lengths.effective)
     latent = with_duration(latent)
-    samples = _samples(latent)
+    samples = read_samples(latent)
     batch = samples.shape[0]
-    seconds = _seconds(latent, batch)
+    seconds = seconds_per_item(latent, batch)
     frames = [samples.shape[-1]] * batch if seconds is None else [-(-int(value * RATE) // FRAME) for value in seconds]
     return torch.tensor(frames)
-
-
-def open_audio(name: str, audio) -> tuple[Tensor, int]:
-    """Waveform (B, C, N) and sample rate of an AUDIO, also of one that other packs read at its first use; the samples are not checked.
-
-    (C, N) and (N,) are one item. A rate may be any number that is whole.
-    """
-    if audio is None:
-        raise SA3Error(f"{name} is empty; the film or file that it comes from has no sound.")
-    if not isinstance(audio, Mapping):
-        raise SA3Error(f"{name} is {type(audio).__name__}, not audio; connect Load Audio or another AUDIO output.")
-    try:
-        waveform, rate = audio["waveform"], audio["sample_rate"]
-        if getattr(rate, "shape", None) == ():  # a tensor or an array of one number
-            rate = rate.item()
-    except KeyError as error:
-        raise SA3Error(f"{name} has no {error}; connect Load Audio or another AUDIO output.") from error
-    except comfy.model_management.InterruptProcessingException:
-        raise
-    except Exception as error:  # of the pack that reads it
-        reason = " ".join(str(error).split())[:200].encode("utf-8", "replace").decode() or type(error).__name__
-        raise SA3Error(f"{name} cannot be read ({reason}); its file may have no sound.") from error
-    if isinstance(rate, numbers.Real) and not isinstance(rate, bool) and math.isfinite(rate) and rate == int(rate):
-        rate = int(rate)
-    check_tensor(name, waveform, integers=True)
-    if waveform.device.type == "mps":
-        waveform = waveform.cpu()  # it has no float64, in which levels are measured; with --gpu-only audio stays on it
-    if waveform.dim() not in (1, 2, 3) or 0 in waveform.shape:
-        raise SA3Error(f"{name} has shape {tuple(waveform.shape)}; expected (batch, channels, samples), at least one of each.")
-    return waveform if waveform.dim() == 3 else waveform[(None,) * (3 - waveform.dim())], rate
-
-
-def read_audio(name: str, audio) -> tuple[Tensor, int]:
-    """Waveform (B, C, N) and sample rate of an AUDIO. Raises SA3Error with its name when it is not valid."""
-    waveform, rate = open_audio(name, audio)
-    check_clip(name, waveform, rate)
-    return waveform, rate
-
-
-def as_audio(audio, waveform: Tensor, rate: int) -> dict:
-    """The AUDIO with what `open_audio` read from it; itself where that is what it holds."""
-    if isinstance(audio, dict) and audio["waveform"] is waveform and type(audio["sample_rate"]) is int:
-        return audio
-    return {**(audio if isinstance(audio, dict) else {}), "waveform": waveform, "sample_rate": rate}
-
-
-def read_clip(audio, config: ModelConfig, more_channels: str = "refuse") -> Tensor:
-    """Waveform (B, C, N) of an AUDIO at the model's rate and channels. Raises SA3Error when it is invalid; says when it is silent.
-
-    more_channels: what to do with more than two: refuse, first two, mix to mono.
-    """
-    waveform, rate = read_audio("The AUDIO", audio)
-    if waveform.shape[1] > 2 and more_channels != "refuse":
-        waveform = waveform[:, :2] if more_channels == "first two" else waveform.mean(1, keepdim=True)
-    if not bool(waveform.any()):
-        warn("The AUDIO is silent: every sample is 0.")
-    return to_model("The AUDIO", rate, waveform, config.sample_rate, config.same.audio_channels)
 
 
 def encode_clip(
@@ -270,8 +207,8 @@ def mask_regions(latent: dict, regions: list[tuple[float, float]], tolerance: fl
     samples = latent.get("samples") if isinstance(latent, Mapping) else None
     if not isinstance(samples, Tensor) or samples.dim() != 3 or not bool(samples.any()):
         raise SA3Error("The LATENT is empty; connect SA3 SAME Encode, which encodes the sound around the regions.")
-    frame = _samples_per_frame(latent, FRAME)
-    seconds = _seconds(latent, len(samples)) or [seconds_of(samples.shape[-1] * frame, RATE)]
+    frame = samples_per_frame(latent, FRAME)
+    seconds = seconds_per_item(latent, len(samples)) or [seconds_of(samples.shape[-1] * frame, RATE)]
     end_of_clip = max(seconds)
     regions = [(start, end_of_clip if end_of_clip < end <= end_of_clip + tolerance else end) for start, end in regions]
     merged = merge_regions([*check_pairs(latent.get(REGIONS) or []), *regions], end_of_clip)
@@ -279,70 +216,3 @@ def mask_regions(latent: dict, regions: list[tuple[float, float]], tolerance: fl
         raise SA3Error("No region is given; write start-end in seconds, for example: 1.5-3.")
     mask = generate_mask(merged, [int(duration * RATE) for duration in seconds], samples.shape[-1], frame, RATE)
     return {**latent, "noise_mask": mask, REGIONS: merged}, format_regions(merged)
-
-
-def to_file(latent, texts: dict[str, str]) -> tuple[LatentFile, list[str]]:
-    """The content of a file for a LATENT, and a sentence about keys that files do not keep. texts: run record and graph."""
-    latent = with_duration(latent)
-    kept = _kept(latent)
-    others = ", ".join(sorted(str(key) for key in latent if key not in kept and latent[key] is not None))
-    warnings = [f"The file does not keep the LATENT's {others}, which this pack does not know."] if others else []
-    return LatentFile(kept.pop("samples"), kept.pop("noise_mask", None), kept, texts=texts), warnings
-
-
-def from_file(content: LatentFile, name: str) -> tuple[dict, list[str]]:
-    """The LATENT in a file called `name`, and a sentence where durations are inferred. Raises SA3Error for values that no node takes."""
-    values, warnings = dict(content.values or {}), []
-    indices, seconds = values.get("batch_index"), values.get(SECONDS)
-    if isinstance(indices, list) and isinstance(seconds, list) and len(indices) == len(seconds):
-        with suppress(TypeError, ValueError, OverflowError):  # what is wrong with them is said below
-            values["batch_index"] = [Item(i, value) for i, value in zip(indices, seconds, strict=True)]
-    if content.seconds is not None:
-        values = {SECONDS: content.seconds, PADDING: 0.0}
-    elif content.values is None:
-        warnings.append(f"{name} holds neither durations nor headroom: all of its frames count as sound. SA3 Save Latent keeps them.")
-    try:
-        return _kept({**values, "samples": content.samples, "noise_mask": content.mask}), warnings
-    except SA3Error as error:
-        raise SA3Error(f"{name}: {error}") from error
-
-
-def _kept(latent) -> dict:
-    """The part of a LATENT that files keep: tensors in float32 on the CPU, other values as JSON has them, checked without a model."""
-    samples = _samples(latent)
-    _check_finite(samples)
-    batch, mask = samples.shape[0], latent.get("noise_mask")
-    kept = {"samples": samples.detach().to("cpu", torch.float32), "type": "audio"}
-    if mask is not None:
-        _frame_mask(mask, batch, samples.shape[-1])
-        kept["noise_mask"] = mask.detach().to("cpu", torch.float32)
-    if (seconds := _seconds(latent, batch)) is not None:
-        if not min(seconds) > 0:
-            raise SA3Error(f"The LATENT's {SECONDS} has {min(seconds)}; expected positive numbers of seconds.")
-        kept[SECONDS] = seconds
-    if PADDING in latent:
-        check_padding(latent[PADDING])
-        kept[PADDING] = latent[PADDING]
-    if latent.get(REGIONS) is not None:
-        kept[REGIONS] = merge_regions(check_pairs(latent[REGIONS]))
-    if latent.get(SAMPLES_PER_FRAME) is not None:
-        kept[SAMPLES_PER_FRAME] = _samples_per_frame(latent, FRAME)
-    if indices := _batch_index(latent, batch):
-        kept["batch_index"] = list(indices)
-    return kept
-
-
-def pair_items(content: LatentFile) -> tuple[list[tuple[Tensor, int, float, int]], str]:
-    """(samples (C, T), frames of sound, seconds, samples per frame) of each item for the public tools' pairs, and a warning about what
-    those do not hold."""
-    batch, _, frames = content.samples.shape
-    frame = _samples_per_frame(content.values, FRAME)
-    seconds = _seconds(content.values, batch) or [frames * frame / RATE] * batch
-    sound = [max(1, min(frames, -(-int(value * RATE) // frame))) for value in seconds]
-    read = [pair_seconds(n, math.ceil(value), frame) for n, value in zip(sound, seconds, strict=True)]
-    rounded = ", ".join(f"{old:g} to {new:.3f} s" for old, new in zip(seconds[:8], read, strict=False) if old != new)
-    return [(samples, n, value, frame) for samples, n, value in zip(content.samples, sound, seconds, strict=True)], (
-        ".npy and .json files hold no headroom, mask, regions, batch_index, run record and workflow; the format safetensors keeps them. "
-        "Their prompt is empty: write the caption there before training."
-        + (f" Durations are rounded to latent frames: {rounded}." if rounded else "")
-    )

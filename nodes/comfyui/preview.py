@@ -15,7 +15,7 @@ from ...sa3_core.audio import files as audio_files
 from ...sa3_core.audio import spectrogram
 from ...sa3_core.errors import SA3Error
 from ...sa3_core.files import publish
-from .latent import read_audio
+from .audio import read_audio
 from .progress import logger
 
 SIZE = (640, 160)  # pixels of an item's image

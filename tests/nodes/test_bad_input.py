@@ -42,13 +42,13 @@ def test_foreign_model(sa3, prompt, stranger, kind):
 
 @pytest.mark.parametrize("kind", ["none", "stranger"])
 def test_foreign_clip(sa3, stranger, kind):
-    with sa3.refused("CLIP", "NoneType" if kind == "none" else "BaseModel", "SA3_ModelLoader"):
+    with sa3.refused("CLIP", "empty" if kind == "none" else "BaseModel", "SA3_ModelLoader"):
         sa3.prompt(stranger if kind == "stranger" else None, "rain")
 
 
 @pytest.mark.parametrize("kind", ["none", "stranger"])
 def test_foreign_vae(sa3, stranger, kind):
-    with sa3.refused("VAE", "NoneType" if kind == "none" else "BaseModel", "SA3_ModelLoader"):
+    with sa3.refused("VAE", "empty" if kind == "none" else "BaseModel", "SA3_ModelLoader"):
         sa3.decode(audio_latent(), stranger if kind == "stranger" else None)
 
 
