@@ -21,9 +21,10 @@ ROOT = Path(os.path.abspath(__file__)).parent  # not resolved: the pack may be a
 sys.path.insert(0, str(ROOT))  # the interpreter of a portable ComfyUI does not add the script's folder
 
 OLDEST_PYTHON = (3, 10)
-ALL_TESTS = ["tests", "-n", "2", "--dist", "loadfile"]  # a file's tests run in one process and share its fixtures
+FOLDERS = [f"tests/{name}" for name in ("browser", "server", "nodes", "core", "fuzz", "launcher", "web")]  # what takes long comes first
+PARALLEL = ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"]  # a file's tests run in one process and share its fixtures
 NOT_LAZY = (  # of tests/nodes: what loads no weights, or takes long and moves none
-    "bad_input", "download", "folders", "help_pages", "hostile_names", "interrupted", "latent_files", "live", "node_laws",
+    "bad_input", "compile_node", "download", "folders", "help_pages", "hostile_names", "interrupted", "latent_files", "live", "node_laws",
     "out_of_memory", "pack_import", "preview", "prompt_helper", "save_audio", "schema_snapshot", "train_node",
 )  # fmt: skip
 DEFAULT_WORKFLOW = ROOT / "workflows" / "api" / "text_to_audio.json"
@@ -117,17 +118,11 @@ def replace_process(command: list[str], environ: dict[str, str]) -> int:
 def run_tests(python: Path, arguments: list[str], environ: dict[str, str]) -> int:
     """Run the linter and the tests; 0 when both pass."""
     lint = subprocess.call([str(python), "-m", "ruff", "check", "."], cwd=ROOT, env=environ, stdout=sys.stderr)
-    tests = subprocess.call([str(python), "-m", "pytest", *(arguments or ALL_TESTS)], cwd=ROOT, env=environ)
+    tests = subprocess.call([str(python), "-m", "pytest", *(arguments or [*FOLDERS, *PARALLEL])], cwd=ROOT, env=environ)
     if not arguments:
         without = [f"--ignore=tests/nodes/test_{name}.py" for name in NOT_LAZY]
-        lazy = [
-            str(python),
-            "-m",
-            "pytest",
-            "tests/nodes",
-            *without,
-            *ALL_TESTS[1:],
-        ]  # again with lazily created layers, as with dynamic VRAM
+        # again with lazily created layers, as with dynamic VRAM
+        lazy = [str(python), "-m", "pytest", "tests/nodes", *without, *PARALLEL]
         tests = tests or subprocess.call(lazy, cwd=ROOT, env={**environ, "SA3_LAZY_LAYERS": "1"})
     return lint or tests
 

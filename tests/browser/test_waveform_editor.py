@@ -423,5 +423,5 @@ def test_the_new_part_of_a_continuation(editor: Editor, side: str):
     waveform.until("editor.player.audio.currentTime > 1.05")
     waveform.press("Space")
     (sent,) = (node["inputs"] for node in editor.prompt().values() if node["class_type"] == CONTINUE)
-    assert set(sent) == {"audio", "vae", "seconds", "side", "padding", "chunk_size", "overlap"} and sent["seconds"] == 2
+    assert set(sent) == {"audio", "vae", "seconds", "side", "padding", "chunk_size", "overlap", "batch_size"} and sent["seconds"] == 2
     assert editor.errors == []

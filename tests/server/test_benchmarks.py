@@ -87,7 +87,7 @@ def models(tmp_path: Path) -> Path:
     return tmp_path / "models"
 
 
-JOB = ["--seconds", "0.6", "--steps", "2", "--repeat", "1"]
+JOB = ["--seconds", "0.6", "--steps", "2", "--repeat", "2"]
 
 
 def test_one_run_compares_everything(comfyui_tree: Path, models: Path, checkout: Path):

@@ -168,7 +168,7 @@ def test_unknown_choices_are_named(comfy: Server, node: str, inputs: dict):
     ("node", "inputs", "words"),
     [
         (LOADER, {"model": "medium"}, r"^SA3_ModelLoader: .*'medium'.*(none|small-music).*demo"),
-        (LATENT, {"seconds": 150.0}, r"^SA3_Sampler: The duration is 150.0 s; this model makes at most 120.0 s in one run.*SA3_Extend"),
+        (LATENT, {"seconds": 150.0}, r"^SA3_Sampler: The duration is 150.00 s; this model makes at most 120.0 s in one run.*SA3_Extend"),
         (LATENT, {"seconds_per_item": "3, four"}, r"^SA3_EmptyLatent: seconds_per_item is '3, four'; expected numbers"),
     ],
     ids=str,
@@ -180,11 +180,11 @@ def test_what_cannot_be_is_said_in_a_sentence(comfy: Server, node: str, inputs: 
     assert not comfy.progress(prompt, SAMPLER)
 
 
-def test_a_latent_of_core_is_refused_by_name(comfy: Server):
-    graph = workflow()
+def test_an_empty_latent_of_core_means_its_seconds(comfy: Server):
+    graph = workflow(steps=2)
     graph[LATENT] = {"class_type": "EmptyLatentAudio", "inputs": {"seconds": 2.0, "batch_size": 1}}
-    with pytest.raises(ExecutionFailed, match=r"^SA3_Sampler: The LATENT has 64 channels .*Stable Audio 1 or Open"):
-        comfy.wait(comfy.queue(graph))
+    _, (file,) = made(comfy, graph)
+    assert sound(file)[1].shape[-1] == 44 * 2048  # in core's frames
 
 
 def test_an_empty_prompt_is_legal(comfy: Server):

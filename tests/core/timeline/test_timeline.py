@@ -81,7 +81,7 @@ def test_the_longest_clip_of_a_release(name, seconds):
     assert parsed.max_seconds == pytest.approx(seconds, abs=0.05)
     assert timeline.lengths(parsed, [parsed.max_seconds]).frames == parsed.sample_size // SPF
     too_long = parsed.max_seconds + 0.1
-    with refused("duration", too_long, f"{parsed.max_seconds:.1f}"):
+    with refused("duration", f"{too_long:.2f}", f"{parsed.max_seconds:.1f}"):
         timeline.lengths(parsed, [1.0, too_long])
 
 
