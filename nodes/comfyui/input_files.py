@@ -26,7 +26,8 @@ def find(name: str, suffixes: Sequence[str]) -> Path:
         relative, folder = folder_paths.annotated_filepath(name)
         folder = os.path.realpath(folder or folder_paths.get_input_directory())
         path = os.path.realpath(os.path.join(folder, relative))
-        inside = os.path.commonpath((folder, path)) == folder
+        known = map(os.path.realpath, (folder_paths.get_input_directory(), folder_paths.get_output_directory()))
+        inside = folder in known and os.path.commonpath((folder, path)) == folder
     except (ValueError, AttributeError, OSError):  # a NUL, another drive, not a text
         inside = False
     if not inside or Path(path).suffix.lower() not in suffixes or not os.path.isfile(path):

@@ -277,11 +277,25 @@ def test_the_list_of_files(sa3, comfy, disk):
 
 
 @pytest.mark.parametrize(
-    "name", ["", "missing.latent", "../secret.latent", "x/../../secret.latent [output]", "note.txt", "sub.latent", 5, "a\0.latent"]
+    "name",
+    [
+        "",
+        "missing.latent",
+        "../secret.latent",
+        "x/../../secret.latent [output]",
+        "note.txt",
+        "sub.latent",
+        5,
+        "a\0.latent",
+        "of_temp.latent [temp]",
+    ],
 )
-def test_names_that_select_no_file(sa3, disk, name):
+def test_names_that_select_no_file(sa3, comfy, disk, name):
     save_file({"latent_tensor": torch.ones(1, 32, 4), "latent_format_version_0": torch.tensor([])}, disk.input.parent / "secret.latent")
     (disk.input / "note.txt").write_text("x")
+    temp = Path(comfy.folder_paths.get_temp_directory())
+    temp.mkdir(parents=True, exist_ok=True)
+    (temp / "of_temp.latent").write_bytes((disk.input.parent / "secret.latent").read_bytes())
     (disk.input / "sub.latent").mkdir()
     cls = sa3.classes["SA3_LoadLatent"]
     assert cls.validate_inputs(file=None) is True and "selects no file" in cls.validate_inputs(file=name)
