@@ -24,8 +24,9 @@ OLDEST_PYTHON = (3, 10)
 FOLDERS = [f"tests/{name}" for name in ("browser", "server", "nodes", "core", "fuzz", "launcher", "web")]  # what takes long comes first
 PARALLEL = ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"]  # a file's tests run in one process and share its fixtures
 NOT_LAZY = (  # of tests/nodes: what loads no weights, or takes long and moves none
-    "bad_input", "compile_node", "download", "folders", "help_pages", "hostile_names", "interrupted", "latent_files", "live", "node_laws",
-    "out_of_memory", "pack_import", "preview", "prompt_helper", "save_audio", "schema_snapshot", "train_node",
+    "bad_input", "compile_node", "core_table", "download", "edit", "folders", "help_pages", "hostile_names", "interrupted", "knobs",
+    "latent_files", "live", "neighbours", "node_laws", "out_of_memory", "pack_import", "preview", "prompt_helper", "save_audio",
+    "schema_snapshot", "train_node",
 )  # fmt: skip
 DEFAULT_WORKFLOW = ROOT / "workflows" / "api" / "text_to_audio.json"
 

@@ -56,21 +56,20 @@ def processor_seconds() -> float:
     return used.ru_utime + used.ru_stime
 
 
+@pytest.mark.skipif(not LONG, reason="takes two minutes; SA3_LONG=1 runs it")
 def test_the_whole_command_within_two_minutes(comfyui_tree: Path, tmp_path: Path):
     reference, out = tmp_path / "checkout" / "stable_audio_3", tmp_path / "out" / "found.json"
     reference.mkdir(parents=True)
     for name, text in {"__init__.py": "", "factory.py": FACTORY, "model.py": MODEL}.items():
         (reference / name).write_text(text)
-    parts = [part for part in gpu.PARTS if LONG or part != gpu.SERVER_PART]  # the next test starts a server too
     command = [sys.executable, gpu.__file__, "--device", "cpu", "--tiny", "--comfyui", str(comfyui_tree), "--out", str(out)]
-    command += ["--parts", ",".join(map(str, parts))]
     before = processor_seconds()
     done = subprocess.run([*command, "--reference", str(reference.parent)], capture_output=True, text=True, cwd=ROOT)
     took = processor_seconds() - before
     assert done.returncode == 0 and took < PROCESSOR_SECONDS, (took, done.stdout, done.stderr)
     records = json.loads(out.read_text(encoding="utf-8"))
     ends = {record["item"]: record for record in records if record["kind"] == "end"}
-    assert set(ends) == {item.name for item in gpu_parts.items(None)} | ({gpu.SERVER} if LONG else set())
+    assert set(ends) == {item.name for item in gpu_parts.items(None)} | {gpu.SERVER}
     assert not [record for record in ends.values() if record["error"]], done.stdout
     graphed = {name: "CUDA graphs need a CUDA device" for name in ends if name.endswith("graphed")}
     assert {name: record["skipped"][:30] for name, record in ends.items() if record.get("skipped")} == graphed
@@ -79,10 +78,10 @@ def test_the_whole_command_within_two_minutes(comfyui_tree: Path, tmp_path: Path
     *_, table = printed.split("### Summary\n\n")
     head, _, *rows = table.splitlines()
     assert head == "| question | figure | goal or limit | beside it |" and all(row.startswith("| ") for row in rows)
-    assert {row[2] for row in rows} == set(map(str, parts))
+    assert {row[2] for row in rows} == {str(part) for part in gpu.PARTS}
     assert not [row for row in rows if "FAILED" in row or "NOT REACHED" in row or "CHECK" in row]
     through = [row for row in rows if "ComfyUI, default flags" in row]
-    assert len(through) >= 2 * len(gpu.SERVER_ITEMS) * LONG and all("first run" in row for row in through)
+    assert len(through) >= 2 * len(gpu.SERVER_ITEMS) and all("first run" in row for row in through)
     assert sum("reference 0." in row for row in rows) == 4  # of the stand-in
 
 
