@@ -23,8 +23,9 @@ def patcher_of(one, socket: str):
 @pytest.mark.parametrize("disable_dynamic", [False, True])
 @pytest.mark.parametrize("socket", ["model", "clip", "vae"])
 @pytest.mark.parametrize("variant", ["small", "medium-base"])
-def test_core_can_load_each_part_once_more(load, variant, socket, disable_dynamic):
+def test_core_can_load_each_part_once_more(load, comfy, variant, socket, disable_dynamic):
     """As its TorchCompileModel, hooks and clones for several GPUs do: factory(*arguments), with disable_dynamic or without."""
+    comfy.management.unload_all_models()  # takes back the patches that another test's run has applied to the shared weights
     patcher = patcher_of(load(variant), socket)
     factory, arguments = patcher.cached_patcher_init
     again = factory(*arguments, **({"disable_dynamic": True} if disable_dynamic else {}))
