@@ -582,7 +582,7 @@ class Report:
             self.options.out.write_text(json.dumps(whole, indent=1, default=str), encoding="utf-8")
 
     def keep_logs(self, host: Host) -> None:
-        """What the servers said, in one file beside the JSON."""
+        """What the servers said, in one file in the folder of the JSON."""
         if self.options.out:
             with self.options.out.with_suffix(".log").open("a", encoding="utf-8") as file:
                 for log in host.logs:
@@ -730,7 +730,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", choices=["auto", "cpu"], default="auto", help="auto: what ComfyUI chooses")
     parser.add_argument("--tiny", action="store_true", help="the demos of assets/ and clips of 2 s, to try the script itself")
     parser.add_argument("--limit", type=float, default=600.0, help="seconds after which no item is begun")
-    parser.add_argument("--out", type=Path, help="everything as JSON, written after each row; the servers' logs beside it")
+    parser.add_argument("--out", type=Path, help="everything as JSON, written after each row; the servers' logs in the same folder")
     parser.add_argument("--servers", type=names_of(list(SERVERS)), default=list(SERVERS), help="; between them: " + "; ".join(SERVERS))
     parser.add_argument("--items", type=names_of(list(ITEMS)), default=list(ITEMS), help="; between them: " + "; ".join(ITEMS))
     options = parser.parse_args(arguments)

@@ -198,8 +198,11 @@ def resumed(found: Found) -> tuple[str, str, str]:
     return "; ".join(row["resumed"] for row in rows), "", "; ".join(f"two whole runs: {row['two whole runs']}" for row in rows)
 
 
+WORK = ("SA3_Sampler", "SA3_SAMEDecode")
+
+
 def server_rows(found: Found) -> Iterator[dict]:
-    """Loading, first and second run through ComfyUI, beside `sa3_core` in the same call."""
+    """Loading, first and second run through ComfyUI, compared with `sa3_core` in the same call."""
     for row in found.server:
         words = f"5 ComfyUI, {SERVERS.get(row['server'], row['server'])}{row['model'] and ', '}{row['model']}: {row['item']}"
         runs, said = row["runs"], "; ".join(one[0] for one in row["checks"] if not one[1])
@@ -212,20 +215,17 @@ def server_rows(found: Found) -> Iterator[dict]:
         family, seconds = LENGTHS["medium" in row["model"]]
         try:
             core = sum(seconds_of(found, f"{family} {seconds} s", arm, "ours"))
-            beside = f"sampling + decode {work:.3f} s, sa3_core {arm} {core:.3f} s, {work - core:+.3f} s"
+            compared = f"sampling + decode {work:.3f} s, sa3_core {arm} {core:.3f} s, {work - core:+.3f} s"
         except LookupError:
-            beside = f"sampling + decode {work:.3f} s"
-        yield answer(words, figure, "", beside)
-
-
-WORK = ("SA3_Sampler", "SA3_SAMEDecode")
+            compared = f"sampling + decode {work:.3f} s"
+        yield answer(words, figure, "", compared)
 
 
 # the tables
 
 
-def answer(question: str, figure: str, goal: str = "", beside: str = "") -> dict:
-    return {"question": question, "figure": figure, "goal or limit": goal, "beside it": beside}
+def answer(question: str, figure: str, goal: str = "", compared: str = "") -> dict:
+    return {"question": question, "figure": figure, "goal or limit": goal, "beside it": compared}
 
 
 def summary(records: list[dict]) -> list[dict]:

@@ -4,10 +4,11 @@ import json
 
 import torch
 
+from ..sa3_core.audio.waveform import repeated
 from ..sa3_core.errors import SA3Error
 from ..sa3_core.timeline.durations import seconds_of
 from ..sa3_core.timeline.regions import parse_regions
-from ..sa3_core.timeline.splicing import repeated, splice, wrap_jump
+from ..sa3_core.timeline.splicing import splice, wrap_jump
 from .comfyui import model as host_model
 from .comfyui import vae as host_vae
 from .comfyui.audio import read_audio, read_clip

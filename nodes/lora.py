@@ -7,8 +7,9 @@ from ..sa3_core.lora.fit import checkpoint_bases
 from ..sa3_core.lora.formats import read_lora
 from ..sa3_core.lora.merge import merge
 from .comfyui import model as host_model
-from .comfyui.lora import add_lora, find_lora, fingerprint, foreign_patches, lora_names, stack_of
+from .comfyui.lora import add_lora, find_lora, fingerprint, lora_names, stack_of
 from .comfyui.output_files import new_model_file
+from .comfyui.patchers import foreign_patches
 from .comfyui.progress import Progress, warn
 from .comfyui.schema import io, schema
 from .inputs import noise_level_input, number

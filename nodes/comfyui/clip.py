@@ -134,13 +134,11 @@ def encode_by_core(clip, prompts: list[str]) -> list:
     for prompt in prompts:
         pairs = core_tokens(clip, prompt)[:MAX_TOKENS]
         embeddings, values = _only_entry(clip.encode_from_tokens_scheduled({KEY: [pairs]}))
-        if all(
-            isinstance(token, int) and token == 0 for token, *_ in pairs
-        ):  # an empty prompt: one token of padding, which core returns as zeros
-            embeddings, mask = torch.ones_like(embeddings), torch.zeros(embeddings.shape[:2])  # zeros would be ConditioningZeroOut
-        else:
-            mask = torch.ones(embeddings.shape[:2])
-        parts.append([[embeddings.float(), {**values, "attention_mask": mask.bool()}]])
+        # an empty prompt: one token of padding, which core returns as zeros; those would be ConditioningZeroOut
+        empty = all(isinstance(token, int) and token == 0 for token, *_ in pairs)
+        embeddings = torch.ones_like(embeddings) if empty else embeddings
+        mask = torch.full(embeddings.shape[:2], not empty)
+        parts.append([[embeddings.float(), {**values, "attention_mask": mask}]])
     return _concatenate(parts)
 
 

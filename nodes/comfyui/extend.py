@@ -30,12 +30,11 @@ from ...sa3_core.timeline.durations import decode_frames, lengths, seconds_of
 from ...sa3_core.timeline.extend import Window, report, windows
 from ...sa3_core.timeline.splicing import splice
 from . import folders, run_options
-from . import lora as host_lora
 from . import model as host_model
 from . import sampling as host
 from .latent import encode_clip, mask_regions, read_latent
 from .live_preview import LivePreview
-from .patchers import REMARKS
+from .patchers import REMARKS, foreign_patches
 from .progress import Progress, check_interrupt, warn
 from .vae import CHUNK, OVERLAP, SA3VAE
 
@@ -145,7 +144,7 @@ class ExtendJob:
             name: value for name, value in others.get("transformer_options", {}).items() if name != run_options.KEY and value
         }
         loras = [(lora.record(), sorted(lora.layers), folders.fingerprint(lora.lora.path)) for lora in options.stack.loras]
-        foreign = host_lora.foreign_patches(self.model)
+        foreign = foreign_patches(self.model)
         digest = hashlib.sha256()
         for value in (
             waveform, rate, [(part.context, part.new) for part in parts], dataclasses.asdict(self.guidance), self.seed, self.steps,

@@ -14,6 +14,7 @@ from ...sa3_core.lora.formats import BASES, PEFT_CONFIG, SECONDS
 from ...sa3_core.lora.stack import Stack
 from . import folders, run_options
 from . import model as host_model
+from .patchers import STACK_ADAPTER, foreign_patches
 
 KEY = "loras"  # ComfyUI's folder
 KEPT_FILES = 4  # per model: completing an -xs file takes minutes
@@ -26,7 +27,7 @@ class StackAdapter(comfy.weight_adapter.WeightAdapterBase):
     adapter, so `weights` is (entries, their tensors).
     """
 
-    name = host_model.STACK_ADAPTER
+    name = STACK_ADAPTER
 
     def __init__(self, loaded_keys: set, weights: tuple):
         self.loaded_keys, self.weights = loaded_keys, weights
@@ -58,12 +59,6 @@ def with_stack(model, stack: Stack):
         clone.add_patches(patches)
     clone.model_options = run_options.updated(clone.model_options, stack=stack)
     return clone
-
-
-def foreign_patches(model) -> dict[str, list]:
-    """The weight patches of a MODEL that other nodes have added, by the name of the weight."""
-    others = {key: [patch for patch in patches if not isinstance(patch[1], StackAdapter)] for key, patches in model.patches.items()}
-    return {key: patches for key, patches in others.items() if patches}
 
 
 def weight_key(layer: str) -> str:

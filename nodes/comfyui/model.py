@@ -19,7 +19,7 @@ from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrapper
 from torch import Tensor
 
 from ...sa3_core import run_record
-from ...sa3_core.audio.waveform import check_tensor
+from ...sa3_core.audio.waveform import check_tensor, repeated
 from ...sa3_core.backends.device import backend_of
 from ...sa3_core.checkpoints import checkpoint
 from ...sa3_core.checkpoints.checkpoint import Checkpoint
@@ -32,10 +32,9 @@ from ...sa3_core.models.dit import DiT
 from ...sa3_core.timeline.durations import Lengths, lengths, seconds_of
 from . import run_options
 from .operations import Operations
-from .patchers import patcher_over
+from .patchers import foreign_patches, patcher_over
 from .progress import warn
 
-STACK_ADAPTER = "sa3"  # name of the weight patches of SA3_LoRAStack
 RUN_INPUTS = "sa3_run"  # key of a conditioning entry with the RunInputs of our sampler
 DIT_PREFIX, CONDITIONER_PREFIX = "model.model.", "conditioner."  # of a release's tensors
 NO_PATCHES = "Another node patches attention or blocks of this MODEL, which Stable Audio 3 does not support; its patches have no effect."
@@ -245,14 +244,7 @@ def prompt_rows(embeddings: Tensor | None, mask: Tensor | None, batch: int) -> t
         raise SA3Error(
             f"The CONDITIONING has {embeddings.shape[0]} prompts and the LATENT {batch} items; expected one prompt, or one per item."
         )
-    return per_item(embeddings, batch), per_item(mask, batch)
-
-
-def per_item(rows: Tensor, batch: int) -> Tensor:
-    """Rows (k, ...) repeated in turn for the items of a batch; k divides it."""
-    if len(rows) == 1:
-        return rows.expand(batch, *rows.shape[1:])
-    return rows.repeat(batch // len(rows), *[1] * (rows.dim() - 1))
+    return repeated(embeddings, batch), repeated(mask, batch)
 
 
 def load_model(opened: Checkpoint, weight_dtype: torch.dtype | None, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
@@ -306,7 +298,7 @@ def read_weight(layer, like: Tensor) -> tuple[Tensor, Tensor | None]:
 
 
 def has_patches(transformer_options: dict) -> bool:
-    """Whether nodes have set patches of attention or blocks, of which this network has none."""
+    """Whether nodes have set patches of attention or blocks, which have no effect here."""
     return any(transformer_options.get(key) for key in ("patches", "patches_replace"))
 
 
@@ -322,7 +314,7 @@ def record_fields(model) -> dict:
     inner, options = sa3_model(model), run_options.read(model.model_options)
     loaded = inner.sa3_loaded
     inner.sa3_loaded = {**loaded, "cache_hit": True}
-    foreign = sum(any(getattr(patch[1], "name", "") != STACK_ADAPTER for patch in patches) for patches in model.patches.values())
+    foreign = len(foreign_patches(model))
     return {
         "loaded": loaded,
         "loras": options.stack.record(),

@@ -8,6 +8,7 @@ import comfy.model_patcher
 import comfy.weight_adapter
 import torch
 
+STACK_ADAPTER = "sa3"  # name of the weight patches of SA3_LoRAStack
 REMARKS = "sa3_remarks"  # key of model_options: sentences about what has no effect on this MODEL, for the node that samples
 UNMATCHED = "A LoRA loader before this node changed no layer: ComfyUI does not know the names in its file. Load it with SA3 LoRA Stack."
 
@@ -18,12 +19,20 @@ def add_remark(patcher, sentence: str) -> None:
         patcher.model_options = {**patcher.model_options, REMARKS: (*remarks, sentence)}
 
 
+def foreign_patches(patcher) -> dict[str, list]:
+    """The weight patches that other nodes have added, by the name of the weight."""
+    others = {
+        key: [patch for patch in patches if getattr(patch[1], "name", "") != STACK_ADAPTER] for key, patches in patcher.patches.items()
+    }
+    return {key: patches for key, patches in others.items() if patches}
+
+
 class _Witness:
-    """A ModelPatcher that notes patches of which none fits, as of a LoRA whose layer names ComfyUI does not know: core only logs them."""
+    """A ModelPatcher that notes when no patch fits, as of a LoRA whose layer names ComfyUI does not know: core only logs it."""
 
     def add_patches(self, patches, strength_patch=1.0, *args, **kwargs):
         found = super().add_patches(patches, strength_patch, *args, **kwargs)
-        # a merge adds the other model's weights one by one, of which any may be missing here
+        # a merge adds the other model's weights one by one, and a weight may be missing here
         of_lora = not patches or any(isinstance(patch, comfy.weight_adapter.WeightAdapterBase) for patch in patches.values())
         if not found and of_lora and strength_patch != 0:
             add_remark(self, UNMATCHED)

@@ -8,6 +8,7 @@ import comfy.samplers
 import torch
 from torch import Tensor
 
+from ...sa3_core.audio.waveform import repeated
 from ...sa3_core.backends.device import to_device
 from ...sa3_core.config import ModelConfig
 from ...sa3_core.errors import SA3Error
@@ -154,7 +155,7 @@ def _for_run(conditioning, run: host_model.RunInputs, rows: list[int], batch: in
     """A CONDITIONING of some items of the batch, with the inputs of their run in each entry."""
 
     def pick(x):
-        return host_model.per_item(x, batch)[rows] if isinstance(x, Tensor) and x.shape[0] > 1 else x
+        return repeated(x, batch)[rows] if isinstance(x, Tensor) and x.shape[0] > 1 else x
 
     return [
         [pick(embeddings), {**values, "attention_mask": pick(values.get("attention_mask")), host_model.RUN_INPUTS: run}]

@@ -63,6 +63,13 @@ def to_model(name: str, rate: int, waveform: Tensor, model_rate: int, channels: 
     return resample(waveform.float(), rate, model_rate)
 
 
+def repeated(batch: Tensor, items: int) -> Tensor:
+    """A batch (B, ...) repeated in turn, as a batch of `items`, a multiple of B. One item is expanded, not copied."""
+    if len(batch) == 1:
+        return batch.expand(items, *batch.shape[1:])
+    return batch if len(batch) == items else batch.repeat(items // len(batch), *[1] * (batch.dim() - 1))
+
+
 def check_finite(name: str, waveform: Tensor) -> None:
     if not bool(torch.isfinite(waveform.float()).all()):
         raise SA3Error(f"{name} contains NaN or infinite samples; expected finite audio.")

@@ -63,7 +63,7 @@ def write_pair(folder: Path, name: str, counter: int, samples: Tensor, frames: i
     np.save(array, samples.contiguous().numpy(), allow_pickle=False)
     record |= {"seconds_start": 0, "seconds_total": math.ceil(seconds), "sample_rate": RATE, "load_time": 0.0}
     record["samples_per_frame"] = frame  # not of the public tools, whose models all have FRAME
-    record["padding_mask"] = [int(frame < frames) for frame in range(samples.shape[-1])]
+    record["padding_mask"] = [int(i < frames) for i in range(samples.shape[-1])]
     return _write_next(folder, name, counter, {".json": json.dumps(record).encode(), ".npy": array.getvalue()})
 
 
@@ -116,24 +116,24 @@ def _read_safetensors(path: Path) -> LatentFile:
 
 def _read_pair(path: Path) -> LatentFile:
     samples = torch.from_numpy(_read_npy(path))[None]
-    beside = path.with_suffix(".json")
-    if not beside.is_file():
+    notes = path.with_suffix(".json")
+    if not notes.is_file():
         return LatentFile(samples)
-    if beside.stat().st_size > MAX_JSON:
-        raise SA3Error(f"{beside} has {beside.stat().st_size} bytes; expected at most {MAX_JSON}. Use the file written with {path.name}.")
-    record, frames = read_json(beside, "an object with padding_mask and seconds_total"), samples.shape[-1]
+    if notes.stat().st_size > MAX_JSON:
+        raise SA3Error(f"{notes} has {notes.stat().st_size} bytes; expected at most {MAX_JSON}. Use the file written with {path.name}.")
+    record, frames = read_json(notes, "an object with padding_mask and seconds_total"), samples.shape[-1]
     if not isinstance(record, dict):
-        raise SA3Error(f"{beside} holds {type(record).__name__}; expected an object with padding_mask and seconds_total.")
+        raise SA3Error(f"{notes} holds {type(record).__name__}; expected an object with padding_mask and seconds_total.")
     mask, total = record.get("padding_mask", [1] * frames), record.get("seconds_total")
     if not isinstance(mask, list) or len(mask) != frames or not all(value in (0, 1) for value in mask) or 1 not in mask:
         raise SA3Error(
-            f"{beside}: padding_mask is {str(mask)[:40]}; expected {frames} numbers 0 or 1, not all 0, one per frame of {path.name}."
+            f"{notes}: padding_mask is {str(mask)[:40]}; expected {frames} numbers 0 or 1, not all 0, one per frame of {path.name}."
         )
     if total is not None and (isinstance(total, bool) or not isinstance(total, (int, float)) or not 0 < total < 1e9):
-        raise SA3Error(f"{beside}: seconds_total is {str(total)[:40]}; expected a positive number of seconds.")
+        raise SA3Error(f"{notes}: seconds_total is {str(total)[:40]}; expected a positive number of seconds.")
     frame = record.get("samples_per_frame", FRAME)
     if isinstance(frame, bool) or not isinstance(frame, int) or not 0 < frame <= 2**20:
-        raise SA3Error(f"{beside}: samples_per_frame is {str(frame)[:40]}; expected a positive whole number.")
+        raise SA3Error(f"{notes}: samples_per_frame is {str(frame)[:40]}; expected a positive whole number.")
     return LatentFile(samples, seconds=[pair_seconds(frames - mask[::-1].index(1), total, frame)])
 
 

@@ -74,7 +74,7 @@ def splice(
     given, items = (original.shape[0], generated.shape[0]), max(original.shape[0], generated.shape[0])
     if items % given[0] or items % given[1]:
         raise SA3Error(f"The generated audio has {given[1]} items, the original {given[0]}; give one, or one per item.")
-    original = repeated(original, items)
+    original = waveform.repeated(original, items)
     for name, rate in {"sample_rate": sample_rate, "generated_rate": generated_rate}.items():
         if isinstance(rate, bool) or not isinstance(rate, int) or rate < 1:
             raise SA3Error(f"The {name} is {rate!r}; expected a whole number of Hz above 0.")
@@ -86,7 +86,7 @@ def splice(
     spans = [sample_span(region, sample_rate) for region in merge_regions(check_pairs(regions), n / sample_rate)]
     spans = [(a, min(b, n)) for a, b in spans if b > a]
     fitted, notes = waveform.fit_channels(generated.float(), original.shape[1])
-    fitted = repeated(waveform.resample(fitted, generated_rate, sample_rate).to(original.device), items)
+    fitted = waveform.repeated(waveform.resample(fitted, generated_rate, sample_rate).to(original.device), items)
     if spans and fitted.shape[-1] < spans[-1][1] - 1:
         found, end = fitted.shape[-1] / sample_rate, spans[-1][1] / sample_rate
         raise SA3Error(f"The generated audio is {found:.3f} s long, but the last region ends at {end:.3f} s; generate a longer clip.")
@@ -105,11 +105,6 @@ def splice(
     if regions and not spans:
         notes = [*notes, "No region contains a whole sample: nothing was changed."]
     return out, SpliceReport([seam_at(clip, edge, sample_rate, i) for i, clip in enumerate(out) for edge in edges], gains, notes)
-
-
-def repeated(batch: Tensor, items: int) -> Tensor:
-    """A batch (B, C, N) repeated in turn, as a batch of `items`, a multiple of B."""
-    return batch if len(batch) == items else batch.repeat(items // len(batch), 1, 1)
 
 
 def _crossfaded(original: Tensor, piece: Tensor, a: int, b: int, fade: int) -> Tensor:

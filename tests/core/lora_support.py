@@ -101,3 +101,8 @@ def write_products(
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(tensors, path)
     return path
+
+
+def latents(model, **more) -> torch.Tensor:
+    """The latents of a short run."""
+    return model.generate("a drum", duration=0.5, steps=4, seed=3, return_latents=True, padding=0.5, **more).latents

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from core_support import DATA, lay_out, recorded, refused, rel_error, release_dict
-from lora_support import KINDS, native_name, tensors_of, write_lora
+from lora_support import KINDS, latents, native_name, tensors_of, write_lora
 from safetensors.torch import load_file, save_file
 
 import sa3_core
@@ -31,16 +31,6 @@ def case_tensors(case) -> dict:
     }
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return lay_out(tmp_path_factory.mktemp("models") / "stable-audio-3-small-music", "small")
-
-
-@pytest.fixture
-def model(folder):
-    return sa3_core.load(folder)
-
-
 def inputs_of(model, seed: int = 0, batch: int = 1):
     g = torch.Generator().manual_seed(seed)
     cond = model.condition(model.encode_text(["a drum"] * batch), [1.0] * batch)
@@ -51,10 +41,6 @@ def inputs_of(model, seed: int = 0, batch: int = 1):
 def velocity(model, t=0.7, **more):
     x, *cond = inputs_of(model)
     return model.velocity(x, torch.tensor([t]), *cond, **more)
-
-
-def latents(model, **more):
-    return model.generate("a drum", duration=0.5, steps=4, seed=3, return_latents=True, padding=0.5, **more).latents
 
 
 # The algebra

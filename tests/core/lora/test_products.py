@@ -4,8 +4,8 @@ import random
 
 import pytest
 import torch
-from core_support import lay_out, refused, rel_error
-from lora_support import PRODUCTS, product_delta, product_tensors, tensors_of, write_lora, write_products
+from core_support import refused, rel_error
+from lora_support import PRODUCTS, latents, product_delta, product_tensors, tensors_of, write_lora, write_products
 from safetensors.torch import load_file, save_file
 
 import sa3_core
@@ -18,20 +18,6 @@ from sa3_core.lora.stack import targets
 
 EXACT = 1e-6
 TIGHT = 1e-5
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return lay_out(tmp_path_factory.mktemp("models") / "stable-audio-3-small-music", "small")
-
-
-@pytest.fixture
-def model(folder):
-    return sa3_core.load(folder)
-
-
-def latents(model, **more):
-    return model.generate("a drum", duration=0.5, steps=4, seed=3, return_latents=True, padding=0.5, **more).latents
 
 
 def adapter_from(tensors, alpha=None):
