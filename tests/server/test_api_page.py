@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import wave
@@ -31,12 +33,16 @@ def recording(tmp_path: Path) -> Path:
     return path
 
 
+def command_for(server: Server, recording: Path, results: Path) -> list[str]:
+    """The page's script, written next to the folder of the results, and its arguments."""
+    (script,) = re.findall(r"```python\n(.*?)```", PAGE, re.S)
+    (results.parent / "vary.py").write_text(script, encoding="utf-8")
+    return [sys.executable, "-u", str(results.parent / "vary.py"), server.url, str(recording), str(results)]
+
+
 def run_page(server: Server, recording: Path, results: Path) -> tuple[str, list[Path]]:
     """Run the page's script as a reader would: its standard output, and the files that it downloaded."""
-    (script,) = re.findall(r"```python\n(.*?)```", PAGE, re.S)
-    results.mkdir()
-    (results.parent / "vary.py").write_text(script, encoding="utf-8")
-    command = [sys.executable, str(results.parent / "vary.py"), server.url, str(recording), str(results)]
+    command = command_for(server, recording, results)
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env={**os.environ, "NO_PROXY": "*"})
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout, sorted(results.iterdir())
@@ -63,6 +69,29 @@ def test_the_script_and_the_options(comfy: Server, comfyui_tree: Path, recording
         _, (bare,) = run_page(server, recording, tmp_path / "bare")
     assert samples(bare) == samples(file)
     assert not any(word in bare.read_bytes() for word in (b"sa3 ", b"SA3_", b"License", b"LIST"))
+
+
+def test_the_script_ends_when_the_run_is_cancelled(comfy: Server, recording: Path, tmp_path: Path):
+    recording.write_bytes(recording.read_bytes()[: 44 + 2 * 22050])  # another one: ComfyUI would reuse the result of the first
+    command = command_for(comfy, recording, tmp_path / "results")
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": {**os.environ, "NO_PROXY": "*"}}
+    with subprocess.Popen(command, **pipes) as script:
+        for line in script.stdout:
+            if line.startswith("sample: "):
+                comfy.interrupt()
+                break
+        _, errors = script.communicate(timeout=60)
+    assert script.returncode == 1 and errors == "the run was cancelled\n"
+
+
+@pytest.mark.skipif(shutil.which("curl") is None or shutil.which("bash") is None, reason="no curl or no bash")
+def test_the_curl_example_queues_a_graph(comfy: Server):
+    (example,) = re.findall(r"```bash\n(echo .*?)\n", PAGE, re.S)
+    command = ["bash", "-c", example.replace("http://127.0.0.1:8188", comfy.url)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, env={**os.environ, "NO_PROXY": "*"})
+    queued = json.loads(done.stdout)
+    assert queued["node_errors"] == {}
+    comfy.interrupt(queued["prompt_id"])
 
 
 def test_the_tables_are_current(comfy: Server):
