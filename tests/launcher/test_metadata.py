@@ -17,7 +17,10 @@ def test_the_registrys_fields():
     assert (ROOT / project["license"]["file"]).is_file() and (ROOT / project["readme"]).is_file() and project["description"]
     assert re.fullmatch(r"[a-z0-9][a-z0-9-]*", comfy["PublisherId"]) and comfy["DisplayName"]
     assert re.fullmatch(r">=\d+\.\d+\.\d+", comfy["requires-comfyui"])
-    assert all(url.startswith("https://") and "example" not in url for url in [*project.get("urls", {}).values(), comfy.get("Icon")] if url)
+    assert {"Repository", "Documentation", "Issues"} == set(project["urls"]) and project["classifiers"]
+    urls = [*project["urls"].values(), comfy["Icon"], comfy["Banner"]]
+    assert all(url.startswith("https://") and "example" not in url for url in urls)
+    assert all((ROOT / "docs" / "pictures" / Path(url).name).is_file() for url in urls[3:])
 
 
 def test_both_lists_of_dependencies_agree():
