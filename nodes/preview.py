@@ -41,7 +41,7 @@ class PreviewBatch(io.ComfyNode):
                 io.Audio.Output("AUDIO", is_output_list=True),
                 io.String.Output("REPORT"),
                 io.Image.Output("PICTURES"),
-                io.String.Output("run_info", is_output_list=True),
+                io.String.Output("kept_info", display_name="run_info", is_output_list=True),
             ],
             hidden=[io.Hidden.unique_id],
             is_input_list=True,

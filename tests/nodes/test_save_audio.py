@@ -119,8 +119,9 @@ def test_a_clip_of_a_decoded_list_finds_its_record(sa3, output):
     ("prefix", "name"),
     [
         ("%date:yyyy-MM-dd%", "2026-03-04"), ("%date:yy.M.d hh:mm:ss%", "26.3.4 05_06_07"), ("%date%", "2026-03-04"),
-        ("%SA3_Sampler.seed%", "3"), ("%My Sampler.cfg%", "1.5"), ("%My Sampler.model%", "%My Sampler.model%"), ("%Nobody.x%", "%Nobody.x%"),
-        ("%batch_num%%", "0%"), ("100% of %date:yyyy%", "100% of 2026"), ("%SA3_Sampler.sampler%", "_.._euler"),
+        ("%SA3_Sampler.seed%", "3"), ("%My Sampler.cfg%", "1.5"), ("%My Sampler.model%", "%My Sampler.model%"),
+        ("%Nobody.x%", "%Nobody.x%"), ("%batch_num%%", "0%"), ("100% of %date:yyyy%", "100% of 2026"),
+        ("%SA3_Sampler.sampler%", "_.._euler"),
     ],
 )  # fmt: skip
 def test_placeholders(sa3, prefix, name):
