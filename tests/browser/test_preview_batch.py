@@ -185,14 +185,14 @@ def test_unused_seeds_are_fixed_in_new_nodes_only(editor: Editor):
 
 
 def test_the_quality_of_a_saved_graph_stays(editor: Editor):
-    node = {"id": 1, "type": "SA3_SaveAudio", "pos": [0, 0], "size": [280, 200], "widgets_values": ["audio/x", "mp3", "low"]}
+    node = {"id": 1, "type": "SA3_SaveAudio", "pos": [0, 0], "size": [280, 200], "widgets_values": ["audio/x", "mp3", "", "low"]}
     editor.load({"nodes": [node], "links": [], "version": 0.4}, "quality")
     for _ in range(2):
-        values = "() => Object.fromEntries(app.graph.nodes[0].widgets.filter(w => w.serialize !== false).map(w => [w.name, w.value]))"
+        values = "() => Object.fromEntries(app.graph.nodes[0].widgets.map(w => [w.name, w.value]))"
         found = editor.page.evaluate(values)
         assert {"filename_prefix": "audio/x", "format": "mp3", "quality": "low"}.items() <= found.items()
         editor.load(editor.page.evaluate("() => JSON.parse(JSON.stringify(app.graph.serialize()))"), "again")
-    node["widgets_values"] = ["audio/x", "wav16"]  # of an older version
+    node["widgets_values"] = ["audio/x", "wav16", ""]  # of an older version; the third is the player's
     editor.load({"nodes": [node], "links": [], "version": 0.4}, "older")
     assert {"format": "wav16", "quality": "high"}.items() <= editor.page.evaluate(values).items() and editor.errors == []
 
