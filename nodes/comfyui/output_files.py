@@ -52,10 +52,11 @@ def _digits(part: str, now: time.struct_time) -> str:
     return str(number).zfill(len(part))[-len(part) if part[0] == "y" else 0 :]
 
 
-def _inputs(graph: dict, name: str, key: str) -> list[str]:
+def _inputs(graph: dict, name: str, widget: str) -> list[str]:
     """The values of an input of the nodes with this title or type."""
-    named = [node for node in graph.values() if name and name in (node.get("_meta", {}).get("title"), node.get("class_type"))]
-    found = [node.get("inputs", {}).get(key) for node in named]
+    titles = {key: node["_meta"].get("title") for key, node in graph.items() if isinstance(node.get("_meta"), dict)}
+    named = [node for key, node in graph.items() if name and name in (titles.get(key), node.get("class_type"))]
+    found = [node.get("inputs", {}).get(widget) for node in named]
     return [_safe(str(one)) for one in found if isinstance(one, (str, int, float))]
 
 

@@ -127,7 +127,10 @@ def test_a_clip_of_a_decoded_list_finds_its_record(sa3, output):
 def test_placeholders(sa3, prefix, name):
     module = importlib.import_module("sa3_pack.nodes.comfyui.output_files")
     inputs = {"seed": 3, "cfg": 1.5, "model": ["1", 0], "sampler": "../../euler"}
-    graph = {"1": {"class_type": "SA3_Sampler", "_meta": {"title": "My Sampler"}, "inputs": inputs}}
+    graph = {
+        "1": {"class_type": "SA3_Sampler", "_meta": {"title": "My Sampler"}, "inputs": inputs},
+        "2": {"class_type": "A", "_meta": None},
+    }
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module.time, "localtime", lambda: module.time.struct_time((2026, 3, 4, 5, 6, 7, 0, 0, 0)))
         expanded, unknown = module.expand(prefix, None, graph)
