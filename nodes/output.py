@@ -36,8 +36,8 @@ class SaveAudio(io.ComfyNode):
                 io.String.Input("run_info", optional=True, force_input=True, tooltip=record),
                 io.String.Input("filename_prefix", default="audio/sa3", tooltip=prefix),
                 io.Combo.Input("format", options=list(audio_files.FORMATS), default="flac", tooltip=kind),
-                io.Custom("AUDIO_UI").Input("audioUI", optional=True),
                 io.Combo.Input("quality", options=list(QUALITIES), default="high", optional=True, tooltip=quality),
+                io.Custom("AUDIO_UI").Input("audioUI", optional=True),  # last: the editor does not restore the widgets after it
             ],
             outputs=[io.Audio.Output("AUDIO")],
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo, io.Hidden.unique_id],

@@ -185,7 +185,7 @@ def test_unused_seeds_are_fixed_in_new_nodes_only(editor: Editor):
 
 
 def test_the_quality_of_a_saved_graph_stays(editor: Editor):
-    node = {"id": 1, "type": "SA3_SaveAudio", "pos": [0, 0], "size": [280, 200], "widgets_values": ["audio/x", "mp3", "", "low"]}
+    node = {"id": 1, "type": "SA3_SaveAudio", "pos": [0, 0], "size": [280, 200], "widgets_values": ["audio/x", "mp3", "low"]}
     editor.load({"nodes": [node], "links": [], "version": 0.4}, "quality")
     for _ in range(2):
         values = "() => Object.fromEntries(app.graph.nodes[0].widgets.map(w => [w.name, w.value]))"
