@@ -154,6 +154,8 @@ def test_an_item_gives_its_seed_and_its_file(comfy: Server, editor: Editor):
     assert page.evaluate("() => navigator.clipboard.readText()") == number
     page.wait_for_function("n => document.querySelectorAll('.sa3-batch-seed')[2].textContent === `seed ${n}`", arg=number)
 
+    if screenshots := os.environ.get("SA3_SCREENSHOTS"):
+        page.screenshot(path=f"{screenshots}/preview_batch_{'nodes2' if editor.nodes2 else 'litegraph'}.png")
     page.locator(".sa3-batch-use").nth(2).click()  # a new Load Audio
     page.wait_for_function(f"() => ({LOADERS})().length === 1", timeout=30_000)
     (name,) = page.evaluate(LOADERS)
@@ -170,9 +172,6 @@ def test_an_item_gives_its_seed_and_its_file(comfy: Server, editor: Editor):
     )
     page.wait_for_function(f"() => ({LOADERS})().some(name => name.startsWith('sa3_item_2'))", timeout=30_000)
     assert len(page.evaluate(LOADERS)) == 2 and editor.errors == []
-    if screenshots := os.environ.get("SA3_SCREENSHOTS"):
-        editor.fit()
-        page.screenshot(path=f"{screenshots}/preview_batch_{'nodes2' if editor.nodes2 else 'litegraph'}.png")
 
 
 def test_unused_seeds_are_fixed_in_new_nodes_only(editor: Editor):
