@@ -131,6 +131,44 @@ def test_a_reload_brings_the_choice_and_the_items_back(editor: Editor):
     assert editor.errors == []
 
 
+def drop(editor: Editor, name: str, content: bytes, kind: str = "audio/wav") -> None:
+    editor.page.evaluate(DROP, [name, kind, base64.b64encode(content).decode()])
+
+
+def chunk(name: bytes, content: bytes) -> bytes:
+    return name + struct.pack("<I", len(content)) + content + b"\0" * (len(content) % 2)
+
+
+def riff(*chunks: bytes) -> bytes:
+    sound = chunk(b"fmt ", struct.pack("<HHIIHH", 1, 1, 8000, 16000, 2, 16)) + chunk(b"data", bytes(1600))
+    body = b"WAVE" + sound + b"".join(chunks)
+    return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
+TYPES = "() => window.app.graph.nodes.map(node => node.type).sort().join()"
+
+
+def types(editor: Editor) -> str:
+    return editor.page.evaluate(TYPES)
+
+
+def wait_for_types(editor: Editor, wanted: str) -> None:
+    editor.page.wait_for_function(f"wanted => ({TYPES})() === wanted", arg=wanted, timeout=60_000)
+
+
+SMALL = {"nodes": [{"id": 1, "type": "SA3_EmptyLatent", "pos": [0, 0], "size": [280, 140], "widgets_values": [3.0, 1, 6.0, ""]}],
+         "links": [], "version": 0.4}  # fmt: skip
+PROMPT = {"1": {"class_type": "SA3_ModelLoader", "inputs": {"model": "demo"}}}
+
+
+def test_a_saved_wav_opens_its_graph(comfy: Server, editor: Editor):
+    graph = types(editor)
+    editor.load(SMALL, "small")
+    drop(editor, "kept.wav", kept_files(comfy)[-1].read_bytes())
+    wait_for_types(editor, graph)
+    assert editor.page.evaluate(KEEP) in ("3", "1, 3-4") and editor.errors == []
+
+
 LOADERS = "() => app.graph.nodes.filter(node => node.type === 'LoadAudio').map(node => node.widgets[0].value)"
 DRAG = """index => {
   const transfer = new DataTransfer(), { canvas } = window.app.canvas
@@ -196,36 +234,6 @@ def test_the_quality_of_a_saved_graph_stays(editor: Editor):
     assert {"format": "wav16", "quality": "high"}.items() <= editor.page.evaluate(values).items() and editor.errors == []
 
 
-def drop(editor: Editor, name: str, content: bytes, kind: str = "audio/wav") -> None:
-    editor.page.evaluate(DROP, [name, kind, base64.b64encode(content).decode()])
-
-
-def chunk(name: bytes, content: bytes) -> bytes:
-    return name + struct.pack("<I", len(content)) + content + b"\0" * (len(content) % 2)
-
-
-def riff(*chunks: bytes) -> bytes:
-    sound = chunk(b"fmt ", struct.pack("<HHIIHH", 1, 1, 8000, 16000, 2, 16)) + chunk(b"data", bytes(1600))
-    body = b"WAVE" + sound + b"".join(chunks)
-    return b"RIFF" + struct.pack("<I", len(body)) + body
-
-
-TYPES = "() => window.app.graph.nodes.map(node => node.type).sort().join()"
-
-
-def types(editor: Editor) -> str:
-    return editor.page.evaluate(TYPES)
-
-
-def wait_for_types(editor: Editor, wanted: str) -> None:
-    editor.page.wait_for_function(f"wanted => ({TYPES})() === wanted", arg=wanted, timeout=60_000)
-
-
-SMALL = {"nodes": [{"id": 1, "type": "SA3_EmptyLatent", "pos": [0, 0], "size": [280, 140], "widgets_values": [3.0, 1, 6.0, ""]}],
-         "links": [], "version": 0.4}  # fmt: skip
-PROMPT = {"1": {"class_type": "SA3_ModelLoader", "inputs": {"model": "demo"}}}
-
-
 @pytest.mark.parametrize("kind", ["mp3", "opus", "m4a"])
 def test_a_saved_lossy_file_opens_its_graph(tmp_path: Path, editor: Editor, kind: str):
     audio_files.write(tmp_path / "a", torch.zeros(2, 500), 44100, kind, {"prompt": "{}", "workflow": json.dumps(SMALL)})
@@ -233,14 +241,6 @@ def test_a_saved_lossy_file_opens_its_graph(tmp_path: Path, editor: Editor, kind
     drop(editor, f"kept.{kind}", (tmp_path / "a").read_bytes(), {"mp3": "audio/mpeg", "opus": "audio/ogg", "m4a": "audio/x-m4a"}[kind])
     wait_for_types(editor, "SA3_EmptyLatent")
     assert editor.errors == []
-
-
-def test_a_saved_wav_opens_its_graph(comfy: Server, editor: Editor):
-    graph = types(editor)
-    editor.load(SMALL, "small")
-    drop(editor, "kept.wav", kept_files(comfy)[-1].read_bytes())
-    wait_for_types(editor, graph)
-    assert editor.page.evaluate(KEEP) in ("3", "1, 3-4") and editor.errors == []
 
 
 @pytest.mark.parametrize(
