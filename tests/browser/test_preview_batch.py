@@ -193,7 +193,9 @@ def test_an_item_gives_its_seed_and_its_file(comfy: Server, editor: Editor):
     page.wait_for_function("n => document.querySelectorAll('.sa3-batch-seed')[2].textContent === `seed ${n}`", arg=number)
 
     if screenshots := os.environ.get("SA3_SCREENSHOTS"):
-        page.screenshot(path=f"{screenshots}/preview_batch_{'nodes2' if editor.nodes2 else 'litegraph'}.png")
+        page.locator(".sa3-batch").screenshot(path=f"{screenshots}/preview_batch_{'nodes2' if editor.nodes2 else 'litegraph'}.png")
+    right = "one => one.getBoundingClientRect().right"
+    assert page.locator(".sa3-batch-tools").first.evaluate(right) <= page.locator(".sa3-batch-row").first.evaluate(right)  # not cut
     page.locator(".sa3-batch-use").nth(2).click()  # a new Load Audio
     page.wait_for_function(f"() => ({LOADERS})().length === 1", timeout=30_000)
     (name,) = page.evaluate(LOADERS)

@@ -149,13 +149,15 @@ async function feedback(button, promise, text, title) {
 
 function facts(item, texts, buttons) {
   const line = make("div", "sa3-batch-facts")
+  const levels = make("div", "sa3-batch-levels")
+  const tools = make("div", "sa3-batch-tools")
   const verdict = make("b", "", texts.verdicts[item.verdict] ?? item.verdict)
   verdict.dataset.verdict = item.verdict
   const values = [`${item.seconds.toFixed(3)} s`, level(item.integrated, "LUFS"), `RMS ${level(item.rms, "dB")}`, `peak ${level(item.true_peak, "dBTP")}`]
-  line.append(verdict, ...values.map(text => make("span", "", text)))
-  const tools = make("div", "sa3-batch-tools")
+  levels.append(verdict, ...values.map(text => make("span", "", text)))
+  levels.title = values.join("  ") // a narrow node cuts the line
   tools.append(...buttons)
-  line.append(tools)
+  line.append(levels, tools)
   return line
 }
 
