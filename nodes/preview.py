@@ -1,11 +1,13 @@
 """Nodes that show audio: choose from a batch, draw images, measure levels."""
 
+import json
+
 import torch
 
 from ..sa3_core.audio import loudness, spectrogram
 from ..sa3_core.audio.checks import parse_items, review
 from ..sa3_core.errors import SA3Error
-from ..sa3_core.run_record import item_seeds
+from ..sa3_core.run_record import item_records
 from .comfyui import preview
 from .comfyui.audio import as_audio, open_audio, read_audio
 from .comfyui.progress import warn
@@ -35,7 +37,12 @@ class PreviewBatch(io.ComfyNode):
                 io.Audio.Input("original", optional=True, tooltip=original),
                 io.String.Input("keep", default="all", tooltip=keep),
             ],
-            outputs=[io.Audio.Output("AUDIO", is_output_list=True), io.String.Output("REPORT"), io.Image.Output("PICTURES")],
+            outputs=[
+                io.Audio.Output("AUDIO", is_output_list=True),
+                io.String.Output("REPORT"),
+                io.Image.Output("PICTURES"),
+                io.String.Output("kept_info", display_name="run_info", is_output_list=True),
+            ],
             hidden=[io.Hidden.unique_id],
             is_input_list=True,
             is_output_node=True,
@@ -45,21 +52,25 @@ class PreviewBatch(io.ComfyNode):
     def execute(cls, audio, keep, run_info=None, original=None) -> io.NodeOutput:
         clips = split_items("The AUDIO", audio)
         kept = parse_items(keep[0], len(clips))
-        seeds = item_seeds(run_info or [], len(clips))
+        records = item_records(run_info or [])
+        records = records if len(records) == len(clips) else []
         originals = one_per_item(split_items("The original", original or []), len(clips))
         shown, report, images = [], [], []
         for i, (clip, rate, _) in enumerate(clips):
-            item = review(clip, rate, seeds[i])
+            item = review(clip, rate, records[i]["seed"] if records else None)
             entry = {"picture": preview.image_file(clip, rate), "audio": preview.audio_file(clip, rate), **item.record()}
             if originals:
                 entry["original"] = preview.audio_file(*originals[i][:2])
             shown.append(entry)
             report.append(f"{i + 1}{' (kept)' if i in kept else ''}: {item}")
             images.append(spectrogram.draw(clip.nan_to_num(0, 0, 0), rate).cpu())
+        audios = join_items([clips[i] for i in kept])
+        infos = join_records([records[i] for i in kept], len(audios)) if records else ["\n".join(run_info or [])] * len(audios)
         return io.NodeOutput(
-            join_items([clips[i] for i in kept]) or [preview.BLOCKER],
+            audios or [preview.BLOCKER],
             "\n".join(report),
             torch.stack(images),
+            infos or [preview.BLOCKER],
             ui={ITEMS: shown, "audio": [entry["audio"] for entry in shown]},
         )
 
@@ -93,6 +104,11 @@ def join_items(items: list[tuple]) -> list[dict]:
     if all(audio is first for *_, audio in items) and len(items) == first["waveform"].shape[0]:
         return [first]
     return [{**first, "waveform": torch.stack([clip for clip, *_ in items])}]
+
+
+def join_records(records: list[dict], audios: int) -> list[str]:
+    """The run_info of each AUDIO of `join_items`: one record, or a list of them for a batch."""
+    return [json.dumps(one) for one in (records if audios > 1 or len(records) == 1 else [records])][:audios]
 
 
 class AudioImage(io.ComfyNode):

@@ -9,6 +9,7 @@ from ..sa3_core.sampling.guidance import Guidance as GuidanceSettings
 from ..sa3_core.sampling.samplers import SAMPLERS
 from .comfyui import model as host_model
 from .comfyui import sampling as host
+from .comfyui.clip import prompts_of
 from .comfyui.latent import SAMPLES_PER_FRAME, duration_warnings, read_latent, schedule_lengths, with_duration, with_items
 from .comfyui.live_preview import attached_autoencoder, live_preview
 from .comfyui.progress import warn
@@ -146,7 +147,9 @@ class Sampler(io.ComfyNode):
         if new := [sentence for sentence in dict.fromkeys(later) if sentence not in warnings]:
             warnings += new
             warn(*warnings)
-        record = run_record.record(inner.sa3_name, plan, settings, warnings, stages=watch.stages, **host_model.record_fields(model))
+        record = run_record.record(
+            inner.sa3_name, plan, settings, warnings, prompts=prompts_of(positive), stages=watch.stages, **host_model.record_fields(model)
+        )
         sampled = {**latent, "samples": samples, "type": "audio", SAMPLES_PER_FRAME: config.same.samples_per_frame}
         return io.NodeOutput(with_items(sampled, source.lengths.seconds, source.indices), json.dumps(record))
 

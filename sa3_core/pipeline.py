@@ -304,8 +304,8 @@ class Model:
         for warning in warnings:
             log.warning(warning)
         record = run_record.record(
-            self.name, plan, guidance, warnings, loaded=self.loaded, loras=self.loras.record(), stages=watch.stages, cfg=guidance.cfg
-        )
+            self.name, plan, guidance, warnings, prompts=prompts, loaded=self.loaded, loras=self.loras.record(),
+            stages=watch.stages, cfg=guidance.cfg)  # fmt: skip
         self.loaded = {**self.loaded, "cache_hit": True}
         return Result(audio, latents if return_latents else None, lengths.seconds, self.config.sample_rate, record)
 

@@ -12,6 +12,8 @@ from ...sa3_core.config import ModelConfig
 from ...sa3_core.errors import SA3Error
 from .progress import warn
 
+ITEM = "sa3_item"  # key of an AUDIO with one clip of a batch: its index there
+
 
 def open_audio(name: str, audio) -> tuple[Tensor, int]:
     """Waveform (B, C, N) and sample rate of an AUDIO, also of one that other packs read at its first use; the samples are not checked.

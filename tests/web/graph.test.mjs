@@ -3,7 +3,7 @@
 import assert from "node:assert/strict"
 import { test } from "node:test"
 import { fileUrl, findSource, resultOf } from "../../web/waveform/source.js"
-import { graphOf, isWav } from "../../web/wav/graph.js"
+import { graphOf, isRead } from "../../web/audio_files/graph.js"
 
 const bytes = value => (typeof value === "string" ? new TextEncoder().encode(value) : value)
 const join = parts => Uint8Array.from(parts.flatMap(part => [...bytes(part)]))
@@ -59,10 +59,27 @@ test("a damaged chunk of ours is an error", async () => {
   await assert.rejects(read(join(["RIFF", u32(0xffffffff), "WAVEsa3 ", u32(0x01ffffff), "{"])), SyntaxError)
 })
 
-test("WAV files by type or name", () => {
-  for (const file of [{ type: "audio/x-wav" }, { name: "a.WAV" }, { name: "b.wave", type: "" }]) assert.ok(isWav(file))
-  for (const file of [undefined, {}, { name: "a.wav.png" }, { name: "a.flac", type: "audio/flac" }]) assert.ok(!isWav(file))
+test("files that are read here, by type or name", () => {
+  for (const file of [{ type: "audio/x-wav" }, { name: "a.WAV" }, { name: "b.wave", type: "" }, { name: "c.opus" }, { name: "d.M4A" }]) {
+    assert.ok(isRead(file))
+  }
+  for (const file of [undefined, {}, { name: "a.wav.png" }, { name: "a.flac", type: "audio/flac" }]) assert.ok(!isRead(file))
 })
+
+const DAMAGED_TAGS = {
+  "an ID3 tag beyond the file": join(["ID3", [4, 0, 0, 127, 127, 127, 127], "TXXX", [0, 0, 127, 127]]),
+  "an ID3 frame without a text": join(["ID3", [4, 0, 0, 0, 0, 0, 12], "TXXX", [0, 0, 0, 2, 0, 0, 3, 65]]),
+  "an Ogg page without an end": join(["OggS", new Uint8Array(22), [255], new Uint8Array(255).fill(255)]),
+  "Ogg comments beyond the packet": join([
+    ...["OggS", new Uint8Array(22), [0], "OggS", new Uint8Array(22), [1, 20], "OpusTags", u32(0xffffffff), new Uint8Array(8)],
+  ]),
+  "an MP4 of boxes without a size": join([[0, 0, 0, 0], "ftyp", new Uint8Array(8000)]),
+  "an MP4 box beyond the file": join([[0, 0, 0, 8], "ftyp", [255, 255, 255, 255], "moov", [0, 0, 0, 99], "udta"]),
+}
+
+for (const [name, content] of Object.entries(DAMAGED_TAGS)) {
+  test(`no graph in ${name}`, async () => assert.equal(await read(content), null))
+}
 
 /** A graph of litegraph's form: nodes by id with their inputs as {name: origin id}; outputs are slot 0. */
 function graphWith(nodes) {

@@ -1,5 +1,6 @@
 """The modules of web/ that need no page, by `node --test`."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -26,3 +27,22 @@ def test_node(file: Path):
     run = subprocess.run([NODE, "--test", str(file)], capture_output=True, encoding="utf-8", timeout=300)
     assert run.returncode == 0, run.stdout + run.stderr
     assert re.search(r"^(# |ℹ )pass [1-9]", run.stdout, re.MULTILINE), f"no test ran:\n{run.stdout}"
+
+
+READ = """import { readFileSync } from "node:fs"
+import { graphOf } from "%s"
+console.log(JSON.stringify(await graphOf(new Blob([readFileSync("%s")]))))"""
+
+
+@pytest.mark.skipif(version() < OLDEST, reason=f"no Node.js {OLDEST} or newer on this machine (node --version)")
+@pytest.mark.parametrize("kind", ["wav16", "mp3", "opus", "m4a"])
+def test_a_saved_file_holds_its_graph(tmp_path: Path, kind: str):
+    """Short audio with a graph of many Ogg pages, as the page reads it."""
+    torch, audio_files = pytest.importorskip("torch"), pytest.importorskip("sa3_core.audio.files")
+    workflow = {"nodes": [{"id": 1, "title": "é}=\n" * 30_000}]}
+    path = tmp_path / "a"
+    audio_files.write(path, torch.zeros(2, 600), 48000, kind, {"prompt": "{}", "workflow": json.dumps(workflow), "sa3": "{}"})
+    script = tmp_path / "read.mjs"
+    script.write_text(READ % ((FOLDER.parents[1] / "web" / "audio_files" / "graph.js").as_uri(), path), encoding="utf-8")
+    run = subprocess.run([NODE, str(script)], capture_output=True, encoding="utf-8", timeout=300)
+    assert run.returncode == 0 and json.loads(run.stdout) == {"workflow": workflow}, run.stdout[:500] + run.stderr
