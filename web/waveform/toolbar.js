@@ -39,7 +39,8 @@ export function build(texts, free, act) {
   end.append((buttons.help = button("help", texts.help, act)))
   bar.append(end)
   const stage = element("div", "sa3w-stage", { tabindex: "0", role: "application", "aria-label": texts.editor })
-  stage.type = "textarea" // the front end's graph undo ignores keys in text areas
+  stage.type = "textarea" // the front end's graph undo ignores keys in text areas, since 1.58 in editable elements
+  Object.defineProperty(stage, "isContentEditable", { value: true })
   const canvases = [0, 1].map(() => element("canvas", "sa3w-canvas", { "aria-hidden": "true" }))
   const message = element("div", "sa3w-message", { role: "status" })
   const keys = element("dl", "sa3w-keys")
