@@ -3,19 +3,18 @@
 import { decodeFile } from "./audio.js"
 
 export class LoopPlayer {
-  /** Plays from `at`, then between `start` and `end`, in seconds. Rejects where the browser cannot; false where stop() came first. */
+  /** Plays from `at`, then between `start` and `end`, in seconds, unless stop() comes first. Rejects where the browser cannot. */
   async play(url, at, start, end) {
     const turn = (this.turn = Symbol("turn"))
     this.context ??= new AudioContext()
     if (this.url !== url) Object.assign(this, { buffer: await decodeFile(url), url })
     await this.context.resume()
-    if (this.turn !== turn) return false
+    if (this.turn !== turn) return
     Object.assign(this, { at, start, end: Math.min(end, this.buffer.duration), source: this.context.createBufferSource() })
     Object.assign(this.source, { buffer: this.buffer, loop: true, loopStart: this.start, loopEnd: this.end })
     this.source.connect(this.context.destination)
     this.source.start(0, at)
     this.began = this.context.currentTime
-    return true
   }
 
   /** Seconds in the file. */

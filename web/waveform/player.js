@@ -24,17 +24,19 @@ export class Player {
    */
   async play({ url, duration }, start, end = Infinity, loop = false) {
     this.stop()
-    this.playing = true
-    this.end = end
+    const turn = (this.turn = Symbol("turn"))
+    Object.assign(this, { playing: true, end })
     try {
-      if (loop) this.looping = await this.round.play(url, start, end < duration ? start : 0, Math.min(end, duration))
+      if (loop) await this.round.play(url, start, end < duration ? start : 0, Math.min(end, duration))
       else await this.playOnce(url, start)
     } catch (error) {
-      const stopped = !this.playing || error.name === "AbortError"
+      if (this.turn !== turn) return
       this.stop()
-      if (!stopped) throw error
+      throw error
     }
-    if (this.playing) this.follow()
+    if (this.turn !== turn) return
+    this.looping = loop
+    this.follow()
   }
 
   async playOnce(url, start) {
@@ -47,7 +49,7 @@ export class Player {
     cancelAnimationFrame(this.frame)
     this.audio.pause()
     this.round.stop()
-    this.looping = false
+    Object.assign(this, { looping: false, turn: null })
     if (!this.playing) return
     this.playing = false
     this.onStop()
