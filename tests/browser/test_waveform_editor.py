@@ -489,11 +489,11 @@ def test_the_recording_is_found_at_the_far_end(inpaint: Waveform):
     }"""
     for what in ("reroute", "latent"):
         inpaint.page.evaluate(change, [INPAINT, what])
-        inpaint.until("(editor.sync(), editor.source.includes('recording.wav')) && editor.clip")
+        inpaint.until("(editor.sync(), editor.sounds.source.includes('recording.wav')) && editor.clip")
     inpaint.page.evaluate(change, [INPAINT, "nothing"])
     inpaint.until("!editor.clip && /connect one/.test(editor.parts.message.textContent)")
     inpaint.page.evaluate(change, [INPAINT, "subgraph"])
-    inpaint.until("editor.source.includes('recording.wav') && editor.clip")
+    inpaint.until("editor.sounds.source.includes('recording.wav') && editor.clip")
 
 
 @pytest.mark.parametrize("side", ["after", "before"])

@@ -152,13 +152,14 @@ test("the result of a run, shown only for the file that it was computed from", (
 test("the second of two editors shows what the first shows, also after a run", () => {
   const shown = { filename: "computed.wav", subfolder: "", type: "temp" }
   const mask = { type: "SA3_InpaintMask", outputs: [{ type: "LATENT" }] }
-  const nodes = { 1: { type: "X" }, 2: { type: "SA3_SAMEEncode", inputs: { audio: 1 } }, 3: { ...mask, inputs: { audio: 1, latent: 2 } } }
+  const nodes = { 0: loader("a.wav"), 1: { type: "X", inputs: { audio: 0 } }, 2: { type: "SA3_SAMEEncode", inputs: { audio: 0 } } }
+  nodes[3] = { ...mask, inputs: { audio: 1, latent: 2 } }
   const graph = graphWith({ ...nodes, 4: { ...mask, inputs: { latent: 3 } }, 9: { ...mask, inputs: { audio: null, latent: 4 } } })
   assert.deepEqual(findSource(editorOf(graph), {}), { files: [], missing: "run" })
   keepResult(graph.getNodeById(3), { sa3_waveform: [shown] })
   assert.deepEqual(findSource(editorOf(graph), {}), { files: [shown], missing: "run" })
   graph.getNodeById(3).mode = 4
-  assert.deepEqual(findSource(editorOf(graph), {}), { files: [], missing: "link" })
+  assert.deepEqual(findSource(editorOf(graph), {}), { files: [FILE], missing: "link" })
 })
 
 test("the result of a run, spliced where there is a splice", () => {

@@ -4,7 +4,7 @@ const SUBGRAPH_INPUT = "-10" // LiteGraph's ids of the input and output node of 
 const SUBGRAPH_OUTPUT = "-20"
 const MUTED = [2, 4] // modes of nodes that do not run: never, bypassed
 const BYPASSED = 4
-const LATENT_OF = ["SA3_SAMEEncode", "SA3_InpaintMask"] // their LATENT output encodes their AUDIO input, or comes from their LATENT input
+const LATENT_OF = ["SA3_SAMEEncode", "SA3_InpaintMask"] // their LATENT output encodes their AUDIO input, without one it comes from LATENT
 
 export function isLinked(node, name) {
   return (node.inputs ?? []).some(input => input.name === name && input.link != null)
@@ -65,8 +65,9 @@ function at(source, slot, find, seen) {
     const id = source.subgraph.outputs?.[slot]?.linkIds?.[0]
     return id == null ? null : origin(source.subgraph, linkOf(source.subgraph, id), () => source, find, seen)
   }
-  const through = name => (isLinked(source, name) ? follow(source, slotOf(source, name), find, seen) : null)
-  if (LATENT_OF.includes(source.type) && source.mode !== BYPASSED) return through("audio") ?? through("latent")
+  if (LATENT_OF.includes(source.type) && source.mode !== BYPASSED) {
+    return follow(source, slotOf(source, isLinked(source, "audio") ? "audio" : "latent"), find, seen)
+  }
   if (source.isVirtualNode || source.type === "Reroute" || source.mode === BYPASSED) return follow(source, passes(source, slot), find, seen)
   return null
 }
