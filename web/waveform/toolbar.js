@@ -36,7 +36,7 @@ export function build(texts, free, act) {
   }
   const inputs = {
     bpm: number(texts.bpm, 20, 400, 0.01, "BPM"),
-    bar: number(texts.bar, 1, 16, 1, "♩ / |"),
+    bar: number(texts.bar, 1, 16, 1, texts.perBar),
     first: number(texts.first, 0, 600, 0.001, "s"),
   }
   const end = element("div", "sa3w-group sa3w-end")
