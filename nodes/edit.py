@@ -40,6 +40,7 @@ class InpaintMask(io.ComfyNode):
             ],
             outputs=[io.Latent.Output("LATENT"), io.String.Output("REGIONS")],
             hidden=SHOWN,
+            has_intermediate_output=True,  # a cached node sends again what its editor shows
         )
 
     @classmethod
@@ -66,6 +67,7 @@ class Continue(io.ComfyNode):
             ],
             outputs=[io.Latent.Output("LATENT"), io.String.Output("REGIONS"), io.Audio.Output("ORIGINAL")],
             hidden=SHOWN,
+            has_intermediate_output=True,  # a cached node sends again what its editor shows
         )
 
     @classmethod

@@ -53,12 +53,13 @@ SHOW_EDITOR = """() => {
   node.widgets.find(widget => widget.name === 'regions').value = '1.5-2.5, 5-7.25'
   const editor = node.widgets.find(widget => widget.name === 'waveform').editor
   editor.settings.beats = true
-  editor.keepSettings()
+  editor.saveSettings()
   editor.select(1)
 }"""
 IS_DRAWN = """() => {
   const { editor } = window.app.graph.nodes.find(node => node.type === 'SA3_InpaintMask').widgets.find(widget => widget.name === 'waveform')
-  return editor.clip && editor.regions.length === 2 && !editor.surface.frame && !editor.tiles.wanted.length && !editor.tiles.job
+  const tiles = editor.sounds.recording?.tiles
+  return tiles && editor.regions.length === 2 && !editor.surface.frame && !tiles.wanted.length && !tiles.job
 }"""
 PLACE = """([scale, x, y]) => {
   const view = window.app.canvas.ds

@@ -36,8 +36,12 @@ CORE_NOISE = (
     "(reading 'id')\n    at onChange",  # front end 1.32.9 applies its settings before it has a graph
 )
 HISTORY = "async () => await (await fetch('/history')).json()"
-SHOWN = """names => [...document.querySelectorAll('audio[src]')].map(audio => audio.src).find(src => names.some(name => src.includes(name)))
-  ?? false"""
+# Since front end 1.58, a player that is off the screen is in its widget, not in the document.
+SHOWN = """names => {
+  const widgets = app.graph.nodes.flatMap(node => node.widgets ?? []).map(widget => widget.element)
+  const players = [...document.querySelectorAll('audio[src]'), ...widgets]
+  return players.map(player => player?.src).find(src => names.some(name => src?.includes(name))) ?? false
+}"""
 
 
 def find_chromium() -> str | None:
