@@ -16,6 +16,7 @@ from .comfyui.extend import ExtendJob
 from .comfyui.latent import encode_clip, mask_regions, read_latent
 from .comfyui.live_preview import live_preview
 from .comfyui.preview import editor_audio
+from .comfyui.progress import show_status, warn
 from .comfyui.sampling import check_inputs
 from .comfyui.schema import io, schema
 from .inputs import chunk_inputs, copies_input, count, guidance_input, negative_input, number, padding_input, preview_input, sampling_inputs
@@ -142,8 +143,11 @@ class Loop(io.ComfyNode):
         middle = length // 2
         rotated = torch.roll(waveform[..., :length], middle, dims=-1)  # the end meets the start at sample `middle`
         original = {"waveform": rotated, "sample_rate": rate, ROLL: middle}
-        encoded = encode_whole(vae, original, padding, chunk_size, overlap, batch_size)
-        return io.NodeOutput(*mask_regions(encoded, [(middle / rate - seam / 2, middle / rate + seam / 2)]), original)
+        marked, regions = mask_regions(
+            encode_whole(vae, original, padding, chunk_size, overlap, batch_size), [(middle / rate - seam / 2, middle / rate + seam / 2)]
+        )
+        show_status(f"{bars} bars at {bpm:g} BPM: a loop of {length / rate:.3f} s ({length} samples), to regenerate: {regions} s")
+        return io.NodeOutput(marked, regions, original)
 
 
 class Splice(io.ComfyNode):
@@ -172,15 +176,18 @@ class Splice(io.ComfyNode):
         before, rate = read_audio("The original", original)
         waveform, generated_rate = read_audio("The generated AUDIO", generated)
         after, seams = splice(before, waveform, parse_regions(regions), rate, generated_rate, crossfade, match_level)
-        difference, report = after - repeated(before, len(after)), str(seams)
+        difference, report, line = after - repeated(before, len(after)), str(seams), seams.summary()
         if isinstance(rotation := original.get(ROLL) if isinstance(original, dict) else None, int):
             after, difference = (torch.roll(clip, -rotation, dims=-1) for clip in (after, difference))
             step, usual = wrap_jump(after)
-            report += f"\nwrap: sample step {step:.4f} (largest inside {usual:.4f})"
+            wrap = f"sample step {step:.4f} (largest inside {usual:.4f})"
+            report, line = f"{report}\nwrap: {wrap}", f"{line}; at the loop point {wrap}"
+        show_status(line)
+        warn(*seams.notes)
         return io.NodeOutput(
             {"waveform": after, "sample_rate": rate},
             {"waveform": difference, "sample_rate": rate},
-            report or "No region is given: nothing was changed.",
+            report,
         )
 
 
