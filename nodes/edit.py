@@ -6,7 +6,7 @@ import torch
 
 from ..sa3_core.audio.waveform import repeated
 from ..sa3_core.errors import SA3Error
-from ..sa3_core.timeline.durations import seconds_of
+from ..sa3_core.timeline.durations import longer, seconds_of
 from ..sa3_core.timeline.regions import parse_regions
 from ..sa3_core.timeline.splicing import splice, wrap_jump
 from .comfyui import model as host_model
@@ -75,14 +75,14 @@ class Continue(io.ComfyNode):
         config = vae.sa3_config
         waveform, rate = read_audio("The AUDIO", audio)
         added = round(seconds * rate)
-        longer = torch.nn.functional.pad(waveform, (added, 0) if side == "before" else (0, added))
-        given, total = waveform.shape[-1] / rate, longer.shape[-1] / rate
+        extended = torch.nn.functional.pad(waveform, (added, 0) if side == "before" else (0, added))
+        given, total = waveform.shape[-1] / rate, extended.shape[-1] / rate
         if config.sample_size is not None and total > config.max_seconds:
             raise SA3Error(
                 f"{given:.1f} s of recording and {seconds:g} s more are {total:.1f} s; this model makes at most {config.max_seconds:.1f} s "
-                "in one run. Add less, or use SA3 Extend."
+                f"in one run. {longer(total, config)}"
             )
-        original = {"waveform": longer, "sample_rate": rate}
+        original = {"waveform": extended, "sample_rate": rate}
         latent = encode_whole(vae, original, padding, chunk_size, overlap, batch_size)
         region = (given, total) if side == "after" else (0.0, added / rate)
         return io.NodeOutput(*mask_regions(latent, [region]), original, ui=editor_audio(audio, cls.hidden))

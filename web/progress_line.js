@@ -68,6 +68,7 @@ app.registerExtension({
   },
   nodeCreated(node) {
     if (!node.comfyClass?.startsWith("SA3_")) return
+    if (window.LiteGraph?.vueNodesMode) addLine(node) // older ones render no widget that is added later
     const { onConfigure } = node
     node.onConfigure = function (saved) {
       onConfigure?.call(this, saved)

@@ -75,6 +75,8 @@ def _read(item, value):
         if real and item.min <= value <= item.max and not (whole and value != int(value)):  # NaN is in no range
             return int(value) if whole else float(value)
         expected = f"a {'whole ' * whole}number from {item.min} to {item.max}"
+        if item.id == "seconds" and real and value > item.max:
+            expected += "; for longer audio use SA3_Extend"
     elif isinstance(item, io.Combo.Input):
         if not isinstance(value, str) or (item.id not in FILES and value not in item.options):
             expected = "one of " + ", ".join(map(str, item.options))

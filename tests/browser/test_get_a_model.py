@@ -82,6 +82,7 @@ def test_get_a_model_stop_and_resume(comfy: Server, hub: HeldHub, editor: Editor
     shutil.rmtree(comfy.base_directory / "models" / "checkpoints", ignore_errors=True)
     (comfy.base_directory / "models" / "checkpoints").mkdir()
     hub.requests.clear(), hub.gate.clear(), hub.reached.clear()
+    editor.load({"nodes": [], "links": [], "version": 0.4}, "empty")
     page.evaluate("async graph => { await window.app.loadApiJson(graph, 'get'); await window.app.refreshComboInNodes() }", GRAPH)
     editor.fit()
     wait(editor, LABEL, "Demo sounds only")
@@ -119,5 +120,6 @@ def test_get_a_model_stop_and_resume(comfy: Server, hub: HeldHub, editor: Editor
     assert editor.prompt()["1"]["inputs"] == {**GRAPH["1"]["inputs"], "model": "small-music", "objective": "auto"}
     editor.queue()
     wait(editor, LINE, "small-music, fp32, 1 M parameters")
+    page.get_by_text("small-music, fp32, 1 M parameters").wait_for()
     shot(editor, "after")
     assert all(request.token is None for request in hub.requests) and editor.errors == [] and editor.dialogs() == []
