@@ -34,7 +34,7 @@ class Download(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, model, source, confirm):
-        return folders.download_folder(model).exists()
+        return folders.download_folder(model).exists() or float("nan")  # NaN: never cached
 
     @classmethod
     def execute(cls, model, source, confirm) -> io.NodeOutput:

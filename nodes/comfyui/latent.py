@@ -120,7 +120,9 @@ def read_samples(latent) -> Tensor:
     samples = latent["samples"]
     check_tensor("The LATENT", samples)
     if samples.dim() != 3:
-        raise SA3Error(f"The LATENT has shape {tuple(samples.shape)}, an image or video; connect SA3_EmptyLatent or SA3_SAMEEncode.")
+        raise SA3Error(
+            f"The LATENT has shape {tuple(samples.shape)}, an image or video; expected audio. Connect SA3_EmptyLatent or SA3_SAMEEncode."
+        )
     if 0 in samples.shape:
         raise SA3Error(f"The LATENT has shape {tuple(samples.shape)}, which is empty; connect SA3_EmptyLatent or SA3_SAMEEncode.")
     return samples

@@ -66,7 +66,7 @@ def longer(seconds: float, config: ModelConfig) -> str:
 
 def check_padding(padding: float) -> None:
     if isinstance(padding, bool) or not isinstance(padding, (int, float)) or not 0 <= padding <= 86400:
-        raise SA3Error(f"The padding is {padding} s; expected 0 to 86400 s.")
+        raise SA3Error(f"The padding is {padding} s; expected 0 or more.")
 
 
 def lengths(config: ModelConfig, seconds: Sequence[float], padding: float = PADDING_SECONDS, frames: int | None = None) -> Lengths:

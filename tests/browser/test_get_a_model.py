@@ -82,7 +82,7 @@ def test_get_a_model_stop_and_resume(comfy: Server, hub: HeldHub, editor: Editor
     shutil.rmtree(comfy.base_directory / "models" / "checkpoints", ignore_errors=True)
     (comfy.base_directory / "models" / "checkpoints").mkdir()
     hub.requests.clear(), hub.gate.clear(), hub.reached.clear()
-    editor.load({"nodes": [], "links": [], "version": 0.4}, "empty")
+    editor.load({"nodes": [], "links": [], "last_node_id": 0, "last_link_id": 0, "version": 0.4}, "empty")
     page.evaluate("async graph => { await window.app.loadApiJson(graph, 'get'); await window.app.refreshComboInNodes() }", GRAPH)
     editor.fit()
     wait(editor, LABEL, "Demo sounds only")
