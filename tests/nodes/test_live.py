@@ -261,8 +261,8 @@ STAGES = {  # run until its third report -> its last line
     ),
     "extend": (
         lambda sa3, one: sa3.run("SA3_Extend", model=one.model, vae=one.vae, positive=sa3.prompt(one.clip, "rain"), audio=CLIP, seconds=2.0,
-                                 context=0.5, window=2.0, steps=2),
-        "stopped at window 2 of 2, step 1 of 2; queue again to resume",
+                                 context=0.5, window=2.0, steps=4),
+        "stopped at window 1 of 2, step 3 of 4; queue again to resume",
     ),
 }  # fmt: skip
 
