@@ -60,7 +60,9 @@ def parse_durations(text: str, seconds: float, batch: int) -> list[float]:
         raise SA3Error(f"seconds_per_item has {len(durations)} numbers and batch_size is {batch}; make them equal.")
     for value in durations:
         if not 0 < value <= LONGEST:
-            raise SA3Error(f"{name} has {value:g}; expected durations above 0 and up to {LONGEST:g} seconds.")
+            raise SA3Error(
+                f"{name} has {value:g}; expected durations above 0 and up to {LONGEST:g} seconds. For longer audio use SA3_Extend."
+            )
     return durations
 
 

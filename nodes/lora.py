@@ -10,7 +10,7 @@ from .comfyui import model as host_model
 from .comfyui.lora import add_lora, find_lora, fingerprint, lora_names, stack_of
 from .comfyui.output_files import new_model_file
 from .comfyui.patchers import foreign_patches
-from .comfyui.progress import Progress, warn
+from .comfyui.progress import Progress, show_status, warn
 from .comfyui.schema import io, schema
 from .inputs import noise_level_input, number
 
@@ -68,6 +68,7 @@ class LoRAStack(io.ComfyNode):
         out, stack = add_lora(
             model, lora, strength=strength, interval=(start, end), skip_layers=skip_layers, seconds_strength=seconds, mode=mode, curve=curve
         )
+        show_status(stack.loras[-1].describe())
         warn(*stack.loras[-1].warnings)
         return io.NodeOutput(out, stack.describe())
 

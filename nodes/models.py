@@ -3,15 +3,16 @@
 import torch
 
 from ..sa3_core import run_record
-from ..sa3_core.checkpoints.checkpoint import open_checkpoint
+from ..sa3_core.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from ..sa3_core.checkpoints.detect import OBJECTIVES, TEXT_SUBFOLDER
 from ..sa3_core.checkpoints.tensors import DTYPES
 from ..sa3_core.errors import SA3Error
+from ..sa3_core.pipeline import DEMOS
 from .comfyui import folders
 from .comfyui.acceleration import eager_model, graphs_model
 from .comfyui.clip import load_clip
 from .comfyui.live_preview import attach_autoencoder
-from .comfyui.model import load_model
+from .comfyui.model import SA3Model, load_model
 from .comfyui.progress import LARGE, Progress, show_status, warn
 from .comfyui.schema import io, schema
 from .comfyui.vae import load_vae
@@ -84,10 +85,21 @@ class ModelLoader(io.ComfyNode):
         bar.finish()
         kinds = {"text_encoder_dtype": clip.dtype, "autoencoder_dtype": vae.vae_dtype}
         patcher.model.sa3_loaded = run_record.load_record(opened, patcher.model.get_dtype(), patcher.load_device, watch, **kinds)
+        show_status(loaded_line(opened, patcher.model))
         if dtype == "fp16" and clip.dtype != torch.float16:
             name = str(clip.dtype).removeprefix("torch.")
             warn(f"The text encoder runs in {name}, not fp16: its activations exceed the range of fp16.")
         return io.NodeOutput(patcher, clip, vae)
+
+
+def loaded_line(opened: Checkpoint, inner: SA3Model) -> str:
+    """Name, number format and size of the loaded model; what a demo cannot do, and how to get a model that can."""
+    name = opened.name.replace("_", "-").removeprefix("stable-audio-3-")
+    dtype = {value: key for key, value in DTYPES.items()}.get(inner.get_dtype(), inner.get_dtype())
+    line = f"{name}, {dtype}, {sum(weight.numel() for weight in inner.state_dict().values()) / 1e6:.0f} M parameters"
+    if opened.path not in DEMOS.values():
+        return line
+    return f"{line}: tones, beats and noises only. For music get a model: the button on this node, or SA3 Download."
 
 
 class AutoencoderLoader(io.ComfyNode):

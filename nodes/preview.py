@@ -10,7 +10,7 @@ from ..sa3_core.errors import SA3Error
 from ..sa3_core.run_record import item_records
 from .comfyui import preview
 from .comfyui.audio import as_audio, open_audio, read_audio
-from .comfyui.progress import warn
+from .comfyui.progress import show_status, warn
 from .comfyui.schema import io, schema
 from .inputs import count, number
 
@@ -169,24 +169,33 @@ class Levels(io.ComfyNode):
     @classmethod
     def execute(cls, audio, normalize, target, limit, ceiling) -> io.NodeOutput:
         waveform, rate = read_audio("The AUDIO", audio)
-        clips, report, warnings, changed = [], [], [], False
+        clips, report, warnings, levels, changed = [], [], [], [], False
         for i, clip in enumerate(waveform):
             name = f"{i + 1}: " if len(waveform) > 1 else ""
-            report.append(f"{name}{loudness.measure(clip, rate)}")
+            levels.append(loudness.measure(clip, rate))
+            report.append(f"{name}{levels[i]}")
             out, gain = loudness.normalized(clip, rate, normalize, target)
             out = out if limit == "off" else loudness.limit(out, rate, ceiling)
             clips.append(out)
             if out is not clip:
                 changed = True
-                after = loudness.measure(out, rate)
+                after = levels[i] = loudness.measure(out, rate)
                 report.append(f"{name}after a gain of {gain:+.2f} dB{'' if limit == 'off' else ' and the limiter'}: {after}")
                 if normalize == "loudness" and limit != "off" and target - after.integrated > MISSED:
                     missed = f"{after.integrated:.1f} LUFS, not {target:g}"
                     warnings.append(f"{name}The loudness is {missed}: the limiter turned the peaks down. Lower target or raise ceiling.")
                 if after.peak > 0:
                     warnings.append(f"{name}The peak is now {after.peak:.1f} dBFS; set limit to true peak, or lower target.")
+        show_status(summary(levels) + (" after the changes" if changed else ""))
         warn(*warnings)
         return io.NodeOutput(as_audio(audio, torch.stack(clips) if changed else waveform, rate), "\n".join(report))
+
+
+def summary(levels: list[loudness.Levels]) -> str:
+    """Loudness and highest true peak of the items in one line."""
+    quiet, loud = (f"{end(item.integrated for item in levels):.1f}" for end in (min, max))
+    items = f"{len(levels)} items: " if len(levels) > 1 else ""
+    return f"{items}{quiet if quiet == loud else f'{quiet} to {loud}'} LUFS, true peak {max(item.true_peak for item in levels):.1f} dBTP"
 
 
 NODES = [PreviewBatch, AudioImage, Levels]

@@ -10,7 +10,8 @@ from ..sa3_core.sampling.samplers import SAMPLERS
 from .comfyui import model as host_model
 from .comfyui import sampling as host
 from .comfyui.clip import prompts_of
-from .comfyui.latent import SAMPLES_PER_FRAME, duration_warnings, read_latent, schedule_lengths, with_duration, with_items
+
+from .comfyui.latent import SAMPLES_PER_FRAME, duration_warnings, read_latent, schedule_lengths, source_warnings, with_duration, with_items
 from .comfyui.live_preview import attached_autoencoder, live_preview
 from .comfyui.progress import warn
 from .comfyui.schema import io, schema
@@ -132,12 +133,8 @@ class Sampler(io.ComfyNode):
             *host.run_warnings(model, positive, plan, settings, negative, sigmas),
             *hints.length_warnings(config, plan),
             *duration_warnings(latent, source),
+            *source_warnings(source, plan.noise_level),
         ]
-        if source.samples is None and plan.noise_level < 1:
-            warnings.append(
-                f"The LATENT is empty and the noise level {plan.noise_level:g}: there is no sound to start from, only weaker noise. "
-                "Connect SA3 SAME Encode, or set the noise level to 1."
-            )
         warn(*warnings)
         live = live_preview(preview, attached_autoencoder(model))
         later: list[str] = []

@@ -88,7 +88,7 @@ class ExtendJob:
         resumed = len(finished)
         if finished:
             remark(f"Resumed after window {resumed} of {len(parts)}: an earlier run finished those before.")
-        bar = Progress(1)
+        bar = Progress(1, resumes=True)
         with run_options.read(self.model.model_options).run():
             for i, part in enumerate(parts):
                 if i == len(finished):

@@ -86,7 +86,9 @@ def find_lora(name: str) -> Path:
     """A file of ComfyUI's folder. Raises SA3Error when it does not exist."""
     path = folder_paths.get_full_path(KEY, name)
     if path is None:
-        raise SA3Error(f"The LoRA '{name}' is not in ComfyUI's folder {folder_paths.get_folder_paths(KEY)[0]}.")
+        raise SA3Error(
+            f"The LoRA '{name}' is not in ComfyUI's folder {folder_paths.get_folder_paths(KEY)[0]}; put it there, or choose another."
+        )
     return Path(path)
 
 

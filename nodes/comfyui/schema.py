@@ -4,11 +4,13 @@ import functools
 import inspect
 import numbers
 
+import comfy.model_management
 import numpy
 from comfy_api.latest import ComfyExtension, io
 
 from ...sa3_core.errors import SA3Error
 from .core_models import adopt_model, adopt_vae
+from .progress import show_stop
 
 CATEGORY = "audio/stable audio 3"
 SEED = {"min": 0, "max": 2**64 - 1, "control_after_generate": True}
@@ -30,7 +32,7 @@ def schema(node_id: str, **options) -> io.Schema:
 def checked(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
     """The node; its numbers, texts and choices are checked before it executes, and core's MODEL and VAE become this pack's.
 
-    ComfyUI does not check values of links, nor NaN.
+    ComfyUI does not check values of links, nor NaN. An interrupted node shows where it was stopped.
     """
     execute = node.execute.__func__
     definition_of = functools.cache(node.define_schema)  # its lists of files are of no use here, see FILES
@@ -48,7 +50,11 @@ def checked(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
                 values[item.id] = [_read(item, one) for one in value]
             else:
                 values[item.id] = _read(item, value)
-        return execute(cls, *args, **values)
+        try:
+            return execute(cls, *args, **values)
+        except comfy.model_management.InterruptProcessingException:
+            show_stop()
+            raise
 
     node.execute = classmethod(check_and_execute)
     return node
@@ -69,6 +75,8 @@ def _read(item, value):
         if real and item.min <= value <= item.max and not (whole and value != int(value)):  # NaN is in no range
             return int(value) if whole else float(value)
         expected = f"a {'whole ' * whole}number from {item.min} to {item.max}"
+        if item.id == "seconds" and real and value > item.max:
+            expected += "; for longer audio use SA3_Extend"
     elif isinstance(item, io.Combo.Input):
         if not isinstance(value, str) or (item.id not in FILES and value not in item.options):
             expected = "one of " + ", ".join(map(str, item.options))

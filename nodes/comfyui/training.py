@@ -22,7 +22,7 @@ from .lora import KEY, stack_of
 from .out_of_memory import free_memory, is_out_of_memory
 from .output_files import UNSAFE, new_model_file
 from .preview import to_pil
-from .progress import Progress, check_interrupt, show_status
+from .progress import Progress, check_interrupt
 
 RUNS = "sa3_training"  # sub-folder of ComfyUI's output folder
 SIZE = (400, 120)  # pixels of a sample's spectrogram; the loss curves above it have its width
@@ -63,7 +63,7 @@ class NodeCallbacks(Callbacks):
     """
 
     def __init__(self, steps: int):
-        self.bar = Progress(steps)
+        self.bar = Progress(steps, resumes=True)
         self.stage_bar, self.stage_name = None, ""
         self.curves: Tensor | None = None  # (H, W, 3)
         self.spectrogram: Tensor | None = None  # (H, W, 3)
@@ -72,7 +72,7 @@ class NodeCallbacks(Callbacks):
     def stage(self, done: int, total: int, text: str) -> None:
         name = text.partition(" ")[0]
         if name != self.stage_name:
-            self.stage_bar, self.stage_name = Progress(total), name
+            self.stage_bar, self.stage_name = Progress(total, resumes=True), name
         self.stage_bar(done, total, f"{text} {done} of {total}" if total > 1 else text)
 
     def step(self, step: int, steps: int, loss: float) -> None:
@@ -130,9 +130,6 @@ def train_lora(model, clip, vae, folder: str, name: str, settings: LoRASettings)
         run_folder = Path(folder_paths.get_output_directory()) / RUNS / name
         try:
             result = train(base, data, out, run_folder, settings, callbacks)
-        except comfy.model_management.InterruptProcessingException:
-            show_status("stopped; queue the graph again to resume")
-            raise
         except Exception as error:
             if not is_out_of_memory(error):
                 raise

@@ -27,6 +27,7 @@ from lora_support import write_lora
 import sa3_core
 
 API = ROOT / "workflows" / "api"
+SHOTS = os.environ.get("SA3_SCREENSHOTS")
 LONG = bool(os.environ.get("SA3_LONG"))
 RUN = {"text_to_audio"}  # of the others, what is queued is shown to be the API form, which other tests run
 SHARED = sorted(file for file in (ROOT / "workflows").glob("*.json") if (API / file.name).is_file())
@@ -131,10 +132,14 @@ ON_NODE = """([id, words]) => {
   })
 }"""
 
+STYLE = """words => {
+  const innermost = [...document.querySelectorAll('body *')].filter(one => one.textContent.includes(words)).pop()
+  const { wordBreak, overflow } = getComputedStyle(innermost)
+  return [wordBreak, overflow]
+}"""
+
 
 def test_warnings_stand_on_their_nodes(editor: Editor):
-    if editor.nodes2 and editor.page.evaluate("window.__COMFYUI_FRONTEND_VERSION__").startswith("1.32."):
-        pytest.skip("the second renderer of this front end shows no progress text of any node")
     graph = {node_id: {"class_type": kind, "inputs": inputs} for node_id, (kind, inputs) in LOUD.items()}
     editor.page.evaluate("graph => window.app.loadApiJson(graph, 'loud')", graph)
     editor.queue()
@@ -142,6 +147,21 @@ def test_warnings_stand_on_their_nodes(editor: Editor):
     for node_id, words in ((4, "The prompt is empty"), (6, "The peak is now"), (7, "samples exceed full scale")):
         editor.page.wait_for_function(ON_NODE, arg=[node_id, words], timeout=10_000)
         assert not editor.page.evaluate(ON_NODE, [3, words])
+    style = editor.page.evaluate(STYLE, "The peak is now")
+    assert style == ["normal", "visible"]  # breaks at words, and nothing is hidden
+    if SHOTS:
+        editor.page.screenshot(path=f"{SHOTS}/warnings_{'nodes2' if editor.nodes2 else 'litegraph'}.png")
+
+
+def test_an_interrupted_run_says_where(editor: Editor):
+    graph = {node_id: {"class_type": kind, "inputs": inputs} for node_id, (kind, inputs) in LOUD.items()}
+    graph["4"] = {**graph["4"], "inputs": {**graph["4"]["inputs"], "steps": 1000}}
+    editor.page.evaluate("graph => window.app.loadApiJson(graph, 'long')", graph)
+    editor.fit()
+    editor.page.locator("[data-testid=queue-button]").first.click()
+    editor.page.wait_for_function(ON_NODE, arg=[4, "step "], timeout=60_000)
+    editor.page.evaluate("() => window.comfyAPI.api.api.interrupt(null)")
+    editor.page.wait_for_function(ON_NODE, arg=[4, "stopped at step "], timeout=60_000)
 
 
 @pytest.mark.parametrize("file", SHARED, ids=lambda file: file.stem)

@@ -320,7 +320,7 @@ def test_impossible_requests_are_refused(sa3, load, at_rest):
     vae = load("small").vae
     with sa3.refused("0.500 s", "bars"):
         sa3.run("SA3_Loop", audio=clip(0.5), vae=vae, bars=4)
-    with sa3.refused("SA3 Extend"):
+    with sa3.refused("SA3_Extend"):
         sa3.run("SA3_Continue", audio=clip(1.0), vae=vae, seconds=370.0)
     latent = {"samples": torch.ones(1, 32, 20), "sa3_seconds": [1.0]}
     for regions, word in (("0.5-0.2", "ends before"), ("0.5-9", "outside"), ("", "No region"), ("x", "'x'")):

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from sa3_core.checkpoints.releases import RELEASES, SOURCES, VARIANTS
+
 FOLDER = Path(__file__).parent
 NODE = shutil.which("node")
 OLDEST = 18
@@ -46,3 +48,26 @@ def test_a_saved_file_holds_its_graph(tmp_path: Path, kind: str):
     script.write_text(READ % ((FOLDER.parents[1] / "web" / "audio_files" / "graph.js").as_uri(), path), encoding="utf-8")
     run = subprocess.run([NODE, str(script)], capture_output=True, encoding="utf-8", timeout=300)
     assert run.returncode == 0 and json.loads(run.stdout) == {"workflow": workflow}, run.stdout[:500] + run.stderr
+
+
+@pytest.mark.skipif(version() < OLDEST, reason=f"no Node.js {OLDEST} or newer on this machine (node --version)")
+def test_the_loader_s_dialog_lists_the_releases():
+    module = (FOLDER.parents[1] / "web" / "download" / "releases.js").as_uri()
+    script = f"""
+    import {{ RELEASES, gigabytes, page }} from {json.dumps(module)}
+    const sizes = name => ["official", "mirror"].map(source => gigabytes(name, source))
+    console.log(JSON.stringify(Object.entries(RELEASES).map(([name, one]) => [name, sizes(name), one.gated, page(name), one.seconds])))
+    """
+    run = subprocess.run([NODE, "--input-type=module", "-e", script], capture_output=True, encoding="utf-8", timeout=60, check=True)
+    listed = [
+        [
+            name,
+            [one.size(source) for source in SOURCES],
+            one.gated,
+            f"https://huggingface.co/{one.repository}",
+            380 if "medium" in name else 120,
+        ]
+        for name, one in RELEASES.items()
+        if name in VARIANTS
+    ]
+    assert json.loads(run.stdout) == [[name, pytest.approx(sizes), *rest] for name, sizes, *rest in listed]
