@@ -10,7 +10,6 @@ from ..sa3_core.sampling.samplers import SAMPLERS
 from .comfyui import model as host_model
 from .comfyui import sampling as host
 from .comfyui.clip import prompts_of
-
 from .comfyui.latent import SAMPLES_PER_FRAME, duration_warnings, read_latent, schedule_lengths, source_warnings, with_duration, with_items
 from .comfyui.live_preview import attached_autoencoder, live_preview
 from .comfyui.progress import warn
