@@ -24,6 +24,7 @@ from tools.launcher.server import Server
 FOLDER = ROOT / "subgraphs"
 SUFFIX = " (Stable Audio 3)"
 INPUTS, OUTPUTS = -10, -20  # ids that ComfyUI gives a subgraph's own ends
+LINK = ("id", "origin_id", "origin_slot", "target_id", "target_slot", "type")
 CHUNKS = {"chunk_size": 128, "overlap": 32}
 MODEL, ENCODE, SOURCE, MASK, SAMPLE, DECODE, SPLICE = "1234567"  # node ids, in the order of the graph
 MUSIC = "TrackType: Music, VocalType: Instrumental, Genre: Dub Techno, Instruments: chord stabs, sub bass, 122 BPM"
@@ -78,7 +79,9 @@ TAKES = from_text("Four takes of one prompt as a batch. Connect SA3 Preview Batc
 
 BLUEPRINTS = {
     "Text to Music": from_text("Music from a prompt. seconds sets the length; another seed gives another take.", MUSIC, 30.0),
-    "Sound Effect": from_text("A sound effect from a prompt: the object, what happens to it, and the room.", "TrackType: SFX, A glass breaks on a stone floor", 4.0),
+    "Sound Effect": from_text(
+        "A sound effect from a prompt: the object, what happens to it, and the room.", "TrackType: SFX, A glass breaks on stone", 4.0
+    ),
     "Remix": blueprint(
         "A variation of a recording. strength: 0.1 stays close, 0.6 keeps the shape with another sound, 0.9 keeps little.",
         "The same melody on a music box",
@@ -111,13 +114,18 @@ def blueprint_form(name: str, one: Blueprint, schemas: dict) -> dict:
     NOTES.setdefault(name, one.description)
     form = editor_form(name, one.graph, schemas)
     nodes = {str(each["id"]): each for each in form["nodes"] if each["type"] in schemas and each["type"].startswith("SA3_")}
-    links = [dict(zip(("id", "origin_id", "origin_slot", "target_id", "target_slot", "type"), link, strict=True)) for link in form["links"]]
+    links = [dict(zip(LINK, link, strict=True)) for link in form["links"]]
+    for each in nodes.values():
+        each["inputs"].sort(key=lambda entry: "widget" in entry)  # as the editor orders them
+        if each["type"] == "SA3_SAMEDecode":
+            each["widgets_values"][-1] = "fixed"  # its seed draws nothing
+    for one_link in links:
+        entries = nodes[str(one_link["target_id"])]["inputs"]
+        one_link["target_slot"] = next(i for i, entry in enumerate(entries) if entry["link"] == one_link["id"])
 
     def link(origin: tuple[int, int], target: tuple[int, int], kind: str) -> int:
         number = len(links) + 1
-        links.append(
-            {"id": number, "origin_id": origin[0], "origin_slot": origin[1], "target_id": target[0], "target_slot": target[1], "type": kind}
-        )
+        links.append(dict(zip(LINK, (number, *origin, *target, kind), strict=True)))
         return number
 
     inputs, shown = [], []
