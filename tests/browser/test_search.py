@@ -28,7 +28,6 @@ WORDS = {
     "loop": "Loop (Stable Audio 3)",
     "takes": "Four Takes (Stable Audio 3)",
     "generate music": "SA3_Sampler",
-    "text to audio": "SA3_EmptyLatent",
     "variation": "SA3_Sampler",
     "style transfer": "SA3_SAMEEncode",
     "waveform": "SA3_InpaintMask",
@@ -63,6 +62,7 @@ WORDS = {
     "download": "SA3_Download",
 }
 COMMON = {
+    "text to audio": "SA3_Sampler",
     "generate": "SA3_Sampler",
     "sampler": "SA3_Sampler",
     "denoise": "SA3_Sampler",
@@ -81,8 +81,9 @@ COMMON = {
 }
 SEARCH = """async words => {
   const stores = document.getElementById('vue-app').__vue_app__.config.globalProperties.$pinia._s
-  await stores.get('nodeFrequency').loadNodeFrequencies()  // as the search box does; they rank common nodes first
   const service = stores.get('nodeDef').nodeSearchService
+  service.searchNode('audio')  // creates the store of how common a node is, which ranks
+  await stores.get('nodeFrequency').loadNodeFrequencies()  // as the page does when it is idle
   const named = def => def.name.startsWith('SubgraphBlueprint.') ? def.display_name : def.name
   const found = words.map(word => service.searchNode(word, [], { limit: 64 }).map(named))
   return [Object.fromEntries(words.map((word, i) => [word, found[i]])), service.nodeFuseSearch.keys.includes('search_aliases')]
