@@ -56,6 +56,7 @@ class Continue(io.ComfyNode):
         return schema(
             "SA3_Continue",
             display_name="SA3 Continue",
+            advanced="padding chunk_size overlap",
             description="Adds time before or after a recording and marks it for sampling. Splice the decoded result with ORIGINAL.",
             inputs=[
                 io.Audio.Input("audio", tooltip="The recording to continue."),
@@ -102,6 +103,7 @@ class Loop(io.ComfyNode):
         return schema(
             "SA3_Loop",
             display_name="SA3 Loop",
+            advanced="padding chunk_size overlap",
             description="Cuts a clip to whole bars and marks the seam between its end and its start. Sample, decode, and splice with "
             "ORIGINAL: the result loops without a break.",
             inputs=[
@@ -200,6 +202,7 @@ class Extend(io.ComfyNode):
         return schema(
             "SA3_Extend",
             display_name="SA3 Extend",
+            advanced="window crossfade preview",
             description="Continues a recording past the model's maximum duration in windows; each window sees the end of the audio so far. "
             "An interrupted run keeps its finished windows, and the next run of the same graph resumes after them.",
             inputs=[

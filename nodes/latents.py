@@ -29,6 +29,7 @@ class EmptyLatent(io.ComfyNode):
         return schema(
             "SA3_EmptyLatent",
             display_name="SA3 Empty Latent",
+            advanced="padding",
             description="Creates an empty LATENT of a given duration, for text to audio.",
             inputs=[
                 number("seconds", 30.0, 0.1, LONGEST, 0.1, seconds),
@@ -75,6 +76,7 @@ class SAMEEncode(io.ComfyNode):
         return schema(
             "SA3_SAMEEncode",
             display_name="SA3 SAME Encode",
+            advanced="padding chunk_size overlap more_channels",
             description="Encodes a recording to latents, for audio to audio and inpainting. Mono becomes two equal channels.",
             inputs=[
                 io.Audio.Input("audio", tooltip="The recording, at any sample rate."),
@@ -103,6 +105,7 @@ class SAMEDecode(io.ComfyNode):
         return schema(
             "SA3_SAMEDecode",
             display_name="SA3 SAME Decode",
+            advanced="chunk_size overlap noise seed",
             description="Decodes latents to stereo audio and cuts each item to its duration, exact to the sample. Keeps the level.",
             inputs=[
                 io.Latent.Input("latent", tooltip="Latents of SA3 Sampler or SA3 SAME Encode."),

@@ -41,6 +41,7 @@ class LoRAStack(io.ComfyNode):
         return schema(
             "SA3_LoRAStack",
             display_name="SA3 LoRA Stack",
+            advanced="skip_layers seconds_strength mode",
             description="Adds a LoRA to a Stable Audio 3 MODEL. Chain several nodes to stack LoRAs. Reads files of the official trainer "
             "(all eight types), PEFT folders and ComfyUI's format (also LoHa and LoKr).",
             inputs=[

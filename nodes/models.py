@@ -46,6 +46,7 @@ class ModelLoader(io.ComfyNode):
         return schema(
             "SA3_ModelLoader",
             display_name="SA3 Model Loader",
+            advanced="dtype text_encoder objective",
             description="Loads a Stable Audio 3 model: transformer, text encoder and autoencoder. Reads the official releases, their "
             "16-bit mirrors and single files repackaged for ComfyUI.",
             inputs=[
@@ -114,6 +115,7 @@ class AutoencoderLoader(io.ComfyNode):
         return schema(
             "SA3_AutoencoderLoader",
             display_name="SA3 Autoencoder Loader",
+            advanced="dtype",
             description="Loads the SAME autoencoder alone, for encoding and decoding, from a standalone release or a full model.",
             inputs=[
                 io.Combo.Input("autoencoder", options=names, default=names[0], tooltip=autoencoder),
@@ -149,6 +151,7 @@ class Compile(io.ComfyNode):
         return schema(
             "SA3_Compile",
             display_name="SA3 Compile",
+            advanced="how",
             description="Speeds up the transformer with CUDA graphs on an NVIDIA or AMD GPU. Elsewhere sampling runs eagerly, and the node "
             "shows the reason.",
             inputs=[

@@ -122,6 +122,7 @@ class AudioImage(io.ComfyNode):
         return schema(
             "SA3_AudioImage",
             display_name="SA3 Audio Image",
+            advanced="quiet loud",
             description="Draws the waveform and the spectrogram of a recording as IMAGE, one per item.",
             inputs=[
                 io.Audio.Input("audio", tooltip="Audio to draw, at any sample rate and with any number of channels."),

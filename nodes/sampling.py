@@ -27,6 +27,7 @@ class Schedule(io.ComfyNode):
         return schema(
             "SA3_Schedule",
             display_name="SA3 Schedule",
+            advanced="mode",
             description="Builds the noise levels of a run as SIGMAS, with any of the four schedules of the official tools.",
             inputs=[
                 io.Model.Input("model", optional=True, tooltip="Provides the model's own schedule and number of steps."),
@@ -74,6 +75,7 @@ class Guidance(io.ComfyNode):
         return schema(
             "SA3_Guidance",
             display_name="SA3 Guidance",
+            advanced="norm_threshold",
             description="Settings of guidance beyond its scale, for SA3 Sampler. Without this node: APG 1 at all noise levels.",
             inputs=[
                 number("apg", 1.0, 0.0, 1.0, 0.05, apg),
@@ -98,6 +100,7 @@ class Sampler(io.ComfyNode):
         return schema(
             "SA3_Sampler",
             display_name="SA3 Sampler",
+            advanced="preview",
             description="Samples Stable Audio 3 latents as the official code does: the same schedules, samplers, guidance and padding.",
             inputs=[
                 io.Model.Input("model", tooltip="The MODEL of SA3 Model Loader."),

@@ -2,7 +2,9 @@
 
 import functools
 import inspect
+import json
 import numbers
+from pathlib import Path
 
 import comfy.model_management
 import numpy
@@ -13,6 +15,7 @@ from .core_models import adopt_model, adopt_vae
 from .progress import show_stop
 
 CATEGORY = "audio/stable audio 3"
+SEARCH_WORDS = json.loads((Path(__file__).parents[2] / "web" / "search_words.json").read_text(encoding="utf-8"))
 SEED = {"min": 0, "max": 2**64 - 1, "control_after_generate": True}
 
 FILES = {"autoencoder", "file", "lora", "model", "text_encoder"}  # choices of files: the loaders say which exist
@@ -20,11 +23,16 @@ FILES = {"autoencoder", "file", "lora", "model", "text_encoder"}  # choices of f
 __all__ = ["CATEGORY", "SEED", "ComfyExtension", "checked", "io", "schema"]
 
 
-def schema(node_id: str, **options) -> io.Schema:
-    """An io.Schema in the pack's category. Options that this version of ComfyUI does not know are omitted."""
+def schema(node_id: str, *, advanced: str = "", **options) -> io.Schema:
+    """An io.Schema in the pack's category, found by its search words. Options that this version of ComfyUI does not know are omitted.
+
+    advanced: ids of the inputs that the editor folds away, separated by spaces.
+    """
+    for one in options.get("inputs", ()):
+        one.advanced = True if one.id in advanced.split() else None  # older versions ignore the attribute
     for output in options.get("outputs", ()):
         output.display_name = output.display_name or output.id  # ComfyUI would show the type
-    options = {"category": CATEGORY, "search_aliases": ["stable audio", "sa3"], **options}
+    options = {"category": CATEGORY, "search_aliases": SEARCH_WORDS.get(node_id, []), **options}
     known = inspect.signature(io.Schema).parameters
     return io.Schema(node_id=node_id, **{name: value for name, value in options.items() if name in known})
 
