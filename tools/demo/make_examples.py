@@ -1,0 +1,95 @@
+"""Make assets/examples: a recording, a training folder and two LoRAs for the demo model.
+
+    python tools/demo/make_examples.py [recording] [training] [loras]
+
+Default: all. Everything is synthesised by tools/demo/corpus.py and trained by sa3_core.training; a run takes about four minutes on two cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.append(str(ROOT))
+
+from sa3_core.audio import files
+from sa3_core.config import RATE
+from sa3_core.training.__main__ import main as train
+from tools.demo.corpus import SOUNDS, Random, repeated
+
+OUT = ROOT / "assets" / "examples"
+RECORDING, TRAINING = "sa3_example.wav", "sa3_example_training"
+SECONDS, BEAT = 6.0, 0.5  # three bars of 4/4 at 120 BPM
+CAPTIONS = ("a low tone", "a mid tone", "a high tone", "a low major chord", "a mid major chord", "a mid minor chord")
+FUNDAMENTALS = (110.0, 330.0, 880.0, 130.8, 261.6, 329.6)  # Hz, of the captions
+TREMOLO = 4.0  # Hz
+LORAS = {"sa3_example_tremolo": "tremolo", "sa3_example_high": "high"}
+SETTINGS = ["--kind", "lora", "--rank", "2", "--steps", "600", "--lr", "0.003", "--batch", "4", "--seconds", "2", "--save-every", "0"]
+SETTINGS += ["--preview-every", "0", "--validation", "0", "--include", "to_out", "ff.ff.2"]
+
+
+def sound(name: str, seconds: float, fundamental: float = 0.0, index: int = 0) -> Tensor:
+    """A mono sound of the corpus (N,), peak 1. index: of its random values."""
+    x = SOUNDS[name].synthesise(Random(0, index), round(seconds * RATE), fundamental)
+    return x / x.abs().max()
+
+
+def panned(x: Tensor, position: float) -> Tensor:
+    """Stereo (2, N). position: 0 = left, 1 = right."""
+    angle = position * math.pi / 2
+    return torch.stack((math.cos(angle) * x, math.sin(angle) * x))
+
+
+def recording() -> Tensor:
+    """Kicks on the beat, hats between them, and plucks that move from left to right: (2, N)."""
+    n = round(SECONDS * RATE)
+    out = 0.8 * panned(repeated(sound("kick", 0.4), n, 0.0, BEAT), 0.5)
+    out += 0.25 * panned(repeated(sound("hat", 0.1, index=1), n, BEAT / 2, BEAT), 0.7)
+    for i, pitch in enumerate((220.0, 261.6, 329.6, 261.6)):
+        out += 0.3 * panned(repeated(sound("pluck", 0.5, pitch, 2 + i), n, i * BEAT, 4 * BEAT), i / 3)
+    return 0.8 * out / out.abs().max()
+
+
+def tremolo(x: Tensor) -> Tensor:
+    """x with its level falling to a tenth and back, TREMOLO times a second."""
+    t = torch.arange(len(x)) / RATE
+    return x * (0.55 + 0.45 * torch.cos(2 * math.pi * TREMOLO * t))
+
+
+def write_training(folder: Path, kind: str) -> None:
+    """Six clips of 2 s with captions. tremolo: the captions' sounds with a tremolo. high: tones of 900 Hz whatever the caption."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, (caption, pitch) in enumerate(zip(CAPTIONS, FUNDAMENTALS, strict=True)):
+        noun = caption.split(" ", 2)[2]
+        x = tremolo(sound(noun, 2.0, pitch, i)) if kind == "tremolo" else sound("tone", 2.0, 900.0 + 20 * i, i)
+        files.write(folder / f"{caption.replace(' ', '_')}.flac", 0.6 * torch.stack((x, x)), RATE, "flac16")
+        (folder / f"{caption.replace(' ', '_')}.txt").write_text(f"{caption}\n", encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", metavar="PART", help="recording, training, loras; default: all")
+    parts = parser.parse_args().parts or ["recording", "training", "loras"]
+    OUT.mkdir(exist_ok=True)
+    if "recording" in parts:
+        files.write(OUT / RECORDING, recording(), RATE, "wav16")
+    if "training" in parts:
+        write_training(OUT / TRAINING, "tremolo")
+    if "loras" in parts:
+        for name, kind in LORAS.items():
+            (OUT / f"{name}.safetensors").unlink(missing_ok=True)
+            with tempfile.TemporaryDirectory() as temporary:
+                write_training(Path(temporary) / "data", kind)
+                train(["--data", f"{temporary}/data", "--model", "demo", "--out", f"{OUT / name}.safetensors",
+                       "--run", f"{temporary}/run", *SETTINGS])  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
