@@ -29,9 +29,9 @@ RECORDING, TRAINING = "sa3_example.wav", "sa3_example_training"
 SECONDS, BEAT = 6.0, 0.5  # three bars of 4/4 at 120 BPM
 CAPTIONS = ("a low tone", "a mid tone", "a high tone", "a low major chord", "a mid major chord", "a mid minor chord")
 FUNDAMENTALS = (110.0, 330.0, 880.0, 130.8, 261.6, 329.6)  # Hz, of the captions
-TREMOLO = 4.0  # Hz
-LORAS = {"sa3_example_tremolo": "tremolo", "sa3_example_high": "high"}
-SETTINGS = ["--kind", "lora", "--rank", "2", "--steps", "600", "--lr", "0.003", "--batch", "4", "--seconds", "2", "--save-every", "0"]
+DECAY = 0.25  # seconds to 1/e
+LORAS = {"sa3_example_decay": "decay", "sa3_example_high": "high"}
+SETTINGS = ["--kind", "lora", "--rank", "2", "--steps", "500", "--lr", "0.001", "--batch", "4", "--seconds", "2", "--save-every", "0"]
 SETTINGS += ["--preview-every", "0", "--validation", "0", "--include", "to_out", "ff.ff.2"]
 
 
@@ -57,20 +57,21 @@ def recording() -> Tensor:
     return 0.8 * out / out.abs().max()
 
 
-def tremolo(x: Tensor) -> Tensor:
-    """x with its level falling to a tenth and back, TREMOLO times a second."""
-    t = torch.arange(len(x)) / RATE
-    return x * (0.55 + 0.45 * torch.cos(2 * math.pi * TREMOLO * t))
+def decaying(x: Tensor) -> Tensor:
+    """x with a level that falls from the start, as of a plucked string."""
+    return x * torch.exp(-torch.arange(len(x)) / RATE / DECAY)
 
 
 def write_training(folder: Path, kind: str) -> None:
-    """Six clips of 2 s with captions. tremolo: the captions' sounds with a tremolo. high: tones of 900 Hz whatever the caption."""
+    """Six clips of 2 s with captions. decay: the captions' sounds, fading. high: tones of 900 Hz whatever the caption."""
     folder.mkdir(parents=True, exist_ok=True)
     for i, (caption, pitch) in enumerate(zip(CAPTIONS, FUNDAMENTALS, strict=True)):
         noun = caption.split(" ", 2)[2]
-        x = tremolo(sound(noun, 2.0, pitch, i)) if kind == "tremolo" else sound("tone", 2.0, 900.0 + 20 * i, i)
-        files.write(folder / f"{caption.replace(' ', '_')}.flac", 0.6 * torch.stack((x, x)), RATE, "flac16")
-        (folder / f"{caption.replace(' ', '_')}.txt").write_text(f"{caption}\n", encoding="utf-8")
+        x = decaying(sound(noun, 2.0, pitch, i)) if kind == "decay" else sound("tone", 2.0, 900.0 + 20 * i, i)
+        file = folder / f"{caption.replace(' ', '_')}.flac"
+        file.unlink(missing_ok=True)
+        files.write(file, 0.6 * torch.stack((x, x)), RATE, "flac16")
+        file.with_suffix(".txt").write_text(f"{caption}\n", encoding="utf-8")
 
 
 def main() -> None:
@@ -79,9 +80,10 @@ def main() -> None:
     parts = parser.parse_args().parts or ["recording", "training", "loras"]
     OUT.mkdir(exist_ok=True)
     if "recording" in parts:
+        (OUT / RECORDING).unlink(missing_ok=True)
         files.write(OUT / RECORDING, recording(), RATE, "wav16")
     if "training" in parts:
-        write_training(OUT / TRAINING, "tremolo")
+        write_training(OUT / TRAINING, "decay")
     if "loras" in parts:
         for name, kind in LORAS.items():
             (OUT / f"{name}.safetensors").unlink(missing_ok=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import tempfile
 import uuid
@@ -17,99 +18,110 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT))
 
+from tools.docs.layout import TITLE, Link, Size, lay_out
 from tools.launcher.server import Server
 
+RELEASE = "The demo model runs until a release is installed (README, *Models*). For a release: "
 NOTES = {
+    "text_to_audio": (
+        "**Replace** the prompt and the length.\n\n" + RELEASE + "`TrackType: Music, VocalType: Instrumental, Genre: Dub Techno, "
+        "Instruments: chord stabs, sub bass, 122 BPM`"
+    ),
     "sfx_pack": (
-        "Generate a set of sound effects from a list.\n\n"
-        "One effect per line, one duration per line; each effect is saved as its own file. Choose small-sfx or medium in the loader. "
-        "Another seed gives another set; an effect is the same alone and in the list. Describe the object, what happens to it, and "
-        "the room."
+        "**Replace** the prompts and the lengths, one of each per line.\n\nEach effect becomes a file. " + RELEASE
+        + "`TrackType: SFX, a heavy oak door slams shut in a stone hall, long decay`: the object, what happens to it, the room."
     ),
     "make_four_keep_one": (
-        "Generate four, keep one.\n\n"
-        "Queue once and listen: with keep at none nothing is saved. Tick the ones to keep and queue again: only the preview and the "
-        "nodes after it run, and the ticked ones are saved. The seed below an item generates it again, alone."
+        "**Replace** the prompt and the length.\n\nRun and listen: nothing is saved yet. Tick the ones to keep and run again; only saving "
+        "runs. " + RELEASE + "`TrackType: Music, Genre: Dub Techno, 122 BPM`"
     ),
     "audio_to_audio": (
-        "Restyle a recording.\n\n"
-        "noise_level on the sampler: 0.1 gives a close variation, 0.6 the same shape with another sound, 0.9 only a loose "
-        "resemblance."
+        "**Replace** the recording and the prompt.\n\n`noise_level`: 0.1 is a close variation, 0.6 the same shape with another sound, 0.9 "
+        "a loose resemblance. " + RELEASE + "`the same melody on a music box`"
     ),
     "inpaint": (
-        "Regenerate parts of a recording.\n\n"
-        "Draw regions in the picture, or write them in seconds: 0.5-1, 2.5-3. Everything outside stays bit-identical: the splice "
-        "pastes the recording back at its own sample rate and channels. For audio to audio inside the regions, lower noise_level."
+        "**Replace** the recording, the part and the prompt.\n\nDrag over the part, or write seconds: `0.5-1, 2.5-3`. Everything outside "
+        "stays bit-identical. " + RELEASE + "`TrackType: SFX, a glass breaking`"
     ),
     "inpaint_variations": (
-        "Four variations of an inpainted region.\n\n"
-        "batch_size of the encoder sets how many. Queue once and compare each with the recording: with keep at none nothing is saved. "
-        "Tick the ones to keep and queue again: only the preview and the nodes after it run. Everything outside the regions stays "
-        "bit-identical in all of them."
+        "**Replace** the recording, the part and the prompt.\n\nRun and compare the four: nothing is saved yet. Tick the ones to keep and "
+        "run again. " + RELEASE + "`TrackType: SFX, a glass breaking`"
     ),
     "continue": (
-        "Continue a recording after its end, or before its start (side).\n\n"
-        "The splice keeps the recording bit-identical and reports the step at the join. For more than the model's longest clip use "
-        "SA3 Extend."
+        "**Replace** the recording and the prompt.\n\n`side` adds after the end or before the start. The recording stays bit-identical. "
+        + RELEASE + "describe the recording: `the same groove goes on, 120 BPM`"
     ),
     "loop": (
-        "Whole bars that repeat without a break.\n\n"
-        "Set the tempo and the bars; the seam where the end meets the start is regenerated. The splice rotates the loop back so that "
-        "it starts on the first beat, and reports the step at the wrap."
+        "**Replace** the recording, its tempo and the prompt.\n\nThe seam, where the end meets the start, is regenerated. " + RELEASE
+        + "describe the recording: `a steady drum loop, 120 BPM`"
     ),
     "extend": (
-        "Continue past the model's longest clip, window by window.\n\n"
-        "context: seconds of the existing audio that each window sees. An interrupted run keeps the finished windows; queue again to "
-        "resume."
+        "**Replace** the recording, the prompt and the seconds.\n\n`context`: seconds that each window sees. An interrupted run resumes "
+        "when it is queued again. " + RELEASE + "`an evolving ambient pad`, context 10, seconds 60"
+    ),
+    "lora_blend": (
+        "**Replace** the model, the two LoRAs and the prompt.\n\nThe example LoRAs belong to the demo: one makes sounds high, one makes "
+        "them fade. LoRAs of a release need that release, and its kind of prompt: `Genre: Dub Techno, 122 BPM`"
     ),
     "train_lora": (
-        "Train a LoRA on your own sounds.\n\n"
-        "Put audio with captions (kick.wav, kick.txt) into input/training and choose a -base model in the loader; demo is for trying "
-        "it out. 40 steps are a trial; the official guide suggests 1000. Stop and queue again to resume. The curves: blue is the loss "
-        "of the steps, red of training clips, green of held-out clips; when green rises, use an earlier file. Then choose the file in "
-        "SA3 LoRA Stack, on the post-trained model too."
+        "**Replace** the folder, the name and the model.\n\nThe folder lies in ComfyUI's input folder and holds audio with captions: "
+        "`kick.wav`, `kick.txt`. Choose a -base release and 1000 steps; the 40 steps here are a trial. Stop, and queue again to resume. "
+        "Curves: blue each step, red training clips, green held-out clips; when green rises, use an earlier file."
     ),
     "autoencoder_round_trip": (
-        "Encode and decode a recording.\n\nChoose SAME-S, SAME-L or the demo. The result has the recording's length at 44.1 kHz."
+        "**Replace** the recording, and the autoencoder by SAME-S or SAME-L.\n\nThe result is what a model can hear and say at best. It "
+        "has the recording's length, at 44.1 kHz."
     ),
 }
 # sizes of nodes that show more than their widgets
-ROOMY = {"SA3_PreviewBatch": (460, 470), "SA3_InpaintMask": (480, 460), "SA3_Continue": (480, 520)}
-ROOMY |= {"SA3_TrainLoRA": (420, 910), "PreviewImage": (420, 280)}
+ROOMY = {"SA3_PreviewBatch": (380, 400), "SA3_InpaintMask": (380, 400), "SA3_Continue": (380, 500)}
+ROOMY |= {"SA3_TrainLoRA": (400, 620), "PreviewImage": (380, 280)}
 STEADY = ("make_four_keep_one", "inpaint_variations")  # fixed seed: queueing again with another selection must not sample again
+APP = {  # what App mode shows: widgets by class
+    "LoadAudio": ["audio"], "LoadImage": ["image"], "SA3_PromptHelper": ["genre", "instruments", "mood", "extra"],
+    "SA3_TextEncode": ["text"], "SA3_EmptyLatent": ["seconds"], "SA3_InpaintMask": ["regions"], "SA3_Loop": ["bpm", "bars"],
+    "SA3_Continue": ["seconds"], "SA3_Extend": ["seconds", "seed"], "SA3_TrainLoRA": ["folder", "name", "steps"],
+    "SA3_LoRAStack": ["lora", "strength"], "SA3_Sampler": ["seed"],
+}  # fmt: skip
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
-COLUMN, ROW, GAP = 280, 24, 50
-TALL_ROW = 34  # the second renderer enlarges nodes beyond their saved size
+COLUMN = 290
+LARGE = 8  # nodes of a graph in which the nodes of FOLDED are collapsed
+FOLDED = ("SA3_SAMEDecode",)  # nobody changes their settings
+VIEW = {"scale": 0.8, "offset": [120, 170]}  # the whole graph in a window of 1366 x 768
+PROJECT = dict(re.findall(r'^(name|version) = "(.+)"$', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE))
+CORE = "0.3.75"  # the oldest ComfyUI that runs the graphs
+
+
+def lines(text: str, width: float) -> int:
+    """Lines of a text in a box."""
+    return sum(-(-len(line) // int(width / 7)) or 1 for line in text.split("\n"))
 
 
 def editor_form(name: str, graph: dict, schemas: dict) -> dict:
-    """The editor form of a graph in API form. schemas: object_info."""
-    depth = {key: 0 for key in graph}
-    for _ in graph:
-        for key, node in graph.items():
-            sources = [value[0] for value in node["inputs"].values() if isinstance(value, list)]
-            depth[key] = max([depth[source] + 1 for source in sources], default=0)
-    widths = [COLUMN] * (max(depth.values()) + 1)
-    for key, node in graph.items():
-        widths[depth[key]] = max(widths[depth[key]], ROOMY.get(node["class_type"], (COLUMN,))[0])
-    links, nodes, bottoms = [], [], {}
+    """The editor form of a graph in API form, with the note of that name if there is one. schemas: object_info."""
+    links, nodes, sizes = [], [], {}
     outputs = {key: [[] for _ in schemas[node["class_type"]]["output"]] for key, node in graph.items()}
-    for order, key in enumerate(sorted(graph, key=lambda k: (depth[k], int(k)))):
-        node, schema = graph[key], schemas[graph[key]["class_type"]]
+    if note := NOTES.get(name):
+        sizes["note"] = Size(COLUMN, 90 + 20 * lines(note, COLUMN))
+    for key, node in graph.items():
+        schema = schemas[node["class_type"]]
         inputs, values = [], []
         specs = {n: s for group in ("required", "optional") for n, s in schema["input"].get(group, {}).items()}
+        text = 0  # height of text boxes
         for input_name, spec in specs.items():
             kind = "COMBO" if isinstance(spec[0], list) else spec[0]
             options = spec[1] if len(spec) > 1 else {}
             given = node["inputs"].get(input_name)
             entry = {"name": input_name, "type": kind, "link": None}
-            if kind in WIDGETS:
+            if kind in WIDGETS and not options.get("forceInput"):
                 entry["widget"] = {"name": input_name}
                 values.append(options.get("default", "") if given is None or isinstance(given, list) else given)
                 if options.get("control_after_generate"):
-                    values.append("fixed" if name in STEADY else "randomize")
-                if options.get("audio_upload"):
-                    values.append(None)
+                    values.append("randomize" if node["class_type"] == "SA3_Sampler" and name not in STEADY else "fixed")
+                if options.get("audio_upload") or options.get("image_upload"):
+                    values.append(None if options.get("audio_upload") else "image")
+                if options.get("multiline"):
+                    text += 20 + 18 * max(2, lines(values[-1], COLUMN))
             elif kind == "AUDIO_UI":
                 continue
             if isinstance(given, list):
@@ -117,35 +129,60 @@ def editor_form(name: str, graph: dict, schemas: dict) -> dict:
                 links.append([len(links) + 1, int(given[0]), given[1], int(key), len(inputs), kind])
                 outputs[given[0]][given[1]].append(len(links))
             inputs.append(entry)
-        sockets = sum("widget" not in entry for entry in inputs)
-        lines = sum(3 for spec in specs.values() if len(spec) > 1 and spec[1].get("multiline"))
-        rows = max(sockets, len(schema["output"])) + len(values) + lines
-        size = ROOMY.get(node["class_type"], (COLUMN, ROW * rows + 20))
-        left, top = sum(width + GAP for width in widths[: depth[key]]), bottoms.get(depth[key], 0)
-        bottoms[depth[key]] = top + max(TALL_ROW * rows, size[1]) + 2 * GAP
+        sockets = max(sum("widget" not in entry for entry in inputs), len(schema["output"]))
+        least = 22 * sockets + 22 * len(values) + text + 20
+        width, height = ROOMY.get(node["class_type"], (COLUMN, least + 30 * ("audioUI" in specs)))
+        tall = 22 * sockets + 32 * len(values) + text + 2 * TITLE + 40 * ("audioUI" in specs or "audio" in schema["output"])
+        sizes[key] = Size(width, max(tall, height + TITLE))
+        size = [width, max(height, least)]
+        flags = {"collapsed": True} if node["class_type"] in FOLDED and len(graph) >= LARGE else {}
+        if flags:
+            sizes[key] = Size(160, TITLE)
+        pack = schema["python_module"].startswith("custom_nodes.")
+        kinds = zip(schema["output_name"], schema["output"], outputs[key], strict=True)
         nodes.append(
             {
-                "id": int(key), "type": node["class_type"], "pos": [left, top], "size": list(size),
-                "flags": {}, "order": order, "mode": 0, "inputs": inputs, "outputs": [],
+                "id": int(key), "type": node["class_type"], "pos": [0, 0], "size": size, "flags": flags, "order": 0, "mode": 0,
+                "inputs": inputs, "outputs": [{"name": label, "type": kind, "links": ids} for label, kind, ids in kinds],
                 "title": node.get("_meta", {}).get("title", schema["display_name"]),
-                "properties": {"Node name for S&R": node["class_type"]}, "widgets_values": values,
+                "properties": {
+                    "Node name for S&R": node["class_type"], "cnr_id": PROJECT["name"] if pack else "comfy-core",
+                    "ver": PROJECT["version"] if pack else CORE,
+                },
+                "widgets_values": values,
             }
         )  # fmt: skip
+    sockets = {node["id"]: [i for i, entry in enumerate(node["inputs"]) if "widget" not in entry] for node in nodes}
+    wires = [Link(str(a), out, str(b), sockets[b].index(into) if into in sockets[b] else len(sockets[b])) for _, a, out, b, into, _ in links]
+    boxes = lay_out(sizes, wires, ["note"] if note else [])
     for node in nodes:
-        schema = schemas[node["type"]]
-        kinds = zip(schema["output_name"], schema["output"], outputs[str(node["id"])], strict=True)
-        node["outputs"] = [{"name": label, "type": kind, "links": ids or None} for label, kind, ids in kinds]
-    note_id = max(int(key) for key in graph) + 1
-    nodes.append(
-        {
-            "id": note_id, "type": "Note", "pos": [0, -240], "size": [2 * COLUMN, 180], "flags": {}, "order": len(nodes), "mode": 0,
-            "inputs": [], "outputs": [], "title": "What to try", "properties": {}, "widgets_values": [NOTES[name]], "color": "#432",
-            "bgcolor": "#653",
-        }
-    )  # fmt: skip
+        box = boxes[str(node["id"])]
+        node["pos"] = [box.x, box.y + TITLE]
+        node["outputs"] = [{**output, "links": output["links"] or None} for output in node["outputs"]]
+    nodes.sort(key=lambda node: node["pos"])
+    last = max(int(key) for key in graph)
+    if note:
+        last += 1
+        box = boxes["note"]
+        nodes.append(
+            {
+                "id": last, "type": "MarkdownNote", "pos": [box.x, box.y + TITLE], "size": [box.width, box.height - TITLE], "flags": {},
+                "order": 0, "mode": 0, "inputs": [], "outputs": [], "title": "Start here", "properties": {}, "widgets_values": [note],
+                "color": "#432", "bgcolor": "#653",
+            }
+        )  # fmt: skip
+    for order, node in enumerate(nodes):
+        node["order"] = order
+    shown = [
+        [str(node["id"]), entry["name"]]
+        for kind, names in APP.items() for node in nodes if node["type"] == kind
+        for entry in node["inputs"] if entry["name"] in names and entry["link"] is None
+    ]  # fmt: skip
+    results = [str(node["id"]) for node in nodes if node["type"] in ("SA3_PreviewBatch", "SA3_SaveAudio")]
     return {
-        "id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"sa3/{name}")), "revision": 0, "last_node_id": note_id, "last_link_id": len(links),
-        "nodes": nodes, "links": links, "groups": [], "config": {}, "extra": {}, "version": 0.4,
+        "id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"sa3/{name}")), "revision": 0, "last_node_id": last, "last_link_id": len(links),
+        "nodes": nodes, "links": links, "groups": [], "config": {},
+        "extra": {"ds": VIEW, "linearData": {"inputs": shown, "outputs": results}, "linearMode": False}, "version": 0.4,
     }  # fmt: skip
 
 

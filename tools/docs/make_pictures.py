@@ -50,7 +50,7 @@ SHOW_EDITOR = """() => {
   loader.pos = [0, 0]
   node.pos = [340, 0]
   node.setSize([640, 470])
-  node.widgets.find(widget => widget.name === 'regions').value = '1.5-2.5, 5-7.25'
+  node.widgets.find(widget => widget.name === 'regions').value = '1.5-2.5, 4-5.25'
   const editor = node.widgets.find(widget => widget.name === 'waveform').editor
   editor.settings.beats = true
   editor.keepSettings()
@@ -129,32 +129,10 @@ def waveform(editor: Editor) -> None:
     (ROOT / "docs" / "pictures" / "waveform.png").write_bytes(take(editor))
 
 
-def recording() -> bytes:
-    """Eight seconds of beats, ticks and a swelling chord at 120 BPM: 16-bit stereo at 44.1 kHz."""
-    t = torch.arange(8 * 44100, dtype=torch.float64) / 44100
-    noise = torch.rand(len(t), generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 2 - 1
-    beat, tick = t % 0.5, (t + 0.25) % 0.5
-    sound = 0.6 * torch.exp(-14 * beat) * torch.sin(2 * math.pi * (55 * beat - 2.5 * torch.exp(-30 * beat)))
-    sound += 0.25 * torch.exp(-45 * tick) * noise
-    for i, pitch in enumerate((220.0, 277.2, 329.6, 440.0)):
-        sound += 0.07 * torch.sin(2 * math.pi * pitch * t) * (0.6 + 0.4 * torch.sin(math.pi / 2 * t + i))
-    return (sound.clamp(-1, 1) * 32767).short()[:, None].expand(-1, 2).contiguous().numpy().tobytes()
-
-
 def lay_out(base: Path) -> None:
-    """Create the files that the shared workflows use, and one for SA3 Load Latent."""
+    """Create a file for SA3 Load Latent."""
     (base / "output" / "latents").mkdir(parents=True)
     (base / "output" / "latents" / "sa3_00001_.latent").touch()
-    for graph in (ROOT / "workflows" / "api").glob("*.json"):
-        for node in json.loads(graph.read_text(encoding="utf-8")).values():
-            for name, folder in (("audio", base / "input"), ("lora", base / "models" / "loras")):
-                if isinstance(node["inputs"].get(name), str):
-                    folder.mkdir(parents=True, exist_ok=True)
-                    (folder / node["inputs"][name]).touch()
-    for file in (base / "input").iterdir():
-        with wave.open(str(file), "wb") as out:
-            out.setparams((2, 2, 44100, 0, "NONE", ""))
-            out.writeframes(recording())
 
 
 def main() -> None:
