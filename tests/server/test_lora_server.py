@@ -67,9 +67,8 @@ def test_the_shared_workflow_is_heard_and_leaves_no_trace(comfy: Server, loras: 
 
 
 def test_order_matters_for_dora_only(comfy: Server, loras: Path):
-    a, b, dora = (
-        {"lora": f"{name}.safetensors", "strength": 1.0, "seconds_strength": 0.0} for name in ("sa3_example_high", "sa3_example_decay", "dora")
-    )
+    names = ("sa3_example_high", "sa3_example_decay", "dora")
+    a, b, dora = ({"lora": f"{name}.safetensors", "strength": 1.0, "seconds_strength": 0.0} for name in names)
     plain = samples(comfy, a, b)
     assert difference(samples(comfy, b, a), plain) < 1e-3  # 16-bit files
     assert difference(samples(comfy, a, dora), samples(comfy, dora, a)) > 1e-2

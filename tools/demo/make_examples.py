@@ -2,7 +2,7 @@
 
     python tools/demo/make_examples.py [recording] [training] [loras]
 
-Default: all. Everything is synthesised by tools/demo/corpus.py and trained by sa3_core.training; a run takes about four minutes on two cores.
+Default: all, about three minutes on two cores. tools/demo/corpus.py synthesises the sounds, sa3_core.training trains the LoRAs.
 """
 
 from __future__ import annotations

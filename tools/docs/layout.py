@@ -12,7 +12,7 @@ TITLE = 30  # height of a title bar, above a node's position
 COLUMN_GAP, ROW_GAP = 44, 24
 SLOT = 20  # distance of a node's sockets
 INSET = 4  # by how much a box is smaller for the test whether a link crosses it
-TURNS, ROUNDS = 6, 3000  # of the search
+TURNS, ROUNDS = 6, 6000  # of the search
 TOP, SPREAD, BOTTOM = range(3)  # how the nodes of a column lie in the height of the graph
 
 
@@ -68,10 +68,14 @@ class Columns:
             i = rng.randrange(len(align))
             align[i] = rng.choice((TOP, SPREAD) if fixed and i == 0 else (TOP, SPREAD, BOTTOM))
             return Columns(nodes, align)
-        key = rng.choice([key for column in nodes for key in column if key not in fixed])
-        next(column for column in nodes if key in column).remove(key)
-        column = rng.choice(nodes)
-        column.insert(rng.randint(sum(other in fixed for other in column), len(column)), key)
+        places = [(c, r) for c, column in enumerate(nodes) for r in range(len(fixed) if c == 0 else 0, len(column))]
+        c, r = rng.choice(places)
+        if rng.random() < 0.4:
+            d, s = rng.choice(places)
+            nodes[c][r], nodes[d][s] = nodes[d][s], nodes[c][r]
+        else:
+            key, column = nodes[c].pop(r), rng.randrange(len(nodes))
+            nodes[column].insert(rng.randint(len(fixed) if column == 0 else 0, len(nodes[column])), key)
         return Columns(nodes, align)
 
 
@@ -89,8 +93,8 @@ def crosses(line: tuple[float, float, float, float], box: Box) -> bool:
     if left >= right:
         return False
     slope = (y1 - y0) / (x1 - x0)
-    low, high = sorted((y0 + (left - x0) * slope, y0 + (right - x0) * slope))
-    return high > box.y + INSET and low < box.y + box.height - INSET
+    a, b = y0 + (left - x0) * slope, y0 + (right - x0) * slope
+    return max(a, b) > box.y + INSET and min(a, b) < box.y + box.height - INSET
 
 
 def crossed(links: Sequence[Link], boxes: dict[str, Box]) -> list[tuple[Link, str]]:
@@ -124,12 +128,16 @@ def lay_out(sizes: dict[str, Size], links: Sequence[Link], first: Sequence[str] 
     rng = random.Random(0)
     best, least = None, float("inf")
     others = [key for key in sizes if key not in first]
+    depth = dict.fromkeys(others, 0)
+    for _ in others:
+        for link in links:
+            depth[link.target] = max(depth[link.target], depth[link.source] + 1)
     for turn in range(TURNS):
         count = max(1, min(len(others), 3 + turn % 3))
         columns = Columns([[] for _ in range(count)], [TOP] * count)
         columns.nodes[0] += first
-        for i, key in enumerate(others):
-            columns.nodes[i * count // len(others)].append(key)
+        for key in others:
+            columns.nodes[depth[key] * count // (1 + max(depth.values()))].append(key)
         cost = _cost(columns, sizes, links)
         for i in range(ROUNDS):
             other = columns.changed(rng, first)

@@ -28,7 +28,8 @@ NOTES = {
         "Instruments: chord stabs, sub bass, 122 BPM`"
     ),
     "sfx_pack": (
-        "**Replace** the prompts and the lengths, one of each per line.\n\nEach effect becomes a file. " + RELEASE
+        "**Replace** the prompts and the lengths, one of each per line.\n\nEach effect becomes a file. "
+        + RELEASE
         + "`TrackType: SFX, a heavy oak door slams shut in a stone hall, long decay`: the object, what happens to it, the room."
     ),
     "make_four_keep_one": (
@@ -49,10 +50,12 @@ NOTES = {
     ),
     "continue": (
         "**Replace** the recording and the prompt.\n\n`side` adds after the end or before the start. The recording stays bit-identical. "
-        + RELEASE + "describe the recording: `the same groove goes on, 120 BPM`"
+        + RELEASE
+        + "describe the recording: `the same groove goes on, 120 BPM`"
     ),
     "loop": (
-        "**Replace** the recording, its tempo and the prompt.\n\nThe seam, where the end meets the start, is regenerated. " + RELEASE
+        "**Replace** the recording, its tempo and the prompt.\n\nThe seam, where the end meets the start, is regenerated. "
+        + RELEASE
         + "describe the recording: `a steady drum loop, 120 BPM`"
     ),
     "extend": (
@@ -74,8 +77,8 @@ NOTES = {
     ),
 }
 # sizes of nodes that show more than their widgets
-ROOMY = {"SA3_PreviewBatch": (380, 400), "SA3_InpaintMask": (380, 400), "SA3_Continue": (380, 500)}
-ROOMY |= {"SA3_TrainLoRA": (400, 620), "PreviewImage": (380, 280)}
+ROOMY = {"SA3_PreviewBatch": (400, 400), "SA3_InpaintMask": (380, 390), "SA3_Continue": (380, 490)}
+ROOMY |= {"SA3_TrainLoRA": (380, 620), "PreviewImage": (380, 280)}
 STEADY = ("make_four_keep_one", "inpaint_variations")  # fixed seed: queueing again with another selection must not sample again
 APP = {  # what App mode shows: widgets by class
     "LoadAudio": ["audio"], "LoadImage": ["image"], "SA3_PromptHelper": ["genre", "instruments", "mood", "extra"],
@@ -84,9 +87,10 @@ APP = {  # what App mode shows: widgets by class
     "SA3_LoRAStack": ["lora", "strength"], "SA3_Sampler": ["seed"],
 }  # fmt: skip
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
-COLUMN = 290
+COLUMN = 280
+NARROW = 340  # width of a roomy node in a larger graph
 LARGE = 8  # nodes of a graph in which the nodes of FOLDED are collapsed
-FOLDED = ("SA3_SAMEDecode",)  # nobody changes their settings
+FOLDED = ("SA3_SAMEDecode", "SA3_Splice")  # nobody changes their settings
 VIEW = {"scale": 0.8, "offset": [120, 170]}  # the whole graph in a window of 1366 x 768
 PROJECT = dict(re.findall(r'^(name|version) = "(.+)"$', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE))
 CORE = "0.3.75"  # the oldest ComfyUI that runs the graphs
@@ -134,6 +138,7 @@ def editor_form(name: str, graph: dict, schemas: dict) -> dict:
         width, height = ROOMY.get(node["class_type"], (COLUMN, least + 30 * ("audioUI" in specs)))
         tall = 22 * sockets + 32 * len(values) + text + 2 * TITLE + 40 * ("audioUI" in specs or "audio" in schema["output"])
         sizes[key] = Size(width, max(tall, height + TITLE))
+        width = min(width, NARROW) if len(graph) > LARGE else width
         size = [width, max(height, least)]
         flags = {"collapsed": True} if node["class_type"] in FOLDED and len(graph) >= LARGE else {}
         if flags:
@@ -153,7 +158,10 @@ def editor_form(name: str, graph: dict, schemas: dict) -> dict:
             }
         )  # fmt: skip
     sockets = {node["id"]: [i for i, entry in enumerate(node["inputs"]) if "widget" not in entry] for node in nodes}
-    wires = [Link(str(a), out, str(b), sockets[b].index(into) if into in sockets[b] else len(sockets[b])) for _, a, out, b, into, _ in links]
+    wires = [
+        Link(str(source), output, str(target), sockets[target].index(i) if i in sockets[target] else len(sockets[target]))
+        for _, source, output, target, i, _ in links
+    ]
     boxes = lay_out(sizes, wires, ["note"] if note else [])
     for node in nodes:
         box = boxes[str(node["id"])]

@@ -1,10 +1,10 @@
-"""Take the screenshots of ComfyUI's editor with this pack, in Chromium.
+"""Make the pictures of this pack: screenshots of ComfyUI's editor in Chromium, and thumbnails of the templates.
 
     python tools/docs/make_pictures.py [--comfyui PATH] [--only NAME ...] [readme] [templates] [nodes] [waveform]
 
-readme: a workflow that has run, docs/pictures/*.png. templates: thumbnails of the template browser, workflows/*.jpg. nodes: each node, for
-its help page, web/docs/pictures/*.png. waveform: the waveform editor, docs/pictures/waveform.png. Default: all. Needs playwright,
-Chromium and Pillow.
+readme: a workflow that has run, docs/pictures/*.png. templates: thumbnails of the template browser, drawn from the templates' results,
+workflows/*.jpg. nodes: each node, for its help page, web/docs/pictures/*.png. waveform: the waveform editor, docs/pictures/waveform.png.
+Default: all. Needs playwright, Chromium and Pillow.
 """
 
 from __future__ import annotations
@@ -12,24 +12,37 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import math
 import sys
 import tempfile
-import wave
 from pathlib import Path
 
-import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT))
 
+from sa3_core.audio import files as audio_files
+from sa3_core.audio import spectrogram
 from tools.launcher.editor import Editor
 from tools.launcher.server import Server
 
 WORKFLOWS = ["text_to_audio"]
 KINDS = ("readme", "templates", "nodes", "waveform")
-THUMBNAIL = 800  # width in pixels
+THUMBNAIL, BAND, WORD = (480, 320), 76, 46  # pixels: size, its part for a word, and the word's size
+WORDS = {  # of a thumbnail; seconds to frame; kind of drawing
+    "text_to_audio": ("Text to audio",),
+    "sfx_pack": ("Sound effects", (), "both"),
+    "make_four_keep_one": ("Make 4, keep 1",),
+    "audio_to_audio": ("Restyle", (), "both"),
+    "inpaint": ("Inpaint", ((2.0, 3.0),)),
+    "inpaint_variations": ("4 variations", ((2.0, 3.0),)),
+    "continue": ("Continue", ((6.0, 8.0),)),
+    "loop": ("Loop", (), "waveform"),
+    "extend": ("Extend", ((6.0, 18.0),)),
+    "lora_blend": ("Blend LoRAs",),
+    "train_lora": ("Train a LoRA", (), "both"),
+    "autoencoder_round_trip": ("Autoencoder",),
+}
 COLOURS = 64  # palette of a node's screenshot
 PANELS = ".p-tooltip, .actionbar-container, .side-tool-bar-container, .subgraph-breadcrumb { display: none }"
 MARGIN = 24  # CSS pixels around the graph
@@ -99,13 +112,36 @@ def readme(editor: Editor, names: list[str]) -> None:
         (ROOT / "docs" / "pictures" / f"{name}.png").write_bytes(take(editor))
 
 
-def templates(editor: Editor, names: list[str]) -> None:
-    """Take the thumbnails of workflows."""
+def templates(server: Server, names: list[str]) -> None:
+    """Run workflows and draw their results as thumbnails."""
     for name in names:
-        open_workflow(editor, name)
-        picture = Image.open(io.BytesIO(take(editor))).convert("RGB")
-        picture = picture.resize((THUMBNAIL, round(THUMBNAIL * picture.height / picture.width)), Image.Resampling.LANCZOS)
-        picture.save(ROOT / "workflows" / f"{name}.jpg", quality=80, optimize=True)
+        graph = json.loads((ROOT / "workflows" / "api" / f"{name}.json").read_text(encoding="utf-8"))
+        if missing := {node["class_type"] for node in graph.values()} - server.object_info().keys():
+            print(f"{name}: keeps its thumbnail; this ComfyUI has no {', '.join(missing)}")
+            continue
+        for node in graph.values():
+            if "keep" in node["inputs"]:
+                node["inputs"]["keep"] = "all"
+        files = server.output_files(server.wait(server.queue(graph)))
+        clips = [audio_files.read(file) for file in files if file.suffix in audio_files.READABLE]
+        thumbnail(clips, *WORDS[name]).save(ROOT / "workflows" / f"{name}.jpg", quality=85, optimize=True)
+
+
+def thumbnail(clips: list[tuple], word: str, marks: tuple[tuple[float, float], ...] = (), kind: str = "spectrogram") -> Image.Image:
+    """Clips (waveform, rate) side by side, with a word below them. marks: seconds that are framed."""
+    width, height = THUMBNAIL
+    picture = Image.new("RGB", THUMBNAIL, "#101318")
+    pen, above = ImageDraw.Draw(picture), height - BAND
+    for i, (clip, rate) in enumerate(clips):
+        left, right = (width + 6) * i // len(clips), (width + 6) * (i + 1) // len(clips) - 6
+        drawn = spectrogram.draw(clip, rate, right - left, above, kind, quiet=-80, axes=False)
+        picture.paste(Image.fromarray((drawn * 255).byte().numpy()), (left, 0))
+        for start, end in marks:
+            x0, x1 = (left + (right - left) * rate * t / clip.shape[1] for t in (start, end))
+            pen.rectangle((x0, 2, min(x1, right - 2), above - 3), outline="#7CFFB2", width=5)
+    font = ImageFont.load_default(WORD)
+    pen.text((width / 2, above + BAND / 2), word, fill="white", font=font, anchor="mm")
+    return picture
 
 
 def nodes(editor: Editor, names: list[str]) -> None:
@@ -154,7 +190,7 @@ def main() -> None:
                 readme(editor, WORKFLOWS)
             if "templates" in kinds:
                 names = sorted(file.stem for file in (ROOT / "workflows").glob("*.json"))
-                templates(editor, [name for name in names if name in options.only or not options.only])
+                templates(server, [name for name in names if name in options.only or not options.only])
             if "nodes" in kinds:
                 names = sorted(name for name in server.object_info() if name.startswith("SA3_"))
                 nodes(editor, [name for name in names if name in options.only or not options.only])
