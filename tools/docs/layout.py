@@ -12,7 +12,7 @@ TITLE = 30  # height of a title bar, above a node's position
 COLUMN_GAP, ROW_GAP = 44, 24
 SLOT = 20  # distance of a node's sockets
 INSET = 4  # by how much a box is smaller for the test whether a link crosses it
-TURNS, ROUNDS = 6, 6000  # of the search
+TURNS, ROUNDS = 9, 6000  # of the search
 TOP, SPREAD, BOTTOM = range(3)  # how the nodes of a column lie in the height of the graph
 
 
@@ -116,9 +116,9 @@ def _cost(columns: Columns, sizes: dict[str, Size], links: Sequence[Link]) -> fl
         x0, y0, x1, y1 = ends(link, boxes)
         (c0, r0), (c1, r1) = place[link.source], place[link.target]
         if c0 == c1:
-            cost += 150 if r1 == r0 + 1 else 700
+            cost += 150 if r1 == r0 + 1 else 1000
         elif c0 > c1:
-            cost += 1500
+            cost += 4000
         cost += 0.1 * abs(x1 - x0) + 0.3 * abs(y1 - y0)
     return cost
 
@@ -133,7 +133,7 @@ def lay_out(sizes: dict[str, Size], links: Sequence[Link], first: Sequence[str] 
         for link in links:
             depth[link.target] = max(depth[link.target], depth[link.source] + 1)
     for turn in range(TURNS):
-        count = max(1, min(len(others), 3 + turn % 3))
+        count = max(1, min(len(others), (4, 3, 4, 5)[turn % 4]))
         columns = Columns([[] for _ in range(count)], [TOP] * count)
         columns.nodes[0] += first
         for key in others:

@@ -75,7 +75,20 @@ NOTES = {
         "**Replace** the recording, and the autoencoder by SAME-S or SAME-L.\n\nThe result is what a model can hear and say at best. It "
         "has the recording's length, at 44.1 kHz."
     ),
+    "rewrite_prompt": (
+        "**Replace** the idea.\n\nA language model turns it into a prompt in the form of the training data. Needs ComfyUI 0.33 or later, "
+        "[qwen3.5_2b_bf16](https://huggingface.co/Comfy-Org/Qwen3.5) in models/text_encoders, and a release: the demo does not know its "
+        "words."
+    ),
+    "caption_to_prompt": (
+        "**Replace** the recording.\n\nA language model listens to it, and its description becomes the prompt. For a picture, connect Load "
+        "Image to *image*. Needs ComfyUI 0.33 or later, [gemma4_e4b_it_fp8_scaled](https://huggingface.co/Comfy-Org/gemma-4) in "
+        "models/text_encoders, and a release: the demo does not know its words."
+    ),
 }
+# language models of the templates, which the editor offers to download
+HUB = "https://huggingface.co/Comfy-Org/{}/resolve/main/text_encoders/{}"
+MODELS = {"qwen3.5_2b_bf16.safetensors": "Qwen3.5", "gemma4_e4b_it_fp8_scaled.safetensors": "gemma-4"}
 # sizes of nodes that show more than their widgets
 ROOMY = {"SA3_PreviewBatch": (400, 400), "SA3_InpaintMask": (380, 390), "SA3_Continue": (380, 490)}
 ROOMY |= {"SA3_TrainLoRA": (380, 620), "PreviewImage": (380, 280)}
@@ -86,10 +99,11 @@ APP = {  # what App mode shows: widgets by class
     "SA3_Continue": ["seconds"], "SA3_Extend": ["seconds", "seed"], "SA3_TrainLoRA": ["folder", "name", "steps"],
     "SA3_LoRAStack": ["lora", "strength"], "SA3_Sampler": ["seed"],
 }  # fmt: skip
-WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
+WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "COMFY_DYNAMICCOMBO_V3")  # of the last, only a choice without inputs
 COLUMN = 280
-NARROW = 340  # width of a roomy node in a larger graph
-LARGE = 8  # nodes of a graph in which the nodes of FOLDED are collapsed
+LARGE = 8  # nodes of a graph in which the nodes of FOLDED are collapsed, and the others at most NARROW wide
+NARROW = 340
+PLAYER = 50  # height of an audio player
 FOLDED = ("SA3_SAMEDecode", "SA3_Splice")  # nobody changes their settings
 VIEW = {"scale": 0.8, "offset": [120, 170]}  # the whole graph in a window of 1366 x 768
 PROJECT = dict(re.findall(r'^(name|version) = "(.+)"$', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE))
@@ -103,13 +117,13 @@ def lines(text: str, width: float) -> int:
 
 def editor_form(name: str, graph: dict, schemas: dict) -> dict:
     """The editor form of a graph in API form, with the note of that name if there is one. schemas: object_info."""
-    links, nodes, sizes = [], [], {}
+    links, nodes, sizes, large = [], [], {}, len(graph) >= LARGE
     outputs = {key: [[] for _ in schemas[node["class_type"]]["output"]] for key, node in graph.items()}
     if note := NOTES.get(name):
-        sizes["note"] = Size(COLUMN, 90 + 20 * lines(note, COLUMN))
+        sizes["note"] = Size(COLUMN, 80 + 18 * lines(note, COLUMN))
     for key, node in graph.items():
         schema = schemas[node["class_type"]]
-        inputs, values = [], []
+        inputs, values, player = [], [], 0
         specs = {n: s for group in ("required", "optional") for n, s in schema["input"].get(group, {}).items()}
         text = 0  # height of text boxes
         for input_name, spec in specs.items():
@@ -122,11 +136,13 @@ def editor_form(name: str, graph: dict, schemas: dict) -> dict:
                 values.append(options.get("default", "") if given is None or isinstance(given, list) else given)
                 if options.get("control_after_generate"):
                     values.append("randomize" if node["class_type"] == "SA3_Sampler" and name not in STEADY else "fixed")
-                if options.get("audio_upload") or options.get("image_upload"):
-                    values.append(None if options.get("audio_upload") else "image")
+                if options.get("audio_upload"):
+                    values.append(None)
+                    player = PLAYER
                 if options.get("multiline"):
-                    text += 20 + 18 * max(2, lines(values[-1], COLUMN))
+                    text += 20 + 18 * max(2, 0 if isinstance(given, list) else lines(values[-1], COLUMN))
             elif kind == "AUDIO_UI":
+                player = PLAYER
                 continue
             if isinstance(given, list):
                 entry["link"] = len(links) + 1
@@ -135,24 +151,25 @@ def editor_form(name: str, graph: dict, schemas: dict) -> dict:
             inputs.append(entry)
         sockets = max(sum("widget" not in entry for entry in inputs), len(schema["output"]))
         least = 22 * sockets + 22 * len(values) + text + 20
-        width, height = ROOMY.get(node["class_type"], (COLUMN, least + 30 * ("audioUI" in specs)))
-        tall = 22 * sockets + 32 * len(values) + text + 2 * TITLE + 40 * ("audioUI" in specs or "audio" in schema["output"])
-        sizes[key] = Size(width, max(tall, height + TITLE))
-        width = min(width, NARROW) if len(graph) > LARGE else width
-        size = [width, max(height, least)]
-        flags = {"collapsed": True} if node["class_type"] in FOLDED and len(graph) >= LARGE else {}
-        if flags:
-            sizes[key] = Size(160, TITLE)
+        width, height = ROOMY.get(node["class_type"], (COLUMN, least + player))
+        size = [min(width, NARROW) if large else width, max(height, least)]
+        folded = large and node["class_type"] in FOLDED
+        tall = 22 * sockets + 32 * len(values) + text + player + 2 * TITLE
+        sizes[key] = Size(160, TITLE) if folded else Size(size[0], max(tall, size[1] + TITLE))
         pack = schema["python_module"].startswith("custom_nodes.")
+        offered = [
+            {"name": value, "url": HUB.format(MODELS[value], value), "directory": "text_encoders"} for value in values if value in MODELS
+        ]
         kinds = zip(schema["output_name"], schema["output"], outputs[key], strict=True)
         nodes.append(
             {
-                "id": int(key), "type": node["class_type"], "pos": [0, 0], "size": size, "flags": flags, "order": 0, "mode": 0,
+                "id": int(key), "type": node["class_type"], "pos": [0, 0], "size": size,
+                "flags": {"collapsed": True} if folded else {}, "order": 0, "mode": 0,
                 "inputs": inputs, "outputs": [{"name": label, "type": kind, "links": ids} for label, kind, ids in kinds],
                 "title": node.get("_meta", {}).get("title", schema["display_name"]),
                 "properties": {
                     "Node name for S&R": node["class_type"], "cnr_id": PROJECT["name"] if pack else "comfy-core",
-                    "ver": PROJECT["version"] if pack else CORE,
+                    "ver": PROJECT["version"] if pack else CORE, **({"models": offered} if offered else {}),
                 },
                 "widgets_values": values,
             }
@@ -206,6 +223,9 @@ def main() -> None:
         schemas = server.object_info()
     for name in options.names or NOTES:
         graph = json.loads((ROOT / "workflows" / "api" / f"{name}.json").read_text(encoding="utf-8"))
+        if missing := {node["class_type"] for node in graph.values()} - schemas.keys():
+            print(f"{name}: left as it is; this ComfyUI has no {', '.join(missing)}")
+            continue
         text = json.dumps(editor_form(name, graph, schemas), indent=1)
         (ROOT / "workflows" / f"{name}.json").write_text(text + "\n", encoding="utf-8")
         print(f"workflows/{name}.json")

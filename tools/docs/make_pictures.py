@@ -42,6 +42,8 @@ WORDS = {  # of a thumbnail; seconds to frame; kind of drawing
     "lora_blend": ("Blend LoRAs",),
     "train_lora": ("Train a LoRA", (), "both"),
     "autoencoder_round_trip": ("Autoencoder",),
+    "rewrite_prompt": ("Rewrite a prompt",),
+    "caption_to_prompt": ("Sound to prompt", (), "both"),
 }
 COLOURS = 64  # palette of a node's screenshot
 PANELS = ".p-tooltip, .actionbar-container, .side-tool-bar-container, .subgraph-breadcrumb { display: none }"
@@ -116,12 +118,13 @@ def templates(server: Server, names: list[str]) -> None:
     """Run workflows and draw their results as thumbnails."""
     for name in names:
         graph = json.loads((ROOT / "workflows" / "api" / f"{name}.json").read_text(encoding="utf-8"))
-        if missing := {node["class_type"] for node in graph.values()} - server.object_info().keys():
-            print(f"{name}: keeps its thumbnail; this ComfyUI has no {', '.join(missing)}")
-            continue
-        for node in graph.values():
+        models = [key for key, node in graph.items() if node["class_type"] in ("CLIPLoader", "TextGenerate")]
+        for node in graph.values():  # without a language model, the idea itself is the prompt
+            inputs = node["inputs"].items()
+            node["inputs"] = {key: value for key, value in inputs if not (isinstance(value, list) and value[0] in models)}
             if "keep" in node["inputs"]:
                 node["inputs"]["keep"] = "all"
+        graph = {key: node for key, node in graph.items() if key not in models}
         files = server.output_files(server.wait(server.queue(graph)))
         clips = [audio_files.read(file) for file in files if file.suffix in audio_files.READABLE]
         thumbnail(clips, *WORDS[name]).save(ROOT / "workflows" / f"{name}.jpg", quality=85, optimize=True)
