@@ -24,56 +24,56 @@ from tools.launcher.server import Server
 RELEASE = "The demo model runs until a release is installed (README, *Models*). For a release: "
 NOTES = {
     "text_to_audio": (
-        "**Replace** the prompt and the length.\n\n" + RELEASE + "`TrackType: Music, VocalType: Instrumental, Genre: Dub Techno, "
-        "Instruments: chord stabs, sub bass, 122 BPM`"
+        "**Replace** the prompt and the length.\n\n" + RELEASE + "*TrackType: Music, VocalType: Instrumental, Genre: Dub Techno, "
+        "Instruments: chord stabs, sub bass, 122 BPM*"
     ),
     "sfx_pack": (
         "**Replace** the prompts and the lengths, one of each per line.\n\nEach effect becomes a file. "
         + RELEASE
-        + "`TrackType: SFX, a heavy oak door slams shut in a stone hall, long decay`: the object, what happens to it, the room."
+        + "*TrackType: SFX, a heavy oak door slams shut in a stone hall, long decay*: the object, what happens to it, the room."
     ),
     "make_four_keep_one": (
         "**Replace** the prompt and the length.\n\nRun and listen: nothing is saved yet. Tick the ones to keep and run again; only saving "
-        "runs. " + RELEASE + "`TrackType: Music, Genre: Dub Techno, 122 BPM`"
+        "runs. " + RELEASE + "*TrackType: Music, Genre: Dub Techno, 122 BPM*"
     ),
     "audio_to_audio": (
-        "**Replace** the recording and the prompt.\n\n`noise_level`: 0.1 is a close variation, 0.6 the same shape with another sound, 0.9 "
-        "a loose resemblance. " + RELEASE + "`the same melody on a music box`"
+        "**Replace** the recording and the prompt.\n\n**noise_level**: 0.1 is a close variation, 0.6 the same shape with another sound, 0.9 "
+        "a loose resemblance. " + RELEASE + "*the same melody on a music box*"
     ),
     "inpaint": (
-        "**Replace** the recording, the part and the prompt.\n\nDrag over the part, or write seconds: `0.5-1, 2.5-3`. Everything outside "
-        "stays bit-identical. " + RELEASE + "`TrackType: SFX, a glass breaking`"
+        "**Replace** the recording, the part and the prompt.\n\nDrag over the part, or write seconds: *0.5-1, 2.5-3*. Everything outside "
+        "stays bit-identical. " + RELEASE + "*TrackType: SFX, a glass breaking*"
     ),
     "inpaint_variations": (
         "**Replace** the recording, the part and the prompt.\n\nRun and compare the four: nothing is saved yet. Tick the ones to keep and "
-        "run again. " + RELEASE + "`TrackType: SFX, a glass breaking`"
+        "run again. " + RELEASE + "*TrackType: SFX, a glass breaking*"
     ),
     "continue": (
-        "**Replace** the recording and the prompt.\n\n`side` adds after the end or before the start. The recording stays bit-identical. "
+        "**Replace** the recording and the prompt.\n\n**side** adds after the end or before the start. The recording stays bit-identical. "
         + RELEASE
-        + "describe the recording: `the same groove goes on, 120 BPM`"
+        + "describe the recording: *the same groove goes on, 120 BPM*"
     ),
     "loop": (
         "**Replace** the recording, its tempo and the prompt.\n\nThe seam, where the end meets the start, is regenerated. "
         + RELEASE
-        + "describe the recording: `a steady drum loop, 120 BPM`"
+        + "describe the recording: *a steady drum loop, 120 BPM*"
     ),
     "extend": (
-        "**Replace** the recording, the prompt and the seconds.\n\n`context`: seconds that each window sees. An interrupted run resumes "
-        "when it is queued again. " + RELEASE + "`an evolving ambient pad`, context 10, seconds 60"
+        "**Replace** the recording, the prompt and the seconds.\n\n**context**: seconds that each window sees. An interrupted run resumes "
+        "when it is queued again. " + RELEASE + "*an evolving ambient pad*, context 10, seconds 60"
     ),
     "lora_blend": (
         "**Replace** the model, the two LoRAs and the prompt.\n\nThe example LoRAs belong to the demo: one makes sounds high, one makes "
-        "them fade. LoRAs of a release need that release, and its kind of prompt: `Genre: Dub Techno, 122 BPM`"
+        "them fade. LoRAs of a release need that release, and its kind of prompt: *Genre: Dub Techno, 122 BPM*"
     ),
     "train_lora": (
         "**Replace** the folder, the name and the model.\n\nThe folder lies in ComfyUI's input folder and holds audio with captions: "
-        "`kick.wav`, `kick.txt`. Choose a -base release and 1000 steps; the 40 steps here are a trial. Stop, and queue again to resume. "
+        "*kick.wav*, *kick.txt*. Choose a -base release and 1000 steps; the 40 steps here are a trial. Stop, and queue again to resume. "
         "Curves: blue each step, red training clips, green held-out clips; when green rises, use an earlier file."
     ),
     "autoencoder_round_trip": (
-        "**Replace** the recording, and the autoencoder by SAME-S or SAME-L.\n\nThe result is what a model can hear and say at best. It "
-        "has the recording's length, at 44.1 kHz."
+        "**Replace** the recording, and the autoencoder by SAME-S or SAME-L.\n\nThe result shows what encoding alone changes. It has the "
+        "recording's length, at 44.1 kHz."
     ),
     "rewrite_prompt": (
         "**Replace** the idea.\n\nA language model turns it into a prompt in the form of the training data. Needs ComfyUI 0.33 or later, "
@@ -113,6 +113,11 @@ CORE = "0.3.75"  # the oldest ComfyUI that runs the graphs
 def lines(text: str, width: float) -> int:
     """Lines of a text in a box."""
     return sum(-(-len(line) // int(width / 7)) or 1 for line in text.split("\n"))
+
+
+def answered(node: dict) -> bool:
+    """Whether a prompt helper passes on an answer, so that its other inputs have no effect."""
+    return any(entry["name"] == "rewritten" and entry["link"] for entry in node["inputs"])
 
 
 def editor_form(name: str, graph: dict, schemas: dict) -> dict:
@@ -200,7 +205,7 @@ def editor_form(name: str, graph: dict, schemas: dict) -> dict:
         node["order"] = order
     shown = [
         [str(node["id"]), entry["name"]]
-        for kind, names in APP.items() for node in nodes if node["type"] == kind
+        for kind, names in APP.items() for node in nodes if node["type"] == kind and not answered(node)
         for entry in node["inputs"] if entry["name"] in names and entry["link"] is None
     ]  # fmt: skip
     results = [str(node["id"]) for node in nodes if node["type"] in ("SA3_PreviewBatch", "SA3_SaveAudio")]
