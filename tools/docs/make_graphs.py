@@ -37,8 +37,8 @@ NOTES = {
         "runs. " + RELEASE + "*TrackType: Music, Genre: Dub Techno, 122 BPM*"
     ),
     "audio_to_audio": (
-        "**Replace** the recording and the prompt.\n\n**noise_level**: 0.1 is a close variation, 0.6 the same shape with another sound, 0.9 "
-        "a loose resemblance. " + RELEASE + "*the same melody on a music box*"
+        "**Replace** the recording and the prompt.\n\n**noise_level**: 0.1 is a close variation, 0.6 the same shape with another sound, "
+        "0.9 a loose resemblance. " + RELEASE + "*the same melody on a music box*"
     ),
     "inpaint": (
         "**Replace** the recording, the part and the prompt.\n\nDrag over the part, or write seconds: *0.5-1, 2.5-3*. Everything outside "

@@ -185,20 +185,20 @@ def main() -> None:
         parser.error(f"unknown: {', '.join(strange)}")
     with tempfile.TemporaryDirectory() as base:
         lay_out(Path(base))
-        with (
-            Server(comfyui, Path(base), packs=[ROOT], frontend=True) as server,
-            Editor(server, size=(1600, 1000), scale=1.5) as editor,
-        ):
-            if "readme" in kinds:
-                readme(editor, WORKFLOWS)
+        with Server(comfyui, Path(base), packs=[ROOT], frontend=True) as server:
+            nodes_here = sorted(name for name in server.object_info() if name.startswith("SA3_"))
             if "templates" in kinds:
                 names = sorted(file.stem for file in (ROOT / "workflows").glob("*.json"))
                 templates(server, [name for name in names if name in options.only or not options.only])
-            if "nodes" in kinds:
-                names = sorted(name for name in server.object_info() if name.startswith("SA3_"))
-                nodes(editor, [name for name in names if name in options.only or not options.only])
-            if "waveform" in kinds:
-                waveform(editor)
+            if set(kinds) == {"templates"}:
+                return
+            with Editor(server, size=(1600, 1000), scale=1.5) as editor:
+                if "readme" in kinds:
+                    readme(editor, WORKFLOWS)
+                if "nodes" in kinds:
+                    nodes(editor, [name for name in nodes_here if name in options.only or not options.only])
+                if "waveform" in kinds:
+                    waveform(editor)
 
 
 if __name__ == "__main__":
