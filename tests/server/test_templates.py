@@ -72,7 +72,16 @@ def shown(node: dict) -> Box:
     return Box(x, y - TITLE, 160, TITLE) if node["flags"].get("collapsed") else Box(x, y - TITLE, width, height + TITLE)
 
 
-BEHIND = {"inpaint": 3, "inpaint_variations": 3, "continue": 2, "loop": 2, "lora_blend": 2, "train_lora": 2}
+BEHIND = {
+    "inpaint": 3,
+    "inpaint_variations": 6,
+    "continue": 2,
+    "loop": 1,
+    "lora_blend": 2,
+    "train_lora": 2,
+    "rewrite_prompt": 2,
+    "caption_to_prompt": 1,
+}
 
 
 @pytest.mark.parametrize("file", SHARED, ids=lambda file: file.stem)
