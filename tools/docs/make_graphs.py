@@ -145,7 +145,7 @@ def editor_form(name: str, graph: dict, schemas: dict) -> dict:
                     values.append(None)
                     player = PLAYER
                 if options.get("multiline"):
-                    text += 20 + 18 * max(2, 0 if isinstance(given, list) else lines(values[-1], COLUMN))
+                    text += 20 + 18 * max(2, 0 if isinstance(given, list) else 1 + lines(values[-1], COLUMN))
             elif kind == "AUDIO_UI":
                 player = PLAYER
                 continue
