@@ -126,7 +126,8 @@ def templates(server: Server, names: list[str]) -> None:
                 node["inputs"]["keep"] = "all"
         graph = {key: node for key, node in graph.items() if key not in models}
         files = server.output_files(server.wait(server.queue(graph)))
-        clips = [audio_files.read(file) for file in files if file.suffix in audio_files.READABLE]
+        saved = [file for file in files if file.is_relative_to(server.base_directory / "output")]
+        clips = [audio_files.read(file) for file in saved if file.suffix in audio_files.READABLE]
         thumbnail(clips, *WORDS[name]).save(ROOT / "workflows" / f"{name}.jpg", quality=85, optimize=True)
 
 
