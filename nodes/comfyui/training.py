@@ -1,5 +1,6 @@
 """LoRA training inside a graph: ComfyUI's folders, VAE and CLIP for the data, its progress bar and its interruption."""
 
+import shutil
 from pathlib import Path
 
 import comfy.model_management
@@ -29,13 +30,13 @@ SIZE = (400, 120)  # pixels of a sample's spectrogram; the loss curves above it 
 
 
 def data_folder(name: str) -> Path:
-    """A sub-folder of ComfyUI's input folder. Raises SA3Error when it does not exist or lies elsewhere."""
+    """A sub-folder of ComfyUI's input folder, else of the pack's examples. Raises SA3Error when it does not exist or lies elsewhere."""
     root = Path(folder_paths.get_input_directory())
     parts = name.strip().replace("\\", "/").split("/")
     if any(not part or part.startswith(".") or UNSAFE.search(part) for part in parts):
         raise SA3Error(f"'{name}' is not a folder below ComfyUI's input folder; use a name such as training or training/drums.")
-    folder = root.joinpath(*parts)
-    if not folder.is_dir():
+    folder = next((path for path in (root.joinpath(*parts), folders.EXAMPLES.joinpath(*parts)) if path.is_dir()), None)
+    if folder is None:
         found = ", ".join(sorted(path.name for path in root.iterdir() if path.is_dir() and path.name[0] != ".")) if root.is_dir() else ""
         raise SA3Error(f"There is no folder '{name}' in {root}, only: {found or 'none'}. Create it with audio files and captions.")
     return folder
@@ -105,6 +106,8 @@ def train_lora(model, clip, vae, folder: str, name: str, settings: LoRASettings)
     inner, same_vae = host_model.sa3_model(model), host_vae.require(vae)
     out, data = new_model_file(KEY, f"{name}.safetensors"), data_folder(folder)
     device = comfy.model_management.get_torch_device()
+    if folders.EXAMPLES in data.parents:  # the encoded clips are cached beside the data; nothing is written into the pack
+        data = Path(shutil.copytree(data, Path(folder_paths.get_temp_directory()) / data.name, dirs_exist_ok=True))
 
     def copied(tensor: Tensor) -> Tensor:
         """A float32 copy on the CPU; one made outside of inference mode can take part in training."""

@@ -122,7 +122,14 @@ class Waveform:
 
 
 def read(name: str) -> dict:
-    return json.loads((ROOT / "workflows" / f"{name}.json").read_text(encoding="utf-8"))
+    """A shared workflow with this module's recording, and the region 0.5-1."""
+    graph = json.loads((ROOT / "workflows" / f"{name}.json").read_text(encoding="utf-8"))
+    for node in graph["nodes"]:
+        if node["type"] == "LoadAudio":
+            node["widgets_values"][0] = "recording.wav"
+        if node["type"] == "SA3_InpaintMask":
+            node["widgets_values"] = ["0.5-1"]
+    return graph
 
 
 @pytest.fixture(scope="module")
