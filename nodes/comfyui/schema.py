@@ -26,8 +26,9 @@ def schema(node_id: str, *, advanced: str = "", **options) -> io.Schema:
 
     advanced: ids of the inputs that the editor folds away, separated by spaces.
     """
-    for one in options.get("inputs", ()):
-        one.advanced = True if one.id in advanced.split() else None  # older versions ignore the attribute
+    inputs = {one.id: one for one in options.get("inputs", ())}
+    for name in advanced.split():
+        inputs[name].advanced = True  # older versions ignore the attribute
     for output in options.get("outputs", ()):
         output.display_name = output.display_name or output.id  # ComfyUI would show the type
     options = {"category": CATEGORY, "search_aliases": SEARCH_WORDS.get(node_id, []), **options}
