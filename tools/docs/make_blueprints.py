@@ -90,7 +90,8 @@ BLUEPRINTS = {
         noise_level=0.6,
     ),
     "Repair a Region": blueprint(
-        "Regenerates regions of a recording, in seconds: 0.5-1, 2.5-3. Outside them every sample is unchanged. The waveform is inside.",
+        "Regenerates regions of a recording, in seconds: 0.5-1, 2.5-3. Outside them every sample is unchanged. Open the subgraph to "
+        "draw them in the waveform.",
         "A steady drum loop",
         {SOURCE: RECORDING, MASK: REGION, SPLICE: PASTE},
         {"audio": [(SOURCE, "audio"), (MASK, "audio"), (SPLICE, "original")], "regions": [(MASK, "regions")]},
