@@ -24,7 +24,7 @@ __all__ = ["CATEGORY", "SEED", "ComfyExtension", "checked", "io", "schema"]
 def schema(node_id: str, *, advanced: str = "", **options) -> io.Schema:
     """An io.Schema in the pack's category, found by its search words. Options that this version of ComfyUI does not know are omitted.
 
-    advanced: ids of the inputs that the editor folds away, separated by spaces.
+    advanced: ids of the inputs that the editor's second renderer folds away, separated by spaces.
     """
     inputs = {one.id: one for one in options.get("inputs", ())}
     for name in advanced.split():
