@@ -26,10 +26,11 @@ __all__ = ["CATEGORY", "SEED", "ComfyExtension", "checked", "io", "schema"]
 def schema(node_id: str, *, advanced: str = "", **options) -> io.Schema:
     """An io.Schema in the pack's category, found by its search words. Options that this version of ComfyUI does not know are omitted.
 
-    advanced: ids of the inputs that the editor folds away, separated by spaces.
+    advanced: ids of the inputs that the editor's second renderer folds away, separated by spaces.
     """
-    for one in options.get("inputs", ()):
-        one.advanced = True if one.id in advanced.split() else None  # older versions ignore the attribute
+    inputs = {one.id: one for one in options.get("inputs", ())}
+    for name in advanced.split():
+        inputs[name].advanced = True  # older versions ignore the attribute
     for output in options.get("outputs", ()):
         output.display_name = output.display_name or output.id  # ComfyUI would show the type
     options = {"category": CATEGORY, "search_aliases": SEARCH_WORDS.get(node_id, []), **options}
