@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 WIDTH, HEIGHT = 1400, 750  # of the whole graph, in graph units
 TITLE = 30  # height of a title bar, above a node's position
-COLUMN_GAP, ROW_GAP = 44, 24
+COLUMN_GAP, ROW_GAP = 44, 20
 SLOT = 20  # distance of a node's sockets
 INSET = 4  # by how much a box is smaller for the test whether a link crosses it
 TURNS, ROUNDS = 9, 6000  # of the search
