@@ -78,8 +78,8 @@ def shown(node: dict) -> Box:
 BEHIND = {
     "inpaint": 3,
     "inpaint_variations": 6,
-    "continue": 2,
-    "loop": 1,
+    "continue": 3,
+    "loop": 2,
     "lora_blend": 2,
     "train_lora": 2,
     "rewrite_prompt": 2,
