@@ -22,7 +22,7 @@ API = ROOT / "workflows" / "api"
 SHOTS = os.environ.get("SA3_SCREENSHOTS")
 LONG = bool(os.environ.get("SA3_LONG"))
 RUN = {"text_to_audio"}  # of the others, what is queued is shown to be the API form, which tests/server/test_templates.py runs
-TALL = {"train_lora": 860, "inpaint_variations": 830}  # graph units; the others are at most HEIGHT high
+TALL = {"train_lora": 860, "inpaint_variations": 830, "rewrite_prompt": 840, "caption_to_prompt": 870}  # graph units; the others: HEIGHT
 KEEP_ALL = """() => app.graph.nodes.filter(node => node.type === 'SA3_PreviewBatch').map(node => {
   node.widgets.find(widget => widget.name === 'keep').value = 'all'
   return true

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 WIDTH, HEIGHT = 1400, 750  # of the whole graph, in graph units
 TITLE = 30  # height of a title bar, above a node's position
-COLUMN_GAP, ROW_GAP = 44, 24
+COLUMN_GAP, ROW_GAP = 44, 20
 SLOT = 20  # distance of a node's sockets
 INSET = 4  # by how much a box is smaller for the test whether a link crosses it
 TURNS, ROUNDS = 9, 6000  # of the search
@@ -116,7 +116,7 @@ def _cost(columns: Columns, sizes: dict[str, Size], links: Sequence[Link]) -> fl
         x0, y0, x1, y1 = ends(link, boxes)
         (c0, r0), (c1, r1) = place[link.source], place[link.target]
         if c0 == c1:
-            cost += 150 if r1 == r0 + 1 else 1000
+            cost += 150 if r1 == r0 + 1 else 1000 if r1 > r0 else 4000
         elif c0 > c1:
             cost += 4000
         cost += 0.1 * abs(x1 - x0) + 0.3 * abs(y1 - y0)

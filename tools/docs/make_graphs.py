@@ -125,7 +125,7 @@ def editor_form(name: str, graph: dict, schemas: dict) -> dict:
     links, nodes, sizes, large = [], [], {}, len(graph) >= LARGE
     outputs = {key: [[] for _ in schemas[node["class_type"]]["output"]] for key, node in graph.items()}
     if note := NOTES.get(name):
-        sizes["note"] = Size(COLUMN, 80 + 18 * lines(note, COLUMN))
+        sizes["note"] = Size(COLUMN, 70 + 17 * lines(note, COLUMN))
     for key, node in graph.items():
         schema = schemas[node["class_type"]]
         inputs, values, player = [], [], 0
