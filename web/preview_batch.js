@@ -15,7 +15,7 @@ const ROW = 90
 const HEAD = 34
 const EMPTY = 44
 const MARGINS = 20 // added by LiteGraph around a DOM widget
-const WIDTH = 490 // of a node with items, at least
+const WIDTH = 530 // of a node with items, at least
 const VISIBLE = 4 // rows without scrolling
 
 app.registerExtension({

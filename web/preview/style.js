@@ -14,7 +14,7 @@ const CSS = `
 .sa3-batch-row { display: grid; grid-template: "keep play picture sides" minmax(50px, 1fr) "keep facts facts facts" auto / 24px 34px 1fr auto;
   gap: 3px 6px; flex: 1 0 80px; max-height: 160px; padding: 5px; border: 1px solid var(--border-color, #4e4e4e); border-radius: 8px;
   background: var(--comfy-menu-bg, #353535); outline-offset: -2px; }
-.sa3-batch-row.sa3-dropped .sa3-batch-picture img, .sa3-batch-row.sa3-dropped .sa3-batch-facts { opacity: 0.5; }
+.sa3-batch-row.sa3-dropped .sa3-batch-picture img, .sa3-batch-row.sa3-dropped .sa3-batch-levels { opacity: 0.5; }
 .sa3-batch-row.sa3-playing { border-color: var(--p-primary-color, #4aa3e0); }
 .sa3-batch-keep { grid-area: keep; display: flex; flex-direction: column; align-items: center; justify-content: center; gap: 4px;
   cursor: pointer; color: var(--descrip-text, #999); }
