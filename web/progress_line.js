@@ -13,7 +13,7 @@ const STYLE = `font: 12px/1.4 Inter, system-ui, sans-serif; color: var(--descrip
 /** Shows a text on a node, in place of its earlier one. "" shows none. */
 export function showLine(node, text) {
   const line = node.widgets?.find(widget => widget.name === LINE)
-  if (line || text) (line ?? addLine(node)).value = text
+  if (line) line.value = text
 }
 
 function addLine(node) {
@@ -41,7 +41,6 @@ function addLine(node) {
     if (!window.LiteGraph?.vueNodesMode) node.setSize([node.size[0], Math.max(node.size[1], node.computeSize()[1])])
     app.canvas?.setDirty(true, true)
   }).observe(element)
-  return widget
 }
 
 function link(url) {
@@ -64,11 +63,11 @@ app.registerExtension({
       const node = nodeOf(detail?.nodeId)
       if (node?.comfyClass?.startsWith("SA3_")) showLine(node, detail.text)
     }
-    api.addEventListener("progress_text", show, { capture: true }) // before the front end looks for the widget
+    api.addEventListener("progress_text", show) // also while another graph is on screen
   },
   nodeCreated(node) {
     if (!node.comfyClass?.startsWith("SA3_")) return
-    if (window.LiteGraph?.vueNodesMode) addLine(node) // older ones render no widget that is added later
+    addLine(node) // at once: the front end must find it, and Nodes 2.0 of older ones renders no widget that is added later
     const { onConfigure } = node
     node.onConfigure = function (saved) {
       onConfigure?.call(this, saved)

@@ -65,6 +65,7 @@ def comfy(tree: Path, hub: HeldHub, tmp_path_factory: pytest.TempPathFactory) ->
 
 def press(editor: Editor) -> None:
     """Click the loader's button."""
+    editor.fit()  # the text on the node changes its height
     editor.page.get_by_role("button", name=editor.page.evaluate(LABEL)).click()
 
 
