@@ -48,7 +48,8 @@ def test_each_format_has_its_items(comfy: Server, graph: dict):
     for kind in KINDS:
         found = [output / file["subfolder"] / file["filename"] for file in entry["outputs"][kind]["audio"]]
         suffix = kind.removesuffix("24")
-        assert [path.name for path in found] == [f"a low tone 0.3s_00001_.{suffix}", f"rain _ wind 0.5s_00001_.{suffix}"]
+        assert [path.suffix for path in found] == [f".{suffix}"] * 2  # the formats share the numbers
+        assert [path.stem[: -len("_00001_")] for path in found] == ["a low tone 0.3s", "rain _ wind 0.5s"]
         for path, seconds in zip(found, (0.3, 0.5), strict=True):
             samples, rate, texts = read(path)
             length = -(-int(seconds * 44100) * rate // 44100)
