@@ -135,6 +135,7 @@ ON_NODE = """([id, words]) => {
   })
 }"""
 
+SAYS = "([id, words]) => window.app.graph.getNodeById(id).widgets.some(one => one.type === 'sa3_line' && one.value.includes(words))"
 STYLE = """words => {
   const innermost = [...document.querySelectorAll('body *')].filter(one => one.textContent.includes(words)).pop()
   const { wordBreak, overflow } = getComputedStyle(innermost)
@@ -162,9 +163,9 @@ def test_an_interrupted_run_says_where(editor: Editor):
     editor.page.evaluate("graph => window.app.loadApiJson(graph, 'long')", graph)
     editor.fit()
     editor.page.locator("[data-testid=queue-button]").first.click()
-    editor.page.wait_for_function(ON_NODE, arg=[4, "step "], timeout=60_000)
+    editor.page.wait_for_function(SAYS, arg=[4, "step "], timeout=60_000)
     editor.page.evaluate("() => window.comfyAPI.api.api.interrupt(null)")
-    editor.page.wait_for_function(ON_NODE, arg=[4, "stopped at step "], timeout=60_000)
+    editor.page.wait_for_function(SAYS, arg=[4, "stopped at step "], timeout=60_000)
 
 
 @pytest.mark.parametrize("file", SHARED, ids=lambda file: file.stem)
