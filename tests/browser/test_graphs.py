@@ -95,7 +95,7 @@ def test_graph(comfy: Server, editor: Editor, file: Path):
     width, height = (max(getattr(box, at) + getattr(box, size) for box in boxes) - min(getattr(box, at) for box in boxes)
                      for at, size in (("x", "width"), ("y", "height")))  # fmt: skip
     if not editor.nodes2:  # the second renderer makes nodes taller
-        assert width <= WIDTH and height <= TALL.get(file.stem, HEIGHT)
+        assert width <= WIDTH and height <= TALL.get(file.stem, HEIGHT) + 1  # the player of front end 1.32.9 is one higher
     notes = editor.page.evaluate(NOTES)
     assert notes and all(hidden <= 2 and letters > 50 for hidden, letters in notes)
     assert complete(editor.prompt(), schemas) == complete(read(API / file.name), schemas)

@@ -76,8 +76,9 @@ def shown(node: dict) -> Box:
 
 
 BEHIND = {
+    "make_four_keep_one": 1,
     "inpaint": 3,
-    "inpaint_variations": 6,
+    "inpaint_variations": 7,
     "continue": 3,
     "loop": 2,
     "lora_blend": 2,
