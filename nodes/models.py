@@ -94,13 +94,12 @@ class ModelLoader(io.ComfyNode):
 
 
 def loaded_line(opened: Checkpoint, inner: SA3Model) -> str:
-    """Name, number format and size of the loaded model; what a demo cannot do, and how to get a model that can."""
+    """Name, number format and size of the loaded model, and what a demo is limited to; the button below offers the others."""
     name = opened.name.replace("_", "-").removeprefix("stable-audio-3-")
     dtype = {value: key for key, value in DTYPES.items()}.get(inner.get_dtype(), inner.get_dtype())
-    line = f"{name}, {dtype}, {sum(weight.numel() for weight in inner.state_dict().values()) / 1e6:.0f} M parameters"
-    if opened.path not in DEMOS.values():
-        return line
-    return f"{line}: tones, beats and noises only. For music get a model: the button on this node, or SA3 Download."
+    if opened.path in DEMOS.values():
+        return f"{name}, {dtype}: tones, beats and noises only"
+    return f"{name}, {dtype}, {sum(weight.numel() for weight in inner.state_dict().values()) / 1e6:.0f} M parameters"
 
 
 class AutoencoderLoader(io.ComfyNode):
