@@ -6,7 +6,7 @@ import torch
 
 from ..sa3_core.audio.waveform import repeated
 from ..sa3_core.errors import SA3Error
-from ..sa3_core.timeline.durations import longer, seconds_of
+from ..sa3_core.timeline.durations import duration_advice, seconds_of
 from ..sa3_core.timeline.regions import parse_regions
 from ..sa3_core.timeline.splicing import splice, wrap_jump
 from .comfyui import model as host_model
@@ -83,7 +83,7 @@ class Continue(io.ComfyNode):
         if config.sample_size is not None and total > config.max_seconds:
             raise SA3Error(
                 f"{given:.1f} s of recording and {seconds:g} s more are {total:.1f} s; this model makes at most {config.max_seconds:.1f} s "
-                f"in one run. {longer(total, config)}"
+                f"in one run. {duration_advice(total)}"
             )
         original = {"waveform": extended, "sample_rate": rate}
         latent = encode_whole(vae, original, padding, chunk_size, overlap, batch_size)

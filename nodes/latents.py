@@ -11,7 +11,7 @@ from ..sa3_core.models.same import Noise
 from ..sa3_core.sampling import hints
 from ..sa3_core.timeline.durations import check_padding, decode_frames, seconds_of
 from .comfyui import vae as host_vae
-from .comfyui.audio import ITEM, read_clip
+from .comfyui.audio import INDICES, read_clip
 from .comfyui.latent import PADDING, SAMPLES_PER_FRAME, duration_warnings, encode_clip, read_latent, with_items
 from .comfyui.progress import Progress, warn
 from .comfyui.schema import SEED, io, schema
@@ -140,8 +140,8 @@ class SAMEDecode(io.ComfyNode):
         warn(*dict.fromkeys([*warnings, *(sentence for clip in clips for sentence in hints.audio_warnings(clip))]))
         rate = vae.sa3_config.sample_rate
         if len({clip.shape[-1] for clip in clips}) == 1:
-            return io.NodeOutput([{"waveform": torch.cat(clips), "sample_rate": rate}])
-        return io.NodeOutput([{"waveform": clip, "sample_rate": rate, ITEM: i} for clip, i in zip(clips, source.indices, strict=True)])
+            return io.NodeOutput([{"waveform": torch.cat(clips), "sample_rate": rate, INDICES: list(source.indices)}])
+        return io.NodeOutput([{"waveform": clip, "sample_rate": rate, INDICES: [i]} for clip, i in zip(clips, source.indices, strict=True)])
 
 
 def equal_runs(frames: Sequence[int], at_once: Callable[[int], int]) -> list[range]:

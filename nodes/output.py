@@ -6,7 +6,7 @@ from ..sa3_core.audio import files as audio_files
 from ..sa3_core.audio.encode import QUALITIES
 from ..sa3_core.run_record import item_records
 from .comfyui import output_files
-from .comfyui.audio import ITEM, as_audio, open_audio
+from .comfyui.audio import INDICES, as_audio, open_audio
 from .comfyui.progress import warn
 from .comfyui.schema import io, schema
 
@@ -71,8 +71,10 @@ class SaveAudio(io.ComfyNode):
 def records_of(audio, run_info: str | None, count: int) -> list[dict | None]:
     """The record of each item of an AUDIO, None for each where run_info is of other items."""
     records = item_records([run_info]) if run_info else []
-    if count == 1 < len(records) and isinstance(audio, dict):  # one clip of a batch that SAMEDecode returned as a list
-        records = [one for one in records if one["batch"].get("index") == audio.get(ITEM)]
+    indices = audio.get(INDICES) if isinstance(audio, dict) else None
+    if len(records) != count and isinstance(indices, list) and len(indices) == count:  # some clips of the run's batch
+        own = {one["batch"].get("index"): one for one in records}
+        return [own.get(index) for index in indices]
     return records if len(records) == count else [None] * count
 
 

@@ -119,7 +119,8 @@ def item_records(texts: Sequence[str]) -> list[dict]:
 def _item_record(whole: dict, k: int) -> dict:
     indices = whole["batch_index"]
     seed, index = int(whole["seed"]), int(indices[k])
-    own = {"seed": seed_alone(seed, index), "batch_index": [0]}
+    extended = "windows" in whole  # each window draws from a hash of the whole seed
+    own = {"seed": seed if extended else seed_alone(seed, index), "batch_index": [0]}
     for key in ("seconds", "prompt"):
         if isinstance(whole.get(key), list) and len(whole[key]) == len(indices):
             own[key] = [whole[key][k]]

@@ -12,7 +12,7 @@ from ...sa3_core.config import ModelConfig
 from ...sa3_core.errors import SA3Error
 from .progress import warn
 
-ITEM = "sa3_item"  # key of an AUDIO with one clip of a batch: its index there
+INDICES = "sa3_indices"  # key of a decoded AUDIO: the index of each clip in the batch that was sampled
 
 
 def open_audio(name: str, audio) -> tuple[Tensor, int]:

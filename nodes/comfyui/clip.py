@@ -22,6 +22,7 @@ from .progress import Progress, show_loading, warn
 CORE_CLIP = "SAT5GemmaModel"
 KEY = "t5gemma"  # of the dict of tokens that ComfyUI passes from tokenize to encode
 PROMPTS = "sa3_prompts"  # key of a CONDITIONING's settings: the text of each row, for the run record
+CHECKSUM = "sa3_prompts_checksum"  # of the embeddings that the texts were encoded to
 
 
 class PromptTokenizer:
@@ -168,14 +169,21 @@ def encode_prompts(clip, prompts: list[str]) -> list:
 
 def with_prompts(conditioning: list, prompts: list[str]) -> list:
     """A CONDITIONING that names the texts of its rows."""
-    return [[embeddings, {**values, PROMPTS: prompts}] for embeddings, values in conditioning]
+    return [[embeddings, {**values, PROMPTS: prompts, CHECKSUM: _checksum(embeddings)}] for embeddings, values in conditioning]
 
 
 def prompts_of(conditioning: list) -> list[str]:
-    """The texts of a CONDITIONING's rows, those of combined entries joined by |. Empty where one is unknown."""
-    rows = [values.get(PROMPTS) for _, values in conditioning]
+    """The texts of a CONDITIONING's rows, those of combined entries joined by |. Empty where one is unknown.
+
+    Nodes that change embeddings, such as ConditioningZeroOut, keep the other values: their texts are unknown.
+    """
+    rows = [values.get(PROMPTS) if values.get(CHECKSUM) == _checksum(embeddings) else None for embeddings, values in conditioning]
     known = all(isinstance(texts, list) and texts and all(isinstance(text, str) for text in texts) for texts in rows)
     return [" | ".join(texts[i % len(texts)] for texts in rows) for i in range(max(map(len, rows)))] if known and rows else []
+
+
+def _checksum(embeddings: Tensor) -> tuple:
+    return tuple(embeddings.shape), float(embeddings.double().sum())
 
 
 def prompt_warnings(clip, prompts: list[str]) -> list[str]:

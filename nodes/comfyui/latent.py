@@ -76,7 +76,7 @@ def duration_warnings(latent, source: Latents) -> list[str]:
 
 
 def source_warnings(source: Latents, noise_level: float) -> list[str]:
-    """A sentence where the sound of a LATENT, or the want of one, cannot do what the noise level or the mask asks of it."""
+    """A sentence where the sound of a LATENT, or a missing sound, cannot do what the noise level or the mask asks of it."""
     if source.samples is None:
         return [
             f"The LATENT is empty and the noise level {noise_level:g}: there is no sound to start from, only weaker noise. "

@@ -14,9 +14,8 @@ MAX_DEPTH = 32  # parts of a prefix
 MAX_NAME = 180  # bytes; file systems allow 255, with counter and suffix
 MAX_VALUE = 100  # bytes of a placeholder's value
 UNSAFE = re.compile(r'[\x00-\x1f<>:"|?*]')  # characters that some systems refuse in a name
-
-
-TOKEN = re.compile(r"%(prompt|seed|model|duration|date|date:[^%\n]+|[^%\n]{1,80}\.[^%.\n]{1,80})%")
+COMFYUIS = "batch_num|year|month|day|hour|minute|second|width|height"  # placeholders that `next_output` or ComfyUI replaces
+TOKEN = re.compile(rf"%({COMFYUIS}|prompt|seed|model|duration|date|date:[^%\n]+|[^%\n]{{1,80}}\.[^%.\n]{{1,80}})%")
 DATE = re.compile("yyyy|yy|MM?|dd?|hh?|mm?|ss?")
 
 

@@ -81,7 +81,7 @@ def editor_audio(audio, hidden) -> dict[str, list[dict[str, str]]] | None:
         if seconds > EDITOR_SECONDS:
             clip, rate = resample(clip.mean(0, keepdim=True), rate, COARSE_RATE), COARSE_RATE
         return {EDITOR_KEY: [audio_file(clip, rate)]}
-    except (SA3Error, OSError) as error:
+    except (SA3Error, OSError, RuntimeError) as error:  # torch raises the last without memory
         logger.warning("The waveform editor cannot show the audio: %s", error)
         return None
 

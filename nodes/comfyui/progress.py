@@ -33,7 +33,7 @@ _shown: dict[str, Shown] = {}  # by node id
 class Progress:
     """Progress bar of the running node, and a status line with the time left.
 
-    stage: what is counted, such as "decoding chunk"; "" shows the bar alone. resumes: an interrupted stage goes on there when it is
+    stage: what is counted, such as "decoding chunk"; "" shows the bar alone. resumes: an interrupted stage resumes there when it is
     queued again. A call raises ComfyUI's interruption once the user has cancelled the run.
     """
 

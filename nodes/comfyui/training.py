@@ -106,7 +106,7 @@ def train_lora(model, clip, vae, folder: str, name: str, settings: LoRASettings)
     inner, same_vae = host_model.sa3_model(model), host_vae.require(vae)
     out, data = new_model_file(KEY, f"{name}.safetensors"), data_folder(folder)
     device = comfy.model_management.get_torch_device()
-    if folders.EXAMPLES in data.parents:  # the encoded clips are cached beside the data; nothing is written into the pack
+    if folders.EXAMPLES in data.parents:  # the encoded clips are cached next to the data; nothing is written into the pack
         data = Path(shutil.copytree(data, Path(folder_paths.get_temp_directory()) / data.name, dirs_exist_ok=True))
 
     def copied(tensor: Tensor) -> Tensor:

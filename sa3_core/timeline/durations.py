@@ -54,13 +54,13 @@ def check_seconds(seconds: Sequence[float], config: ModelConfig) -> None:
             raise SA3Error(f"The duration is {value} s, shorter than one sample; expected at least {1 / config.sample_rate:.6f} s.")
         if config.sample_size is not None and value > config.max_seconds:
             raise SA3Error(
-                f"The duration is {value:.2f} s; this model makes at most {config.max_seconds:.1f} s in one run. {longer(value, config)}"
+                f"The duration is {value:.2f} s; this model makes at most {config.max_seconds:.1f} s in one run. {duration_advice(value)}"
             )
 
 
-def longer(seconds: float, config: ModelConfig) -> str:
+def duration_advice(seconds: float) -> str:
     """The ways to a duration beyond the longest clip of a model, as a sentence."""
-    medium = ", use a medium model (up to 380 s)" if config.max_seconds < seconds <= MEDIUM_SECONDS else ""
+    medium = f", use a medium model (up to {MEDIUM_SECONDS:.0f} s)" if seconds <= MEDIUM_SECONDS else ""
     return f"Shorten it{medium}, or lengthen the result with SA3_Extend."
 
 

@@ -12,6 +12,8 @@ import pytest
 import torch
 from core_support import randn
 
+from sa3_core.run_record import item_records
+
 PROMPT = {"1": {"class_type": "SA3_Sampler", "inputs": {"seed": 3}}}
 WORKFLOW = {"nodes": [{"id": 1, "type": "SA3_Sampler"}], "version": 0.4}
 
@@ -108,7 +110,7 @@ def test_a_record_of_other_items_is_saved_whole_and_names_nobody(save):
 
 
 def test_a_clip_of_a_decoded_list_finds_its_record(sa3, output):
-    audio = {"waveform": randn(1, 2, 500) * 0.1, "sample_rate": 44100, "sa3_item": 3}
+    audio = {"waveform": randn(1, 2, 500) * 0.1, "sample_rate": 44100, "sa3_indices": [3]}
     sa3.run("SA3_SaveAudio", audio=audio, run_info=run_of(2, 3), filename_prefix="%prompt%")
     assert [path.name for path in output.iterdir()] == ["tone 3_00001_.flac"]
     sa3.run("SA3_SaveAudio", audio=audio, run_info=run_of(4, 5), filename_prefix="%prompt%")
@@ -122,6 +124,7 @@ def test_a_clip_of_a_decoded_list_finds_its_record(sa3, output):
         ("%SA3_Sampler.seed%", "3"), ("%My Sampler.cfg%", "1.5"), ("%My Sampler.model%", "%My Sampler.model%"),
         ("%Nobody.x%", "%Nobody.x%"), ("%batch_num%%", "0%"), ("100% of %date:yyyy%", "100% of 2026"),
         ("%SA3_Sampler.sampler%", "_.._euler"),
+    ("%batch_num%_v1.2_%SA3_Sampler.seed%", "%batch_num%_v1.2_3"),
     ],
 )  # fmt: skip
 def test_placeholders(sa3, prefix, name):
@@ -186,3 +189,27 @@ def test_what_is_not_audio_is_refused(sa3, output):
     with sa3.refused("NaN"):
         sa3.run("SA3_SaveAudio", audio={"waveform": torch.full((1, 2, 500), torch.nan), "sample_rate": 44100})
     assert [name for _, _, files in os.walk(output) for name in files] == []
+
+
+def test_picked_items_of_a_batch_find_their_records(sa3, load, output):
+    """LatentFromBatch between sampler and decoder: one item of four, with the record of all four."""
+    one = load("small")
+    latent, info = sa3.sample(one.model, sa3.prompt(one.clip, "a kick"), sa3.empty(0.3, batch_size=4), steps=1)
+    picked = {**latent, "samples": latent["samples"][2:3], "batch_index": latent["batch_index"][2:3]}
+    (decoded,) = sa3.decode(picked, one.vae)
+    sa3.run("SA3_SaveAudio", audio=decoded, run_info=json.dumps(info), filename_prefix="%seed%")
+    own = item_records([json.dumps(info)])[2]["seed"]
+    assert [path.name for path in output.iterdir()] == [f"{own}_00001_.flac"]
+
+
+def test_the_text_of_changed_embeddings_is_not_recorded(sa3, load):
+    one = load("small")
+    positive = sa3.prompt(one.clip, "a kick")
+    zeroed = [[torch.zeros_like(positive[0][0]), positive[0][1]]]  # as core's ConditioningZeroOut
+    records = [sa3.sample(one.model, conditioning, sa3.empty(0.3), steps=1)[1] for conditioning in (positive, zeroed)]
+    assert [record.get("prompt") for record in records] == [["a kick"], None]
+
+
+def test_a_record_of_an_extension_keeps_its_seed():
+    whole = {"seed": 2**60 + 5, "batch_index": [0], "windows": [{"seed": 1}]}
+    assert item_records([json.dumps(whole)])[0]["seed"] == 2**60 + 5

@@ -46,7 +46,7 @@ def node(kind: str, **inputs: object) -> dict:
 
 def blueprint(description: str, prompt: str, graph: dict, inputs: dict, **sampler: object) -> Blueprint:
     """The given nodes between a loader and a prompt, a sampler and a decoder. The last node before the sampler supplies its LATENT."""
-    latent = max(graph.keys() - {SPLICE})
+    latent = max(graph.keys() - {SPLICE}, key=int)
     whole = {
         MODEL: node("SA3_ModelLoader", model="auto"),
         ENCODE: node("SA3_TextEncode", clip=[MODEL, 1], text=prompt),
@@ -147,7 +147,7 @@ def blueprint_form(name: str, one: Blueprint, schemas: dict) -> dict:
     right = max(each["pos"][0] + each["size"][0] for each in nodes.values()) + 100
     subgraph = {
         "id": unique[""], "version": 1, "revision": 0, "name": name, "config": {}, "category": "Audio/Stable Audio 3",
-        "state": {"lastNodeId": int(max(nodes)), "lastLinkId": len(links), "lastGroupId": 0, "lastRerouteId": 0},
+        "state": {"lastNodeId": max(map(int, nodes)), "lastLinkId": len(links), "lastGroupId": 0, "lastRerouteId": 0},
         "inputNode": {"id": INPUTS, "bounding": [-260, 0, 120, 20 * len(inputs) + 40]},
         "outputNode": {"id": OUTPUTS, "bounding": [right, 0, 120, 20 * len(outputs) + 40]},
         "inputs": inputs, "outputs": outputs, "widgets": [], "nodes": list(nodes.values()), "groups": [], "links": links, "extra": {},
