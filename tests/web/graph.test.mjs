@@ -49,16 +49,30 @@ const WITHOUT = {
   "a torn comment": riff(chunk("LIST", join(["INFOICMT", u32(0xffffffff), "{}"]))),
   "a comment that only looks like JSON": riff(comment("{broken")),
   "empty chunks without end": riff(...Array(2000).fill(chunk("junk", ""))),
+  "NULs inside a comment": riff(comment("{" + "\0".repeat(100_000) + "}")),
+  "empty comments without end": riff(chunk("LIST", join(["INFO", new Uint8Array(100_000)]))),
   "a chunk above the limit": join(["RIFF", u32(0xffffffff), "WAVEsa3 ", u32(0xffffffff), "{"]),
 }
 
 for (const [name, content] of Object.entries(WITHOUT)) {
-  test(`no graph in a WAV with ${name}`, async () => assert.equal(await read(content), null))
+  test(`no graph in a WAV with ${name}`, { timeout: 5000 }, async () => assert.equal(await read(content), null))
 }
 
 test("a damaged chunk of ours is an error", async () => {
   await assert.rejects(read(riff(chunk("sa3 ", "not json"))), SyntaxError)
   await assert.rejects(read(join(["RIFF", u32(0xffffffff), "WAVEsa3 ", u32(0x01ffffff), "{"])), SyntaxError)
+})
+
+test("open quotes without end are refused at once", { timeout: 5000 }, async () => {
+  await assert.rejects(read(riff(chunk("sa3 ", "x " + '"\\'.repeat(50_000)))), SyntaxError)
+})
+
+const frame = (name, words) => join(["TXXX", [0, 0, 0, name.length + words.length + 2, 0, 0, 3], name, [0], words])
+const id3 = content => join(["ID3", [4, 0, 0, 0, 0, content.length >> 7, content.length & 127], content])
+
+test("a tag with the words of a prompt is not a damaged graph; a torn graph is", async () => {
+  assert.equal(await read(id3(frame("prompt", "a sad song"))), null)
+  await assert.rejects(read(id3(frame("prompt", '{"1": {'))), SyntaxError)
 })
 
 test("files that are read here, by type or name", () => {
