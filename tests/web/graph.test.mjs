@@ -232,6 +232,30 @@ test("what a cached node showed when it ran with the same inputs", () => {
   assert.equal(recall([run(graph("a.wav", 1, "5:9"), { "5:9": "inside" })], graph("a.wav", 2, "5:9"), node), "inside")
 })
 
+test("a kept result is found in a long chain of two links each, in a cycle, and beside names of every object", { timeout: 5000 }, () => {
+  const chain = first => {
+    const nodes = { 0: { class_type: "A", inputs: { first } } }
+    for (let i = 1; i < 60; i++) nodes[i] = { class_type: "B", inputs: { model: [`${i - 1}`, 0], clip: [`${i - 1}`, 1] } }
+    return nodes
+  }
+  const of = (prompt, node) => recall([{ prompt: [0, "", prompt], outputs: { [node.id]: "it" } }], structuredClone(prompt), node)
+  const last = { id: 59, type: "B" }
+  assert.equal(of(chain(1), last), "it")
+  assert.equal(recall([{ prompt: [0, "", chain(1)], outputs: { 59: "it" } }], chain(2), last), null)
+  assert.equal(of({ 1: { class_type: "B", inputs: { a: ["2", 0] } }, 2: { class_type: "B", inputs: { a: ["1", 0] } } }, { id: 1, type: "B" }), "it")
+  assert.equal(of({ 1: { class_type: "B", inputs: { a: ["constructor", 0] } } }, { id: 1, type: "B" }), "it")
+})
+
+test("a subgraph that passes its own output back to itself ends the search for a result", () => {
+  const held = { inputs: [{ linkIds: [1] }], getLink: () => ({ target_id: -20, target_slot: 0 }) }
+  const graph = graphWith({ 1: { type: "SA3_InpaintMask", outputs: [{ type: "LATENT" }] }, 2: { subgraph: held, inputs: { samples: 1 } } })
+  const holder = graph.getNodeById(2)
+  held.rootGraph = graph
+  graph.links[7] = { id: 7, origin_id: 2, target_id: 2, target_slot: 0 }
+  holder.outputs = [{ type: "LATENT", links: [7] }]
+  assert.equal(findResult(graph.getNodeById(1), {}), null)
+})
+
 test("a promoted input takes its value from the widget outside, unless several nodes contain the subgraph", () => {
   const widget = { name: "regions", value: "1-2" }
   const held = graphWith({ 9: { inputs: { regions: -10 } } })
