@@ -166,7 +166,7 @@ def _json_values(metadata: dict[str, str]) -> dict:
     """The metadata with JSON texts parsed; other texts stay texts."""
     values = dict(metadata)
     for key, text in metadata.items():
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, RecursionError):
             values[key] = json.loads(text)
     return values
 
