@@ -52,7 +52,8 @@ class PreviewBatch(io.ComfyNode):
     def execute(cls, audio, keep, run_info=None, original=None) -> io.NodeOutput:
         clips = split_items("The AUDIO", audio)
         kept = parse_items(keep[0], len(clips))
-        records = item_records(run_info or [])
+        texts = [text for text in run_info or [] if text]  # another pack's node may give None
+        records = item_records(texts)
         records = records if len(records) == len(clips) else []
         originals = one_per_item(split_items("The original", original or []), len(clips))
         shown, report, images = [], [], []
@@ -65,7 +66,7 @@ class PreviewBatch(io.ComfyNode):
             report.append(f"{i + 1}{' (kept)' if i in kept else ''}: {item}")
             images.append(spectrogram.draw(clip.nan_to_num(0, 0, 0), rate).cpu())
         audios = join_items([clips[i] for i in kept])
-        infos = join_records([records[i] for i in kept], len(audios)) if records else ["\n".join(run_info or [])] * len(audios)
+        infos = join_records([records[i] for i in kept], len(audios)) if records else ["\n".join(texts)] * len(audios)
         return io.NodeOutput(
             audios or [preview.BLOCKER],
             "\n".join(report),

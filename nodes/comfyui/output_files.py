@@ -14,6 +14,7 @@ MAX_DEPTH = 32  # parts of a prefix
 MAX_NAME = 180  # bytes; file systems allow 255, with counter and suffix
 MAX_VALUE = 100  # bytes of a placeholder's value
 UNSAFE = re.compile(r'[\x00-\x1f<>:"|?*]')  # characters that some systems refuse in a name
+DEVICE = re.compile(r"^(?=(con|prn|aux|nul|com\d|lpt\d) *(\.|$))", re.IGNORECASE)  # Windows loses what is written to such a name
 COMFYUIS = "batch_num|year|month|day|hour|minute|second|width|height"  # placeholders that `next_output` or ComfyUI replaces
 TOKEN = re.compile(rf"%({COMFYUIS}|prompt|seed|model|duration|date|date:[^%\n]+|[^%\n]{{1,80}}\.[^%.\n]{{1,80}})%")
 DATE = re.compile("yyyy|yy|MM?|dd?|hh?|mm?|ss?")
@@ -70,12 +71,14 @@ def next_output(prefix: str, item: int) -> tuple[Path, str, int, str]:
     """(folder, beginning of the name, first number to try, sub-folder for ComfyUI's /view) of an output file.
 
     prefix: may name sub-folders of the output folder, nothing outside it. Unsafe characters become _, %batch_num% the item.
+    A _ precedes names of devices.
     """
     prefix = UNSAFE.sub("_", _encodable(prefix).replace("%batch_num%", str(item)).replace("\\", "/")).strip()
     parts = prefix.split("/")
     if prefix.startswith("/") or ".." in parts:
         raise SA3Error(f"filename_prefix is '{prefix}', which leads out of the output folder; use a name or sub-folder/name.")
-    parts = [part.strip(" .").encode()[:MAX_NAME].decode(errors="ignore") for part in parts if part.strip(" .")] or ["sa3"]
+    parts = [DEVICE.sub("_", part.strip(" .")) for part in parts if part.strip(" .")] or ["sa3"]
+    parts = [part.encode()[:MAX_NAME].decode(errors="ignore").strip(" .") for part in parts]
     if len(parts) > MAX_DEPTH:
         raise SA3Error(f"filename_prefix names {len(parts) - 1} folders; expected at most {MAX_DEPTH - 1}.")
     output = folder_paths.get_output_directory()
@@ -94,8 +97,8 @@ def _encodable(text: str) -> str:
 def new_model_file(key: str, name: str) -> Path:
     """Path of a new file or folder in ComfyUI's model folder `key` (loras, checkpoints, ...)."""
     name = name.strip()
-    plain = name and Path(name).name == name and not name.startswith(".") and "\\" not in name and not UNSAFE.search(name)
-    if not plain or _encodable(name) != name or len(name.encode()) > MAX_NAME:
+    special = name.startswith(".") or "\\" in name or UNSAFE.search(name) or DEVICE.match(name)
+    if not name or special or Path(name).name != name or _encodable(name) != name or len(name.encode()) > MAX_NAME:
         raise SA3Error(f"'{_encodable(name)[:80]}' is not a plain file name; use a short one without folders and special characters.")
     return Path(folder_paths.get_folder_paths(key)[0]) / name
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..errors import SA3Error
 from ..files import create
 from .encode import CODECS, QUALITIES, Codec, check, encode
-from .waveform import check_finite, resample
+from .waveform import RATES, check_finite, resample
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,8 @@ def write(path: Path, waveform: Tensor, rate: int, kind: str, metadata: dict[str
     elif fmt.codec is None:
         samples, warnings = waveform.float(), []
     else:
+        if rate < RATES[0]:  # thousands of samples for each
+            raise SA3Error(f"The audio to save has a sample rate of {rate} Hz; {kind} takes at least {RATES[0]}. Save it as wav.")
         own, warnings = fmt.codec.rate_for(rate), clipping(waveform, "clipped")
         if own != rate and len(fmt.codec.rates) > 1:
             warnings.append(f"{kind} does not hold {rate} Hz; the audio was resampled to {own} Hz. flac and wav keep the rate.")
@@ -166,7 +168,7 @@ def _json_values(metadata: dict[str, str]) -> dict:
     """The metadata with JSON texts parsed; other texts stay texts."""
     values = dict(metadata)
     for key, text in metadata.items():
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, RecursionError):
             values[key] = json.loads(text)
     return values
 

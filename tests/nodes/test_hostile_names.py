@@ -119,10 +119,10 @@ def test_a_whole_graph_without_a_network(sa3, load, monkeypatch):
     assert torch.isfinite(audio["waveform"]).all() and "hf_This" not in str(info)
 
 
-UNWRITABLE = ["\ud800", "x" * 255, "\u00e9" * 200, "a/" * 2000 + "b", "/".join(["y" * 170] * 30)]
+UNWRITABLE = ["\ud800", "x" * 255, "\u00e9" * 200, "a/" * 2000 + "b", "/".join(["y" * 170] * 30), "Aux"]
 
 
-@pytest.mark.parametrize("name", UNWRITABLE, ids=["surrogate", "255", "400 bytes", "deep", "5100 bytes"])
+@pytest.mark.parametrize("name", UNWRITABLE, ids=["surrogate", "255", "400 bytes", "deep", "5100 bytes", "a device of Windows"])
 def test_names_that_no_file_system_takes(sa3, load, tmp_path, comfy, monkeypatch, name):
     audio = {"waveform": 0.1 * randn(1, 2, 4410), "sample_rate": 44100}
     monkeypatch.setattr(comfy.folder_paths, "get_output_directory", lambda: str(tmp_path))

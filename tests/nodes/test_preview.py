@@ -104,6 +104,11 @@ def test_facts_of_each_item(look):
     assert shown["sa3_items"][0]["seconds"] == pytest.approx(9000 / RATE) and shown["sa3_items"][1]["integrated"] is None
 
 
+def test_an_empty_run_info_is_none(look):
+    kept, _, _, infos, shown = look([batch(2)], run_info=[None])
+    assert len(kept) == 1 and infos == [""] and all(item.get("seed") is None for item in shown["sa3_items"])
+
+
 def test_a_broken_item_hides_no_other(look):
     audio = batch(2)
     audio["waveform"][0, 0, 5] = math.nan

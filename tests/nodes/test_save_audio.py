@@ -103,6 +103,12 @@ def test_each_file_of_a_batch_has_the_record_and_the_name_of_its_item(save):
     assert paths[0].parent.name == "small-music" and save.said == []
 
 
+@pytest.mark.parametrize("kind", ["wav16", "flac"])
+def test_a_record_nested_beyond_reason_loses_no_sound(save, kind):
+    (path,) = save(randn(1, 2, 500) * 0.1, run_info="[" * 100_000, format=kind)
+    assert read(path)[1].shape[-1] in (500, 1000)
+
+
 def test_a_record_of_other_items_is_saved_whole_and_names_nobody(save):
     (path,) = save(randn(1, 2, 500) * 0.1, run_info=run_of(0, 1), filename_prefix="%prompt% %seed%")
     assert records([path]) == [json.loads(run_of(0, 1))] and path.name == "prompt seed_00001_.flac"
@@ -174,7 +180,8 @@ def test_no_way_out_of_the_output_folder(sa3, save, output, prefix):
     [
         ("a:b?c*", "a_b_c__00001_.flac"), ("", "sa3_00001_.flac"), ("deep/er\\name", "deep/er/name_00001_.flac"),
         ("nul\0l", "nul_l_00001_.flac"),
-        ("dots. /x", "dots/x_00001_.flac"), ("é" * 300, "é" * 90 + "_00001_.flac"),
+        ("nul.a/Con /com1.take", "_nul.a/_Con/_com1.take_00001_.flac"), ("console/lpt", "console/lpt_00001_.flac"),
+        ("dots. /x", "dots/x_00001_.flac"), ("a" * 179 + " b/x", "a" * 179 + "/x_00001_.flac"), ("é" * 300, "é" * 90 + "_00001_.flac"),
     ],
 )  # fmt: skip
 def test_names_that_every_system_takes(save, output, prefix, path):

@@ -49,16 +49,30 @@ const WITHOUT = {
   "a torn comment": riff(chunk("LIST", join(["INFOICMT", u32(0xffffffff), "{}"]))),
   "a comment that only looks like JSON": riff(comment("{broken")),
   "empty chunks without end": riff(...Array(2000).fill(chunk("junk", ""))),
+  "NULs inside a comment": riff(comment("{" + "\0".repeat(100_000) + "}")),
+  "empty comments without end": riff(chunk("LIST", join(["INFO", new Uint8Array(100_000)]))),
   "a chunk above the limit": join(["RIFF", u32(0xffffffff), "WAVEsa3 ", u32(0xffffffff), "{"]),
 }
 
 for (const [name, content] of Object.entries(WITHOUT)) {
-  test(`no graph in a WAV with ${name}`, async () => assert.equal(await read(content), null))
+  test(`no graph in a WAV with ${name}`, { timeout: 5000 }, async () => assert.equal(await read(content), null))
 }
 
 test("a damaged chunk of ours is an error", async () => {
   await assert.rejects(read(riff(chunk("sa3 ", "not json"))), SyntaxError)
   await assert.rejects(read(join(["RIFF", u32(0xffffffff), "WAVEsa3 ", u32(0x01ffffff), "{"])), SyntaxError)
+})
+
+test("open quotes without end are refused at once", { timeout: 5000 }, async () => {
+  await assert.rejects(read(riff(chunk("sa3 ", "x " + '"\\'.repeat(50_000)))), SyntaxError)
+})
+
+const frame = (name, words) => join(["TXXX", [0, 0, 0, name.length + words.length + 2, 0, 0, 3], name, [0], words])
+const id3 = content => join(["ID3", [4, 0, 0, 0, 0, content.length >> 7, content.length & 127], content])
+
+test("a tag with the words of a prompt is not a damaged graph; a torn graph is", async () => {
+  assert.equal(await read(id3(frame("prompt", "a sad song"))), null)
+  await assert.rejects(read(id3(frame("prompt", '{"1": {'))), SyntaxError)
 })
 
 test("files that are read here, by type or name", () => {
@@ -216,6 +230,30 @@ test("what a cached node showed when it ran with the same inputs", () => {
   assert.equal(recall(runs, graph("c.wav", 4), node), null)
   assert.equal(recall(runs, graph("a.wav", 4), { ...node, id: 8 }), null)
   assert.equal(recall([run(graph("a.wav", 1, "5:9"), { "5:9": "inside" })], graph("a.wav", 2, "5:9"), node), "inside")
+})
+
+test("a kept result is found in a long chain of two links each, in a cycle, and beside names of every object", { timeout: 5000 }, () => {
+  const chain = first => {
+    const nodes = { 0: { class_type: "A", inputs: { first } } }
+    for (let i = 1; i < 60; i++) nodes[i] = { class_type: "B", inputs: { model: [`${i - 1}`, 0], clip: [`${i - 1}`, 1] } }
+    return nodes
+  }
+  const of = (prompt, node) => recall([{ prompt: [0, "", prompt], outputs: { [node.id]: "it" } }], structuredClone(prompt), node)
+  const last = { id: 59, type: "B" }
+  assert.equal(of(chain(1), last), "it")
+  assert.equal(recall([{ prompt: [0, "", chain(1)], outputs: { 59: "it" } }], chain(2), last), null)
+  assert.equal(of({ 1: { class_type: "B", inputs: { a: ["2", 0] } }, 2: { class_type: "B", inputs: { a: ["1", 0] } } }, { id: 1, type: "B" }), "it")
+  assert.equal(of({ 1: { class_type: "B", inputs: { a: ["constructor", 0] } } }, { id: 1, type: "B" }), "it")
+})
+
+test("a subgraph that passes its own output back to itself ends the search for a result", () => {
+  const held = { inputs: [{ linkIds: [1] }], getLink: () => ({ target_id: -20, target_slot: 0 }) }
+  const graph = graphWith({ 1: { type: "SA3_InpaintMask", outputs: [{ type: "LATENT" }] }, 2: { subgraph: held, inputs: { samples: 1 } } })
+  const holder = graph.getNodeById(2)
+  held.rootGraph = graph
+  graph.links[7] = { id: 7, origin_id: 2, target_id: 2, target_slot: 0 }
+  holder.outputs = [{ type: "LATENT", links: [7] }]
+  assert.equal(findResult(graph.getNodeById(1), {}), null)
 })
 
 test("a promoted input takes its value from the widget outside, unless several nodes contain the subgraph", () => {

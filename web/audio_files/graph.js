@@ -5,7 +5,9 @@ import { tagsOf } from "./tags.js"
 const TYPES = ["audio/wav", "audio/x-wav", "audio/wave", "audio/vnd.wave"]
 const OURS = "sa3 " // the chunk that SA3_SaveAudio writes: a JSON object with prompt, workflow and run record
 const LARGEST = 64 * 2 ** 20 // bytes of a chunk that may hold a graph
-const MOST = 1000 // chunks to read
+const MOST = 1000 // chunks or texts to read
+// A text of JSON, up to the end where it is open (else a search from each quote takes hours), or one of Python's numbers.
+const PYTHON = /"(?:[^"\\]|\\.?)*(?:"|$)|-?\b(?:NaN|Infinity)\b/gs
 
 /** Whether a File is one whose graph is read here, by its type or its name. */
 export function isRead(file) {
@@ -49,7 +51,8 @@ function graphIn(name, content, size) {
 function pick(values) {
   const [workflow, prompt] = ["workflow", "prompt"].map(key => {
     const value = values?.[key]
-    return typeof value === "string" ? parse(value) : value
+    if (typeof value !== "string") return value
+    return value.trimStart().startsWith("{") ? parse(value) : null // other tools keep the words of a song's prompt there
   })
   if (Array.isArray(workflow?.nodes)) return { workflow }
   const nodes = prompt && typeof prompt === "object" ? Object.values(prompt) : []
@@ -61,15 +64,15 @@ function parse(words) {
   try {
     return JSON.parse(words)
   } catch {
-    return JSON.parse(words.replace(/"(?:[^"\\]|\\.)*"|-?\b(?:NaN|Infinity)\b/g, match => (match[0] === '"' ? match : "null")))
+    return JSON.parse(words.replace(PYTHON, match => (match[0] === '"' ? match : "null")))
   }
 }
 
 function* infoTexts(content) {
   if (content.byteLength < 4 || decode(content, 0, 4) !== "INFO") return
-  for (let at = 4; at + 8 <= content.byteLength; ) {
+  for (let at = 4, count = 0; count < MOST && at + 8 <= content.byteLength; count++) {
     const size = content.getUint32(at + 4, true)
-    yield decode(content, at + 8, size).replace(/\0+$/, "")
+    yield decode(content, at + 8, size).split("\0", 1)[0]
     at += 8 + size + (size % 2)
   }
 }

@@ -19,9 +19,9 @@ export function upstream(node, name, find) {
   return isLinked(node, name) ? follow(node, slotOf(node, name), find, new Set()) : null
 }
 
-/** [[node, name of its input], ...] that an output leads to. */
-export function downstream(node, slot) {
-  return (node.outputs?.[slot]?.links ?? []).flatMap(id => ends(node.graph, linkOf(node.graph, id)))
+/** [[node, name of its input], ...] that an output leads to. seen: the links that were followed. */
+export function downstream(node, slot, seen = new Set()) {
+  return (node.outputs?.[slot]?.links ?? []).flatMap(id => ends(node.graph, linkOf(node.graph, id), seen))
 }
 
 /**
@@ -79,13 +79,14 @@ function passes(node, slot) {
   return index >= 0 ? index : 0
 }
 
-function ends(graph, link) {
-  if (!link) return []
-  if (String(link.target_id) === SUBGRAPH_OUTPUT) return holdersOf(graph).flatMap(holder => downstream(holder, link.target_slot))
+function ends(graph, link, seen) {
+  if (!link || seen.has(link)) return []
+  seen.add(link)
+  if (String(link.target_id) === SUBGRAPH_OUTPUT) return holdersOf(graph).flatMap(holder => downstream(holder, link.target_slot, seen))
   const target = graph.getNodeById(link.target_id)
   if (target?.subgraph) {
     const ids = target.subgraph.inputs?.[link.target_slot]?.linkIds ?? []
-    return ids.flatMap(id => ends(target.subgraph, linkOf(target.subgraph, id)))
+    return ids.flatMap(id => ends(target.subgraph, linkOf(target.subgraph, id), seen))
   }
   return target ? [[target, target.inputs?.[link.target_slot]?.name]] : []
 }

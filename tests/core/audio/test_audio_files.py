@@ -161,6 +161,13 @@ def test_quality_sets_the_size_and_bytes_are_deterministic(tmp_path, kind):
         audio_files.write(tmp_path / "c", samples, RATE, kind, None, "V0")
 
 
+@pytest.mark.parametrize("kind", LOSSY)
+def test_a_rate_that_would_fill_the_memory_is_refused(tmp_path, kind):
+    with refused("1 Hz", "at least 1000", "wav"):
+        audio_files.write(tmp_path / "a", torch.full((1, 100), 0.1), 1, kind)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(("kind", "rate", "own"), [("opus", 44100, 48000), ("opus", 8000, 48000), ("mp3", 96000, 48000),
                                                    ("mp3", 23000, 24000), ("m4a", 192000, 96000), ("m4a", 96000, 96000)])  # fmt: skip
 def test_a_rate_that_a_codec_lacks_is_resampled(tmp_path, kind, rate, own):
