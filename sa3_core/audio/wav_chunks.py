@@ -77,7 +77,7 @@ def fitted(studio: Studio, samples: int) -> tuple[Studio, list[str]]:
     if clipped != tuple(inside):
         warnings.append(f"Regions that end after the {samples} samples were shortened.")
     if studio.time_reference is not None and not 0 <= studio.time_reference < 2**63:
-        warnings.append("The time reference is negative and was set to 0." if studio.time_reference < 0 else "The time reference is too large.")
+        warnings.append(f"The time reference is {studio.time_reference} samples and was set to 0; expected 0 or more.")
         studio = replace(studio, time_reference=0)
     if studio.root is not None and not 0 <= studio.root <= 127:
         warnings.append(f"The root note {studio.root} is not a MIDI note (0 to 127) and was left out.")

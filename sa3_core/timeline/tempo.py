@@ -15,8 +15,9 @@ LIMITS = (10.0, 1000.0)  # beats per minute
 SURE = 0.6  # confidence from which on a detected tempo or key is reported
 FLATS = {"DB": "C#", "EB": "D#", "GB": "F#", "AB": "G#", "BB": "A#", "CB": "B", "FB": "E", "E#": "F", "B#": "C"}
 BPM_IN_TEXT = re.compile(r"(\d+(?:\.\d+)?)\s*-?\s*bpm\b|\bbpm\s*[:=]?\s*(\d+(?:\.\d+)?)", re.IGNORECASE)
-KEY_IN_TEXT = re.compile(r"\b([A-G])\s?(#|♯|b|♭|(?i:[- ]?sharp|[- ]?flat))?\s?-?(?i:(major|minor|maj|min|dur|moll))\b")  # "a minor third" is none
-KEY = re.compile(r"([A-Ga-g])\s?(#|♯|b|♭|[- ]?sharp|[- ]?flat)?\s?-?(major|minor|maj|min|dur|moll|m)?")
+SIGN, MODE = r"\s?(#|♯|b|♭|(?i:[- ]?sharp|[- ]?flat))?\s?-?", "(?i:major|minor|maj|min|dur|moll)"
+KEY_IN_TEXT = re.compile(rf"\b([A-G]){SIGN}{MODE}\b")  # not "a minor third"
+KEY = re.compile(rf"([A-Ga-g]){SIGN}({MODE}|m)?")
 METER_IN_TEXT = re.compile(r"\b(\d{1,2})/(?:2|4|8)\b")
 LENGTH = re.compile(r"\s*(?:(\d+(?:\.\d+)?)\s*bars?)?\s*(?:(\d+(?:\.\d+)?)\s*beats?)?\s*", re.IGNORECASE)
 IN_BARS = re.compile(r"\s*(?:bars?\s+([\d.]+)\s*-\s*([\d.]+)|([\d.]+)\s*-\s*([\d.]+)\s*bars?)\s*", re.IGNORECASE)
@@ -86,7 +87,8 @@ class Tempo:
         return found
 
     def __str__(self) -> str:
-        parts = [f"{self.bpm:.6g} BPM", f"{self.beats_per_bar}/4", self.key, f"first downbeat at {self.offset:.3f} s" if self.offset else ""]
+        start = f"first downbeat at {self.offset:.3f} s" if self.offset else ""
+        parts = [f"{self.bpm:.6g} BPM", f"{self.beats_per_bar}/4", self.key, start]
         return ", ".join(filter(None, parts))
 
 

@@ -66,7 +66,7 @@ def test_what_is_unknown_is_left_out():
         (Studio(markers=(Marker(SAMPLES + 1), Marker(-1))), "2 markers lie outside"),
         (Studio(markers=(Marker(0, "a", SAMPLES + 9),)), "were shortened"),
         (Studio(root=128), "The root note 128"),
-        (Studio(time_reference=-1), "The time reference is negative"),
+        (Studio(time_reference=-1), "The time reference is -1 samples"),
     ],
 )
 def test_values_outside_of_the_file_are_left_out_and_reported(studio: Studio, sentence: str):
