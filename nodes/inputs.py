@@ -7,6 +7,7 @@ from .comfyui.schema import SEED, io
 from .comfyui.vae import CHUNK, OVERLAP
 
 GUIDANCE = io.Custom("SA3_GUIDANCE")
+TEMPO = io.Custom("SA3_TEMPO")
 
 
 def number(name: str, default: float, low: float, high: float, step: float, tooltip: str, **options) -> io.Float.Input:
