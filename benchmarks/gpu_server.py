@@ -383,10 +383,7 @@ def graph_of(name: str, model: Model, seed: int, **inputs: object) -> Graph:
     graph = fill(graph, {"prompt": model.prompt, "seed": seed, "steps": model.steps, "model": model.choice})
     for node_class, values in inputs.items():
         graph[node_of(graph, node_class)]["inputs"] |= values
-    if name == "text_to_audio":  # core's node stays and saves FLAC
-        audio = graph[node_of(graph, "SaveAudio")]["inputs"]["audio"]
-        graph["wav"] = {"class_type": "SA3_SaveAudio", "inputs": {"audio": audio, "filename_prefix": "audio/float", "format": "wav32f"}}
-    graph[node_of(graph, "SA3_SaveAudio")]["inputs"]["run_info"] = [node_of(graph, "SA3_Sampler"), 1]
+    graph[node_of(graph, "SA3_SaveAudio")]["inputs"]["format"] = "wav32f"
     return graph
 
 

@@ -36,7 +36,7 @@ POLL = 0.05  # seconds
 WARM = 30  # prompts after which memory, threads and handles may no longer grow
 SLOPE_MB = 1.0  # per prompt
 PATIENCE = 1800.0  # seconds for one prompt, on a machine that does other work
-LORAS = {"sa3_demo_a": "lora", "sa3_demo_b": "dora-rows"}
+LORAS = {"sa3_example_high": "lora", "sa3_example_decay": "dora-rows"}
 FILES = sorted(file for file in (ROOT / "workflows" / "api").glob("*.json") if file.stem != "train_lora")  # it would go on, not repeat
 GRAPHS = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in FILES}
 SAMPLING = ("SA3_Sampler", "SA3_Extend")
@@ -188,7 +188,7 @@ def furnish(base: Path) -> None:
     data = struct.pack(f"<{n}h", *wave)
     head = b"WAVEfmt " + struct.pack("<IHHIIHH", 16, 1, 1, rate, 2 * rate, 2, 16) + b"data" + struct.pack("<I", len(data))
     (base / "input").mkdir(parents=True, exist_ok=True)
-    (base / "input" / "recording.wav").write_bytes(b"RIFF" + struct.pack("<I", len(head) + len(data)) + head + data)
+    (base / "input" / "sa3_example.wav").write_bytes(b"RIFF" + struct.pack("<I", len(head) + len(data)) + head + data)
 
 
 def digest(files: list[Path]) -> str:

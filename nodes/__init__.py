@@ -1,5 +1,6 @@
 """The pack's nodes, one class each; every file ends in NODES."""
 
+from .comfyui.input_files import add_recording
 from .comfyui.schema import ComfyExtension, checked, io
 from .download import NODES as DOWNLOAD
 from .edit import NODES as EDIT
@@ -20,4 +21,5 @@ NODES: list[type[io.ComfyNode]] = [checked(node) for nodes in ALL for node in no
 
 class Extension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        add_recording()
         return NODES

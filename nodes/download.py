@@ -4,7 +4,7 @@ from ..sa3_core.checkpoints import releases
 from ..sa3_core.checkpoints.checkpoint import WEIGHTS
 from ..sa3_core.checkpoints.download import download
 from .comfyui import folders
-from .comfyui.progress import Progress, warn
+from .comfyui.progress import Progress, show_status
 from .comfyui.schema import io, schema
 
 
@@ -34,7 +34,7 @@ class Download(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, model, source, confirm):
-        return folders.download_folder(model).exists()
+        return folders.download_folder(model).exists() or float("nan")  # NaN: never cached
 
     @classmethod
     def execute(cls, model, source, confirm) -> io.NodeOutput:
@@ -44,11 +44,13 @@ class Download(io.ComfyNode):
         if (target / WEIGHTS).is_file():
             text = f"{release.variant} is already in {target}."
         elif confirm:
-            warn(text)
-            download(release, target.parent, source, Progress(1))
+            show_status(text)
+            bar = Progress(1, resumes=True)
+            download(release, target.parent, source, lambda done, total: bar(done, total, f"{done / 1e9:.2f} of {total / 1e9:.2f} GB"))
             text = f"Downloaded and verified. {text}\nPress R to refresh the file lists."
         else:
             text = f"Nothing was downloaded. Set confirm to download:\n{text}"
+        show_status(text)
         return io.NodeOutput(text, ui={"text": [text]})
 
 

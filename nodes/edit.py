@@ -6,7 +6,7 @@ import torch
 
 from ..sa3_core.audio.waveform import repeated
 from ..sa3_core.errors import SA3Error
-from ..sa3_core.timeline.durations import seconds_of
+from ..sa3_core.timeline.durations import longer, seconds_of
 from ..sa3_core.timeline.regions import parse_regions
 from ..sa3_core.timeline.splicing import splice, wrap_jump
 from .comfyui import model as host_model
@@ -16,6 +16,7 @@ from .comfyui.extend import ExtendJob
 from .comfyui.latent import encode_clip, mask_regions, read_latent
 from .comfyui.live_preview import live_preview
 from .comfyui.preview import editor_audio
+from .comfyui.progress import show_status, warn
 from .comfyui.sampling import check_inputs
 from .comfyui.schema import io, schema
 from .inputs import chunk_inputs, copies_input, count, guidance_input, negative_input, number, padding_input, preview_input, sampling_inputs
@@ -40,6 +41,7 @@ class InpaintMask(io.ComfyNode):
             ],
             outputs=[io.Latent.Output("LATENT"), io.String.Output("REGIONS")],
             hidden=SHOWN,
+            has_intermediate_output=True,  # a cached node sends again what its editor shows
         )
 
     @classmethod
@@ -54,6 +56,7 @@ class Continue(io.ComfyNode):
         return schema(
             "SA3_Continue",
             display_name="SA3 Continue",
+            advanced="padding chunk_size overlap",
             description="Adds time before or after a recording and marks it for sampling. Splice the decoded result with ORIGINAL.",
             inputs=[
                 io.Audio.Input("audio", tooltip="The recording to continue."),
@@ -66,6 +69,7 @@ class Continue(io.ComfyNode):
             ],
             outputs=[io.Latent.Output("LATENT"), io.String.Output("REGIONS"), io.Audio.Output("ORIGINAL")],
             hidden=SHOWN,
+            has_intermediate_output=True,  # a cached node sends again what its editor shows
         )
 
     @classmethod
@@ -74,14 +78,14 @@ class Continue(io.ComfyNode):
         config = vae.sa3_config
         waveform, rate = read_audio("The AUDIO", audio)
         added = round(seconds * rate)
-        longer = torch.nn.functional.pad(waveform, (added, 0) if side == "before" else (0, added))
-        given, total = waveform.shape[-1] / rate, longer.shape[-1] / rate
+        extended = torch.nn.functional.pad(waveform, (added, 0) if side == "before" else (0, added))
+        given, total = waveform.shape[-1] / rate, extended.shape[-1] / rate
         if config.sample_size is not None and total > config.max_seconds:
             raise SA3Error(
                 f"{given:.1f} s of recording and {seconds:g} s more are {total:.1f} s; this model makes at most {config.max_seconds:.1f} s "
-                "in one run. Add less, or use SA3 Extend."
+                f"in one run. {longer(total, config)}"
             )
-        original = {"waveform": longer, "sample_rate": rate}
+        original = {"waveform": extended, "sample_rate": rate}
         latent = encode_whole(vae, original, padding, chunk_size, overlap, batch_size)
         region = (given, total) if side == "after" else (0.0, added / rate)
         return io.NodeOutput(*mask_regions(latent, [region]), original, ui=editor_audio(audio, cls.hidden))
@@ -99,6 +103,7 @@ class Loop(io.ComfyNode):
         return schema(
             "SA3_Loop",
             display_name="SA3 Loop",
+            advanced="padding chunk_size overlap",
             description="Cuts a clip to whole bars and marks the seam between its end and its start. Sample, decode, and splice with "
             "ORIGINAL: the result loops without a break.",
             inputs=[
@@ -142,8 +147,11 @@ class Loop(io.ComfyNode):
         middle = length // 2
         rotated = torch.roll(waveform[..., :length], middle, dims=-1)  # the end meets the start at sample `middle`
         original = {"waveform": rotated, "sample_rate": rate, ROLL: middle}
-        encoded = encode_whole(vae, original, padding, chunk_size, overlap, batch_size)
-        return io.NodeOutput(*mask_regions(encoded, [(middle / rate - seam / 2, middle / rate + seam / 2)]), original)
+        marked, regions = mask_regions(
+            encode_whole(vae, original, padding, chunk_size, overlap, batch_size), [(middle / rate - seam / 2, middle / rate + seam / 2)]
+        )
+        show_status(f"{bars} bars at {bpm:g} BPM: a loop of {length / rate:.3f} s ({length} samples), to regenerate: {regions} s")
+        return io.NodeOutput(marked, regions, original)
 
 
 class Splice(io.ComfyNode):
@@ -172,15 +180,18 @@ class Splice(io.ComfyNode):
         before, rate = read_audio("The original", original)
         waveform, generated_rate = read_audio("The generated AUDIO", generated)
         after, seams = splice(before, waveform, parse_regions(regions), rate, generated_rate, crossfade, match_level)
-        difference, report = after - repeated(before, len(after)), str(seams)
+        difference, report, line = after - repeated(before, len(after)), str(seams), seams.summary()
         if isinstance(rotation := original.get(ROLL) if isinstance(original, dict) else None, int):
             after, difference = (torch.roll(clip, -rotation, dims=-1) for clip in (after, difference))
             step, usual = wrap_jump(after)
-            report += f"\nwrap: sample step {step:.4f} (largest inside {usual:.4f})"
+            wrap = f"sample step {step:.4f} (largest inside {usual:.4f})"
+            report, line = f"{report}\nwrap: {wrap}", f"{line}; at the loop point {wrap}"
+        show_status(line)
+        warn(*seams.notes)
         return io.NodeOutput(
             {"waveform": after, "sample_rate": rate},
             {"waveform": difference, "sample_rate": rate},
-            report or "No region is given: nothing was changed.",
+            report,
         )
 
 
@@ -191,6 +202,7 @@ class Extend(io.ComfyNode):
         return schema(
             "SA3_Extend",
             display_name="SA3 Extend",
+            advanced="window crossfade preview",
             description="Continues a recording past the model's maximum duration in windows; each window sees the end of the audio so far. "
             "An interrupted run keeps its finished windows, and the next run of the same graph resumes after them.",
             inputs=[

@@ -11,7 +11,7 @@ from ..sa3_core.models.same import Noise
 from ..sa3_core.sampling import hints
 from ..sa3_core.timeline.durations import check_padding, decode_frames, seconds_of
 from .comfyui import vae as host_vae
-from .comfyui.audio import read_clip
+from .comfyui.audio import ITEM, read_clip
 from .comfyui.latent import PADDING, SAMPLES_PER_FRAME, duration_warnings, encode_clip, read_latent, with_items
 from .comfyui.progress import Progress, warn
 from .comfyui.schema import SEED, io, schema
@@ -29,6 +29,7 @@ class EmptyLatent(io.ComfyNode):
         return schema(
             "SA3_EmptyLatent",
             display_name="SA3 Empty Latent",
+            advanced="padding",
             description="Creates an empty LATENT of a given duration, for text to audio.",
             inputs=[
                 number("seconds", 30.0, 0.1, LONGEST, 0.1, seconds),
@@ -60,7 +61,9 @@ def parse_durations(text: str, seconds: float, batch: int) -> list[float]:
         raise SA3Error(f"seconds_per_item has {len(durations)} numbers and batch_size is {batch}; make them equal.")
     for value in durations:
         if not 0 < value <= LONGEST:
-            raise SA3Error(f"{name} has {value:g}; expected durations above 0 and up to {LONGEST:g} seconds.")
+            raise SA3Error(
+                f"{name} has {value:g}; expected durations above 0 and up to {LONGEST:g} seconds. For longer audio use SA3_Extend."
+            )
     return durations
 
 
@@ -73,6 +76,7 @@ class SAMEEncode(io.ComfyNode):
         return schema(
             "SA3_SAMEEncode",
             display_name="SA3 SAME Encode",
+            advanced="padding chunk_size overlap more_channels",
             description="Encodes a recording to latents, for audio to audio and inpainting. Mono becomes two equal channels.",
             inputs=[
                 io.Audio.Input("audio", tooltip="The recording, at any sample rate."),
@@ -101,6 +105,7 @@ class SAMEDecode(io.ComfyNode):
         return schema(
             "SA3_SAMEDecode",
             display_name="SA3 SAME Decode",
+            advanced="chunk_size overlap noise seed",
             description="Decodes latents to stereo audio and cuts each item to its duration, exact to the sample. Keeps the level.",
             inputs=[
                 io.Latent.Input("latent", tooltip="Latents of SA3 Sampler or SA3 SAME Encode."),
@@ -133,9 +138,10 @@ class SAMEDecode(io.ComfyNode):
         bar.finish()
         warnings += duration_warnings(latent, source)
         warn(*dict.fromkeys([*warnings, *(sentence for clip in clips for sentence in hints.audio_warnings(clip))]))
+        rate = vae.sa3_config.sample_rate
         if len({clip.shape[-1] for clip in clips}) == 1:
-            clips = [torch.cat(clips)]
-        return io.NodeOutput([{"waveform": clip, "sample_rate": vae.sa3_config.sample_rate} for clip in clips])
+            return io.NodeOutput([{"waveform": torch.cat(clips), "sample_rate": rate}])
+        return io.NodeOutput([{"waveform": clip, "sample_rate": rate, ITEM: i} for clip, i in zip(clips, source.indices, strict=True)])
 
 
 def equal_runs(frames: Sequence[int], at_once: Callable[[int], int]) -> list[range]:

@@ -10,7 +10,7 @@ from .comfyui import model as host_model
 from .comfyui.lora import add_lora, find_lora, fingerprint, lora_names, stack_of
 from .comfyui.output_files import new_model_file
 from .comfyui.patchers import foreign_patches
-from .comfyui.progress import Progress, warn
+from .comfyui.progress import Progress, show_status, warn
 from .comfyui.schema import io, schema
 from .inputs import noise_level_input, number
 
@@ -41,6 +41,7 @@ class LoRAStack(io.ComfyNode):
         return schema(
             "SA3_LoRAStack",
             display_name="SA3 LoRA Stack",
+            advanced="skip_layers seconds_strength mode",
             description="Adds a LoRA to a Stable Audio 3 MODEL. Chain several nodes to stack LoRAs. Reads files of the official trainer "
             "(all eight types), PEFT folders and ComfyUI's format (also LoHa and LoKr).",
             inputs=[
@@ -68,6 +69,7 @@ class LoRAStack(io.ComfyNode):
         out, stack = add_lora(
             model, lora, strength=strength, interval=(start, end), skip_layers=skip_layers, seconds_strength=seconds, mode=mode, curve=curve
         )
+        show_status(stack.loras[-1].describe())
         warn(*stack.loras[-1].warnings)
         return io.NodeOutput(out, stack.describe())
 

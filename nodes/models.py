@@ -3,15 +3,16 @@
 import torch
 
 from ..sa3_core import run_record
-from ..sa3_core.checkpoints.checkpoint import open_checkpoint
+from ..sa3_core.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from ..sa3_core.checkpoints.detect import OBJECTIVES, TEXT_SUBFOLDER
 from ..sa3_core.checkpoints.tensors import DTYPES
 from ..sa3_core.errors import SA3Error
+from ..sa3_core.pipeline import DEMOS
 from .comfyui import folders
 from .comfyui.acceleration import eager_model, graphs_model
 from .comfyui.clip import load_clip
 from .comfyui.live_preview import attach_autoencoder
-from .comfyui.model import load_model
+from .comfyui.model import SA3Model, load_model
 from .comfyui.progress import LARGE, Progress, show_status, warn
 from .comfyui.schema import io, schema
 from .comfyui.vae import load_vae
@@ -45,6 +46,7 @@ class ModelLoader(io.ComfyNode):
         return schema(
             "SA3_ModelLoader",
             display_name="SA3 Model Loader",
+            advanced="dtype text_encoder objective",
             description="Loads a Stable Audio 3 model: transformer, text encoder and autoencoder. Reads the official releases, their "
             "16-bit mirrors and single files repackaged for ComfyUI.",
             inputs=[
@@ -84,10 +86,20 @@ class ModelLoader(io.ComfyNode):
         bar.finish()
         kinds = {"text_encoder_dtype": clip.dtype, "autoencoder_dtype": vae.vae_dtype}
         patcher.model.sa3_loaded = run_record.load_record(opened, patcher.model.get_dtype(), patcher.load_device, watch, **kinds)
+        show_status(loaded_line(opened, patcher.model))
         if dtype == "fp16" and clip.dtype != torch.float16:
             name = str(clip.dtype).removeprefix("torch.")
             warn(f"The text encoder runs in {name}, not fp16: its activations exceed the range of fp16.")
         return io.NodeOutput(patcher, clip, vae)
+
+
+def loaded_line(opened: Checkpoint, inner: SA3Model) -> str:
+    """Name, number format and size of the loaded model, and what a demo is limited to; the button below offers the others."""
+    name = opened.name.replace("_", "-").removeprefix("stable-audio-3-")
+    dtype = {value: key for key, value in DTYPES.items()}.get(inner.get_dtype(), inner.get_dtype())
+    if opened.path in DEMOS.values():
+        return f"{name}, {dtype}: tones, beats and noises only"
+    return f"{name}, {dtype}, {sum(weight.numel() for weight in inner.state_dict().values()) / 1e6:.0f} M parameters"
 
 
 class AutoencoderLoader(io.ComfyNode):
@@ -102,6 +114,7 @@ class AutoencoderLoader(io.ComfyNode):
         return schema(
             "SA3_AutoencoderLoader",
             display_name="SA3 Autoencoder Loader",
+            advanced="dtype",
             description="Loads the SAME autoencoder alone, for encoding and decoding, from a standalone release or a full model.",
             inputs=[
                 io.Combo.Input("autoencoder", options=names, default=names[0], tooltip=autoencoder),
@@ -137,6 +150,7 @@ class Compile(io.ComfyNode):
         return schema(
             "SA3_Compile",
             display_name="SA3 Compile",
+            advanced="how",
             description="Speeds up the transformer with CUDA graphs on an NVIDIA or AMD GPU. Elsewhere sampling runs eagerly, and the node "
             "shows the reason.",
             inputs=[

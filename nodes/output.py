@@ -1,8 +1,12 @@
 """Nodes that write files."""
 
+import json
+
 from ..sa3_core.audio import files as audio_files
+from ..sa3_core.audio.encode import QUALITIES
+from ..sa3_core.run_record import item_records
 from .comfyui import output_files
-from .comfyui.audio import as_audio, open_audio
+from .comfyui.audio import ITEM, as_audio, open_audio
 from .comfyui.progress import warn
 from .comfyui.schema import io, schema
 
@@ -11,14 +15,18 @@ class SaveAudio(io.ComfyNode):
     @classmethod
     def define_schema(cls):
         prefix = (
-            "Subfolder and start of the file name in ComfyUI's output folder. Placeholders: %year%, %month%, %day%, %hour%, %minute%, "
-            "%second%, %batch_num%. Existing files are never overwritten."
+            "Subfolder and start of the file name in ComfyUI's output folder. Placeholders: %prompt%, %seed%, %model%, %duration% of the "
+            "item (from run_info), %date:yyyy-MM-dd%, %batch_num%, %Node.input%. Existing files are never overwritten."
         )
         kind = (
             "flac: 24 bits, lossless, small. wav32f: keeps levels above full scale. 16 and 24 bits are dithered where the audio is finer. "
-            "Drop a file of any format on the canvas to restore its workflow."
+            "mp3, opus, m4a: small, for sharing. Drop a file of any format on the canvas to restore its workflow."
         )
-        record = "The run_info of SA3 Sampler or SA3 Extend, stored as metadata."
+        quality = (
+            "Of mp3, opus and m4a. mp3: V4, V2, V0, 320 kbit/s. opus: 64, 96, 128, 256 kbit/s. m4a (AAC): 96, 128, 192, 256 kbit/s. "
+            "wav and flac ignore it."
+        )
+        record = "The run_info of SA3 Sampler, SA3 Extend or SA3 Preview Batch. Each file stores the record of its item."
         return schema(
             "SA3_SaveAudio",
             display_name="SA3 Save Audio",
@@ -28,7 +36,8 @@ class SaveAudio(io.ComfyNode):
                 io.String.Input("run_info", optional=True, force_input=True, tooltip=record),
                 io.String.Input("filename_prefix", default="audio/sa3", tooltip=prefix),
                 io.Combo.Input("format", options=list(audio_files.FORMATS), default="flac", tooltip=kind),
-                io.Custom("AUDIO_UI").Input("audioUI", optional=True),
+                io.Combo.Input("quality", options=list(QUALITIES), default="high", optional=True, tooltip=quality),
+                io.Custom("AUDIO_UI").Input("audioUI", optional=True),  # last: the editor does not restore the widgets after it
             ],
             outputs=[io.Audio.Output("AUDIO")],
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo, io.Hidden.unique_id],
@@ -36,18 +45,35 @@ class SaveAudio(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, audio, filename_prefix, format, run_info=None, audioUI=None) -> io.NodeOutput:
+    def execute(cls, audio, filename_prefix, format, run_info=None, audioUI=None, quality="high") -> io.NodeOutput:
         waveforms, rate = open_audio("The AUDIO", audio)
+        audio_files.check_format(format, waveforms.shape[1], quality)
         hidden = cls.hidden
-        metadata = output_files.metadata(hidden.prompt, hidden.extra_pnginfo, run_info) if hidden else {}
+        graph, extra = (hidden.prompt, hidden.extra_pnginfo) if hidden else (None, None)
+        records = records_of(audio, run_info, len(waveforms))
         files, warnings = [], []
-        for i, waveform in enumerate(waveforms):
-            folder, name, counter, subfolder = output_files.next_output(filename_prefix, i)
-            path, messages = audio_files.write_next(folder, name, counter, waveform, rate, format, metadata)
+        for i, (waveform, record) in enumerate(zip(waveforms, records, strict=True)):
+            metadata = output_files.metadata(graph, extra, json.dumps(record) if record else run_info) if hidden else {}
+            prefix, unknown = output_files.expand(filename_prefix, record, graph)
+            folder, name, counter, subfolder = output_files.next_output(prefix, i)
+            path, messages = audio_files.write_next(folder, name, counter, waveform, rate, format, metadata, quality)
             files.append({"filename": path.name, "subfolder": subfolder, "type": "output"})
+            if unknown:
+                messages.append(
+                    f"{', '.join(unknown)} of filename_prefix has no value here; connect the run_info of this audio's SA3 Sampler or SA3 "
+                    "Preview Batch."
+                )
             warnings += [f"{path.name}: {message}" for message in messages]
         warn(*warnings)
         return io.NodeOutput(as_audio(audio, waveforms, rate), ui={"audio": files})
+
+
+def records_of(audio, run_info: str | None, count: int) -> list[dict | None]:
+    """The record of each item of an AUDIO, None for each where run_info is of other items."""
+    records = item_records([run_info]) if run_info else []
+    if count == 1 < len(records) and isinstance(audio, dict):  # one clip of a batch that SAMEDecode returned as a list
+        records = [one for one in records if one["batch"].get("index") == audio.get(ITEM)]
+    return records if len(records) == count else [None] * count
 
 
 NODES = [SaveAudio]

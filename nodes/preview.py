@@ -1,14 +1,16 @@
 """Nodes that show audio: choose from a batch, draw images, measure levels."""
 
+import json
+
 import torch
 
 from ..sa3_core.audio import loudness, spectrogram
 from ..sa3_core.audio.checks import parse_items, review
 from ..sa3_core.errors import SA3Error
-from ..sa3_core.run_record import item_seeds
+from ..sa3_core.run_record import item_records
 from .comfyui import preview
 from .comfyui.audio import as_audio, open_audio, read_audio
-from .comfyui.progress import warn
+from .comfyui.progress import show_status, warn
 from .comfyui.schema import io, schema
 from .inputs import count, number
 
@@ -35,7 +37,12 @@ class PreviewBatch(io.ComfyNode):
                 io.Audio.Input("original", optional=True, tooltip=original),
                 io.String.Input("keep", default="all", tooltip=keep),
             ],
-            outputs=[io.Audio.Output("AUDIO", is_output_list=True), io.String.Output("REPORT"), io.Image.Output("PICTURES")],
+            outputs=[
+                io.Audio.Output("AUDIO", is_output_list=True),
+                io.String.Output("REPORT"),
+                io.Image.Output("PICTURES"),
+                io.String.Output("kept_info", display_name="run_info", is_output_list=True),
+            ],
             hidden=[io.Hidden.unique_id],
             is_input_list=True,
             is_output_node=True,
@@ -45,21 +52,25 @@ class PreviewBatch(io.ComfyNode):
     def execute(cls, audio, keep, run_info=None, original=None) -> io.NodeOutput:
         clips = split_items("The AUDIO", audio)
         kept = parse_items(keep[0], len(clips))
-        seeds = item_seeds(run_info or [], len(clips))
+        records = item_records(run_info or [])
+        records = records if len(records) == len(clips) else []
         originals = one_per_item(split_items("The original", original or []), len(clips))
         shown, report, images = [], [], []
         for i, (clip, rate, _) in enumerate(clips):
-            item = review(clip, rate, seeds[i])
+            item = review(clip, rate, records[i]["seed"] if records else None)
             entry = {"picture": preview.image_file(clip, rate), "audio": preview.audio_file(clip, rate), **item.record()}
             if originals:
                 entry["original"] = preview.audio_file(*originals[i][:2])
             shown.append(entry)
             report.append(f"{i + 1}{' (kept)' if i in kept else ''}: {item}")
             images.append(spectrogram.draw(clip.nan_to_num(0, 0, 0), rate).cpu())
+        audios = join_items([clips[i] for i in kept])
+        infos = join_records([records[i] for i in kept], len(audios)) if records else ["\n".join(run_info or [])] * len(audios)
         return io.NodeOutput(
-            join_items([clips[i] for i in kept]) or [preview.BLOCKER],
+            audios or [preview.BLOCKER],
             "\n".join(report),
             torch.stack(images),
+            infos or [preview.BLOCKER],
             ui={ITEMS: shown, "audio": [entry["audio"] for entry in shown]},
         )
 
@@ -95,6 +106,11 @@ def join_items(items: list[tuple]) -> list[dict]:
     return [{**first, "waveform": torch.stack([clip for clip, *_ in items])}]
 
 
+def join_records(records: list[dict], audios: int) -> list[str]:
+    """The run_info of each AUDIO of `join_items`: one record, or a list of them for a batch."""
+    return [json.dumps(one) for one in (records if audios > 1 or len(records) == 1 else [records])][:audios]
+
+
 class AudioImage(io.ComfyNode):
     @classmethod
     def define_schema(cls):
@@ -106,6 +122,7 @@ class AudioImage(io.ComfyNode):
         return schema(
             "SA3_AudioImage",
             display_name="SA3 Audio Image",
+            advanced="quiet loud",
             description="Draws the waveform and the spectrogram of a recording as IMAGE, one per item.",
             inputs=[
                 io.Audio.Input("audio", tooltip="Audio to draw, at any sample rate and with any number of channels."),
@@ -153,24 +170,33 @@ class Levels(io.ComfyNode):
     @classmethod
     def execute(cls, audio, normalize, target, limit, ceiling) -> io.NodeOutput:
         waveform, rate = read_audio("The AUDIO", audio)
-        clips, report, warnings, changed = [], [], [], False
+        clips, report, warnings, levels, changed = [], [], [], [], False
         for i, clip in enumerate(waveform):
             name = f"{i + 1}: " if len(waveform) > 1 else ""
-            report.append(f"{name}{loudness.measure(clip, rate)}")
+            levels.append(loudness.measure(clip, rate))
+            report.append(f"{name}{levels[i]}")
             out, gain = loudness.normalized(clip, rate, normalize, target)
             out = out if limit == "off" else loudness.limit(out, rate, ceiling)
             clips.append(out)
             if out is not clip:
                 changed = True
-                after = loudness.measure(out, rate)
+                after = levels[i] = loudness.measure(out, rate)
                 report.append(f"{name}after a gain of {gain:+.2f} dB{'' if limit == 'off' else ' and the limiter'}: {after}")
                 if normalize == "loudness" and limit != "off" and target - after.integrated > MISSED:
                     missed = f"{after.integrated:.1f} LUFS, not {target:g}"
                     warnings.append(f"{name}The loudness is {missed}: the limiter turned the peaks down. Lower target or raise ceiling.")
                 if after.peak > 0:
                     warnings.append(f"{name}The peak is now {after.peak:.1f} dBFS; set limit to true peak, or lower target.")
+        show_status(summary(levels) + (" after the changes" if changed else ""))
         warn(*warnings)
         return io.NodeOutput(as_audio(audio, torch.stack(clips) if changed else waveform, rate), "\n".join(report))
+
+
+def summary(levels: list[loudness.Levels]) -> str:
+    """Loudness and highest true peak of the items in one line."""
+    quiet, loud = (f"{end(item.integrated for item in levels):.1f}" for end in (min, max))
+    items = f"{len(levels)} items: " if len(levels) > 1 else ""
+    return f"{items}{quiet if quiet == loud else f'{quiet} to {loud}'} LUFS, true peak {max(item.true_peak for item in levels):.1f} dBTP"
 
 
 NODES = [PreviewBatch, AudioImage, Levels]

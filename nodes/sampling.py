@@ -9,7 +9,8 @@ from ..sa3_core.sampling.guidance import Guidance as GuidanceSettings
 from ..sa3_core.sampling.samplers import SAMPLERS
 from .comfyui import model as host_model
 from .comfyui import sampling as host
-from .comfyui.latent import SAMPLES_PER_FRAME, duration_warnings, read_latent, schedule_lengths, with_duration, with_items
+from .comfyui.clip import prompts_of
+from .comfyui.latent import SAMPLES_PER_FRAME, duration_warnings, read_latent, schedule_lengths, source_warnings, with_duration, with_items
 from .comfyui.live_preview import attached_autoencoder, live_preview
 from .comfyui.progress import warn
 from .comfyui.schema import io, schema
@@ -26,6 +27,7 @@ class Schedule(io.ComfyNode):
         return schema(
             "SA3_Schedule",
             display_name="SA3 Schedule",
+            advanced="mode",
             description="Builds the noise levels of a run as SIGMAS, with any of the four schedules of the official tools.",
             inputs=[
                 io.Model.Input("model", optional=True, tooltip="Provides the model's own schedule and number of steps."),
@@ -73,6 +75,7 @@ class Guidance(io.ComfyNode):
         return schema(
             "SA3_Guidance",
             display_name="SA3 Guidance",
+            advanced="norm_threshold",
             description="Settings of guidance beyond its scale, for SA3 Sampler. Without this node: APG 1 at all noise levels.",
             inputs=[
                 number("apg", 1.0, 0.0, 1.0, 0.05, apg),
@@ -97,6 +100,7 @@ class Sampler(io.ComfyNode):
         return schema(
             "SA3_Sampler",
             display_name="SA3 Sampler",
+            advanced="preview",
             description="Samples Stable Audio 3 latents as the official code does: the same schedules, samplers, guidance and padding.",
             inputs=[
                 io.Model.Input("model", tooltip="The MODEL of SA3 Model Loader."),
@@ -131,12 +135,8 @@ class Sampler(io.ComfyNode):
             *host.run_warnings(model, positive, plan, settings, negative, sigmas),
             *hints.length_warnings(config, plan),
             *duration_warnings(latent, source),
+            *source_warnings(source, plan.noise_level),
         ]
-        if source.samples is None and plan.noise_level < 1:
-            warnings.append(
-                f"The LATENT is empty and the noise level {plan.noise_level:g}: there is no sound to start from, only weaker noise. "
-                "Connect SA3 SAME Encode, or set the noise level to 1."
-            )
         warn(*warnings)
         live = live_preview(preview, attached_autoencoder(model))
         later: list[str] = []
@@ -146,7 +146,9 @@ class Sampler(io.ComfyNode):
         if new := [sentence for sentence in dict.fromkeys(later) if sentence not in warnings]:
             warnings += new
             warn(*warnings)
-        record = run_record.record(inner.sa3_name, plan, settings, warnings, stages=watch.stages, **host_model.record_fields(model))
+        record = run_record.record(
+            inner.sa3_name, plan, settings, warnings, prompts=prompts_of(positive), stages=watch.stages, **host_model.record_fields(model)
+        )
         sampled = {**latent, "samples": samples, "type": "audio", SAMPLES_PER_FRAME: config.same.samples_per_frame}
         return io.NodeOutput(with_items(sampled, source.lengths.seconds, source.indices), json.dumps(record))
 

@@ -1,7 +1,7 @@
 """Nodes for prompts."""
 
 from ..sa3_core.sampling import prompting
-from .comfyui.clip import encode_prompts, prompt_warnings
+from .comfyui.clip import encode_prompts, prompt_warnings, with_prompts
 from .comfyui.progress import warn
 from .comfyui.schema import io, schema
 from .inputs import number
@@ -31,7 +31,7 @@ class TextEncode(io.ComfyNode):
     @classmethod
     def execute(cls, clip, text, one_prompt_per_line=False) -> io.NodeOutput:
         prompts = [line.strip() for line in text.splitlines() if line.strip()] if one_prompt_per_line else [text]
-        conditioning = encode_prompts(clip, prompts or [""])
+        conditioning = with_prompts(encode_prompts(clip, prompts or [""]), prompts or [""])
         warn(*prompt_warnings(clip, prompts))
         return io.NodeOutput(conditioning)
 

@@ -37,6 +37,7 @@ class TrainLoRA(io.ComfyNode):
         return schema(
             "SA3_TrainLoRA",
             display_name="SA3 Train LoRA",
+            advanced="alpha training_seed dtype validation include exclude gradient_checkpointing",
             description="Trains a LoRA on a folder of audio with captions. An interrupted run is saved and resumes when it is queued again "
             "with the same settings. The LoRA works on the -base model and on the post-trained model of the same size.",
             inputs=[

@@ -87,7 +87,7 @@ class Model:
     def _release(self) -> StableAudio:
         """The module of a full release. Raises SA3Error for a standalone autoencoder."""
         if not isinstance(self.module, StableAudio):
-            raise SA3Error(f"{self.name} is a standalone autoencoder: it encodes and decodes, but cannot generate.")
+            raise SA3Error(f"{self.name} is a standalone autoencoder: it encodes and decodes, but cannot generate. Load a full model.")
         return self.module
 
     def add_lora(
@@ -304,8 +304,8 @@ class Model:
         for warning in warnings:
             log.warning(warning)
         record = run_record.record(
-            self.name, plan, guidance, warnings, loaded=self.loaded, loras=self.loras.record(), stages=watch.stages, cfg=guidance.cfg
-        )
+            self.name, plan, guidance, warnings, prompts=prompts, loaded=self.loaded, loras=self.loras.record(),
+            stages=watch.stages, cfg=guidance.cfg)  # fmt: skip
         self.loaded = {**self.loaded, "cache_hit": True}
         return Result(audio, latents if return_latents else None, lengths.seconds, self.config.sample_rate, record)
 
@@ -350,7 +350,7 @@ def load(
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, TypeError, ValueError) as error:
-        raise SA3Error(f"The device is {device!r}, which torch cannot use ({str(error).splitlines()[0][:80]}).") from error
+        raise SA3Error(f"The device is {device!r}: {str(error).splitlines()[0][:80]}; expected one of torch's: cpu, cuda, mps.") from error
     if not isinstance(path, (str, Path)):
         raise SA3Error(f"The model is {path!r}; expected a path, or one of {', '.join(DEMOS)}.")
     watch = run_record.Stopwatch()

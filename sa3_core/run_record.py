@@ -10,9 +10,11 @@ from .checkpoints.checkpoint import Checkpoint
 from .checkpoints.releases import DOWNLOADED, LICENCE, variant_of
 from .errors import SA3Error
 from .files import parse_json, read_json
-from .sampling.draws import item_seed
+from .sampling.draws import seed_alone
 from .sampling.guidance import Guidance
 from .sampling.runs import Plan
+
+MOST_ITEMS = 4096  # of an untrusted record
 
 
 class Stopwatch:
@@ -67,12 +69,13 @@ def _version(package: str) -> str:
 
 
 def record(
-    model: str, plan: Plan, guidance: Guidance, warnings: list[str], *, loaded: dict | None = None, loras=(), stages: dict | None = None,
-    host: dict | None = None, **more,
+    model: str, plan: Plan, guidance: Guidance, warnings: list[str], *, prompts: Sequence[str] = (), loaded: dict | None = None, loras=(),
+    stages: dict | None = None, host: dict | None = None, **more,
 ) -> dict:  # fmt: skip
     """The record of a run. Sigmas are listed once, or per item where they differ.
 
-    loaded: from `load_record`. loras: one dict per adapter. stages: seconds per stage. host: name -> version of host programs.
+    prompts: repeated in turn for the items; empty = unknown. loaded: from `load_record`. loras: one dict per adapter. stages: seconds
+    per stage. host: name -> version of host programs.
     """
     rows = [[round(value, 6) for value in row] for row in plan.sigmas.tolist()]
     return {
@@ -81,6 +84,7 @@ def record(
         "seed": plan.seed,
         "batch_index": list(plan.indices),
         "seconds": list(plan.lengths.seconds),
+        **({"prompt": [prompts[i % len(prompts)] for i in range(len(plan.lengths))]} if prompts else {}),
         "sampler": plan.sampler,
         "eta": plan.eta,
         "steps": plan.steps,
@@ -96,13 +100,32 @@ def record(
     }
 
 
-def item_seeds(records: Sequence[str], count: int) -> list[int | None]:
-    """The seeds of `count` items from the run_info of their runs; None for each when the records are unreadable or of another count."""
-    seeds: list[int] = []
-    for text in records:
+def item_records(texts: Sequence[str]) -> list[dict]:
+    """The records of the items of runs, from their run_info: each as of a run of that item alone, and `batch`, where it comes from.
+
+    A text holds a record or a list of records. Empty when one is unreadable.
+    """
+    items: list[dict] = []
+    for text in texts:
         try:
-            record = parse_json(text, "run_info", "the run_info of SA3 Sampler")
-            seeds += [item_seed(int(record["seed"]), int(index)) for index in record["batch_index"]]
+            found = parse_json(text, "run_info", "the run_info of SA3 Sampler")
+            for whole in found if isinstance(found, list) else [found]:
+                items += [_item_record(whole, k) for k in range(min(len(whole["batch_index"]), MOST_ITEMS))]
         except (SA3Error, ValueError, TypeError, KeyError, OverflowError):
-            return [None] * count
-    return seeds if len(seeds) == count else [None] * count
+            return []
+    return items
+
+
+def _item_record(whole: dict, k: int) -> dict:
+    indices = whole["batch_index"]
+    seed, index = int(whole["seed"]), int(indices[k])
+    own = {"seed": seed_alone(seed, index), "batch_index": [0]}
+    for key in ("seconds", "prompt"):
+        if isinstance(whole.get(key), list) and len(whole[key]) == len(indices):
+            own[key] = [whole[key][k]]
+    sigmas = whole.get("sigmas")
+    if isinstance(sigmas, list) and len(sigmas) == len(indices) and isinstance(sigmas[k], list):
+        own["sigmas"] = sigmas[k]
+    if not isinstance(whole.get("batch"), dict):
+        own["batch"] = {"seed": seed, "index": index, "items": len(indices)}
+    return {**whole, **own}

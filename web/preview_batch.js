@@ -4,7 +4,9 @@ import { api } from "../../scripts/api.js"
 import { app } from "../../scripts/app.js"
 import { after } from "./frontend.js"
 import { ItemList } from "./preview/list.js"
+import { acceptDrops, copyText, sourceFor, startDrag, useAsSource } from "./preview/source.js"
 import { addStyle } from "./preview/style.js"
+import { words } from "./preview/words.js"
 
 const NODE = "SA3_PreviewBatch"
 const ITEMS = "sa3_items" // key of the ui result (nodes/preview.py), and of the node property that restores the list after a reload
@@ -13,20 +15,28 @@ const ROW = 90
 const HEAD = 34
 const EMPTY = 44
 const MARGINS = 20 // added by LiteGraph around a DOM widget
-const WIDTH = 420 // of a node with items, at least
+const WIDTH = 530 // of a node with items, at least
 const VISIBLE = 4 // rows without scrolling
 
 app.registerExtension({
   name: "StableAudio3.PreviewBatch",
+  setup: () => acceptDrops(worked),
   nodeCreated(node) {
     if (node.comfyClass !== NODE) return
     addStyle()
     const keep = node.widgets.find(widget => widget.name === "keep")
-    const list = new ItemList({
-      get: () => keep.value,
-      set: text => write(node, keep, text),
-      linked: () => node.inputs?.some(input => input.name === "keep" && input.link != null) ?? false,
-    })
+    const source = file => {
+      const found = sourceFor(node)
+      return worked(useAsSource(file, node.graph, found.pos, found.node))
+    }
+    const list = new ItemList(
+      {
+        get: () => keep.value,
+        set: text => write(node, keep, text),
+        linked: () => node.inputs?.some(input => input.name === "keep" && input.link != null) ?? false,
+      },
+      { copy: copyText, use: source, drag: startDrag },
+    )
     let rows = 0
     const height = () => (rows ? HEAD + ROW * Math.min(rows, VISIBLE) : EMPTY)
     const widget = node.addDOMWidget(ITEMS, ITEMS, list.root, { serialize: false, hideOnZoom: false, getMinHeight: height })
@@ -50,6 +60,17 @@ app.registerExtension({
     after(node, "onRemoved", () => list.clear())
   },
 })
+
+/** Whether a promise is fulfilled; a failure is shown. */
+async function worked(promise) {
+  try {
+    await promise
+    return true
+  } catch (error) {
+    app.extensionManager?.toast?.add({ severity: "warn", summary: words().failed, detail: String(error?.message ?? error), life: 8000 })
+    return false
+  }
+}
 
 function write(node, keep, text) {
   if (keep.value === text) return

@@ -1,23 +1,77 @@
-// Older front ends show a node's progress text in a widget and save its text among the widget values, where it is loaded into
-// whichever widget a later version of the node has at that place. This extension does not save it, and repairs files that have it.
+// The text that a node of this pack shows while it runs and afterwards, in place of the front end's own, which breaks inside words and
+// hides what exceeds 200 px; older ones do not show it in Nodes 2.0 and save it among the widget values.
 
+import { api } from "../../scripts/api.js"
 import { app } from "../../scripts/app.js"
 
-const LINE = "$$node-text-preview" // ComfyUI's name of that widget
+const LINE = "$$node-text-preview" // ComfyUI's name of the widget: where a node has one of this name, the front end writes into it
+const MARGIN = 10 // CSS pixels that LiteGraph leaves around a DOM widget
+const LINK = /(https?:\/\/[^\s,;]*[^\s,;.:)])/
+const STYLE = `font: 12px/1.4 Inter, system-ui, sans-serif; color: var(--descrip-text, #999); white-space: pre-line; overflow-wrap: anywhere;
+  user-select: text`
+
+/** Shows a text on a node, in place of its earlier one. "" shows none. */
+export function showLine(node, text) {
+  const line = node.widgets?.find(widget => widget.name === LINE)
+  if (line) line.value = text
+}
+
+function addLine(node) {
+  const box = document.createElement("div")
+  const element = box.appendChild(document.createElement("div"))
+  element.style.cssText = STYLE
+  let shown = ""
+  let height = 0
+  const tall = () => (shown ? height + 2 * MARGIN : 0)
+  const widget = node.addDOMWidget(LINE, "sa3_line", box, {
+    serialize: false,
+    hideOnZoom: false,
+    getMinHeight: tall,
+    getMaxHeight: tall,
+    getValue: () => shown,
+    setValue: text => {
+      if (text === shown) return
+      shown = text
+      element.replaceChildren(...text.split(LINK).map((part, i) => (i % 2 ? link(part) : part)))
+    },
+  })
+  widget.serialize = false
+  new ResizeObserver(() => {
+    height = element.offsetHeight || height // 0 while the node is out of sight
+    if (!window.LiteGraph?.vueNodesMode) node.setSize([node.size[0], Math.max(node.size[1], node.computeSize()[1])])
+    app.canvas?.setDirty(true, true)
+  }).observe(element)
+}
+
+function link(url) {
+  return Object.assign(document.createElement("a"), { href: url, textContent: url, target: "_blank", rel: "noopener", style: "color: inherit" })
+}
+
+/** The node of an execution id such as "5", or "7:5" for a node inside the subgraph of node 7. */
+export function nodeOf(id) {
+  const path = String(id).split(":")
+  const last = path.pop()
+  let graph = app.rootGraph ?? app.graph
+  for (const part of path) graph = graph?.getNodeById(part)?.subgraph
+  return graph?.getNodeById(last)
+}
 
 app.registerExtension({
   name: "StableAudio3.ProgressLine",
+  setup() {
+    const show = ({ detail }) => {
+      const node = nodeOf(detail?.nodeId)
+      if (node?.comfyClass?.startsWith("SA3_")) showLine(node, detail.text)
+    }
+    api.addEventListener("progress_text", show) // also while another graph is on screen
+  },
   nodeCreated(node) {
     if (!node.comfyClass?.startsWith("SA3_")) return
-    const { onSerialize, onConfigure } = node
-    node.onSerialize = function (saved) {
-      onSerialize?.call(this, saved)
-      const at = this.widgets?.findIndex(widget => widget.name === LINE) ?? -1
-      if (at >= 0 && this.widgets[at].serialize !== false && saved.widgets_values?.length > at) saved.widgets_values.splice(at, 1)
-    }
+    addLine(node) // at once: the front end must find it, and Nodes 2.0 of older ones renders no widget that is added later
+    const { onConfigure } = node
     node.onConfigure = function (saved) {
       onConfigure?.call(this, saved)
-      const preview = this.widgets?.find(widget => widget.name === "preview")
+      const preview = this.widgets?.find(widget => widget.name === "preview") // older versions saved the line in its place
       const choices = preview?.options?.values
       if (Array.isArray(choices) && !choices.includes(preview.value)) preview.value = choices[0]
     }

@@ -5,7 +5,8 @@ import { app } from "../../scripts/app.js"
 import { after, language } from "./frontend.js"
 import { WaveformEditor } from "./waveform/editor.js"
 import { ExtensionModel, RegionsModel } from "./waveform/models.js"
-import { resultOf } from "./waveform/source.js"
+import { recall } from "./waveform/recall.js"
+import { keepResult } from "./waveform/source.js"
 import { textsFor } from "./waveform/texts.js"
 
 const MODELS = { SA3_InpaintMask: RegionsModel, SA3_Continue: ExtensionModel }
@@ -14,6 +15,7 @@ const MIN_SIZE = [520, 460] // of the node
 const ONE_LINE = { getMinHeight: () => 60, getMaxHeight: () => 60 } // the text widget leaves the height to the editor
 const TO_THE_MILLISECOND = { precision: 3, round: 0.001 } // the number widget would round a dragged length to its step
 const POLL = 300 // milliseconds: no event reports changes of links and widgets of other nodes
+const RUNS = 64 // of the history, in which the result of a cached node may be
 
 const editors = new Set()
 const FORWARD = { pointerdown: "processMouseDown", pointermove: "processMouseMove", pointerup: "processMouseUp", wheel: "processMouseWheel" }
@@ -38,10 +40,12 @@ function makeHost() {
 }
 
 function attach(node, Model) {
-  const editor = new WaveformEditor(node, new Model(node), makeHost())
+  const host = makeHost()
+  const editor = new WaveformEditor(node, new Model(node), host)
   const widget = node.addDOMWidget("waveform", "sa3_waveform", editor.element, {
     serialize: false,
     hideOnZoom: false,
+    hideInPanel: true, // the panel of a node's properties would draw over the node
     getMinHeight: () => MIN_HEIGHT,
     getValue: () => "",
     setValue: () => {},
@@ -55,8 +59,9 @@ function attach(node, Model) {
   after(node, "onConnectionsChange", sync)
   after(node, "onConfigure", sync)
   after(node, "onExecuted", output => {
-    node.sa3Result = resultOf(node, output)
+    keepResult(node, output)
     sync()
+    host.capture() // so that a reloaded page has what it shows
   })
   after(node, "onRemoved", () => {
     editors.delete(editor)
@@ -67,12 +72,27 @@ function attach(node, Model) {
   requestAnimationFrame(() => editor.start()) // after the values of a loaded or pasted node are set
 }
 
+/** After a run: shows what it brought to editors without a recording, also where their node was cached. */
+async function lookAgain() {
+  await Promise.all([...editors].map(editor => editor.sounds.retry()))
+  const waiting = [...editors].filter(editor => editor.sounds.waits)
+  if (!waiting.length) return
+  const history = await (await api.fetchApi(`/history?max_items=${RUNS}`)).json()
+  const { output } = await app.graphToPrompt()
+  for (const editor of waiting) {
+    keepResult(editor.node, recall(Object.values(history), output, editor.node))
+    await editor.sounds.retry()
+    editor.host.capture()
+  }
+}
+
 app.registerExtension({
   name: "sa3.waveformEditor",
   init() {
     const style = document.createElement("link")
     Object.assign(style, { rel: "stylesheet", href: new URL("./waveform/editor.css", import.meta.url).href })
     document.head.append(style)
+    api.addEventListener("execution_success", lookAgain)
     setInterval(() => document.hidden || editors.forEach(editor => editor.sync()), POLL)
   },
   nodeCreated(node) {

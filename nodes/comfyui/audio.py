@@ -12,6 +12,8 @@ from ...sa3_core.config import ModelConfig
 from ...sa3_core.errors import SA3Error
 from .progress import warn
 
+ITEM = "sa3_item"  # key of an AUDIO with one clip of a batch: its index there
+
 
 def open_audio(name: str, audio) -> tuple[Tensor, int]:
     """Waveform (B, C, N) and sample rate of an AUDIO, also of one that other packs read at its first use; the samples are not checked.
@@ -19,7 +21,7 @@ def open_audio(name: str, audio) -> tuple[Tensor, int]:
     (C, N) and (N,) are one item. A rate may be any number that is whole.
     """
     if audio is None:
-        raise SA3Error(f"{name} is empty; the film or file that it comes from has no sound.")
+        raise SA3Error(f"{name} is empty; the film or file that it comes from has no sound. Connect a recording.")
     if not isinstance(audio, Mapping):
         raise SA3Error(f"{name} is {type(audio).__name__}, not audio; connect Load Audio or another AUDIO output.")
     try:
@@ -32,7 +34,7 @@ def open_audio(name: str, audio) -> tuple[Tensor, int]:
         raise
     except Exception as error:  # of the pack that reads it
         reason = " ".join(str(error).split())[:200].encode("utf-8", "replace").decode() or type(error).__name__
-        raise SA3Error(f"{name} cannot be read ({reason}); its file may have no sound.") from error
+        raise SA3Error(f"{name} cannot be read ({reason}); its file may have no sound. Load another file.") from error
     if isinstance(rate, numbers.Real) and not isinstance(rate, bool) and math.isfinite(rate) and rate == int(rate):
         rate = int(rate)
     check_tensor(name, waveform, integers=True)

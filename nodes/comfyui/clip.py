@@ -21,6 +21,7 @@ from .progress import Progress, show_loading, warn
 
 CORE_CLIP = "SAT5GemmaModel"
 KEY = "t5gemma"  # of the dict of tokens that ComfyUI passes from tokenize to encode
+PROMPTS = "sa3_prompts"  # key of a CONDITIONING's settings: the text of each row, for the run record
 
 
 class PromptTokenizer:
@@ -163,6 +164,18 @@ def encode_prompts(clip, prompts: list[str]) -> list:
     conditioning = retry_smaller("encoding text", "prompts", advice, halvings(len(prompts)), encode)
     bar.finish()
     return conditioning
+
+
+def with_prompts(conditioning: list, prompts: list[str]) -> list:
+    """A CONDITIONING that names the texts of its rows."""
+    return [[embeddings, {**values, PROMPTS: prompts}] for embeddings, values in conditioning]
+
+
+def prompts_of(conditioning: list) -> list[str]:
+    """The texts of a CONDITIONING's rows, those of combined entries joined by |. Empty where one is unknown."""
+    rows = [values.get(PROMPTS) for _, values in conditioning]
+    known = all(isinstance(texts, list) and texts and all(isinstance(text, str) for text in texts) for texts in rows)
+    return [" | ".join(texts[i % len(texts)] for texts in rows) for i in range(max(map(len, rows)))] if known and rows else []
 
 
 def prompt_warnings(clip, prompts: list[str]) -> list[str]:

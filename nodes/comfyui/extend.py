@@ -32,6 +32,7 @@ from ...sa3_core.timeline.splicing import splice
 from . import folders, run_options
 from . import model as host_model
 from . import sampling as host
+from .clip import prompts_of
 from .latent import encode_clip, mask_regions, read_latent
 from .live_preview import LivePreview
 from .patchers import REMARKS, foreign_patches
@@ -87,7 +88,7 @@ class ExtendJob:
         resumed = len(finished)
         if finished:
             remark(f"Resumed after window {resumed} of {len(parts)}: an earlier run finished those before.")
-        bar = Progress(1)
+        bar = Progress(1, resumes=True)
         with run_options.read(self.model.model_options).run():
             for i, part in enumerate(parts):
                 if i == len(finished):
@@ -107,7 +108,8 @@ class ExtendJob:
         ends = itertools.accumulate((part.new for part in parts[:-1]), initial=0)
         edges = [*(n + end * rate // model_rate for end in ends), n + added]
         record = run_record.record(
-            self.model.model.sa3_name, first, self.guidance, warnings, stages=watch.stages, **host_model.record_fields(self.model),
+            self.model.model.sa3_name, first, self.guidance, warnings, prompts=prompts_of(self.positive), stages=watch.stages,
+            **host_model.record_fields(self.model),
             seconds=[(n + added) / rate], crossfade=self.crossfade, resumed_windows=resumed, windows=[
                 {"seed": item_seed(self.seed, i), "context": part.context / model_rate, "seconds": part.new / model_rate}
                 for i, part in enumerate(parts)

@@ -17,6 +17,7 @@ from ...sa3_core.files import read_json
 from ...sa3_core.pipeline import DEMOS
 
 BY_NAME, AUTO = "by name", "auto"
+EXAMPLES = Path(__file__).parents[2] / "assets" / "examples"  # what the templates use and a new user lacks
 FOLDERS = ["checkpoints", "diffusion_models"]  # ComfyUI's keys; extra_model_paths.yaml adds folders to them
 KINDS = {"diffusion_cond_inpaint": "generative", "autoencoder": "autoencoder"}  # model_type of a release's config -> kind of file
 

@@ -1,5 +1,6 @@
 """Files of the user in ComfyUI's input and output folders."""
 
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,6 +8,23 @@ from pathlib import Path
 import folder_paths
 
 from ...sa3_core.errors import SA3Error
+from ...sa3_core.files import create
+from .folders import EXAMPLES
+
+RECORDING = "sa3_example.wav"
+
+
+def add_recording() -> None:
+    """Copy the pack's recording into ComfyUI's input folder, where LoadAudio reads. A file of that name is left alone."""
+    target = Path(folder_paths.get_input_directory()) / RECORDING
+    if os.path.lexists(target):
+        return
+    try:
+        content = (EXAMPLES / RECORDING).read_bytes()
+        target.parent.mkdir(parents=True, exist_ok=True)
+        create(target, lambda file: file.write(content))
+    except (OSError, SA3Error) as error:
+        logging.info("Stable Audio 3: the templates' recording %s is not in the input folder: %s", RECORDING, error)
 
 
 def latents(suffixes: Sequence[str]) -> list[str]:

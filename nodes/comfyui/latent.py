@@ -75,6 +75,22 @@ def duration_warnings(latent, source: Latents) -> list[str]:
     return [f"The LATENT has sound after its duration of {max(source.lengths.seconds):.2f} s, which is not used; join audio instead."]
 
 
+def source_warnings(source: Latents, noise_level: float) -> list[str]:
+    """A sentence where the sound of a LATENT, or the want of one, cannot do what the noise level or the mask asks of it."""
+    if source.samples is None:
+        return [
+            f"The LATENT is empty and the noise level {noise_level:g}: there is no sound to start from, only weaker noise. "
+            "Connect SA3 SAME Encode, or set the noise level to 1."
+        ] * (noise_level < 1)
+    if source.keep is None:
+        return [
+            "No region is marked and the noise level is 1: everything is regenerated, and nothing of the LATENT's sound is used. Connect "
+            "SA3 Inpaint Mask, or lower the noise level."
+        ] * (noise_level >= 1)
+    kept = all(bool(keep[..., :n].all()) for keep, n in zip(source.keep, source.lengths.effective, strict=True))
+    return ["No region is marked: the mask keeps the whole sound, which the result repeats. Mark what to regenerate."] * kept
+
+
 def read_latent(latent, config: ModelConfig) -> Latents:
     """Check a LATENT against a model. An empty one gets the model's own number of frames, so that one graph fits every model."""
     latent = with_duration(latent)
@@ -104,9 +120,11 @@ def read_samples(latent) -> Tensor:
     samples = latent["samples"]
     check_tensor("The LATENT", samples)
     if samples.dim() != 3:
-        raise SA3Error(f"The LATENT has shape {tuple(samples.shape)}, an image or video; expected audio (batch, channels, frames).")
+        raise SA3Error(
+            f"The LATENT has shape {tuple(samples.shape)}, an image or video; expected audio. Connect SA3_EmptyLatent or SA3_SAMEEncode."
+        )
     if 0 in samples.shape:
-        raise SA3Error(f"The LATENT has shape {tuple(samples.shape)}, which is empty; expected at least one item and one frame.")
+        raise SA3Error(f"The LATENT has shape {tuple(samples.shape)}, which is empty; connect SA3_EmptyLatent or SA3_SAMEEncode.")
     return samples
 
 

@@ -79,14 +79,22 @@ def add_lora(model, name: str, **settings):
 
 
 def lora_names() -> list[str]:
-    return folder_paths.get_filename_list(KEY)
+    """The user's LoRAs, then those of the pack's examples."""
+    names = folder_paths.get_filename_list(KEY)
+    return [*names, *(name for name in example_loras() if name not in names)]
+
+
+def example_loras() -> dict[str, Path]:
+    return {path.name: path for path in sorted(folders.EXAMPLES.glob("*.safetensors"))}
 
 
 def find_lora(name: str) -> Path:
-    """A file of ComfyUI's folder. Raises SA3Error when it does not exist."""
-    path = folder_paths.get_full_path(KEY, name)
+    """A file of ComfyUI's folder, else of the pack's examples. Raises SA3Error when it does not exist."""
+    path = folder_paths.get_full_path(KEY, name) or example_loras().get(name)
     if path is None:
-        raise SA3Error(f"The LoRA '{name}' is not in ComfyUI's folder {folder_paths.get_folder_paths(KEY)[0]}.")
+        raise SA3Error(
+            f"The LoRA '{name}' is not in ComfyUI's folder {folder_paths.get_folder_paths(KEY)[0]}; put it there, or choose another."
+        )
     return Path(path)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from pathlib import Path
 
 import folder_paths
@@ -11,7 +12,59 @@ from ...sa3_core.errors import SA3Error
 
 MAX_DEPTH = 32  # parts of a prefix
 MAX_NAME = 180  # bytes; file systems allow 255, with counter and suffix
+MAX_VALUE = 100  # bytes of a placeholder's value
 UNSAFE = re.compile(r'[\x00-\x1f<>:"|?*]')  # characters that some systems refuse in a name
+
+
+TOKEN = re.compile(r"%(prompt|seed|model|duration|date|date:[^%\n]+|[^%\n]{1,80}\.[^%.\n]{1,80})%")
+DATE = re.compile("yyyy|yy|MM?|dd?|hh?|mm?|ss?")
+
+
+def expand(prefix: str, record: dict | None, graph: dict | None) -> tuple[str, list[str]]:
+    """A prefix with the values of %prompt%, %seed%, %model%, %duration%, %date:yyyy-MM-dd% and %Node.input%, and the unknown ones.
+
+    record: of the item; without a value a placeholder becomes its own name. graph: in API form. Others are kept for ComfyUI.
+    """
+    values, now, unknown = _values(record or {}), time.localtime(), []
+
+    def value(match: re.Match) -> str:
+        word, _, rest = match[1].partition(":")
+        if word in values:
+            if values[word] is None:
+                unknown.append(match[0])
+            return word if values[word] is None else _safe(str(values[word]))
+        if word == "date":
+            return DATE.sub(lambda part: _digits(part[0], now), rest or "yyyy-MM-dd")
+        return next(iter(_inputs(graph or {}, *match[1].rpartition(".")[::2])), match[0])
+
+    return TOKEN.sub(value, prefix), unknown
+
+
+def _values(record: dict) -> dict[str, object]:
+    one = {key: record[key][0] if isinstance(record.get(key), list) and len(record[key]) == 1 else None for key in ("prompt", "seconds")}
+    seconds = one["seconds"]
+    duration = f"{seconds:g}s" if isinstance(seconds, (int, float)) else None
+    return {"prompt": one["prompt"], "seed": record.get("seed"), "model": record.get("model"), "duration": duration}
+
+
+def _digits(part: str, now: time.struct_time) -> str:
+    number = {"y": now.tm_year, "M": now.tm_mon, "d": now.tm_mday, "h": now.tm_hour, "m": now.tm_min, "s": now.tm_sec}[part[0]]
+    return str(number).zfill(len(part))[-len(part) if part[0] == "y" else 0 :]
+
+
+def _inputs(graph: dict, name: str, widget: str) -> list[str]:
+    """The values of an input of the nodes with this title or type."""
+    titles = {key: node["_meta"].get("title") for key, node in graph.items() if isinstance(node.get("_meta"), dict)}
+    named = [node for key, node in graph.items() if name and name in (titles.get(key), node.get("class_type"))]
+    found = [node.get("inputs", {}).get(widget) for node in named]
+    return [_safe(str(one)) for one in found if isinstance(one, (str, int, float))]
+
+
+def _safe(value: str) -> str:
+    """A value as a part of a file name: printable, without folders, at most MAX_VALUE bytes."""
+    printable = "".join(character if character.isprintable() else " " for character in value)
+    words = " ".join(re.sub(r"[/\\%]", "_", UNSAFE.sub("_", printable)).split())
+    return words.encode()[:MAX_VALUE].decode(errors="ignore").strip(" .") or "empty"
 
 
 def next_output(prefix: str, item: int) -> tuple[Path, str, int, str]:

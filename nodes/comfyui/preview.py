@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ...sa3_core.audio import files as audio_files
 from ...sa3_core.audio import spectrogram
+from ...sa3_core.audio.waveform import resample
 from ...sa3_core.errors import SA3Error
 from ...sa3_core.files import publish
 from .audio import read_audio
@@ -22,6 +23,7 @@ SIZE = (640, 160)  # pixels of an item's image
 BLOCKER = ExecutionBlocker(None)  # as an output: the nodes that depend on it do not run, without an error
 EDITOR_KEY = "sa3_waveform"  # of a node's ui result, read by web/waveform/source.js
 EDITOR_SECONDS = 1200.0  # longest clip for the editor: a browser decodes it into memory as a whole
+COARSE_SECONDS, COARSE_RATE = 7200.0, 8000  # the longest clip that the editor shows at this lower rate, in Hz
 BROWSER_FORMATS = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a")
 
 
@@ -64,20 +66,21 @@ def to_pil(pixels: Tensor) -> Image.Image:
 
 
 def editor_audio(audio, hidden) -> dict[str, list[dict[str, str]]] | None:
-    """The ui result of a node with a waveform editor: a WAV of the first item's first two channels.
+    """The ui result of a node with a waveform editor: a WAV of the first item's first two channels, of long clips in mono at COARSE_RATE.
 
-    None without a browser, where the input `audio` is a file that the browser reads itself, and for clips longer than EDITOR_SECONDS.
+    None without a browser, where the input `audio` is a file that the browser reads itself, and for clips longer than COARSE_SECONDS.
     Invalid audio gives None and a warning in the log.
     """
     if audio is None or hidden is None or "workflow" not in (hidden.extra_pnginfo or {}):
         return None
-    if _is_loaded_file(hidden.prompt or {}, hidden.unique_id):
-        return None
     try:
         waveform, rate = read_audio("The AUDIO", audio)
-        if waveform.shape[-1] > EDITOR_SECONDS * rate:
+        clip, seconds = waveform[0, :2], waveform.shape[-1] / rate
+        if seconds > COARSE_SECONDS or (seconds <= EDITOR_SECONDS and _is_loaded_file(hidden.prompt or {}, hidden.unique_id)):
             return None
-        return {EDITOR_KEY: [audio_file(waveform[0, :2], rate)]}
+        if seconds > EDITOR_SECONDS:
+            clip, rate = resample(clip.mean(0, keepdim=True), rate, COARSE_RATE), COARSE_RATE
+        return {EDITOR_KEY: [audio_file(clip, rate)]}
     except (SA3Error, OSError) as error:
         logger.warning("The waveform editor cannot show the audio: %s", error)
         return None

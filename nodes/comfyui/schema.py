@@ -2,15 +2,20 @@
 
 import functools
 import inspect
+import json
 import numbers
+from pathlib import Path
 
+import comfy.model_management
 import numpy
 from comfy_api.latest import ComfyExtension, io
 
 from ...sa3_core.errors import SA3Error
 from .core_models import adopt_model, adopt_vae
+from .progress import show_stop
 
 CATEGORY = "audio/stable audio 3"
+SEARCH_WORDS = json.loads((Path(__file__).parents[2] / "web" / "search_words.json").read_text(encoding="utf-8"))
 SEED = {"min": 0, "max": 2**64 - 1, "control_after_generate": True}
 
 FILES = {"autoencoder", "file", "lora", "model", "text_encoder"}  # choices of files: the loaders say which exist
@@ -18,11 +23,17 @@ FILES = {"autoencoder", "file", "lora", "model", "text_encoder"}  # choices of f
 __all__ = ["CATEGORY", "SEED", "ComfyExtension", "checked", "io", "schema"]
 
 
-def schema(node_id: str, **options) -> io.Schema:
-    """An io.Schema in the pack's category. Options that this version of ComfyUI does not know are omitted."""
+def schema(node_id: str, *, advanced: str = "", **options) -> io.Schema:
+    """An io.Schema in the pack's category, found by its search words. Options that this version of ComfyUI does not know are omitted.
+
+    advanced: ids of the inputs that the editor's second renderer folds away, separated by spaces.
+    """
+    inputs = {one.id: one for one in options.get("inputs", ())}
+    for name in advanced.split():
+        inputs[name].advanced = True  # older versions ignore the attribute
     for output in options.get("outputs", ()):
         output.display_name = output.display_name or output.id  # ComfyUI would show the type
-    options = {"category": CATEGORY, "search_aliases": ["stable audio", "sa3"], **options}
+    options = {"category": CATEGORY, "search_aliases": SEARCH_WORDS.get(node_id, []), **options}
     known = inspect.signature(io.Schema).parameters
     return io.Schema(node_id=node_id, **{name: value for name, value in options.items() if name in known})
 
@@ -30,7 +41,7 @@ def schema(node_id: str, **options) -> io.Schema:
 def checked(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
     """The node; its numbers, texts and choices are checked before it executes, and core's MODEL and VAE become this pack's.
 
-    ComfyUI does not check values of links, nor NaN.
+    ComfyUI does not check values of links, nor NaN. An interrupted node shows where it was stopped.
     """
     execute = node.execute.__func__
     definition_of = functools.cache(node.define_schema)  # its lists of files are of no use here, see FILES
@@ -48,7 +59,11 @@ def checked(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
                 values[item.id] = [_read(item, one) for one in value]
             else:
                 values[item.id] = _read(item, value)
-        return execute(cls, *args, **values)
+        try:
+            return execute(cls, *args, **values)
+        except comfy.model_management.InterruptProcessingException:
+            show_stop()
+            raise
 
     node.execute = classmethod(check_and_execute)
     return node
@@ -69,6 +84,8 @@ def _read(item, value):
         if real and item.min <= value <= item.max and not (whole and value != int(value)):  # NaN is in no range
             return int(value) if whole else float(value)
         expected = f"a {'whole ' * whole}number from {item.min} to {item.max}"
+        if item.id == "seconds" and real and value > item.max:
+            expected += "; for longer audio use SA3_Extend"
     elif isinstance(item, io.Combo.Input):
         if not isinstance(value, str) or (item.id not in FILES and value not in item.options):
             expected = "one of " + ", ".join(map(str, item.options))

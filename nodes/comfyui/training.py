@@ -1,5 +1,6 @@
 """LoRA training inside a graph: ComfyUI's folders, VAE and CLIP for the data, its progress bar and its interruption."""
 
+import shutil
 from pathlib import Path
 
 import comfy.model_management
@@ -22,20 +23,20 @@ from .lora import KEY, stack_of
 from .out_of_memory import free_memory, is_out_of_memory
 from .output_files import UNSAFE, new_model_file
 from .preview import to_pil
-from .progress import Progress, check_interrupt, show_status
+from .progress import Progress, check_interrupt
 
 RUNS = "sa3_training"  # sub-folder of ComfyUI's output folder
 SIZE = (400, 120)  # pixels of a sample's spectrogram; the loss curves above it have its width
 
 
 def data_folder(name: str) -> Path:
-    """A sub-folder of ComfyUI's input folder. Raises SA3Error when it does not exist or lies elsewhere."""
+    """A sub-folder of ComfyUI's input folder, else of the pack's examples. Raises SA3Error when it does not exist or lies elsewhere."""
     root = Path(folder_paths.get_input_directory())
     parts = name.strip().replace("\\", "/").split("/")
     if any(not part or part.startswith(".") or UNSAFE.search(part) for part in parts):
         raise SA3Error(f"'{name}' is not a folder below ComfyUI's input folder; use a name such as training or training/drums.")
-    folder = root.joinpath(*parts)
-    if not folder.is_dir():
+    folder = next((path for path in (root.joinpath(*parts), folders.EXAMPLES.joinpath(*parts)) if path.is_dir()), None)
+    if folder is None:
         found = ", ".join(sorted(path.name for path in root.iterdir() if path.is_dir() and path.name[0] != ".")) if root.is_dir() else ""
         raise SA3Error(f"There is no folder '{name}' in {root}, only: {found or 'none'}. Create it with audio files and captions.")
     return folder
@@ -63,7 +64,7 @@ class NodeCallbacks(Callbacks):
     """
 
     def __init__(self, steps: int):
-        self.bar = Progress(steps)
+        self.bar = Progress(steps, resumes=True)
         self.stage_bar, self.stage_name = None, ""
         self.curves: Tensor | None = None  # (H, W, 3)
         self.spectrogram: Tensor | None = None  # (H, W, 3)
@@ -72,7 +73,7 @@ class NodeCallbacks(Callbacks):
     def stage(self, done: int, total: int, text: str) -> None:
         name = text.partition(" ")[0]
         if name != self.stage_name:
-            self.stage_bar, self.stage_name = Progress(total), name
+            self.stage_bar, self.stage_name = Progress(total, resumes=True), name
         self.stage_bar(done, total, f"{text} {done} of {total}" if total > 1 else text)
 
     def step(self, step: int, steps: int, loss: float) -> None:
@@ -105,6 +106,8 @@ def train_lora(model, clip, vae, folder: str, name: str, settings: LoRASettings)
     inner, same_vae = host_model.sa3_model(model), host_vae.require(vae)
     out, data = new_model_file(KEY, f"{name}.safetensors"), data_folder(folder)
     device = comfy.model_management.get_torch_device()
+    if folders.EXAMPLES in data.parents:  # the encoded clips are cached beside the data; nothing is written into the pack
+        data = Path(shutil.copytree(data, Path(folder_paths.get_temp_directory()) / data.name, dirs_exist_ok=True))
 
     def copied(tensor: Tensor) -> Tensor:
         """A float32 copy on the CPU; one made outside of inference mode can take part in training."""
@@ -130,9 +133,6 @@ def train_lora(model, clip, vae, folder: str, name: str, settings: LoRASettings)
         run_folder = Path(folder_paths.get_output_directory()) / RUNS / name
         try:
             result = train(base, data, out, run_folder, settings, callbacks)
-        except comfy.model_management.InterruptProcessingException:
-            show_status("stopped; queue the graph again to resume")
-            raise
         except Exception as error:
             if not is_out_of_memory(error):
                 raise

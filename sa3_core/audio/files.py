@@ -1,7 +1,6 @@
-"""Read and write audio files. WAV is written here, FLAC through PyAV, which also reads every format."""
+"""Read and write audio files. WAV is written here, the other formats through PyAV, which also reads every format."""
 
 import contextlib
-import errno
 import itertools
 import json
 import struct
@@ -13,29 +12,30 @@ from torch import Tensor
 
 from ..errors import SA3Error
 from ..files import create
-from .waveform import check_finite
-
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO)  # of the disk, not of the encoder
+from .encode import CODECS, QUALITIES, Codec, check, encode
+from .waveform import check_finite, resample
 
 
 @dataclass(frozen=True)
 class Format:
     suffix: str
-    bits: int
-    floating: bool = False
+    bits: int  # of a sample; 32 = floating point
+    codec: Codec | None = None  # none for WAV
 
 
 FORMATS = {
-    "flac": Format("flac", 24),
+    "flac": Format("flac", 24, CODECS["flac24"]),
     "wav16": Format("wav", 16),
     "wav24": Format("wav", 24),
-    "wav32f": Format("wav", 32, floating=True),
-    "flac16": Format("flac", 16),
-    "flac24": Format("flac", 24),
+    "wav32f": Format("wav", 32),
+    "flac16": Format("flac", 16, CODECS["flac16"]),
+    "flac24": Format("flac", 24, CODECS["flac24"]),
+    "mp3": Format("mp3", 32, CODECS["mp3"]),
+    "opus": Format("opus", 32, CODECS["opus"]),
+    "m4a": Format("m4a", 32, CODECS["m4a"]),
 }
 CHUNK = b"sa3 "  # id of a WAV chunk that holds a JSON object with prompt, workflow and run record
 SPEAKERS = {1: 0x4, 2: 0x3, 3: 0x7, 4: 0x33, 5: 0x37, 6: 0x3F, 7: 0x70F, 8: 0x63F}  # channels -> mask of WAVE_FORMAT_EXTENSIBLE
-LAYOUTS = {1: "mono", 2: "stereo", 3: "3.0", 4: "quad", 5: "5.0", 6: "5.1", 7: "6.1", 8: "7.1"}  # channels -> FFmpeg's layout
 WAV_LIMIT = 2**32 - 2**20  # bytes of samples
 PCM, FLOAT, EXTENSIBLE = 1, 3, 0xFFFE  # format tags
 SUBFORMAT = bytes.fromhex("000000001000800000aa00389b71")  # GUID of an extensible header, after the format tag
@@ -50,10 +50,7 @@ def quantize(waveform: Tensor, bits: int) -> tuple[Tensor, list[str]]:
     dither, two steps peak to peak and the same in every call, turns the rounding error into noise instead of distortion.
     """
     full = 2 ** (bits - 1)
-    scaled, warnings = waveform.double() * full, []
-    if clipped := int((waveform.abs() > 1).sum()):
-        peak = float(waveform.abs().max())
-        warnings.append(f"{clipped} samples exceed full scale (peak {peak:.3f}) and were clipped at {bits} bits; wav32f keeps them.")
+    scaled, warnings = waveform.double() * full, clipping(waveform, f"clipped at {bits} bits")
     finer = scaled != scaled.round()
     if bool(finer.any()):
         generator = torch.Generator().manual_seed(0)
@@ -63,23 +60,50 @@ def quantize(waveform: Tensor, bits: int) -> tuple[Tensor, list[str]]:
     return scaled.round().clamp(-full, full - 1).to(torch.int32), warnings
 
 
-def write(path: Path, waveform: Tensor, rate: int, kind: str, metadata: dict[str, str] | None = None) -> list[str]:
+def clipping(waveform: Tensor, what: str) -> list[str]:
+    """A sentence if samples exceed full scale."""
+    count = int((waveform.abs() > 1).sum())
+    peak = float(waveform.abs().max())
+    return [f"{count} samples exceed full scale (peak {peak:.3f}) and were {what}; wav32f keeps them."] if count else []
+
+
+def check_format(kind: str, channels: int, quality: str = "high") -> None:
+    """Raise SA3Error unless the format exists, can be written here and holds so many channels."""
+    if kind not in FORMATS:
+        raise SA3Error(f"The format is '{kind}'; expected one of {', '.join(FORMATS)}.")
+    if quality not in QUALITIES:
+        raise SA3Error(f"The quality is '{quality}'; expected one of {', '.join(QUALITIES)}.")
+    if codec := FORMATS[kind].codec:
+        check(codec, kind, channels)
+
+
+def write(path: Path, waveform: Tensor, rate: int, kind: str, metadata: dict[str, str] | None = None, quality: str = "high") -> list[str]:
     """Write samples (C, N) to a new file, atomically; returns warnings. kind: a key of FORMATS. metadata: name -> text.
 
-    Raises FileExistsError when the name is taken, SA3Error when the file cannot be written.
+    quality: of mp3, opus and m4a, one of QUALITIES. Raises FileExistsError when the name is taken, SA3Error when the file cannot be
+    written.
     """
-    fmt = FORMATS.get(kind)
-    if fmt is None:
-        raise SA3Error(f"The format is '{kind}'; expected one of {', '.join(FORMATS)}.")
     waveform = _checked(waveform, rate)
-    samples, warnings = (waveform.float(), []) if fmt.floating else quantize(waveform, fmt.bits)
-    encode = _write_wav if fmt.suffix == "wav" else _write_flac
+    check_format(kind, waveform.shape[0], quality)
+    fmt = FORMATS[kind]
     texts = {key: text.encode("utf-8", "replace").decode() for key, text in (metadata or {}).items()}  # replaces lone surrogates
-    create(path, lambda file: encode(file, samples, rate, fmt, texts))
+    if fmt.bits < 32:
+        samples, warnings = quantize(waveform, fmt.bits)
+    elif fmt.codec is None:
+        samples, warnings = waveform.float(), []
+    else:
+        own, warnings = fmt.codec.rate_for(rate), clipping(waveform, "clipped")
+        if own != rate and len(fmt.codec.rates) > 1:
+            warnings.append(f"{kind} does not hold {rate} Hz; the audio was resampled to {own} Hz. flac and wav keep the rate.")
+        samples, rate = resample(waveform.float(), rate, own).clamp(-1, 1), own
+    if fmt.codec is None:
+        create(path, lambda file: _write_wav(file, samples, rate, fmt, texts))
+    else:
+        create(path, lambda file: encode(file, samples, rate, fmt.codec, texts, quality))
     return warnings
 
 
-def write_next(folder: Path, name: str, counter: int, waveform: Tensor, rate: int, kind: str, metadata=None) -> tuple[Path, list[str]]:
+def write_next(folder: Path, name: str, counter: int, waveform: Tensor, rate: int, kind: str, *more) -> tuple[Path, list[str]]:
     """`write` to the first free name from `counter` on: name_00001_.wav, name_00002_.wav, ... Returns path and warnings."""
     suffix = FORMATS[kind].suffix if kind in FORMATS else kind
     for number in itertools.count(counter):
@@ -87,7 +111,7 @@ def write_next(folder: Path, name: str, counter: int, waveform: Tensor, rate: in
         if path.exists():
             continue
         with contextlib.suppress(FileExistsError):
-            return path, write(path, waveform, rate, kind, metadata)
+            return path, write(path, waveform, rate, kind, *more)
 
 
 def _checked(waveform: Tensor, rate: int) -> Tensor:
@@ -106,14 +130,14 @@ def _write_wav(file, samples: Tensor, rate: int, fmt: Format, metadata: dict[str
     size = count * step
     if size > WAV_LIMIT:
         raise SA3Error(f"The audio needs {size / 2**30:.1f} GiB, more than a WAV file can hold (4 GiB); save it as flac.")
-    tag, extensible = FLOAT if fmt.floating else PCM, channels > 2
+    tag, extensible = FLOAT if fmt.bits == 32 else PCM, channels > 2
     header = struct.pack("<HHIIHH", EXTENSIBLE if extensible else tag, channels, rate, rate * step, step, fmt.bits)
     if extensible:
         header += struct.pack("<HHIH", 22, fmt.bits, SPEAKERS.get(channels, 0), tag) + SUBFORMAT
-    elif fmt.floating:
+    elif fmt.bits == 32:
         header += struct.pack("<H", 0)
     parts = [_chunk(b"fmt ", header)]
-    if fmt.floating:
+    if fmt.bits == 32:
         parts.append(_chunk(b"fact", struct.pack("<I", count)))
     if metadata:
         parts.append(_chunk(CHUNK, json.dumps(_json_values(metadata)).encode()))
@@ -131,7 +155,7 @@ def _interleaved(samples: Tensor, fmt: Format) -> bytes:
     values = samples.T.contiguous().numpy()
     if fmt.bits == 24:
         return values.astype("<i4").view("u1").reshape(-1, 4)[:, :3].tobytes()
-    return values.astype("<f4" if fmt.floating else "<i2").tobytes()
+    return values.astype("<f4" if fmt.bits == 32 else "<i2").tobytes()
 
 
 def _chunk(name: bytes, content: bytes) -> bytes:
@@ -145,35 +169,6 @@ def _json_values(metadata: dict[str, str]) -> dict:
         with contextlib.suppress(ValueError):
             values[key] = json.loads(text)
     return values
-
-
-def _write_flac(file, samples: Tensor, rate: int, fmt: Format, metadata: dict[str, str]) -> None:
-    try:
-        import av
-    except ImportError as error:
-        raise SA3Error("Writing FLAC needs the package 'av', which ComfyUI ships with; install it, or save as WAV.") from error
-    channels = samples.shape[0]
-    if channels not in LAYOUTS:
-        raise SA3Error(f"The audio has {channels} channels; FLAC holds at most {max(LAYOUTS)}. Save it as WAV.")
-    sample_format = "s16" if fmt.bits == 16 else "s32"
-    values = samples.T.contiguous().numpy()
-    values = values.astype("<i2") if fmt.bits == 16 else values << 8  # FFmpeg reads the upper 24 of 32 bits
-    try:
-        with av.open(file, "w", format="flac") as container:
-            container.metadata.update(metadata)
-            stream = container.add_stream("flac", rate=rate)
-            stream.codec_context.layout = LAYOUTS[channels]
-            stream.codec_context.format = sample_format
-            for start in range(0, len(values), 1 << 16):
-                part = values[start : start + (1 << 16)]
-                frame = av.AudioFrame.from_ndarray(part.reshape(1, -1), format=sample_format, layout=LAYOUTS[channels])
-                frame.sample_rate, frame.pts = rate, start
-                container.mux(stream.encode(frame))
-            container.mux(stream.encode(None))
-    except (av.FFmpegError, ValueError, OverflowError) as error:
-        if getattr(error, "errno", None) in FULL:
-            raise OSError(error.errno, error.strerror) from error
-        raise SA3Error(f"The FLAC encoder refused {channels} channels at {rate} Hz ({error}); save as WAV.") from error
 
 
 def read(path: str | Path) -> tuple[Tensor, int]:

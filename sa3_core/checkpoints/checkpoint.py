@@ -122,7 +122,9 @@ def _infer_config(tensors: TensorFile, objective: str, autoencoder: bool) -> tup
             prefix = detect.PRETRANSFORM if any(name.startswith(detect.PRETRANSFORM) for name in tensors.names) else ""
             return detect.autoencoder_config(shapes, prefix), prefix
     except SA3Error as error:
-        raise SA3Error(f"{tensors.path} has no {CONFIG} next to it, and its tensors do not imply one: {error}.") from error
+        raise SA3Error(
+            f"{tensors.path} has no {CONFIG} next to it, and its tensors do not imply one: {error}. Use a release's folder."
+        ) from error
     if tensors.metadata().get("format") == "mlx":
         raise SA3Error(f"{tensors.path} is an optimized file for MLX; it has no PyTorch weights to load. Use the model's own release.")
     what = f"a {kind}" if kind else f"of another model (it holds '{min(tensors.names, default='nothing')}')"
@@ -140,12 +142,16 @@ def _check_names(file: TensorFile, expected: Mapping[str, Tensor], prefix: str) 
     if missing and extra and len(missing) > len(expected) // 2:
         raise SA3Error(
             f"{file.path} is not the Stable Audio 3 checkpoint its config describes: {len(missing)} of {len(expected)} tensors are "
-            f"missing, for example '{missing[0]}', and it holds '{extra[0]}' instead."
+            f"missing, for example '{missing[0]}', and it holds '{extra[0]}' instead. Download both again."
         )
     if missing:
-        raise SA3Error(f"{file.path}: tensor '{missing[0]}' is missing{_more(missing)}. The file is incomplete or of another model.")
+        raise SA3Error(
+            f"{file.path}: tensor '{missing[0]}' is missing{_more(missing)}. The file is incomplete or of another model: download it again."
+        )
     if extra:
-        raise SA3Error(f"{file.path}: tensor '{extra[0]}' is unexpected{_more(extra)}. The file does not fit its {CONFIG}.")
+        raise SA3Error(
+            f"{file.path}: tensor '{extra[0]}' is unexpected{_more(extra)}. The file does not fit its {CONFIG}: download both again."
+        )
     for name, tensor in expected.items():
         file.expect(name, tensor.shape)
 
@@ -165,7 +171,10 @@ def load_into(
     state = {name: file.read(prefix + name, dtype, device) for name in (module.state_dict() if names is None else names)}
     for name, tensor in state.items():
         if name.endswith("weight_v") and not bool(tensor.float().flatten(1).norm(dim=1).all()):
-            raise SA3Error(f"{file.path}: tensor '{prefix}{name}' has a row whose norm, by which it is divided, is 0 in {tensor.dtype}.")
+            raise SA3Error(
+                f"{file.path}: tensor '{prefix}{name}' has a row whose norm, by which it is divided, is 0 in {tensor.dtype}; load it in "
+                "fp32, or download it again."
+            )
     module.load_state_dict(state, strict=True, assign=True)
     return module.eval().requires_grad_(False)
 
@@ -203,7 +212,7 @@ def load_text_encoder(path: str | Path, dtype: torch.dtype | None = None, device
         dtype = dtype or state[name].dtype  # one type for all tensors, even if the file mixes types
     known = {prefix + name.removeprefix("encoder.") for name in state}
     if strange := sorted(name for name in file.names - known if not _is_unused(name)):
-        raise SA3Error(f"The text encoder in {path} holds the unexpected tensor '{strange[0]}'; expected T5Gemma.")
+        raise SA3Error(f"The text encoder in {path} holds the unexpected tensor '{strange[0]}'; use the t5gemma-b-b-ul2 of the release.")
     model.load_state_dict(state, strict=True, assign=True)
     return TextEncoder(model.to(device), tokenizer, config.encoder)
 

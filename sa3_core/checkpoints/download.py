@@ -116,7 +116,7 @@ def _files_of(release: Release, repository: str, revision: str | None, prefix: s
     files = _list_files(repository, revision, prefix, token)
     for name in (CONFIG, WEIGHTS):
         if name not in files:
-            raise SA3Error(f"{repository} has no {prefix}{name}; the repository has changed, so this pack cannot download it.")
+            raise SA3Error(f"{repository} has no {prefix}{name}; the repository has changed. Update the pack, or copy the model by hand.")
     if not release.is_autoencoder and not any(name.startswith(TEXT_SUBFOLDER) for name in files):
         other = RELEASES[release.variant.removesuffix("-base")]  # a base model's config names its sibling's text encoder
         _check_access(other.repository, other.revision, "", token)

@@ -59,7 +59,10 @@ class TensorFile:
     def expect(self, name: str, shape: Sequence[int]) -> None:
         """Raise SA3Error unless a tensor has this shape and a type of `STORED`."""
         if self.shape(name) != tuple(shape):
-            raise SA3Error(f"{self.path}: tensor '{name}' has shape {list(self.shape(name))}, expected {list(shape)} from the config.")
+            raise SA3Error(
+                f"{self.path}: tensor '{name}' has shape {list(self.shape(name))}, expected {list(shape)} by its config; "
+                "download both again."
+            )
         if self.dtype(name) not in STORED:
             raise SA3Error(
                 f"{self.path}: tensor '{name}' is stored as {self.dtype(name)}, a quantised copy; expected {', '.join(STORED)}. "
@@ -86,7 +89,9 @@ def converted(tensor: Tensor, dtype: torch.dtype | None, name: str, path: Path) 
     ready = tensor.to(dtype or tensor.dtype)
     if not is_finite(ready):
         if is_finite(tensor):
-            raise SA3Error(f"{path}: tensor '{name}' has values up to {float(tensor.abs().max()):.3g}, too large for {dtype}.")
+            raise SA3Error(
+                f"{path}: tensor '{name}' has values up to {float(tensor.abs().max()):.3g}, too large for {dtype}; load it in fp32."
+            )
         raise SA3Error(f"{path}: tensor '{name}' contains NaN or infinite values; the file is damaged, copy or download it again.")
     return ready
 
@@ -140,7 +145,7 @@ def sha256(path: Path, progress: Callable[[int, int], None] | None = None) -> st
 def check_file(path: Path) -> None:
     """Raise SA3Error for a path that cannot be a safetensors file, by its name and first 8 bytes."""
     if not os.path.exists(path):  # unlike Path.exists, never raises for an invalid name
-        raise SA3Error(f"{path} does not exist.")
+        raise SA3Error(f"{path} does not exist; expected a .safetensors file.")
     refuse_optimized(path)
     if path.is_dir():
         raise SA3Error(f"{path} is a folder; expected a .safetensors file.")
@@ -151,9 +156,9 @@ def check_file(path: Path) -> None:
     if path.suffix.lower() in PICKLES or pickled:
         raise SA3Error(f"{path} is a pickled or zip file, which can run code when read; expected a file such as model.safetensors.")
     if not head:
-        raise SA3Error(f"{path} is empty; the download did not finish.")
+        raise SA3Error(f"{path} is empty, as after an unfinished download; download it again.")
     if path.suffix.lower() not in SUFFIXES:
-        raise SA3Error(f"{path} is not a .safetensors file.")
+        raise SA3Error(f"{path} is not a .safetensors file; expected one such as model.safetensors.")
 
 
 def refuse_optimized(path: Path) -> None:

@@ -27,11 +27,13 @@ def read_pickle(path: str | Path) -> LoRA:
 def _plain_values(path: Path):
     """The contents of a pickle, read without running code."""
     if not path.is_file():
-        raise SA3Error(f"{path} does not exist.")
+        raise SA3Error(f"{path} does not exist; expected a LoRA file.")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the class depends on where torch meets a foreign object
-        raise SA3Error(f"{path} is not read: damaged, or more than tensors and plain values ({type(error).__name__}).") from error
+        raise SA3Error(
+            f"{path} is not read: damaged, or more than tensors and plain values ({type(error).__name__}). Obtain a .safetensors file."
+        ) from error
 
 
 def _is_dense(value) -> bool:
@@ -101,7 +103,10 @@ def _is_uniform(lora: LoRA) -> bool:
 def _native(lora: LoRA):
     kinds = {adapter.kind for adapter in lora.layers.values()}
     if len(kinds) > 1:
-        raise SA3Error(f"{lora.name} mixes adapter types ({', '.join(sorted(kinds))}); a native file has one for all its layers.")
+        raise SA3Error(
+            f"{lora.name} mixes adapter types ({', '.join(sorted(kinds))}); a native file has one for all its layers. "
+            "Choose another format."
+        )
     config = {key: lora.config[key] for key in ("include", "exclude") if lora.config.get(key)}
     config["adapter_type"] = kinds.pop() + ("-xs" if lora.needs_bases else "")
     if _is_uniform(lora):
@@ -115,7 +120,7 @@ def _peft(lora: LoRA):
     tensors = {}
     for layer, adapter in lora.layers.items():
         if adapter.cols is not None:
-            raise SA3Error(f"{lora.name} is of type {lora.kind}; PEFT knows only lora and dora-rows.")
+            raise SA3Error(f"{lora.name} is of type {lora.kind}; PEFT knows only lora and dora-rows. Choose the format native.")
         stem = f"base_model.model.{layer}."
         tensors[f"{stem}lora_A.weight"], tensors[f"{stem}lora_B.weight"] = adapter.update.down, adapter.update.up * adapter.scale
         if adapter.rows is not None:
@@ -135,7 +140,7 @@ def _comfyui(lora: LoRA):
     tensors = {}
     for layer, adapter in lora.layers.items():
         if adapter.rows is not None and adapter.cols is not None:
-            raise SA3Error(f"{lora.name} is of type {lora.kind}; ComfyUI's format knows lora, dora-rows and dora-cols.")
+            raise SA3Error(f"{lora.name} is of type {lora.kind}; ComfyUI's format knows lora, dora-rows and dora-cols. Choose native.")
         stem = f"diffusion_model.{layer}."
         tensors[f"{stem}lora_down.weight"], tensors[f"{stem}lora_up.weight"] = adapter.update.down, adapter.update.up
         tensors[f"{stem}alpha"] = torch.tensor(float(adapter.scale * adapter.update.rank), dtype=torch.float32)

@@ -58,7 +58,9 @@ def checkpoint_bases(checkpoint: Path) -> Bases:
     def bases(layer: str, rank: int) -> tuple[Tensor, Tensor]:
         name = opened.prefix + weight_name(layer)
         if name not in opened.tensors.names:
-            raise SA3Error(f"The LoRA changes the layer '{layer}', which {opened.name} does not have; it is for another base.")
+            raise SA3Error(
+                f"The LoRA changes the layer '{layer}', which {opened.name} does not have; it is for another base: load that one."
+            )
         return svd_bases(opened.tensors.read(name).flatten(1), rank)
 
     return bases
@@ -98,7 +100,7 @@ def fit_lora(
     skip = [part.strip() for part in (skip_layers.split(",") if isinstance(skip_layers, str) else skip_layers)]
     layers = {layer: adapter for layer, adapter in _fitting_layers(lora, module, model_name).items() if not matches(layer, skip)}
     if not layers:
-        raise SA3Error(f"{lora.name}: the layer filter '{', '.join(skip)}' leaves none of its {len(lora.layers)} layers.")
+        raise SA3Error(f"{lora.name}: the layer filter '{', '.join(skip)}' leaves none of its {len(lora.layers)} layers; name fewer.")
     warnings = list(lora.warnings)
     base, own = _variant(lora.base), _variant(model_name)
     # A base model and its post-trained form take each other's LoRAs by design.
@@ -117,7 +119,7 @@ def _fitting_layers(lora: LoRA, module: nn.Module, model_name: str) -> dict[str,
     if not layers:
         raise SA3Error(
             f"{lora.path} fits no layer of {model_name}: it has '{next(iter(lora.layers))}', the model '{next(iter(known))}'. "
-            "It was trained on another kind of model."
+            "It was trained on another kind of model: use it with that one."
         )
     for name, adapter in layers.items():
         weight = known[name].weight
@@ -126,7 +128,7 @@ def _fitting_layers(lora: LoRA, module: nn.Module, model_name: str) -> dict[str,
             raise SA3Error(
                 f"{lora.path} does not fit {model_name}: layer '{name}' has {misfit}, the model's weight is {shape[0]} x {shape[1]}. "
                 f"The LoRA is for {lora.base or 'an unnamed base'}{_family_in(lora)}, this model is of the {_family_of(module)} "
-                f"family, width {module.dit.config.width}."
+                f"family, width {module.dit.config.width}. Load a model that fits."
             )
     return layers
 

@@ -24,7 +24,7 @@ def merge(checkpoint: str | Path, stack: Stack, target: str | Path, progress=Non
     """
     target, patches = Path(target), stack.patches()
     if not patches:
-        raise SA3Error("There is no LoRA on this model to merge.")
+        raise SA3Error("There is no LoRA on this model to merge; add one, with SA3_LoRAStack.")
     if stack.scheduled:
         names = ", ".join(stacked.lora.name for stacked in stack.loras if stacked.scheduled)
         raise SA3Error(f"{names} depends on noise levels or a curve and cannot be merged; use the interval 0 to 1 and no curve.")

@@ -97,7 +97,7 @@ def read_tokenizer(folder: str | Path):
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception for a malformed file
-        raise SA3Error(f"{path} is not a tokenizer file ({error}).") from error
+        raise SA3Error(f"{path} is not a tokenizer file ({error}); download it again.") from error
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer

@@ -1,5 +1,6 @@
 """T5Gemma's encoder: prompts -> one embedding per token."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,6 +10,8 @@ from torch import Tensor, nn
 from ..backends.ambient import independent
 from ..backends.device import backend_of
 from ..errors import SA3Error
+
+LABEL = re.compile(r"(TrackType|VocalType):[^,\n]*,?|\b\w+:")  # of a prompt in the form of the training data
 
 
 def encoder_dtype(dtype: torch.dtype, device) -> torch.dtype:
@@ -75,14 +78,19 @@ class TextEncoder(nn.Module):
         return [len(self.tokenizer.encode(prompt, add_special_tokens=False).ids) for prompt in prompts]
 
     def unknown_words(self, prompts: Sequence[str]) -> list[str]:
-        """Words that are not in the vocabulary, in order of first appearance. Empty for tokenizers that fall back to bytes."""
+        """Words that are not in the vocabulary, without labels (LABEL), numbers and punctuation, in order of first appearance.
+
+        Empty for tokenizers that fall back to bytes.
+        """
         unknown = getattr(getattr(self.tokenizer, "model", None), "unk_token", None)  # a SentencePiece tokenizer has none
         if unknown is None:
             return []
         words = {}
         for prompt in prompts:
+            prompt = LABEL.sub("", prompt)
             row = self.tokenizer.encode(prompt, add_special_tokens=False)
-            words |= {prompt[a:b]: None for token, (a, b) in zip(row.tokens, row.offsets, strict=True) if token == unknown}
+            found = (prompt[a:b] for token, (a, b) in zip(row.tokens, row.offsets, strict=True) if token == unknown)
+            words |= {word: None for word in found if any(map(str.isalpha, word))}
         return list(words)
 
     @independent

@@ -39,7 +39,16 @@ def check_seed(seed: int) -> None:
 
 
 def item_seed(seed: int, index: int) -> int:
-    """The seed of item `index` of a batch: the batch's own for item 0, a hash of both for the others."""
+    """The seed of item `index` of a batch: the batch's own for item 0, a hash of both, of 32 bits, for the others.
+
+    torch's CPU generator reads the low 32 bits of a seed, so more would not change a draw.
+    """
     if index == 0:
         return seed
-    return int.from_bytes(hashlib.sha256(f"{seed}/{index}".encode()).digest()[:8], "big")
+    return int.from_bytes(hashlib.sha256(f"{seed}/{index}".encode()).digest()[4:8], "big")
+
+
+def seed_alone(seed: int, index: int) -> int:
+    """The seed with which item `index` has the same draws as a batch of one; below 2^53, so that JavaScript holds it exactly."""
+    own = item_seed(seed, index)
+    return own if own < 2**53 else own % 2**32

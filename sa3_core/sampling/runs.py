@@ -73,7 +73,10 @@ def check_sigmas(sigmas: Tensor, batch: int) -> Tensor:
     """Sigmas (steps + 1,) or (B, steps + 1) as (B, steps + 1), float32, on the CPU. Raises SA3Error when they are not valid."""
     sigmas = samplers.sigmas_per_item("SIGMAS", sigmas, batch, torch.float32)
     if float(sigmas.max()) > 1 or float(sigmas.min()) < 0:
-        raise SA3Error(f"SIGMAS run from {sigmas.max():.4g} to {sigmas.min():.4g}; Stable Audio 3 needs noise levels between 1 and 0.")
+        raise SA3Error(
+            f"SIGMAS run from {sigmas.max():.4g} to {sigmas.min():.4g}; Stable Audio 3 needs noise levels between 1 and 0, "
+            "as SA3_Schedule builds them."
+        )
     if bool((sigmas[:, :-1] <= 0).any()):
         raise SA3Error("SIGMAS reach 0 before the last point; expected noise levels above 0 that end at 0.")
     return sigmas
@@ -116,5 +119,5 @@ def _checked(name: str, x: Tensor, shape: tuple[int, ...]) -> Tensor:
     if tuple(x.shape) != shape:
         raise SA3Error(f"{name} has shape {tuple(x.shape)}; this run needs {shape} (batch, channels, frames).")
     if not bool(torch.isfinite(x).all()):
-        raise SA3Error(f"{name} contains NaN or infinite values.")
+        raise SA3Error(f"{name} contains NaN or infinite values; expected finite latents.")
     return x

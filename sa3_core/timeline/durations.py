@@ -12,6 +12,7 @@ from ..config import ModelConfig
 from ..errors import SA3Error
 from .regions import Region
 
+MEDIUM_SECONDS = 380.0  # longest clip of the medium models
 PADDING_SECONDS = 6.0  # hidden headroom after the clip, the public tools' default
 
 
@@ -53,9 +54,14 @@ def check_seconds(seconds: Sequence[float], config: ModelConfig) -> None:
             raise SA3Error(f"The duration is {value} s, shorter than one sample; expected at least {1 / config.sample_rate:.6f} s.")
         if config.sample_size is not None and value > config.max_seconds:
             raise SA3Error(
-                f"The duration is {value:.2f} s; this model makes at most {config.max_seconds:.1f} s in one run. "
-                "Shorten it, or lengthen the result with SA3_Extend."
+                f"The duration is {value:.2f} s; this model makes at most {config.max_seconds:.1f} s in one run. {longer(value, config)}"
             )
+
+
+def longer(seconds: float, config: ModelConfig) -> str:
+    """The ways to a duration beyond the longest clip of a model, as a sentence."""
+    medium = ", use a medium model (up to 380 s)" if config.max_seconds < seconds <= MEDIUM_SECONDS else ""
+    return f"Shorten it{medium}, or lengthen the result with SA3_Extend."
 
 
 def check_padding(padding: float) -> None:

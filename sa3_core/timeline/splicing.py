@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..audio import waveform
+from ..audio.loudness import decibels
 from ..backends.ambient import independent
 from ..config import RATE
 from ..errors import SA3Error
@@ -52,6 +53,15 @@ class SpliceReport:
             lines += [(item, f"region {i}: level matched by {db:+.1f} dB") for i, db in matched]
         named = [f"item {item + 1}, {line}" if len(self.gains) > 1 else line for item, line in lines]
         return "\n".join([*named, *self.notes])
+
+    def summary(self) -> str:
+        """One line: the number of regions pasted, and the largest step between the samples at their edges in dBFS."""
+        items, regions = len(self.gains), len(self.gains[0])
+        line = f"{regions or 'no'} region{'s' * (regions != 1)} pasted" + f" in each of {items} items" * (items > 1)
+        if not self.seams:
+            return line
+        step, usual = (decibels(max(steps)) for steps in zip(*((seam.jump, seam.usual_jump) for seam in self.seams), strict=True))
+        return f"{line}, largest step at a join {step:.1f} dBFS (nearby {usual:.1f} dBFS)"
 
 
 @independent
@@ -102,8 +112,8 @@ def splice(
     edges = [edge for span in spans for edge in span if 0 < edge < n]
     if spans == [(0, n)]:
         notes = [*notes, "The whole clip was replaced."]
-    if regions and not spans:
-        notes = [*notes, "No region contains a whole sample: nothing was changed."]
+    if not spans:
+        notes = [*notes, f"No region {'contains a whole sample' if regions else 'is given'}: nothing was changed."]
     return out, SpliceReport([seam_at(clip, edge, sample_rate, i) for i, clip in enumerate(out) for edge in edges], gains, notes)
 
 

@@ -68,7 +68,7 @@ def open_base(model: str, text_encoder: str | None, device: str) -> BaseModel:
     """A base model on disk or a demo. Autoencoder and text encoder are loaded only while they are used."""
     opened = checkpoint.open_checkpoint(DEMOS.get(model, model))
     if opened.config.dit is None:
-        raise SA3Error(f"{opened.path} is a standalone autoencoder; a LoRA needs a generative model.")
+        raise SA3Error(f"{opened.path} is a standalone autoencoder; a LoRA needs a generative model: name one.")
     config = opened.config
     encoder = text_encoder or opened.text_encoder or cached_text_encoder(config.conditioning.cond_dim)
     if encoder is None:

@@ -138,7 +138,7 @@ def _read_text(file: Path) -> str:
             raise SA3Error(f"{file} has {file.stat().st_size >> 20} MB; expected captions of at most {MAX_TEXT_BYTES >> 20} MB.")
         return file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise SA3Error(f"{file} cannot be read as UTF-8 text ({error}).") from error
+        raise SA3Error(f"{file} cannot be read as UTF-8 text ({error}); save it as UTF-8.") from error
 
 
 def _read_table(table: Path, folder: Path) -> dict[Path, str]:
@@ -164,7 +164,7 @@ def _read_table(table: Path, folder: Path) -> dict[Path, str]:
             raise SA3Error(f"{where}: '{name[:80]}' is outside the folder; use paths relative to it.")
         file = folder.joinpath(*parts)
         if not file.is_file():
-            raise SA3Error(f"{where}: '{name[:80]}' is not in {folder}.")
+            raise SA3Error(f"{where}: '{name[:80]}' is not in {folder}; correct the table, or add the file.")
         captions[file] = " ".join(caption.split())
     return captions
 

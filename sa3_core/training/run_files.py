@@ -57,4 +57,4 @@ class RunFiles:
             self.folder.mkdir(parents=True, exist_ok=True)
             note.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
         except OSError as error:
-            raise SA3Error(f"The run cannot be saved in {self.folder} ({error}).") from error
+            raise SA3Error(f"The run cannot be saved in {self.folder} ({error}). Make room, or choose another folder.") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,14 @@ from tools.launcher.environment import is_comfyui
 from tools.launcher.server import Server
 
 ROOT = Path(__file__).parents[2]
+FRONTEND = os.environ.get("SA3_FRONTEND")  # the folder `static` of another front end, installed with pip --target
+
+
+def pytest_report_header() -> str:
+    """The version of the front end that the browser tests run on."""
+    places = {"path": [str(Path(FRONTEND).parents[1])]} if FRONTEND else {}
+    found = importlib.metadata.distributions(name="comfyui-frontend-package", **places)
+    return f"front end {next((one.version for one in found), 'of unknown version')}{' in ' + FRONTEND if FRONTEND else ''}"
 
 
 @pytest.fixture(scope="session")

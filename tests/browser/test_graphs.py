@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
 import os
-import struct
-import sys
-import wave
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,19 +12,21 @@ import pytest
 
 pytest.importorskip("playwright", reason="no playwright; pip install playwright")
 
+from sa3_core.audio import files as audio_files
+from tools.docs.layout import HEIGHT, WIDTH
 from tools.launcher.editor import Box, Editor
 from tools.launcher.server import LOCAL, Graph, Server
 
 ROOT = Path(__file__).parents[2]
-sys.path.append(str(ROOT / "tests" / "core"))
-
-from lora_support import write_lora
-
-import sa3_core
-
 API = ROOT / "workflows" / "api"
+SHOTS = os.environ.get("SA3_SCREENSHOTS")
 LONG = bool(os.environ.get("SA3_LONG"))
-RUN = {"text_to_audio"}  # of the others, what is queued is shown to be the API form, which other tests run
+RUN = {"text_to_audio"}  # of the others, what is queued is shown to be the API form, which tests/server/test_templates.py runs
+TALL = {"train_lora": 860, "inpaint_variations": 830, "rewrite_prompt": 840, "caption_to_prompt": 870}  # graph units; the others: HEIGHT
+KEEP_ALL = """() => app.graph.nodes.filter(node => node.type === 'SA3_PreviewBatch').map(node => {
+  node.widgets.find(widget => widget.name === 'keep').value = 'all'
+  return true
+})"""
 SHARED = sorted(file for file in (ROOT / "workflows").glob("*.json") if (API / file.name).is_file())
 
 
@@ -38,31 +36,20 @@ def read(file: Path) -> dict:
 
 @pytest.fixture(scope="module")
 def comfy(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server with the front end and every recording that a shared workflow loads."""
-    base = tmp_path_factory.mktemp("comfyui")
-    (base / "input").mkdir()
-    for file in SHARED:
-        for node in read(API / file.name).values():
-            if node["class_type"] == "LoadAudio":
-                write_tone(base / "input" / node["inputs"]["audio"])
-            if node["class_type"] == "SA3_TrainLoRA":
-                folder = base / "input" / node["inputs"]["folder"]
-                folder.mkdir(parents=True)
-                for i in range(2):
-                    write_tone(folder / f"{i}.wav", 1.0)
-                    (folder / f"{i}.txt").write_text("a low tone", encoding="utf-8")
-            if node["class_type"] == "SA3_LoRAStack":
-                write_lora(base / "models" / "loras" / node["inputs"]["lora"], sa3_core.load("demo").module)
-    with Server(tree, base, packs=[ROOT], frontend=True) as server:
+    """A server with the front end and nothing but the pack."""
+    with Server(tree, tmp_path_factory.mktemp("comfyui"), packs=[ROOT], frontend=True) as server:
         yield server
 
 
-def write_tone(file: Path, seconds: float = 4.0, rate: int = 44100) -> None:
-    """A 220 Hz tone as 16-bit stereo WAV."""
-    values = (int(8000 * math.sin(2 * math.pi * 220 * i / rate)) for i in range(int(seconds * rate)))
-    with wave.open(str(file), "wb") as out:
-        out.setparams((2, 2, rate, 0, "NONE", ""))
-        out.writeframes(b"".join(struct.pack("<hh", value, value) for value in values))
+def missing(file: Path, schemas: dict) -> set[str]:
+    """Classes of a shared graph that this ComfyUI does not have."""
+    return {node["class_type"] for node in read(API / file.name).values()} - schemas.keys()
+
+
+def picture(editor: Editor, name: str) -> None:
+    if folder := os.environ.get("SA3_SCREENSHOTS"):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        editor.page.screenshot(path=Path(folder) / f"{name}_{'nodes2' if editor.nodes2 else 'litegraph'}.png")
 
 
 def complete(graph: Graph, schemas: dict) -> Graph:
@@ -88,20 +75,37 @@ def overlaps(boxes: list[Box]) -> list[tuple[str, str]]:
     ]
 
 
+NOTES = """() => [...document.querySelectorAll('.comfy-markdown .tiptap, .comfy-markdown-content')]
+  .filter(note => note.checkVisibility())
+  .map(note => [note.scrollHeight - note.clientHeight, note.innerText.length])"""
+
+
 @pytest.mark.parametrize("file", SHARED, ids=lambda file: file.stem)
 def test_graph(comfy: Server, editor: Editor, file: Path):
-    workflow = read(file)
+    workflow, schemas = read(file), comfy.object_info()
+    if absent := missing(file, schemas):
+        pytest.skip(f"this ComfyUI has no {', '.join(absent)}")
     editor.errors.clear()
     editor.load(workflow, file.stem)
     assert editor.missing() == [] and editor.dialogs() == []
+    picture(editor, file.stem)
     boxes = editor.boxes()
     assert len(boxes) == len(workflow["nodes"])
-    if not editor.nodes2:  # Nodes 2.0 measures nodes on the screen, while the view is still moving
-        assert overlaps(boxes) == []
-    schemas = comfy.object_info()
+    assert overlaps(boxes) == []
+    width, height = (max(getattr(box, at) + getattr(box, size) for box in boxes) - min(getattr(box, at) for box in boxes)
+                     for at, size in (("x", "width"), ("y", "height")))  # fmt: skip
+    if not editor.nodes2:  # the second renderer makes nodes taller
+        assert width <= WIDTH and height <= TALL.get(file.stem, HEIGHT) + 1  # the player of front end 1.32.9 is one higher
+    notes = editor.page.evaluate(NOTES)
+    assert notes and all(hidden <= 2 and letters > 50 for hidden, letters in notes)
     assert complete(editor.prompt(), schemas) == complete(read(API / file.name), schemas)
-    if file.stem in RUN or (LONG and not editor.nodes2):
-        assert "/view?" in editor.run()
+    if file.stem in RUN or LONG:
+        for node in editor.page.evaluate(KEEP_ALL):  # listening comes before saving
+            assert node
+        run = editor.queue()
+        sounds = [audio_files.read(path)[0] for path in comfy.output_files(run) if path.suffix in audio_files.READABLE]
+        assert sounds and all(float(sound.abs().max()) > 0.01 for sound in sounds)
+        picture(editor, f"{file.stem}_done")
     assert editor.dialogs() == [] and editor.errors == []
 
 
@@ -131,10 +135,15 @@ ON_NODE = """([id, words]) => {
   })
 }"""
 
+SAYS = "([id, words]) => window.app.graph.getNodeById(id).widgets.some(one => one.type === 'sa3_line' && one.value.includes(words))"
+STYLE = """words => {
+  const innermost = [...document.querySelectorAll('body *')].filter(one => one.textContent.includes(words)).pop()
+  const { wordBreak, overflow } = getComputedStyle(innermost)
+  return [wordBreak, overflow]
+}"""
+
 
 def test_warnings_stand_on_their_nodes(editor: Editor):
-    if editor.nodes2 and editor.page.evaluate("window.__COMFYUI_FRONTEND_VERSION__").startswith("1.32."):
-        pytest.skip("the second renderer of this front end shows no progress text of any node")
     graph = {node_id: {"class_type": kind, "inputs": inputs} for node_id, (kind, inputs) in LOUD.items()}
     editor.page.evaluate("graph => window.app.loadApiJson(graph, 'loud')", graph)
     editor.queue()
@@ -142,6 +151,21 @@ def test_warnings_stand_on_their_nodes(editor: Editor):
     for node_id, words in ((4, "The prompt is empty"), (6, "The peak is now"), (7, "samples exceed full scale")):
         editor.page.wait_for_function(ON_NODE, arg=[node_id, words], timeout=10_000)
         assert not editor.page.evaluate(ON_NODE, [3, words])
+    style = editor.page.evaluate(STYLE, "The peak is now")
+    assert style == ["normal", "visible"]  # breaks at words, and nothing is hidden
+    if SHOTS:
+        editor.page.screenshot(path=f"{SHOTS}/warnings_{'nodes2' if editor.nodes2 else 'litegraph'}.png")
+
+
+def test_an_interrupted_run_says_where(editor: Editor):
+    graph = {node_id: {"class_type": kind, "inputs": inputs} for node_id, (kind, inputs) in LOUD.items()}
+    graph["4"] = {**graph["4"], "inputs": {**graph["4"]["inputs"], "steps": 1000}}
+    editor.page.evaluate("graph => window.app.loadApiJson(graph, 'long')", graph)
+    editor.fit()
+    editor.page.locator("[data-testid=queue-button]").first.click()
+    editor.page.wait_for_function(SAYS, arg=[4, "step "], timeout=60_000)
+    editor.page.evaluate("() => window.comfyAPI.api.api.interrupt(null)")
+    editor.page.wait_for_function(SAYS, arg=[4, "stopped at step "], timeout=60_000)
 
 
 @pytest.mark.parametrize("file", SHARED, ids=lambda file: file.stem)

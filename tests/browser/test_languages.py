@@ -23,15 +23,9 @@ def editor(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Edi
         yield editor
 
 
-def reload(editor: Editor, language: str) -> None:
-    editor.page.request.post("/".join([*editor.page.url.split("/")[:3], "api", "settings"]), data={"Comfy.Locale": language})
-    editor.page.reload()
-    editor.page.wait_for_function(f"!!(window.app?.graph && window.LiteGraph?.registered_node_types?.{NODE})", timeout=60_000)
-
-
 @pytest.mark.parametrize("language", ["en", "zh", "ja"])
 def test_names_in_the_editor(editor: Editor, language: str):
-    reload(editor, language)
+    editor.reload(language)
     version = editor.page.evaluate("window.__COMFYUI_FRONTEND_VERSION__ ?? ''")
     texts = json.loads((ROOT / "locales" / language / "nodeDefs.json").read_text(encoding="utf-8"))[NODE]
     served = editor.page.request.get("/".join([*editor.page.url.split("/")[:3], "i18n"])).json()
@@ -53,7 +47,7 @@ def test_names_in_the_editor(editor: Editor, language: str):
 
 
 def test_the_help_page_shows_with_its_picture(editor: Editor):
-    reload(editor, "en")
+    editor.reload("en")
     editor.load(json.loads((ROOT / "workflows" / "text_to_audio.json").read_text(encoding="utf-8")))
     title_bar = editor.page.evaluate(
         """type => {

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 pytest.importorskip("playwright", reason="no playwright; pip install playwright")
 
+from sa3_core.audio import files as audio_files
 from tools.launcher.editor import Editor
 from tools.launcher.server import Server
 
@@ -164,6 +167,82 @@ def test_a_saved_wav_opens_its_graph(comfy: Server, editor: Editor):
     drop(editor, "kept.wav", kept_files(comfy)[-1].read_bytes())
     wait_for_types(editor, graph)
     assert editor.page.evaluate(KEEP) in ("3", "1, 3-4") and editor.errors == []
+
+
+LOADERS = "() => app.graph.nodes.filter(node => node.type === 'LoadAudio').map(node => node.widgets[0].value)"
+DRAG = """index => {
+  const transfer = new DataTransfer(), { canvas } = window.app.canvas
+  document.querySelectorAll('.sa3-batch-grip')[index].dispatchEvent(new DragEvent('dragstart', { dataTransfer: transfer, bubbles: true }))
+  const frame = canvas.getBoundingClientRect(), [x, y] = [frame.left + 40, frame.bottom - 40]
+  const options = { dataTransfer: transfer, bubbles: true, cancelable: true, clientX: x, clientY: y }
+  const taken = !canvas.dispatchEvent(new DragEvent('dragover', options))
+  canvas.dispatchEvent(new DragEvent('drop', options))
+  return [taken, transfer.getData('DownloadURL'), transfer.getData('text/uri-list')]
+}"""
+
+
+def test_an_item_gives_its_seed_and_its_file(comfy: Server, editor: Editor):
+    page, folder = editor.page, comfy.base_directory / "input"
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    seed = page.locator(".sa3-batch-seed").nth(2)
+    number = seed.inner_text().removeprefix("seed ")
+    assert int(number) < 2**53
+    seed.click()
+    page.wait_for_function("() => document.querySelectorAll('.sa3-batch-seed')[2].textContent === 'copied'")
+    assert page.evaluate("() => navigator.clipboard.readText()") == number
+    page.wait_for_function("n => document.querySelectorAll('.sa3-batch-seed')[2].textContent === `seed ${n}`", arg=number)
+
+    if screenshots := os.environ.get("SA3_SCREENSHOTS"):
+        page.locator(".sa3-batch").screenshot(path=f"{screenshots}/preview_batch_{'nodes2' if editor.nodes2 else 'litegraph'}.png")
+    right = "one => one.getBoundingClientRect().right"
+    assert page.locator(".sa3-batch-tools").first.evaluate(right) <= page.locator(".sa3-batch-row").first.evaluate(right)  # not cut
+    page.locator(".sa3-batch-use").nth(2).click()  # a new Load Audio
+    page.wait_for_function(f"() => ({LOADERS})().length === 1", timeout=30_000)
+    (name,) = page.evaluate(LOADERS)
+    assert name.startswith("sa3_item_3_seed_") and number in name
+    shown = page.evaluate("async () => [...new Uint8Array(await (await fetch(document.querySelectorAll('.sa3-batch-row')[2]"
+                          ".querySelector('audio').src)).arrayBuffer())]")  # fmt: skip
+    assert (folder / name).read_bytes() == bytes(shown)
+    page.locator(".sa3-batch-use").nth(0).click()  # the same Load Audio
+    page.wait_for_function(f"() => ({LOADERS})()[0].startsWith('sa3_item_1')", timeout=30_000)
+
+    taken, download, address = page.evaluate(DRAG, 1)
+    assert (
+        taken and address.startswith("http") and download == f"audio/wav:{download.split(':')[1]}:{address}" and "sa3_item_2_" in download
+    )
+    page.wait_for_function(f"() => ({LOADERS})().some(name => name.startsWith('sa3_item_2'))", timeout=30_000)
+    assert len(page.evaluate(LOADERS)) == 2 and editor.errors == []
+
+
+def test_unused_seeds_are_fixed_in_new_nodes_only(editor: Editor):
+    control = "node => node.widgets.find(widget => widget.name === 'control_after_generate').value"
+    assert editor.page.evaluate(f"() => ({control})(LiteGraph.createNode('SA3_SAMEDecode'))") == "fixed"
+    assert editor.page.evaluate(f"() => ({control})(LiteGraph.createNode('SA3_Sampler'))") == "randomize"
+    saved = {"id": 1, "type": "SA3_SAMEDecode", "pos": [0, 0], "size": [280, 200], "widgets_values": [128, 32, "seeded", 7, "randomize"]}
+    editor.load({"nodes": [saved], "links": [], "version": 0.4}, "saved")
+    assert editor.page.evaluate(f"() => ({control})(app.graph.nodes[0])") == "randomize" and editor.errors == []
+
+
+def test_the_quality_of_a_saved_graph_stays(editor: Editor):
+    node = {"id": 1, "type": "SA3_SaveAudio", "pos": [0, 0], "size": [280, 200], "widgets_values": ["audio/x", "mp3", "low"]}
+    editor.load({"nodes": [node], "links": [], "version": 0.4}, "quality")
+    for _ in range(2):
+        values = "() => Object.fromEntries(app.graph.nodes[0].widgets.map(w => [w.name, w.value]))"
+        found = editor.page.evaluate(values)
+        assert {"filename_prefix": "audio/x", "format": "mp3", "quality": "low"}.items() <= found.items()
+        editor.load(editor.page.evaluate("() => JSON.parse(JSON.stringify(app.graph.serialize()))"), "again")
+    node["widgets_values"] = ["audio/x", "wav16", ""]  # of an older version; the third is the player's
+    editor.load({"nodes": [node], "links": [], "version": 0.4}, "older")
+    assert {"format": "wav16", "quality": "high"}.items() <= editor.page.evaluate(values).items() and editor.errors == []
+
+
+@pytest.mark.parametrize("kind", ["mp3", "opus", "m4a"])
+def test_a_saved_lossy_file_opens_its_graph(tmp_path: Path, editor: Editor, kind: str):
+    audio_files.write(tmp_path / "a", torch.zeros(2, 500), 44100, kind, {"prompt": "{}", "workflow": json.dumps(SMALL)})
+    editor.load({**SMALL, "nodes": []}, "empty")
+    drop(editor, f"kept.{kind}", (tmp_path / "a").read_bytes(), {"mp3": "audio/mpeg", "opus": "audio/ogg", "m4a": "audio/x-m4a"}[kind])
+    wait_for_types(editor, "SA3_EmptyLatent")
+    assert editor.errors == []
 
 
 @pytest.mark.parametrize(

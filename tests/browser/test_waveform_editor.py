@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import struct
 import wave
 from collections.abc import Iterator
@@ -24,9 +25,11 @@ from tools.launcher.server import Server
 
 ROOT = Path(__file__).parents[2]
 SECONDS, RATE, PITCH = 4.0, 44100, 220.0
+LONG = 1201  # seconds of a recording that the editor shows coarsely
 INPAINT, CONTINUE = "SA3_InpaintMask", "SA3_Continue"
 
-FIND = "const node = app.graph.nodes.find(n => n.type === type); const editor = node.widgets.find(w => w.name === 'waveform').editor;"
+FIND = """const node = app.canvas.graph.nodes.find(n => n.type === type)
+  const editor = node.widgets.find(w => w.name === 'waveform').editor;"""
 LOOK = f"""type => {{
   {FIND}
   const {{view, regions, selected, cursor, clip, player, parts, model}} = editor
@@ -52,8 +55,12 @@ class Waveform:
     """The editor on one node of the open workflow."""
 
     def __init__(self, editor: Editor, node: str) -> None:
-        self.editor, self.page, self.node = editor, editor.page, node
+        self.editor, self.node = editor, node
         self.page.wait_for_function(PLACE, arg=node)
+
+    @property
+    def page(self):
+        return self.editor.page
 
     @property
     def stage(self):
@@ -115,7 +122,14 @@ class Waveform:
 
 
 def read(name: str) -> dict:
-    return json.loads((ROOT / "workflows" / f"{name}.json").read_text(encoding="utf-8"))
+    """A shared workflow with this module's recording, and the region 0.5-1."""
+    graph = json.loads((ROOT / "workflows" / f"{name}.json").read_text(encoding="utf-8"))
+    for node in graph["nodes"]:
+        if node["type"] == "LoadAudio":
+            node["widgets_values"][0] = "recording.wav"
+        if node["type"] == "SA3_InpaintMask":
+            node["widgets_values"] = ["0.5-1"]
+    return graph
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +142,9 @@ def comfy(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serv
         out.setparams((2, 2, RATE, 0, "NONE", ""))
         out.writeframes(b"".join(struct.pack("<hh", value, value) for value in values))
     (base / "input" / "broken.wav").write_bytes(b"RIFF of nothing")
+    with wave.open(str(base / "input" / "long.wav"), "wb") as out:
+        out.setparams((1, 2, 8000, 0, "NONE", ""))
+        out.writeframes(b"\x00\x20" * 8000 * LONG)
     with Server(tree, base, packs=[ROOT], frontend=True) as server:
         yield server
 
@@ -241,6 +258,12 @@ def test_it_plays_from_a_point_and_a_region(inpaint: Waveform):
     inpaint.click("playRegion")
     inpaint.until("!editor.player.playing && editor.player.audio.currentTime >= 1")
     assert inpaint.look()["heard"] < 3, "it went on to the end of the recording"
+    inpaint.click("loop")
+    inpaint.click("playRegion")
+    round_again = "editor.player.round.context.currentTime - editor.player.round.began > 0.6 && editor.head >= 0.5 && editor.head < 1"
+    inpaint.until(f"editor.player.looping && {round_again}")
+    inpaint.press("Escape")
+    assert not inpaint.look()["playing"]
 
 
 def test_zoom_and_scroll_with_the_wheel(inpaint: Waveform):
@@ -309,8 +332,17 @@ def test_the_graph_runs_with_what_was_drawn(inpaint: Waveform):
     inpaint.drag(2.0, 3.0)
     sent = inpaint.editor.prompt()[node_id(inpaint)]["inputs"]
     assert set(sent) == {"latent", "audio", "regions"} and sent["regions"] == inpaint.state
-    assert "/view?" in inpaint.editor.run()
+    assert inpaint.page.locator(".sa3w-button[data-action=after]:visible").count() == 0
+    result = inpaint.editor.run().split("filename=")[1].split("&")[0]
     assert inpaint.editor.dialogs() == []
+    inpaint.click("after")
+    inpaint.until(f"editor.sounds.shown.clip.url.includes('{result}') && editor.sounds.shown.at === 0")
+    inpaint.picture("after")
+    inpaint.page.mouse.click(*inpaint.at(2.5))
+    inpaint.press("Space")
+    inpaint.until(f"editor.player.audio.src.includes('{result}') && editor.head > 2.5")
+    inpaint.press("Space", "a")
+    inpaint.until("editor.sounds.shown.clip === editor.clip && editor.clip.url.includes('recording.wav')")
 
 
 def test_audio_that_is_no_file_shows_after_a_run(comfy: Server, inpaint: Waveform):
@@ -334,11 +366,33 @@ def test_audio_that_is_no_file_shows_after_a_run(comfy: Server, inpaint: Wavefor
     inpaint.editor.run()
     inpaint.until("editor.clip")
     assert inpaint.look()["duration"] == pytest.approx(SECONDS, abs=0.1)
+    page.evaluate(
+        """type => {
+          const node = app.graph.nodes.find(n => n.type === type), second = LiteGraph.createNode(type)
+          app.graph.add(second)
+          node.connect(0, second, 0)
+          window.second = second.widgets.find(widget => widget.name === 'waveform').editor
+        }""",
+        INPAINT,
+    )
+    inpaint.until("window.second.clip && window.second.clip.url === editor.clip.url")
+    page.evaluate("() => app.graph.remove(window.second.node)")
     (written,) = (comfy.base_directory / "temp").glob("sa3_*.wav")
     stamp = written.stat().st_mtime_ns
     inpaint.drag(2.0, 3.0)
     inpaint.editor.run()
     assert [one.stat().st_mtime_ns for one in (comfy.base_directory / "temp").glob("sa3_*.wav")] == [stamp]
+    saved = page.evaluate("() => JSON.parse(JSON.stringify(app.graph.serialize()))")
+    inpaint.editor.open()
+    inpaint.editor.load(saved, "saved")
+    inpaint.until("editor.clip")  # without a run
+    (node,) = (node for node in saved["nodes"] if node["type"] == INPAINT)
+    assert node["properties"]["sa3_shown"]["shown"]["filename"] == written.name
+    node["properties"]["sa3_shown"]["shown"]["filename"] = "sa3_gone.wav"
+    inpaint.editor.load(saved, "gone")
+    inpaint.until("!editor.clip && /once/.test(editor.parts.message.textContent)")
+    inpaint.editor.run()  # the node is cached
+    inpaint.until("editor.clip")
 
 
 def test_what_another_recording_gave_is_not_shown_for_one_that_cannot_be_read(inpaint: Waveform):
@@ -354,6 +408,67 @@ def test_what_another_recording_gave_is_not_shown_for_one_that_cannot_be_read(in
     inpaint.until("!editor.clip && /not found/.test(editor.parts.message.textContent)")
     inpaint.choose("broken.wav")
     inpaint.until("editor.clip")
+
+
+def test_a_long_recording_shows_coarsely_after_a_run(comfy: Server, inpaint: Waveform):
+    inpaint.choose("long.wav")
+    inpaint.until("!editor.clip && /coarse/.test(editor.parts.message.textContent)")
+    shutil.copy(comfy.base_directory / "input" / "long.wav", comfy.base_directory / "temp" / "coarse.wav")
+    result = "{ sa3_waveform: [{ filename: 'coarse.wav', subfolder: '', type: 'temp' }] }"
+    inpaint.page.evaluate(f"type => {{ {FIND} node.onExecuted({result}) }}", INPAINT)
+    inpaint.until("editor.clip?.coarse")
+    assert inpaint.look()["duration"] == LONG
+    inpaint.until("editor.clip.url.includes('filename=long.wav')")  # the file itself is played
+
+
+def test_regions_that_a_subgraph_promotes(inpaint: Waveform):
+    """The editor inside edits the widget outside, and shows what is typed there."""
+    page = inpaint.page
+    page.evaluate(
+        """type => {
+          const mask = app.graph.nodes.find(node => node.type === type), { subgraph, node } = app.graph.convertToSubgraph(new Set([mask]))
+          const inside = subgraph.nodes.find(node => node.type === type)
+          const promoted = subgraph.addInput('regions', 'STRING')
+          promoted.connect(inside.inputs.find(input => input.name === 'regions'), inside)
+          window.outside = node.widgets.find(widget => widget.name === 'regions')
+          app.canvas.openSubgraph(subgraph, node)
+          window.still = 0 // the front end fits the view to the subgraph a moment later
+        }""",
+        INPAINT,
+    )
+    page.wait_for_function("type => app.canvas.graph.nodes.some(node => node.type === type)", arg=INPAINT)
+    inside = Waveform(inpaint.editor, INPAINT)
+    inside.drag(2.0, 3.0)
+    drawn = inside.state
+    assert drawn.startswith("0.5-1, 2") and page.evaluate("window.outside.value") == drawn
+    page.evaluate("() => { window.outside.value = '1-2'; window.outside.callback?.('1-2') }")
+    inside.until("editor.regions[0]?.[1] === 2")
+    inside.press("Control+z")
+    inside.until(f"window.outside.value === {json.dumps(drawn)}")
+    inside.picture("promoted")
+    assert [node["inputs"]["regions"] for node in inside.editor.prompt().values() if node["class_type"] == INPAINT] == [drawn]
+    page.evaluate("() => app.canvas.setGraph(app.canvas.graph.rootGraph)")
+
+
+def test_the_panel_of_properties_shares_the_text(inpaint: Waveform):
+    """Next to the panel of newer front ends there is one editor, on the node, and both show the same regions."""
+    page, setting = inpaint.page, "Comfy.RightSidePanel.IsOpen"
+    if page.evaluate("name => app.extensionManager.setting.get(name)", setting) is None:
+        pytest.skip("this front end has no panel of properties")
+    opened = """([name, open, type]) => {
+      app.canvas.select(app.canvas.graph.nodes.find(node => node.type === type))
+      return app.extensionManager.setting.set(name, open)
+    }"""
+    page.evaluate(opened, [setting, True, INPAINT])
+    texts = "[...document.querySelectorAll('textarea')].filter(text => text.offsetParent && text.value === editor.model.state)"
+    inpaint.until(f"{texts}.length === 2")
+    inpaint.picture("panel")
+    inpaint.drag(2.0, 3.0)
+    inpaint.until(f"editor.regions.length === 2 && {texts}.length === 2")
+    assert page.locator(".sa3w-stage:visible").count() == 1
+    inpaint.type("1-1.5")
+    inpaint.until(f"editor.regions[0][0] === 1 && {texts}.length === 2")
+    page.evaluate(opened, [setting, False, INPAINT])
 
 
 def test_a_recording_that_cannot_be_read_is_said(inpaint: Waveform):
@@ -386,11 +501,11 @@ def test_the_recording_is_found_at_the_far_end(inpaint: Waveform):
     }"""
     for what in ("reroute", "latent"):
         inpaint.page.evaluate(change, [INPAINT, what])
-        inpaint.until("(editor.sync(), editor.source.includes('recording.wav')) && editor.clip")
+        inpaint.until("(editor.sync(), editor.sounds.source.includes('recording.wav')) && editor.clip")
     inpaint.page.evaluate(change, [INPAINT, "nothing"])
     inpaint.until("!editor.clip && /connect one/.test(editor.parts.message.textContent)")
     inpaint.page.evaluate(change, [INPAINT, "subgraph"])
-    inpaint.until("editor.source.includes('recording.wav') && editor.clip")
+    inpaint.until("editor.sounds.source.includes('recording.wav') && editor.clip")
 
 
 @pytest.mark.parametrize("side", ["after", "before"])

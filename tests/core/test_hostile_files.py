@@ -267,8 +267,8 @@ def test_an_item_number_of_five_thousand_digits(text):
 
 
 @pytest.mark.parametrize("text", [DEEP, '{"seed": Infinity, "batch_index": [0]}', '{"seed": 1e999, "batch_index": [0]}', "[]", "\ud800"])
-def test_an_invalid_record_has_no_seeds(text):
-    assert run_record.item_seeds([text], 2) == [None, None]
+def test_an_invalid_record_has_no_items(text):
+    assert run_record.item_records([text]) == []
 
 
 def test_a_range_of_five_thousand_digits_is_plain_text():

@@ -320,7 +320,7 @@ def words(corpus: Corpus, rng: random.Random, folder: Path):
         lambda: corpus.model.text_encoder.tokenize([prompt], 32),
         lambda: fit_lora(read_lora(corpus.loras[0]), corpus.model.module, "small-music", skip_layers=line),
         lambda: checks.parse_items(line, 8),
-        lambda: run_record.item_seeds([line, prompt], 8),
+        lambda: run_record.item_records([line, prompt]),
         lambda: regions.format_regions(regions.merge_regions(regions.parse_regions(line), 100.0)),
     ]
 
@@ -355,7 +355,7 @@ def clip(corpus: Corpus, rng: random.Random, folder: Path):
     if clip.numel() and rng.random() < 0.2:
         clip.view(-1)[0] = rng.choice([float("nan"), float("inf"), -float("inf")])
     clip = clip.to(rng.choice([torch.float32] * 4 + [torch.float16, torch.float64, torch.int16, torch.complex64, torch.bool]))
-    kind, name = rng.choice([*audio_files.FORMATS, "mp3", "../x"]), rng.choice(["x", "x", "a.b", "n" * 100])
+    kind, name = rng.choice([*audio_files.FORMATS, "aiff", "../x"]), rng.choice(["x", "x", "a.b", "n" * 100])
     metadata, spans = {"prompt": text(rng), "sa3": text(rng)}, rng.choice(["", "0.01-0.02", text(rng)])
 
     def run():

@@ -47,6 +47,10 @@ def test_with_confirm_the_loader_finds_it(sa3, server, checkpoints):
     parts = sa3.load(model="small-sfx-base")
     _, info = sa3.sample(parts.model, sa3.prompt(parts.clip, "rain"), sa3.empty(0.5), steps=2)
     assert info["variant"] == "small-sfx-base" and info["sha256"] and info["revision"]
+    fingerprint = sa3.classes["SA3_Download"].fingerprint_inputs
+    assert fingerprint("small-sfx-base", "official", True) is True
+    missing = fingerprint("medium-base", "official", True)
+    assert missing != missing  # NaN: what was deleted is downloaded again
     server.requests.clear()
     assert "already in" in sa3.run("SA3_Download", model="small-sfx-base", confirm=True)[0] and server.requests == []
 

@@ -320,7 +320,7 @@ def test_impossible_requests_are_refused(sa3, load, at_rest):
     vae = load("small").vae
     with sa3.refused("0.500 s", "bars"):
         sa3.run("SA3_Loop", audio=clip(0.5), vae=vae, bars=4)
-    with sa3.refused("SA3 Extend"):
+    with sa3.refused("SA3_Extend"):
         sa3.run("SA3_Continue", audio=clip(1.0), vae=vae, seconds=370.0)
     latent = {"samples": torch.ones(1, 32, 20), "sa3_seconds": [1.0]}
     for regions, word in (("0.5-0.2", "ends before"), ("0.5-9", "outside"), ("", "No region"), ("x", "'x'")):
@@ -377,6 +377,22 @@ def test_the_editor_gets_a_file_of_what_the_node_was_given(sa3, load, shown, tmp
     assert shown(node, source=loader, audio=source, **inputs) is None
     assert shown(node, workflow=False, audio=source, **inputs) is None
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_the_editor_gets_a_coarse_file_of_a_long_recording(sa3, load, shown, tmp_path):
+    """Also of a loader's file, which is too long for a browser to decode."""
+    latent, loader = (
+        sa3.run("SA3_SAMEEncode", audio=clip(1.0), vae=load("small").vae)[0],
+        {"class_type": "LoadAudio", "inputs": {"audio": "a.wav"}},
+    )
+    for seconds, rate in ((1201, 16000), (7201, 3000)):
+        audio = {"waveform": torch.full((1, 2, seconds * rate), 0.25), "sample_rate": rate}
+        result = shown("SA3_InpaintMask", source=loader, audio=audio, latent=latent, regions="0.2-0.5")
+        if seconds > 7200:
+            assert result is None
+            continue
+        with wave.open(str(tmp_path / result["sa3_waveform"][0]["filename"])) as found:
+            assert (found.getnchannels(), found.getframerate(), found.getnframes()) == (1, 8000, 8000 * seconds)
 
 
 def test_audio_for_the_picture_alone_never_stops_a_run(sa3, load, shown):

@@ -1,4 +1,4 @@
-"""The live preview while sampling and its time budget, and the status line under a node. Neither changes the result."""
+"""The live preview while sampling and its time budget, and the lines on a node: status, reports, warnings. None changes the result."""
 
 import importlib
 import itertools
@@ -11,6 +11,8 @@ import pytest
 import server
 import torch
 from comfy.cli_args import LatentPreviewMethod, args
+from lora_support import write_lora
+from node_support import put
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +30,7 @@ def browser(host, monkeypatch):
     """A connected browser; what it receives: .lines of (node, text), .pictures, .bars of (done, total)."""
     from comfy_execution.utils import CurrentNodeContext
 
-    host._warnings.clear()
+    host._shown.clear()
     # Newer versions of ComfyUI leave out bars that come too fast, by a clock that is not the tests'.
     monkeypatch.setattr("comfy.utils.PROGRESS_THROTTLE_MIN_INTERVAL", 0.0, raising=False)
     seen = SimpleNamespace(lines=[], pictures=[], bars=[])
@@ -245,6 +247,87 @@ def test_the_sampler_counts_its_steps(sa3, load, host, browser, monkeypatch):
     sampled(sa3, load("small"), preview="off")
     texts = [text for node, text in browser.lines if node == "17"]
     assert texts[0] == "step 1 of 4" and texts[2].startswith("step 3 of 4, ") and texts[-1].startswith("done in ")
+
+
+CLIP = {"waveform": 0.1 * torch.randn(1, 2, 200_000, generator=torch.Generator().manual_seed(0)), "sample_rate": 44100}
+STAGES = {  # run until its third report -> its last line
+    "sample": (lambda sa3, one: sampled(sa3, one, preview="off"), "stopped at step 3 of 4"),
+    "encode": (
+        lambda sa3, one: sa3.run("SA3_SAMEEncode", audio=CLIP, vae=one.vae, chunk_size=16, overlap=4), "stopped at encoding chunk 3 of 10",
+    ),
+    "decode": (
+        lambda sa3, one: sa3.run("SA3_SAMEDecode", latent={"samples": torch.ones(1, 32, 64)}, vae=one.vae, chunk_size=16, overlap=4),
+        "stopped at decoding chunk 3 of 5",
+    ),
+    "extend": (
+        lambda sa3, one: sa3.run("SA3_Extend", model=one.model, vae=one.vae, positive=sa3.prompt(one.clip, "rain"), audio=CLIP, seconds=2.0,
+                                 context=0.5, window=2.0, steps=4),
+        "stopped at window 1 of 2, step 3 of 4; queue again to resume",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_an_interrupted_stage_says_where(sa3, load, comfy, browser, monkeypatch, stage):
+    (run, line), one, reports, update = STAGES[stage], load("small"), [], comfy.utils.ProgressBar.update_absolute
+
+    def third(self, *values):
+        reports.append(values)
+        if len(reports) == 3:
+            comfy.management.interrupt_current_processing()
+        update(self, *values)
+
+    monkeypatch.setattr(comfy.utils.ProgressBar, "update_absolute", third)
+    with pytest.raises(comfy.management.InterruptProcessingException):
+        run(sa3, one)
+    assert browser.lines[-1][1].splitlines()[0] == line
+
+
+def test_reports_stand_on_their_nodes(sa3, load, host, browser, base_directory):
+    one = load("small")
+
+    def line(node, **inputs):
+        host._shown.clear()
+        sa3.run(node, **inputs)
+        return browser.lines[-1][1]
+
+    ramp = torch.linspace(0, 0.5, 44100).repeat(1, 2, 1)  # the step from 0.25 to a doubled 0.25 is 0.25, -12 dBFS
+    original, doubled = ({"waveform": factor * ramp, "sample_rate": 44100} for factor in (1, 2))
+    pasted = line("SA3_Splice", original=original, generated=doubled, regions="0.5-1", crossfade=0.0)
+    assert pasted == "1 region pasted, largest step at a join -12.0 dBFS (nearby -92.9 dBFS)"
+    both = {**doubled, "waveform": doubled["waveform"].repeat(2, 1, 1)}
+    whole = line("SA3_Splice", original=original, generated=both, regions="0-1")
+    assert whole == "1 region pasted in each of 2 items\nThe whole clip was replaced."
+    nothing = line("SA3_Splice", original=original, generated=doubled, regions="")
+    assert nothing == "no regions pasted\nNo region is given: nothing was changed."
+    loop = line("SA3_Loop", vae=one.vae, audio=CLIP, bpm=240.0, bars=2, seam=0.5)
+    assert loop == "2 bars at 240 BPM: a loop of 2.000 s (88200 samples), to regenerate: 0.75-1.25 s"
+    sine = torch.sin(torch.arange(88200) * (2 * math.pi * 997 / 44100)).repeat(2, 1)  # -3.01 LUFS per channel
+    tones = {"waveform": torch.stack([sine, sine / 10]), "sample_rate": 44100}
+    assert line("SA3_Levels", audio=tones) == "2 items: -20.0 to 0.0 LUFS, true peak 0.0 dBTP"
+    loud = line("SA3_Levels", audio=tones, normalize="loudness", target=-14.0)
+    assert loud == "2 items: -14.0 LUFS, true peak -14.0 dBTP after the changes"
+    file = write_lora(base_directory / "models" / "loras" / "line.safetensors", one.model.model).name
+    assert line("SA3_LoRAStack", model=one.model, lora=file, strength=0.5).startswith("line.safetensors: lora, rank 2, trained on ")
+
+
+def test_the_loader_says_what_it_took(sa3, checkpoints, browser):
+    sa3.load()
+    assert browser.lines[-1][1] == "demo, fp32: tones, beats and noises only"
+    put(checkpoints, "small")
+    sa3.load(dtype="bf16")
+    assert browser.lines[-1][1] == "small-music, bf16, 1 M parameters"
+
+
+def test_what_no_region_means_stands_on_the_sampler(sa3, load, browser):
+    one = load("small")
+    text, latent = sa3.prompt(one.clip, "rain"), sa3.run("SA3_SAMEEncode", audio=CLIP, vae=one.vae)[0]
+    everything, kept = "everything is regenerated", "the mask keeps the whole sound"
+    for mask, noise_level, words in ((None, 1.0, everything), (None, 0.5, ""), (torch.zeros(1, 1, 1), 1.0, kept)):
+        browser.lines.clear()
+        sa3.sample(one.model, text, {**latent, "noise_mask": mask}, steps=4, noise_level=noise_level)
+        shown = "\n".join(line for _, line in browser.lines)
+        assert words in shown and ("No region is marked" in shown) is bool(words)
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0.4, "0 s"), (59.4, "59 s"), (59.6, "1:00 min"), (3725, "1:02:05 h")])

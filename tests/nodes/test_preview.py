@@ -22,7 +22,7 @@ def temp(comfy, tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture
 def look(sa3, temp):
-    """look(audios, keep, ...) -> (kept AUDIOs, report, pictures, what the browser is told)."""
+    """look(audios, keep, ...) -> (kept AUDIOs, report, pictures, run_infos, what the browser is told)."""
 
     def run(audios, keep="all", **inputs):
         with torch.inference_mode():
@@ -42,7 +42,7 @@ def batch(count: int = 4, length: int = 9000) -> dict:
 
 def test_all_of_a_batch_is_the_same_object(look):
     audio = batch()
-    kept, report, pictures, _ = look([audio])
+    kept, report, pictures, _, _ = look([audio])
     assert kept == [audio] and kept[0] is audio
     assert len(report.splitlines()) == 4 and "(kept)" in report.splitlines()[3]
     assert pictures.shape == (4, 512, 1024, 3)
@@ -51,7 +51,7 @@ def test_all_of_a_batch_is_the_same_object(look):
 @pytest.mark.parametrize(("keep", "rows"), [("2", [1]), ("1, 3-4", [0, 2, 3])])
 def test_some_of_a_batch_leave_as_a_batch(look, keep, rows):
     audio = batch()
-    kept, report, pictures, _ = look([audio], keep)
+    kept, report, pictures, _, _ = look([audio], keep)
     assert len(kept) == 1 and torch.equal(kept[0]["waveform"], audio["waveform"][rows]) and kept[0]["sample_rate"] == RATE
     assert ["(kept)" in line for line in report.splitlines()] == [i in rows for i in range(4)]
     assert len(pictures) == 4  # of all items, whatever is kept
@@ -69,8 +69,8 @@ def test_a_list_leaves_as_a_list_or_as_a_batch_when_lengths_are_equal(look):
 def test_keeping_none_stops_what_follows_without_an_error(look):
     from comfy_execution.graph_utils import ExecutionBlocker
 
-    (nothing,), report, pictures, shown = look([batch(2)], "none")
-    assert isinstance(nothing, ExecutionBlocker) and nothing.message is None
+    (nothing,), report, pictures, (no_info,), shown = look([batch(2)], "none")
+    assert isinstance(nothing, ExecutionBlocker) and nothing.message is None and no_info is nothing
     assert "kept" not in report and len(pictures) == len(shown["sa3_items"]) == 2
 
 
@@ -107,7 +107,7 @@ def test_facts_of_each_item(look):
 def test_a_broken_item_hides_no_other(look):
     audio = batch(2)
     audio["waveform"][0, 0, 5] = math.nan
-    kept, report, pictures, shown = look([audio], "2")
+    kept, report, pictures, _, shown = look([audio], "2")
     assert [item["verdict"] for item in shown["sa3_items"]] == ["broken", "ok"] and "broken" in report
     assert torch.isfinite(pictures).all() and torch.equal(kept[0]["waveform"], audio["waveform"][1:])
 
@@ -122,6 +122,24 @@ def test_seeds_make_the_same_items_again(sa3, load, look):
     assert seeds[0] == 11 and len(set(seeds)) == 3
     again, _ = sa3.sample(parts.model, text, sa3.empty(), seed=seeds[2])
     assert torch.allclose(again["samples"][0], latent["samples"][2], atol=1e-4)
+
+
+def test_the_run_info_of_the_kept_items_leaves_with_them(look):
+    first = json.dumps({"seed": 7, "batch_index": [0, 1], "seconds": [1, 2], "prompt": ["a", "b"]})
+    second = json.dumps({"seed": 9, "batch_index": [0], "seconds": [3], "prompt": ["c"]})
+
+    def prompts(audios, keep, run_info=(first, second)):
+        kept, *_, infos, _ = look(audios, keep, run_info=list(run_info))
+        assert len(infos) == len(kept)
+        found = [json.loads(text) for text in infos]
+        return [[one["prompt"] for one in item] if isinstance(item, list) else item["prompt"] for item in found]
+
+    equal = [batch(2), batch(1)]
+    assert prompts(equal, "all") == [[["a"], ["b"], ["c"]]] and prompts(equal, "2-3") == [[["b"], ["c"]]] and prompts(equal, "3") == [["c"]]
+    assert prompts(clips(3000, 4000, 5000), "1,3") == [["a"], ["c"]]
+    *_, infos, _ = look(equal, "2", run_info=[first])  # of other items: passed on as it is
+    assert infos == [first]
+    assert look(equal, "2")[3] == [""]
 
 
 def test_the_original_is_beside_each_item(sa3, look):

@@ -28,10 +28,23 @@ def test_a_batch_of_mixed_prompts_and_durations(sa3, load, pipeline, variant):
     negative = sa3.prompt(parts.clip, "hiss")
     out, info = sa3.sample(parts.model, positive, latent, seed=5, steps=3, cfg=3.0, negative=negative)
     whole = pipeline(variant).generate(prompts, seconds, "hiss", seed=5, steps=3, cfg=3.0, return_latents=True).latents
-    assert info["seconds"] == seconds
+    assert info["seconds"] == seconds and info["prompt"] == prompts
     assert rel_error(out["samples"], whole) < SAME
     audio = sa3.decode(out, parts.vae)
     assert [clip["waveform"].shape for clip in audio] == [(1, 2, int(value * 44100)) for value in seconds]
+
+
+def test_the_record_names_the_prompt_of_each_item(sa3, load, comfy):
+    """Repeated in turn, joined where nodes combined prompts, and absent where another node encoded one."""
+    parts = load("small")
+    two, rain = sa3.prompt(parts.clip, "a\nb", one_prompt_per_line=True), sa3.prompt(parts.clip, "rain")
+
+    def prompts(positive, items):
+        return sa3.sample(parts.model, positive, sa3.empty(0.3, batch_size=items), steps=1)[1].get("prompt")
+
+    assert prompts(two, 4) == ["a", "b", "a", "b"] and prompts([*two, *rain], 2) == ["a | rain", "b | rain"]
+    (plain,) = comfy.nodes.CLIPTextEncode().encode(parts.clip, "rain")
+    assert prompts(plain, 1) is None and prompts([*rain, *plain], 1) is None
 
 
 @pytest.mark.parametrize("prompt", ["", "  ", "a (very:1.5) [loud] {kick|snare}"])

@@ -44,13 +44,14 @@ def save(sa3, output, monkeypatch):
 def read(path: Path) -> tuple[dict, np.ndarray]:
     with av.open(str(path)) as container:
         frames = [frame.to_ndarray() for frame in container.decode(audio=0)]
-        return dict(container.metadata), np.concatenate(frames, axis=1)
+        return {**container.metadata, **container.streams.audio[0].metadata}, np.concatenate(frames, axis=1)
 
 
-def test_a_flac_restores_its_graph(save):
-    (path,) = save(randn(1, 2, 5000) * 0.1, run_info='{"seed": 3}')
+@pytest.mark.parametrize("kind", ["flac", "mp3", "opus", "m4a"])
+def test_a_file_restores_its_graph(save, kind):
+    (path,) = save(randn(1, 2, 5000) * 0.1, rate=48000, run_info='{"seed": 3}', format=kind)
     found, _ = read(path)
-    assert path.name == "sa3_00001_.flac" and path.parent.name == "audio"
+    assert path.name == f"sa3_00001_.{kind}" and path.parent.name == "audio"
     assert json.loads(found["prompt"]) == PROMPT and json.loads(found["workflow"]) == WORKFLOW and json.loads(found["sa3"]) == {"seed": 3}
 
 
@@ -79,6 +80,83 @@ def test_disable_metadata(save, monkeypatch):
     for kind in ("flac", "wav16"):
         (path,) = save(randn(1, 2, 500) * 0.1, format=kind, run_info='{"seed": 31415}')
         assert not {"prompt", "workflow", "sa3", "comment"} & set(read(path)[0]) and b"31415" not in path.read_bytes()
+
+
+def run_of(*indices: int, seed: int = 7, **more) -> str:
+    """The run_info of a batch; its prompts and durations follow the items."""
+    texts, seconds = [f"tone {i}" for i in indices], [1.5 + i for i in indices]
+    return json.dumps({"model": "small-music", "seed": seed, "batch_index": indices, "prompt": texts, "seconds": seconds, **more})
+
+
+def records(paths: list[Path]) -> list[dict]:
+    return [json.loads(read(path)[0]["sa3"]) for path in paths]
+
+
+def test_each_file_of_a_batch_has_the_record_and_the_name_of_its_item(save):
+    paths = save(randn(2, 2, 500) * 0.1, run_info=run_of(0, 1), filename_prefix="%model%/%prompt% %seed% %duration%")
+    first, second = records(paths)
+    assert (first["seed"], first["prompt"], first["seconds"]) == (7, ["tone 0"], [1.5])
+    assert second["prompt"] == ["tone 1"] and second["batch"] == {"seed": 7, "index": 1, "items": 2} and second["seed"] != 7
+    assert [path.name for path in paths] == ["tone 0 7 1.5s_00001_.flac", f"tone 1 {second['seed']} 2.5s_00001_.flac"]
+    assert paths[0].parent.name == "small-music" and save.said == []
+
+
+def test_a_record_of_other_items_is_saved_whole_and_names_nobody(save):
+    (path,) = save(randn(1, 2, 500) * 0.1, run_info=run_of(0, 1), filename_prefix="%prompt% %seed%")
+    assert records([path]) == [json.loads(run_of(0, 1))] and path.name == "prompt seed_00001_.flac"
+    assert len(save.said) == 1 and "%prompt%, %seed%" in save.said[0] and "run_info" in save.said[0]
+
+
+def test_a_clip_of_a_decoded_list_finds_its_record(sa3, output):
+    audio = {"waveform": randn(1, 2, 500) * 0.1, "sample_rate": 44100, "sa3_item": 3}
+    sa3.run("SA3_SaveAudio", audio=audio, run_info=run_of(2, 3), filename_prefix="%prompt%")
+    assert [path.name for path in output.iterdir()] == ["tone 3_00001_.flac"]
+    sa3.run("SA3_SaveAudio", audio=audio, run_info=run_of(4, 5), filename_prefix="%prompt%")
+    assert sorted(path.name for path in output.iterdir())[0] == "prompt_00001_.flac"
+
+
+@pytest.mark.parametrize(
+    ("prefix", "name"),
+    [
+        ("%date:yyyy-MM-dd%", "2026-03-04"), ("%date:yy.M.d hh:mm:ss%", "26.3.4 05_06_07"), ("%date%", "2026-03-04"),
+        ("%SA3_Sampler.seed%", "3"), ("%My Sampler.cfg%", "1.5"), ("%My Sampler.model%", "%My Sampler.model%"),
+        ("%Nobody.x%", "%Nobody.x%"), ("%batch_num%%", "0%"), ("100% of %date:yyyy%", "100% of 2026"),
+        ("%SA3_Sampler.sampler%", "_.._euler"),
+    ],
+)  # fmt: skip
+def test_placeholders(sa3, prefix, name):
+    module = importlib.import_module("sa3_pack.nodes.comfyui.output_files")
+    inputs = {"seed": 3, "cfg": 1.5, "model": ["1", 0], "sampler": "../../euler"}
+    graph = {
+        "1": {"class_type": "SA3_Sampler", "_meta": {"title": "My Sampler"}, "inputs": inputs},
+        "2": {"class_type": "A", "_meta": None},
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module.time, "localtime", lambda: module.time.struct_time((2026, 3, 4, 5, 6, 7, 0, 0, 0)))
+        expanded, unknown = module.expand(prefix, None, graph)
+    assert unknown == []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module.folder_paths, "get_save_image_path", lambda name, output: (output, name, 1, "", ""))
+        assert module.next_output(expanded, 0)[1] == name.replace("%batch_num%", "0")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "name"),
+    [
+        ("a low tone, then\n a kick", "a low tone, then a kick"), ("雨の音" * 40, "雨の音" * 11), ("../../etc/passwd", "_.._etc_passwd"),
+        ("", "empty"), ("...", "empty"), ("50% %year% C:\\x", "50_ _year_ C__x"), ("a\u202eb\ud800\0c", "a b c"), ("🎹" * 3, "🎹" * 3),
+    ],
+)  # fmt: skip
+def test_a_prompt_as_a_name_is_safe_and_short(save, output, prompt, name):
+    (path,) = save(randn(1, 2, 500) * 0.1, run_info=run_of(0, prompt=[prompt]), filename_prefix="x/%prompt%")
+    assert path == output / "x" / f"{name}_00001_.flac" and path.is_file() and save.said == []
+
+
+def test_channels_that_a_format_cannot_hold_are_refused_before_a_file_exists(sa3, save, output):
+    for kind, quality, words in (("mp3", "high", ("6 channels", "flac")), ("flac", "V0", ("quality is 'V0'",))):
+        with sa3.refused(*words):
+            save(randn(2, 6, 500), format=kind, quality=quality)
+    assert list(output.iterdir()) == []
 
 
 @pytest.mark.parametrize("prefix", ["../out", "a/../../out", "/tmp/out", "..\\out", "a/..", "\\\\server\\share"])

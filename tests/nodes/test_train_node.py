@@ -33,7 +33,8 @@ def train(sa3, load, folder):
     return run
 
 
-def test_a_folder_becomes_a_lora_and_the_model_stays_as_it_was(sa3, load, train, base_directory):
+def test_a_folder_becomes_a_lora_and_the_model_stays_as_it_was(sa3, load, train, comfy, base_directory):
+    comfy.management.unload_all_models()  # takes back the patches that another test's run has applied to the shared weights
     parts = load("small-base")
     before = weights(parts.model.model)
     plain, _ = sa3.sample(parts.model, sa3.prompt(parts.clip, "a new sound"), sa3.empty(0.5, padding=0.5), steps=2, cfg=1.0)

@@ -32,7 +32,7 @@ def loras(comfy: Server) -> Path:
     """The files that the shared workflow names, and a DoRA, made for the embedded model."""
     folder = comfy.base_directory / "models" / "loras"
     module = sa3_core.load("demo").module
-    for seed, (name, kind) in enumerate({"sa3_demo_a": "lora", "sa3_demo_b": "lora", "dora": "dora-rows"}.items()):
+    for seed, (name, kind) in enumerate({"sa3_example_high": "lora", "sa3_example_decay": "lora", "dora": "dora-rows"}.items()):
         write_lora(folder / f"{name}.safetensors", module, kind, seed=seed)
     return folder
 
@@ -67,18 +67,17 @@ def test_the_shared_workflow_is_heard_and_leaves_no_trace(comfy: Server, loras: 
 
 
 def test_order_matters_for_dora_only(comfy: Server, loras: Path):
-    a, b, dora = (
-        {"lora": f"{name}.safetensors", "strength": 1.0, "seconds_strength": 0.0} for name in ("sa3_demo_a", "sa3_demo_b", "dora")
-    )
+    names = ("sa3_example_high", "sa3_example_decay", "dora")
+    a, b, dora = ({"lora": f"{name}.safetensors", "strength": 1.0, "seconds_strength": 0.0} for name in names)
     plain = samples(comfy, a, b)
     assert difference(samples(comfy, b, a), plain) < 1e-3  # 16-bit files
     assert difference(samples(comfy, a, dora), samples(comfy, dora, a)) > 1e-2
 
 
 def test_a_replaced_file_is_read_again(comfy: Server, loras: Path):
-    write_lora(loras / "sa3_demo_a.safetensors", sa3_core.load("demo").module, "lora", seed=7)
+    write_lora(loras / "sa3_example_high.safetensors", sa3_core.load("demo").module, "lora", seed=7)
     first = samples(comfy, {}, {})
-    write_lora(loras / "sa3_demo_a.safetensors", sa3_core.load("demo").module, "lora", seed=8)
+    write_lora(loras / "sa3_example_high.safetensors", sa3_core.load("demo").module, "lora", seed=8)
     assert difference(samples(comfy, {}, {}), first) > 1e-2
 
 

@@ -133,7 +133,7 @@ def test_extending_past_the_window_keeps_the_recording(run):
 
 
 def test_six_channels_come_back_untouched_outside_the_region(run):
-    nodes = graph("inpaint", SA3_SAMEEncode={"more_channels": "mix to mono"})
+    nodes = graph("inpaint", SA3_SAMEEncode={"more_channels": "mix to mono"}, SA3_InpaintMask={"regions": "0.5-1"})
     samples = sound("speech", 48000, 6)
     out, _ = run(nodes, samples, 48000)
     source = given(samples)

@@ -38,7 +38,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_nothing_of_development_is_published(published: Path):
     assert {path.name for path in published.iterdir()} == {
         "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "PARITY.md", "README.md", "__init__.py", "assets", "docs", "locales", "nodes",
-        "pyproject.toml", "requirements.txt", "run.py", "sa3_core", "tools", "web", "workflows",
+        "pyproject.toml", "requirements.txt", "run.py", "sa3_core", "subgraphs", "tools", "web", "workflows",
     }  # fmt: skip
     assert sum(path.stat().st_size for path in published.rglob("*") if path.is_file()) < MAX_SIZE
 

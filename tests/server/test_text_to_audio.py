@@ -19,7 +19,7 @@ DATA = ROOT / "tests" / "data"
 GRAPH = json.loads((ROOT / "workflows" / "api" / "text_to_audio.json").read_text())
 LOADER, PROMPT, LATENT, SAMPLER, DECODE, SAVE = (
     next(node for node, content in GRAPH.items() if content["class_type"] == name)
-    for name in ("SA3_ModelLoader", "SA3_TextEncode", "SA3_EmptyLatent", "SA3_Sampler", "SA3_SAMEDecode", "SaveAudio")
+    for name in ("SA3_ModelLoader", "SA3_TextEncode", "SA3_EmptyLatent", "SA3_Sampler", "SA3_SAMEDecode", "SA3_SaveAudio")
 )
 
 
@@ -68,7 +68,7 @@ def release(comfy: Server) -> Iterator[Path]:
 def test_without_any_model_the_workflow_runs_as_it_is_shared(comfy: Server):
     prompt, (file,) = made(comfy, GRAPH)
     rate, samples = sound(file)
-    assert (rate, samples.shape) == (44100, (2, 441000)) and samples.any()
+    assert (rate, samples.shape) == (44100, (2, round(44100 * GRAPH[LATENT]["inputs"]["seconds"]))) and samples.any()
     done, total = comfy.progress(prompt, SAMPLER)[-1]
     assert done == total > 1
 
@@ -93,14 +93,14 @@ def test_a_batch_of_durations_becomes_a_file_each(comfy: Server):
     assert [sound(file)[1].shape for file in files] == [(2, 22050), (2, 35280), (2, 13230)]
 
 
-def test_the_same_seed_is_the_same_file_and_another_is_not(comfy: Server):
+def test_the_same_seed_is_the_same_sound_and_another_is_not(comfy: Server):
     results = []
     for seed in (1, 2, 1):
         prompt, (file,) = made(comfy, workflow(seed=seed))
         assert SAMPLER not in comfy.cached(prompt)  # made anew each time
-        results.append((file, sound(file)[1]))
-    (first, one), (_, other), (again, same) = results
-    assert np.array_equal(one, same) and first.read_bytes() == again.read_bytes()
+        results.append(sound(file)[1])
+    one, other, same = results
+    assert np.array_equal(one, same)
     assert not np.array_equal(one, other)
 
 
@@ -136,7 +136,7 @@ def test_an_interrupted_run_stops_and_leaves_no_trace(comfy: Server):
     assert len(seen) <= 4  # the step under way, and one whose report crossed the request
     prompt, (after,) = made(comfy, clean)
     assert SAMPLER not in comfy.cached(prompt)
-    assert after.read_bytes() == undisturbed.read_bytes()
+    assert np.array_equal(sound(after)[1], sound(undisturbed)[1])  # the record in the file says how long it took
 
 
 @pytest.mark.parametrize(
@@ -226,7 +226,7 @@ def test_auto_takes_what_is_there(comfy: Server, release: Path):
 
 def test_every_node_and_every_input_explains_itself(comfy: Server):
     nodes = {name: info for name, info in comfy.object_info().items() if name.startswith("SA3_")}
-    assert {content["class_type"] for content in GRAPH.values()} - {"SaveAudio"} <= set(nodes)
+    assert {content["class_type"] for content in GRAPH.values()} <= set(nodes)
     silent = [
         f"{name}.{key}"
         for name, info in nodes.items()

@@ -2,8 +2,10 @@
 
 import assert from "node:assert/strict"
 import { test } from "node:test"
-import { fileUrl, findSource, resultOf } from "../../web/waveform/source.js"
-import { graphOf, isWav } from "../../web/wav/graph.js"
+import { graphOf, isRead } from "../../web/audio_files/graph.js"
+import { promoted } from "../../web/waveform/graph.js"
+import { recall } from "../../web/waveform/recall.js"
+import { fileUrl, findResult, findSource, keepResult } from "../../web/waveform/source.js"
 
 const bytes = value => (typeof value === "string" ? new TextEncoder().encode(value) : value)
 const join = parts => Uint8Array.from(parts.flatMap(part => [...bytes(part)]))
@@ -59,23 +61,44 @@ test("a damaged chunk of ours is an error", async () => {
   await assert.rejects(read(join(["RIFF", u32(0xffffffff), "WAVEsa3 ", u32(0x01ffffff), "{"])), SyntaxError)
 })
 
-test("WAV files by type or name", () => {
-  for (const file of [{ type: "audio/x-wav" }, { name: "a.WAV" }, { name: "b.wave", type: "" }]) assert.ok(isWav(file))
-  for (const file of [undefined, {}, { name: "a.wav.png" }, { name: "a.flac", type: "audio/flac" }]) assert.ok(!isWav(file))
+test("files that are read here, by type or name", () => {
+  for (const file of [{ type: "audio/x-wav" }, { name: "a.WAV" }, { name: "b.wave", type: "" }, { name: "c.opus" }, { name: "d.M4A" }]) {
+    assert.ok(isRead(file))
+  }
+  for (const file of [undefined, {}, { name: "a.wav.png" }, { name: "a.flac", type: "audio/flac" }]) assert.ok(!isRead(file))
 })
+
+const DAMAGED_TAGS = {
+  "an ID3 tag beyond the file": join(["ID3", [4, 0, 0, 127, 127, 127, 127], "TXXX", [0, 0, 127, 127]]),
+  "an ID3 frame without a text": join(["ID3", [4, 0, 0, 0, 0, 0, 12], "TXXX", [0, 0, 0, 2, 0, 0, 3, 65]]),
+  "an Ogg page without an end": join(["OggS", new Uint8Array(22), [255], new Uint8Array(255).fill(255)]),
+  "Ogg comments beyond the packet": join([
+    ...["OggS", new Uint8Array(22), [0], "OggS", new Uint8Array(22), [1, 20], "OpusTags", u32(0xffffffff), new Uint8Array(8)],
+  ]),
+  "an MP4 of boxes without a size": join([[0, 0, 0, 0], "ftyp", new Uint8Array(8000)]),
+  "an MP4 box beyond the file": join([[0, 0, 0, 8], "ftyp", [255, 255, 255, 255], "moov", [0, 0, 0, 99], "udta"]),
+}
+
+for (const [name, content] of Object.entries(DAMAGED_TAGS)) {
+  test(`no graph in ${name}`, async () => assert.equal(await read(content), null))
+}
 
 /** A graph of litegraph's form: nodes by id with their inputs as {name: origin id}; outputs are slot 0. */
 function graphWith(nodes) {
   const graph = { nodes: [], links: {}, getNodeById: id => graph.nodes.find(node => node.id === Number(id)) ?? null }
   graph.rootGraph = graph
   for (const [id, { inputs = {}, ...rest }] of Object.entries(nodes)) {
-    const node = { id: Number(id), graph, widgets: [], inputs: [], outputs: [{ type: "AUDIO" }], mode: 0, ...rest }
+    const node = { id: Number(id), graph, widgets: [], inputs: [], outputs: [{ type: "AUDIO" }], mode: 0, properties: {}, ...rest }
     for (const [name, origin] of Object.entries(inputs)) {
       const link = origin === null ? null : Object.keys(graph.links).length + 1
-      if (link) graph.links[link] = { id: link, origin_id: origin, origin_slot: 0 }
+      if (link) graph.links[link] = { id: link, origin_id: origin, origin_slot: 0, target_id: node.id, target_slot: node.inputs.length }
       node.inputs.push({ name, link, type: name === "latent" || name === "samples" ? "LATENT" : "AUDIO" })
     }
     graph.nodes.push(node)
+  }
+  for (const { id, origin_id } of Object.values(graph.links)) {
+    const output = graph.getNodeById(origin_id)?.outputs[0]
+    if (output) output.links = [...(output.links ?? []), id]
   }
   return graph
 }
@@ -129,11 +152,83 @@ test("the result of a run, shown only for the file that it was computed from", (
   const shown = { filename: "t.wav", subfolder: "", type: "temp" }
   const node = editorOf(graphWith({ 1: loader("a.wav"), 9: { inputs: { audio: 1 } } }))
   assert.deepEqual(findSource(node, { 9: { sa3_waveform: [shown] } }).files, [FILE, shown])
-  node.sa3Result = resultOf(node, { sa3_waveform: [shown] })
+  keepResult(node, { sa3_waveform: [shown] })
   assert.deepEqual(findSource(node, {}).files, [FILE, shown])
+  const saved = JSON.parse(JSON.stringify(node.properties))
+  node.properties = {} // by an undo: the front end still has the result
+  assert.deepEqual(findSource(node, { 9: { sa3_waveform: [shown] } }).files, [FILE, shown])
   node.graph.nodes[0].widgets[0].value = "b.wav"
-  assert.deepEqual(findSource(node, {}).files, [{ ...FILE, filename: "b.wav" }])
-  assert.equal(resultOf(node, {}), null)
+  for (node.properties of [saved, {}]) {
+    assert.deepEqual(findSource(node, { 9: { sa3_waveform: [shown] } }).files, [{ ...FILE, filename: "b.wav" }])
+  }
+  node.properties = saved
+  keepResult(node, null)
+  assert.deepEqual(node.properties, {})
+})
+
+test("the second of two editors shows what the first shows, also after a run", () => {
+  const shown = { filename: "computed.wav", subfolder: "", type: "temp" }
+  const mask = { type: "SA3_InpaintMask", outputs: [{ type: "LATENT" }] }
+  const nodes = { 0: loader("a.wav"), 1: { type: "X", inputs: { audio: 0 } }, 2: { type: "SA3_SAMEEncode", inputs: { audio: 0 } } }
+  nodes[3] = { ...mask, inputs: { audio: 1, latent: 2 } }
+  const graph = graphWith({ ...nodes, 4: { ...mask, inputs: { latent: 3 } }, 9: { ...mask, inputs: { audio: null, latent: 4 } } })
+  assert.deepEqual(findSource(editorOf(graph), {}), { files: [], missing: "run" })
+  keepResult(graph.getNodeById(3), { sa3_waveform: [shown] })
+  assert.deepEqual(findSource(editorOf(graph), {}), { files: [shown], missing: "run" })
+  graph.getNodeById(3).mode = 4
+  assert.deepEqual(findSource(editorOf(graph), {}), { files: [FILE], missing: "link" })
+})
+
+test("the result of a run, spliced where there is a splice", () => {
+  const audio = name => ({ audio: [{ filename: name, subfolder: "", type: "output" }] })
+  const splice = { type: "SA3_Splice", outputs: [{ type: "AUDIO" }, { type: "AUDIO" }] }
+  const graph = graphWith({
+    1: loader("a.wav"),
+    2: { type: "SA3_InpaintMask", outputs: [{ type: "LATENT" }], inputs: { audio: 1 } },
+    3: { type: "SA3_Sampler", outputs: [{ type: "LATENT" }], inputs: { latent: 2 } },
+    4: { type: "SA3_SAMEDecode", inputs: { latent: 3 } },
+    5: { type: "SaveAudio", outputs: [], inputs: { audio: 4 } },
+    6: { ...splice, inputs: { original: 1, generated: 4 } },
+    7: { type: "SaveAudio", outputs: [], inputs: { audio: 6 } },
+    8: { type: "SaveAudio", outputs: [], inputs: { audio: 1 } },
+  })
+  const node = graph.getNodeById(2)
+  const found = outputs => findResult(node, outputs)?.filename ?? null
+  assert.equal(found({}), null)
+  assert.equal(found({ 8: audio("the recording") }), null)
+  assert.equal(found({ 5: audio("whole") }), "whole")
+  assert.equal(found({ 5: audio("whole"), 7: audio("spliced") }), "spliced")
+  graph.getNodeById(7).mode = 2
+  assert.equal(found({ 7: audio("muted") }), null)
+})
+
+test("what a cached node showed when it ran with the same inputs", () => {
+  const graph = (name, seed, mask = "9") => ({
+    1: { class_type: "LoadAudio", inputs: { audio: name } },
+    2: { class_type: "X", inputs: { audio: ["1", 0], list: [1, 2] } },
+    [mask]: { class_type: "SA3_InpaintMask", inputs: { audio: ["2", 0], regions: "1-2" } },
+    10: { class_type: "SA3_Sampler", inputs: { latent: [mask, 0], seed } },
+  })
+  const run = (prompt, outputs) => ({ prompt: [0, "", prompt, {}, []], outputs })
+  const node = { id: 9, type: "SA3_InpaintMask" }
+  const runs = [run(graph("a.wav", 1), { 9: "old" }), run(graph("a.wav", 2), { 9: "a" }), run(graph("b.wav", 2), { 9: "b" }), run(graph("a.wav", 3), {})]
+  assert.equal(recall(runs, graph("a.wav", 4), node), "a")
+  assert.equal(recall(runs, graph("c.wav", 4), node), null)
+  assert.equal(recall(runs, graph("a.wav", 4), { ...node, id: 8 }), null)
+  assert.equal(recall([run(graph("a.wav", 1, "5:9"), { "5:9": "inside" })], graph("a.wav", 2, "5:9"), node), "inside")
+})
+
+test("a promoted input takes its value from the widget outside, unless several nodes contain the subgraph", () => {
+  const widget = { name: "regions", value: "1-2" }
+  const held = graphWith({ 9: { inputs: { regions: -10 } } })
+  const around = { subgraph: held, inputs: { regions: null }, getWidgetFromSlot: ({ name }) => (name === "regions" ? widget : undefined) }
+  held.rootGraph = graphWith({ 2: around })
+  assert.equal(promoted(editorOf(held), "regions"), widget)
+  assert.equal(promoted(editorOf(held), "seconds"), null)
+  held.rootGraph = graphWith({ 1: { type: "X" }, 2: { ...around, inputs: { regions: 1 } } })
+  assert.equal(promoted(editorOf(held), "regions"), null, "a node outside computes the value")
+  held.rootGraph = graphWith({ 2: around, 3: around })
+  assert.equal(promoted(editorOf(held), "regions"), null)
 })
 
 test("addresses escape names", () => {

@@ -2,6 +2,7 @@
 
 import assert from "node:assert/strict"
 import { test } from "node:test"
+import { WORDS } from "../../web/download/words.js"
 import { formatKeep, parseKeep } from "../../web/preview/keep.js"
 import { formatRegions, mergeRegions, parseRegions, RegionError } from "../../web/waveform/regions.js"
 import { fill, textsFor } from "../../web/waveform/texts.js"
@@ -88,4 +89,16 @@ test("the editor's words have the same places to fill in every language", () => 
 
 test("filling words in", () => {
   assert.equal(fill("{word} of {count}, {other}", { word: "a", count: 2 }), "a of 2, ")
+})
+
+test("the words of the loader's dialog exist in every language", () => {
+  for (const language of ["zh", "ja"]) {
+    assert.deepEqual(Object.keys(WORDS[language]), Object.keys(WORDS.en))
+    assert.deepEqual(Object.keys(WORDS[language].uses), Object.keys(WORDS.en.uses))
+    for (const [key, text] of Object.entries(WORDS.en)) {
+      const say = words => (typeof words[key] === "function" ? words[key]("name") : words[key])
+      assert.notDeepEqual(say(WORDS[language]), say(WORDS.en), `${language} ${key} is not translated`)
+      if (typeof text === "function") assert.ok(say(WORDS[language]).includes("name"), `${language} ${key}`)
+    }
+  }
 })

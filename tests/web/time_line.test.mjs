@@ -4,7 +4,7 @@ import assert from "node:assert/strict"
 import { test } from "node:test"
 import { lanesOf } from "../../web/waveform/lanes.js"
 import { nearestBeat, nearestZero, roundTo, snap } from "../../web/waveform/snap.js"
-import { beatLines, clockText, tickStep, View } from "../../web/waveform/view.js"
+import { barLabels, beatLines, clockText, tickStep, View } from "../../web/waveform/view.js"
 import { near, random, RATE, sine } from "./shared.mjs"
 
 test("a view begins with the whole time line and follows its ends until it is zoomed", () => {
@@ -127,4 +127,21 @@ test("the lanes fill the canvas without overlap", () => {
     lanes.slice(1).forEach(([top], i) => assert.equal(top - (lanes[i][0] + lanes[i][1]), 1))
     assert.equal(overview[0] + overview[1], height)
   }
+})
+
+test("labels of bars and beats, never closer than 40 pixels", () => {
+  const grid = { bpm: 120, first: 0.25, bar: 4 }
+  const view = new View(0, 4)
+  assert.deepEqual(barLabels(view, 400, grid), [[25, "1.1"], [75, "1.2"], [125, "1.3"], [175, "1.4"], [225, "2.1"], [275, "2.2"], [325, "2.3"], [375, "2.4"]])
+  assert.deepEqual(barLabels(view, 100, grid), [[6, "1"], [56, "2"]])
+  assert.deepEqual(barLabels(new View(0, 60), 300, { ...grid, first: 0 }).map(([, text]) => text), ["1", "5", "9", "13", "17", "21", "25", "29"])
+  assert.equal(barLabels(new View(-1, 1), 400, { ...grid, first: 0 })[0][1], "0.3", "before bar 1")
+  assert.deepEqual(barLabels(view, 400, null), [])
+})
+
+test("a view of a sound that starts earlier or later", () => {
+  const view = new View(-2, 6)
+  view.show(1, 2)
+  const { from, to, start, span } = view.shifted(-2)
+  assert.deepEqual([from, to, start, span], [0, 8, 3, 2])
 })

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import tempfile
 import uuid
@@ -17,135 +18,201 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT))
 
+from tools.docs.layout import TITLE, Link, Size, lay_out
 from tools.launcher.server import Server
 
+RELEASE = "The demo model runs until a release is installed (README, *Models*). For a release: "
 NOTES = {
+    "text_to_audio": (
+        "**Replace** the prompt and the length.\n\n" + RELEASE + "*TrackType: Music, VocalType: Instrumental, Genre: Dub Techno, "
+        "Instruments: chord stabs, sub bass, 122 BPM*"
+    ),
     "sfx_pack": (
-        "Generate a set of sound effects from a list.\n\n"
-        "One effect per line, one duration per line; each effect is saved as its own file. Choose small-sfx or medium in the loader. "
-        "Another seed gives another set; an effect is the same alone and in the list. Describe the object, what happens to it, and "
-        "the room."
+        "**Replace** the prompts and the lengths, one of each per line.\n\nEach effect becomes a file. "
+        + RELEASE
+        + "*TrackType: SFX, a heavy oak door slams shut in a stone hall, long decay*: the object, what happens to it, the room."
     ),
     "make_four_keep_one": (
-        "Generate four, keep one.\n\n"
-        "Queue once and listen: with keep at none nothing is saved. Tick the ones to keep and queue again: only the preview and the "
-        "nodes after it run, and the ticked ones are saved. The seed below an item generates it again, alone."
+        "**Replace** the prompt and the length.\n\nRun and listen: nothing is saved yet. Tick the ones to keep and run again; only saving "
+        "runs. " + RELEASE + "*TrackType: Music, Genre: Dub Techno, 122 BPM*"
     ),
     "audio_to_audio": (
-        "Restyle a recording.\n\n"
-        "noise_level on the sampler: 0.1 gives a close variation, 0.6 the same shape with another sound, 0.9 only a loose "
-        "resemblance."
+        "**Replace** the recording and the prompt.\n\n**noise_level**: 0.1 is a close variation, 0.6 the same shape with another sound, "
+        "0.9 a loose resemblance. " + RELEASE + "*the same melody on a music box*"
     ),
     "inpaint": (
-        "Regenerate parts of a recording.\n\n"
-        "Draw regions in the picture, or write them in seconds: 0.5-1, 2.5-3. Everything outside stays bit-identical: the splice "
-        "pastes the recording back at its own sample rate and channels. For audio to audio inside the regions, lower noise_level."
+        "**Replace** the recording, the part and the prompt.\n\nDrag over the part, or write seconds: *0.5-1, 2.5-3*. Everything outside "
+        "stays bit-identical. " + RELEASE + "*TrackType: SFX, a glass breaking*"
     ),
     "inpaint_variations": (
-        "Four variations of an inpainted region.\n\n"
-        "batch_size of the encoder sets how many. Queue once and compare each with the recording: with keep at none nothing is saved. "
-        "Tick the ones to keep and queue again: only the preview and the nodes after it run. Everything outside the regions stays "
-        "bit-identical in all of them."
+        "**Replace** the recording, the part and the prompt.\n\nRun and compare the four: nothing is saved yet. Tick the ones to keep and "
+        "run again. " + RELEASE + "*TrackType: SFX, a glass breaking*"
     ),
     "continue": (
-        "Continue a recording after its end, or before its start (side).\n\n"
-        "The splice keeps the recording bit-identical and reports the step at the join. For more than the model's longest clip use "
-        "SA3 Extend."
+        "**Replace** the recording and the prompt.\n\n**side** adds after the end or before the start. The recording stays bit-identical. "
+        + RELEASE
+        + "describe the recording: *the same groove goes on, 120 BPM*"
     ),
     "loop": (
-        "Whole bars that repeat without a break.\n\n"
-        "Set the tempo and the bars; the seam where the end meets the start is regenerated. The splice rotates the loop back so that "
-        "it starts on the first beat, and reports the step at the wrap."
+        "**Replace** the recording, its tempo and the prompt.\n\nThe seam, where the end meets the start, is regenerated. "
+        + RELEASE
+        + "describe the recording: *a steady drum loop, 120 BPM*"
     ),
     "extend": (
-        "Continue past the model's longest clip, window by window.\n\n"
-        "context: seconds of the existing audio that each window sees. An interrupted run keeps the finished windows; queue again to "
-        "resume."
+        "**Replace** the recording, the prompt and the seconds.\n\n**context**: seconds that each window sees. An interrupted run resumes "
+        "when it is queued again. " + RELEASE + "*an evolving ambient pad*, context 10, seconds 60"
+    ),
+    "lora_blend": (
+        "**Replace** the model, the two LoRAs and the prompt.\n\nThe example LoRAs belong to the demo: one makes sounds high, one makes "
+        "them fade. LoRAs of a release need that release, and its kind of prompt: *Genre: Dub Techno, 122 BPM*"
     ),
     "train_lora": (
-        "Train a LoRA on your own sounds.\n\n"
-        "Put audio with captions (kick.wav, kick.txt) into input/training and choose a -base model in the loader; demo is for trying "
-        "it out. 40 steps are a trial; the official guide suggests 1000. Stop and queue again to resume. The curves: blue is the loss "
-        "of the steps, red of training clips, green of held-out clips; when green rises, use an earlier file. Then choose the file in "
-        "SA3 LoRA Stack, on the post-trained model too."
+        "**Replace** the folder, the name and the model.\n\nThe folder lies in ComfyUI's input folder and holds audio with captions: "
+        "*kick.wav*, *kick.txt*. Choose a -base release and 1000 steps; the 40 steps here are a trial. Stop, and queue again to resume. "
+        "Curves: blue each step, red training clips, green held-out clips; when green rises, use an earlier file."
     ),
     "autoencoder_round_trip": (
-        "Encode and decode a recording.\n\nChoose SAME-S, SAME-L or the demo. The result has the recording's length at 44.1 kHz."
+        "**Replace** the recording, and the autoencoder by SAME-S or SAME-L.\n\nThe result shows what encoding alone changes. It has the "
+        "recording's length, at 44.1 kHz."
+    ),
+    "rewrite_prompt": (
+        "**Replace** the idea.\n\nA language model turns it into a prompt in the form of the training data. Needs ComfyUI 0.33 or later, "
+        "[qwen3.5_2b_bf16](https://huggingface.co/Comfy-Org/Qwen3.5) in models/text_encoders, and a release: the demo does not know its "
+        "words."
+    ),
+    "caption_to_prompt": (
+        "**Replace** the recording.\n\nA language model listens to it, and its description becomes the prompt. For a picture, connect Load "
+        "Image to *image*. Needs ComfyUI 0.33 or later, [gemma4_e4b_it_fp8_scaled](https://huggingface.co/Comfy-Org/gemma-4) in "
+        "models/text_encoders, and a release: the demo does not know its words."
     ),
 }
+# language models of the templates, which the editor offers to download
+HUB = "https://huggingface.co/Comfy-Org/{}/resolve/main/text_encoders/{}"
+MODELS = {"qwen3.5_2b_bf16.safetensors": "Qwen3.5", "gemma4_e4b_it_fp8_scaled.safetensors": "gemma-4"}
 # sizes of nodes that show more than their widgets
-ROOMY = {"SA3_PreviewBatch": (460, 470), "SA3_InpaintMask": (480, 460), "SA3_Continue": (480, 520)}
-ROOMY |= {"SA3_TrainLoRA": (420, 910), "PreviewImage": (420, 280)}
+ROOMY = {"SA3_PreviewBatch": (400, 400), "SA3_InpaintMask": (380, 390), "SA3_Continue": (380, 490)}
+ROOMY |= {"SA3_TrainLoRA": (380, 620), "PreviewImage": (380, 280)}
 STEADY = ("make_four_keep_one", "inpaint_variations")  # fixed seed: queueing again with another selection must not sample again
-WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
-COLUMN, ROW, GAP = 280, 24, 50
-TALL_ROW = 34  # the second renderer enlarges nodes beyond their saved size
+APP = {  # what App mode shows: widgets by class
+    "LoadAudio": ["audio"], "LoadImage": ["image"], "SA3_PromptHelper": ["genre", "instruments", "mood", "extra"],
+    "SA3_TextEncode": ["text"], "SA3_EmptyLatent": ["seconds"], "SA3_InpaintMask": ["regions"], "SA3_Loop": ["bpm", "bars"],
+    "SA3_Continue": ["seconds"], "SA3_Extend": ["seconds", "seed"], "SA3_TrainLoRA": ["folder", "name", "steps"],
+    "SA3_LoRAStack": ["lora", "strength"], "SA3_Sampler": ["seed"],
+}  # fmt: skip
+WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "COMFY_DYNAMICCOMBO_V3")  # of the last, only a choice without inputs
+COLUMN = 280
+LARGE = 8  # nodes of a graph in which the nodes of FOLDED are collapsed, and the others at most NARROW wide
+NARROW = 340
+PLAYER = 50  # height of an audio player
+FOLDED = ("SA3_SAMEDecode", "SA3_Splice")  # nobody changes their settings
+VIEW = {"scale": 0.8, "offset": [120, 170]}  # the whole graph in a window of 1366 x 768
+PROJECT = dict(re.findall(r'^(name|version) = "(.+)"$', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE))
+CORE = "0.3.75"  # the oldest ComfyUI that runs the graphs
+
+
+def lines(text: str, width: float) -> int:
+    """Lines of a text in a box."""
+    return sum(-(-len(line) // int(width / 7)) or 1 for line in text.split("\n"))
+
+
+def answered(node: dict) -> bool:
+    """Whether a prompt helper passes on an answer, so that its other inputs have no effect."""
+    return any(entry["name"] == "rewritten" and entry["link"] for entry in node["inputs"])
 
 
 def editor_form(name: str, graph: dict, schemas: dict) -> dict:
-    """The editor form of a graph in API form. schemas: object_info."""
-    depth = {key: 0 for key in graph}
-    for _ in graph:
-        for key, node in graph.items():
-            sources = [value[0] for value in node["inputs"].values() if isinstance(value, list)]
-            depth[key] = max([depth[source] + 1 for source in sources], default=0)
-    widths = [COLUMN] * (max(depth.values()) + 1)
-    for key, node in graph.items():
-        widths[depth[key]] = max(widths[depth[key]], ROOMY.get(node["class_type"], (COLUMN,))[0])
-    links, nodes, bottoms = [], [], {}
+    """The editor form of a graph in API form, with the note of that name if there is one. schemas: object_info."""
+    links, nodes, sizes, large = [], [], {}, len(graph) >= LARGE
     outputs = {key: [[] for _ in schemas[node["class_type"]]["output"]] for key, node in graph.items()}
-    for order, key in enumerate(sorted(graph, key=lambda k: (depth[k], int(k)))):
-        node, schema = graph[key], schemas[graph[key]["class_type"]]
-        inputs, values = [], []
+    if note := NOTES.get(name):
+        sizes["note"] = Size(COLUMN, 70 + 17 * lines(note, COLUMN))
+    for key, node in graph.items():
+        schema = schemas[node["class_type"]]
+        inputs, values, player = [], [], 0
         specs = {n: s for group in ("required", "optional") for n, s in schema["input"].get(group, {}).items()}
+        text = 0  # height of text boxes
         for input_name, spec in specs.items():
             kind = "COMBO" if isinstance(spec[0], list) else spec[0]
             options = spec[1] if len(spec) > 1 else {}
             given = node["inputs"].get(input_name)
             entry = {"name": input_name, "type": kind, "link": None}
-            if kind in WIDGETS:
+            if kind in WIDGETS and not options.get("forceInput"):
                 entry["widget"] = {"name": input_name}
                 values.append(options.get("default", "") if given is None or isinstance(given, list) else given)
                 if options.get("control_after_generate"):
-                    values.append("fixed" if name in STEADY else "randomize")
+                    values.append("randomize" if node["class_type"] == "SA3_Sampler" and name not in STEADY else "fixed")
                 if options.get("audio_upload"):
                     values.append(None)
+                    player = PLAYER
+                if options.get("multiline"):
+                    text += 20 + 18 * max(2, 0 if isinstance(given, list) else 1 + lines(values[-1], COLUMN))
             elif kind == "AUDIO_UI":
+                player = PLAYER
                 continue
             if isinstance(given, list):
                 entry["link"] = len(links) + 1
                 links.append([len(links) + 1, int(given[0]), given[1], int(key), len(inputs), kind])
                 outputs[given[0]][given[1]].append(len(links))
             inputs.append(entry)
-        sockets = sum("widget" not in entry for entry in inputs)
-        lines = sum(3 for spec in specs.values() if len(spec) > 1 and spec[1].get("multiline"))
-        rows = max(sockets, len(schema["output"])) + len(values) + lines
-        size = ROOMY.get(node["class_type"], (COLUMN, ROW * rows + 20))
-        left, top = sum(width + GAP for width in widths[: depth[key]]), bottoms.get(depth[key], 0)
-        bottoms[depth[key]] = top + max(TALL_ROW * rows, size[1]) + 2 * GAP
+        sockets = max(sum("widget" not in entry for entry in inputs), len(schema["output"]))
+        least = 22 * sockets + 22 * len(values) + text + 20
+        width, height = ROOMY.get(node["class_type"], (COLUMN, least + player))
+        size = [min(width, NARROW) if large else width, max(height, least)]
+        folded = large and node["class_type"] in FOLDED
+        tall = 22 * sockets + 32 * len(values) + text + player + 2 * TITLE
+        sizes[key] = Size(160, TITLE) if folded else Size(size[0], max(tall, size[1] + TITLE))
+        pack = schema["python_module"].startswith("custom_nodes.")
+        offered = [
+            {"name": value, "url": HUB.format(MODELS[value], value), "directory": "text_encoders"} for value in values if value in MODELS
+        ]
+        kinds = zip(schema["output_name"], schema["output"], outputs[key], strict=True)
         nodes.append(
             {
-                "id": int(key), "type": node["class_type"], "pos": [left, top], "size": list(size),
-                "flags": {}, "order": order, "mode": 0, "inputs": inputs, "outputs": [],
+                "id": int(key), "type": node["class_type"], "pos": [0, 0], "size": size,
+                "flags": {"collapsed": True} if folded else {}, "order": 0, "mode": 0,
+                "inputs": inputs, "outputs": [{"name": label, "type": kind, "links": ids} for label, kind, ids in kinds],
                 "title": node.get("_meta", {}).get("title", schema["display_name"]),
-                "properties": {"Node name for S&R": node["class_type"]}, "widgets_values": values,
+                "properties": {
+                    "Node name for S&R": node["class_type"], "cnr_id": PROJECT["name"] if pack else "comfy-core",
+                    "ver": PROJECT["version"] if pack else CORE, **({"models": offered} if offered else {}),
+                },
+                "widgets_values": values,
             }
         )  # fmt: skip
+    sockets = {node["id"]: [i for i, entry in enumerate(node["inputs"]) if "widget" not in entry] for node in nodes}
+    wires = [
+        Link(str(source), output, str(target), sockets[target].index(i) if i in sockets[target] else len(sockets[target]))
+        for _, source, output, target, i, _ in links
+    ]
+    boxes = lay_out(sizes, wires, ["note"] if note else [])
     for node in nodes:
-        schema = schemas[node["type"]]
-        kinds = zip(schema["output_name"], schema["output"], outputs[str(node["id"])], strict=True)
-        node["outputs"] = [{"name": label, "type": kind, "links": ids or None} for label, kind, ids in kinds]
-    note_id = max(int(key) for key in graph) + 1
-    nodes.append(
-        {
-            "id": note_id, "type": "Note", "pos": [0, -240], "size": [2 * COLUMN, 180], "flags": {}, "order": len(nodes), "mode": 0,
-            "inputs": [], "outputs": [], "title": "What to try", "properties": {}, "widgets_values": [NOTES[name]], "color": "#432",
-            "bgcolor": "#653",
-        }
-    )  # fmt: skip
+        box = boxes[str(node["id"])]
+        node["pos"] = [box.x, box.y + TITLE]
+        node["outputs"] = [{**output, "links": output["links"] or None} for output in node["outputs"]]
+    nodes.sort(key=lambda node: node["pos"])
+    last = max(int(key) for key in graph)
+    if note:
+        last += 1
+        box = boxes["note"]
+        nodes.append(
+            {
+                "id": last, "type": "MarkdownNote", "pos": [box.x, box.y + TITLE], "size": [box.width, box.height - TITLE], "flags": {},
+                "order": 0, "mode": 0, "inputs": [], "outputs": [], "title": "Start here", "properties": {}, "widgets_values": [note],
+                "color": "#432", "bgcolor": "#653",
+            }
+        )  # fmt: skip
+    for order, node in enumerate(nodes):
+        node["order"] = order
+    shown = [
+        [str(node["id"]), entry["name"]]
+        for kind, names in APP.items() for node in nodes if node["type"] == kind and not answered(node)
+        for entry in node["inputs"] if entry["name"] in names and entry["link"] is None
+    ]  # fmt: skip
+    results = [str(node["id"]) for node in nodes if node["type"] in ("SA3_PreviewBatch", "SA3_SaveAudio")]
     return {
-        "id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"sa3/{name}")), "revision": 0, "last_node_id": note_id, "last_link_id": len(links),
-        "nodes": nodes, "links": links, "groups": [], "config": {}, "extra": {}, "version": 0.4,
+        "id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"sa3/{name}")), "revision": 0, "last_node_id": last, "last_link_id": len(links),
+        "nodes": nodes, "links": links, "groups": [], "config": {},
+        "extra": {"ds": VIEW, "linearData": {"inputs": shown, "outputs": results}, "linearMode": False}, "version": 0.4,
     }  # fmt: skip
 
 
@@ -161,6 +228,9 @@ def main() -> None:
         schemas = server.object_info()
     for name in options.names or NOTES:
         graph = json.loads((ROOT / "workflows" / "api" / f"{name}.json").read_text(encoding="utf-8"))
+        if missing := {node["class_type"] for node in graph.values()} - schemas.keys():
+            print(f"{name}: left as it is; this ComfyUI has no {', '.join(missing)}")
+            continue
         text = json.dumps(editor_form(name, graph, schemas), indent=1)
         (ROOT / "workflows" / f"{name}.json").write_text(text + "\n", encoding="utf-8")
         print(f"workflows/{name}.json")

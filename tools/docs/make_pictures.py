@@ -1,10 +1,10 @@
-"""Take the screenshots of ComfyUI's editor with this pack, in Chromium.
+"""Make the pictures of this pack: screenshots of ComfyUI's editor in Chromium, and thumbnails of the templates.
 
     python tools/docs/make_pictures.py [--comfyui PATH] [--only NAME ...] [readme] [templates] [nodes] [waveform]
 
-readme: a workflow that has run, docs/pictures/*.png. templates: thumbnails of the template browser, workflows/*.jpg. nodes: each node, for
-its help page, web/docs/pictures/*.png. waveform: the waveform editor, docs/pictures/waveform.png. Default: all. Needs playwright,
-Chromium and Pillow.
+readme: a workflow that has run, docs/pictures/*.png. templates: thumbnails of the template browser, drawn from the templates' results,
+workflows/*.jpg. nodes: each node, for its help page, web/docs/pictures/*.png. waveform: the waveform editor, docs/pictures/waveform.png.
+Default: all. Needs playwright, Chromium and Pillow.
 """
 
 from __future__ import annotations
@@ -12,24 +12,39 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import math
 import sys
 import tempfile
-import wave
 from pathlib import Path
 
-import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT))
 
+from sa3_core.audio import files as audio_files
+from sa3_core.audio import spectrogram
 from tools.launcher.editor import Editor
 from tools.launcher.server import Server
 
 WORKFLOWS = ["text_to_audio"]
 KINDS = ("readme", "templates", "nodes", "waveform")
-THUMBNAIL = 800  # width in pixels
+THUMBNAIL, BAND, WORD = (480, 320), 76, 46  # pixels: size, its part for a word, and the word's size
+WORDS = {  # of a thumbnail; seconds to frame; kind of drawing
+    "text_to_audio": ("Text to audio",),
+    "sfx_pack": ("Sound effects", (), "both"),
+    "make_four_keep_one": ("Make 4, keep 1",),
+    "audio_to_audio": ("Restyle", (), "both"),
+    "inpaint": ("Inpaint", ((2.0, 3.0),)),
+    "inpaint_variations": ("4 variations", ((2.0, 3.0),)),
+    "continue": ("Continue", ((6.0, 8.0),)),
+    "loop": ("Loop", (), "waveform"),
+    "extend": ("Extend", ((6.0, 18.0),)),
+    "lora_blend": ("Blend LoRAs",),
+    "train_lora": ("Train a LoRA", (), "both"),
+    "autoencoder_round_trip": ("Autoencoder",),
+    "rewrite_prompt": ("Rewrite a prompt",),
+    "caption_to_prompt": ("Sound to prompt", (), "both"),
+}
 COLOURS = 64  # palette of a node's screenshot
 PANELS = ".p-tooltip, .actionbar-container, .side-tool-bar-container, .subgraph-breadcrumb { display: none }"
 MARGIN = 24  # CSS pixels around the graph
@@ -50,15 +65,16 @@ SHOW_EDITOR = """() => {
   loader.pos = [0, 0]
   node.pos = [340, 0]
   node.setSize([640, 470])
-  node.widgets.find(widget => widget.name === 'regions').value = '1.5-2.5, 5-7.25'
+  node.widgets.find(widget => widget.name === 'regions').value = '1.5-2.5, 4-5.25'
   const editor = node.widgets.find(widget => widget.name === 'waveform').editor
   editor.settings.beats = true
-  editor.keepSettings()
+  editor.saveSettings()
   editor.select(1)
 }"""
 IS_DRAWN = """() => {
   const { editor } = window.app.graph.nodes.find(node => node.type === 'SA3_InpaintMask').widgets.find(widget => widget.name === 'waveform')
-  return editor.clip && editor.regions.length === 2 && !editor.surface.frame && !editor.tiles.wanted.length && !editor.tiles.job
+  const tiles = editor.sounds.recording?.tiles
+  return tiles && editor.regions.length === 2 && !editor.surface.frame && !tiles.wanted.length && !tiles.job
 }"""
 PLACE = """([scale, x, y]) => {
   const view = window.app.canvas.ds
@@ -99,13 +115,38 @@ def readme(editor: Editor, names: list[str]) -> None:
         (ROOT / "docs" / "pictures" / f"{name}.png").write_bytes(take(editor))
 
 
-def templates(editor: Editor, names: list[str]) -> None:
-    """Take the thumbnails of workflows."""
+def templates(server: Server, names: list[str]) -> None:
+    """Run workflows and draw their results as thumbnails."""
     for name in names:
-        open_workflow(editor, name)
-        picture = Image.open(io.BytesIO(take(editor))).convert("RGB")
-        picture = picture.resize((THUMBNAIL, round(THUMBNAIL * picture.height / picture.width)), Image.Resampling.LANCZOS)
-        picture.save(ROOT / "workflows" / f"{name}.jpg", quality=80, optimize=True)
+        graph = json.loads((ROOT / "workflows" / "api" / f"{name}.json").read_text(encoding="utf-8"))
+        models = [key for key, node in graph.items() if node["class_type"] in ("CLIPLoader", "TextGenerate")]
+        for node in graph.values():  # without a language model, the idea itself is the prompt
+            inputs = node["inputs"].items()
+            node["inputs"] = {key: value for key, value in inputs if not (isinstance(value, list) and value[0] in models)}
+            if "keep" in node["inputs"]:
+                node["inputs"]["keep"] = "all"
+        graph = {key: node for key, node in graph.items() if key not in models}
+        files = server.output_files(server.wait(server.queue(graph)))
+        saved = [file for file in files if file.is_relative_to(server.base_directory / "output")]
+        clips = [audio_files.read(file) for file in saved if file.suffix in audio_files.READABLE]
+        thumbnail(clips, *WORDS[name]).save(ROOT / "workflows" / f"{name}.jpg", quality=85, optimize=True)
+
+
+def thumbnail(clips: list[tuple], word: str, marks: tuple[tuple[float, float], ...] = (), kind: str = "spectrogram") -> Image.Image:
+    """Clips (waveform, rate) side by side, with a word below them. marks: seconds that are framed."""
+    width, height = THUMBNAIL
+    picture = Image.new("RGB", THUMBNAIL, "#101318")
+    pen, above = ImageDraw.Draw(picture), height - BAND
+    for i, (clip, rate) in enumerate(clips):
+        left, right = (width + 6) * i // len(clips), (width + 6) * (i + 1) // len(clips) - 6
+        drawn = spectrogram.draw(clip, rate, right - left, above, kind, quiet=-80, axes=False)
+        picture.paste(Image.fromarray((drawn * 255).byte().numpy()), (left, 0))
+        for start, end in marks:
+            x0, x1 = (left + (right - left) * rate * t / clip.shape[1] for t in (start, end))
+            pen.rectangle((x0, 2, min(x1, right - 2), above - 3), outline="#7CFFB2", width=5)
+    font = ImageFont.load_default(WORD)
+    pen.text((width / 2, above + BAND / 2), word, fill="white", font=font, anchor="mm")
+    return picture
 
 
 def nodes(editor: Editor, names: list[str]) -> None:
@@ -129,32 +170,10 @@ def waveform(editor: Editor) -> None:
     (ROOT / "docs" / "pictures" / "waveform.png").write_bytes(take(editor))
 
 
-def recording() -> bytes:
-    """Eight seconds of beats, ticks and a swelling chord at 120 BPM: 16-bit stereo at 44.1 kHz."""
-    t = torch.arange(8 * 44100, dtype=torch.float64) / 44100
-    noise = torch.rand(len(t), generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 2 - 1
-    beat, tick = t % 0.5, (t + 0.25) % 0.5
-    sound = 0.6 * torch.exp(-14 * beat) * torch.sin(2 * math.pi * (55 * beat - 2.5 * torch.exp(-30 * beat)))
-    sound += 0.25 * torch.exp(-45 * tick) * noise
-    for i, pitch in enumerate((220.0, 277.2, 329.6, 440.0)):
-        sound += 0.07 * torch.sin(2 * math.pi * pitch * t) * (0.6 + 0.4 * torch.sin(math.pi / 2 * t + i))
-    return (sound.clamp(-1, 1) * 32767).short()[:, None].expand(-1, 2).contiguous().numpy().tobytes()
-
-
 def lay_out(base: Path) -> None:
-    """Create the files that the shared workflows use, and one for SA3 Load Latent."""
+    """Create a file for SA3 Load Latent."""
     (base / "output" / "latents").mkdir(parents=True)
     (base / "output" / "latents" / "sa3_00001_.latent").touch()
-    for graph in (ROOT / "workflows" / "api").glob("*.json"):
-        for node in json.loads(graph.read_text(encoding="utf-8")).values():
-            for name, folder in (("audio", base / "input"), ("lora", base / "models" / "loras")):
-                if isinstance(node["inputs"].get(name), str):
-                    folder.mkdir(parents=True, exist_ok=True)
-                    (folder / node["inputs"][name]).touch()
-    for file in (base / "input").iterdir():
-        with wave.open(str(file), "wb") as out:
-            out.setparams((2, 2, 44100, 0, "NONE", ""))
-            out.writeframes(recording())
 
 
 def main() -> None:
@@ -168,20 +187,20 @@ def main() -> None:
         parser.error(f"unknown: {', '.join(strange)}")
     with tempfile.TemporaryDirectory() as base:
         lay_out(Path(base))
-        with (
-            Server(comfyui, Path(base), packs=[ROOT], frontend=True) as server,
-            Editor(server, size=(1600, 1000), scale=1.5) as editor,
-        ):
-            if "readme" in kinds:
-                readme(editor, WORKFLOWS)
+        with Server(comfyui, Path(base), packs=[ROOT], frontend=True) as server:
+            nodes_here = sorted(name for name in server.object_info() if name.startswith("SA3_"))
             if "templates" in kinds:
                 names = sorted(file.stem for file in (ROOT / "workflows").glob("*.json"))
-                templates(editor, [name for name in names if name in options.only or not options.only])
-            if "nodes" in kinds:
-                names = sorted(name for name in server.object_info() if name.startswith("SA3_"))
-                nodes(editor, [name for name in names if name in options.only or not options.only])
-            if "waveform" in kinds:
-                waveform(editor)
+                templates(server, [name for name in names if name in options.only or not options.only])
+            if set(kinds) == {"templates"}:
+                return
+            with Editor(server, size=(1600, 1000), scale=1.5) as editor:
+                if "readme" in kinds:
+                    readme(editor, WORKFLOWS)
+                if "nodes" in kinds:
+                    nodes(editor, [name for name in nodes_here if name in options.only or not options.only])
+                if "waveform" in kinds:
+                    waveform(editor)
 
 
 if __name__ == "__main__":

@@ -35,9 +35,14 @@ CORE_NOISE = (
     "ComfyApp graph accessed",
     "(reading 'id')\n    at onChange",  # front end 1.32.9 applies its settings before it has a graph
 )
+READY = "!!(window.app?.graph && window.LiteGraph?.registered_node_types?.SaveAudio)"
 HISTORY = "async () => await (await fetch('/history')).json()"
-SHOWN = """names => [...document.querySelectorAll('audio[src]')].map(audio => audio.src).find(src => names.some(name => src.includes(name)))
-  ?? false"""
+# Since front end 1.58, a player that is off the screen is in its widget, not in the document.
+SHOWN = """names => {
+  const widgets = app.graph.nodes.flatMap(node => node.widgets ?? []).map(widget => widget.element)
+  const players = [...document.querySelectorAll('audio[src]'), ...widgets]
+  return players.map(player => player?.src).find(src => names.some(name => src?.includes(name))) ?? false
+}"""
 
 
 def find_chromium() -> str | None:
@@ -95,7 +100,13 @@ class Editor:
         self.page.on("pageerror", lambda error: self._note(str(error)))
         self.page.request.post(f"{self._server.url}/api/settings", data=self._settings)
         self.page.goto(self._server.url)
-        self.page.wait_for_function("!!(window.app?.graph && window.LiteGraph?.registered_node_types?.SaveAudio)", timeout=60_000)
+        self.page.wait_for_function(READY, timeout=60_000)
+
+    def reload(self, language: str) -> None:
+        """Open the editor again in a language: "en", "zh", "ja"."""
+        self.page.request.post(f"{self._server.url}/api/settings", data={"Comfy.Locale": language})
+        self.page.reload()
+        self.page.wait_for_function(READY, timeout=60_000)
 
     def load(self, workflow: dict[str, Any], name: str = "workflow") -> None:
         """Open a workflow in UI form and fit it into the window."""

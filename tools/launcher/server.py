@@ -65,7 +65,8 @@ class Server:
 
     comfyui: the tree. base_directory: folder of models, input, output and user settings, created when missing.
     packs: the only node packs to load. models: additional folders with the layout of ComfyUI's `models`.
-    frontend: False serves only the API and starts faster. log: file for ComfyUI's output.
+    frontend: True serves the front end installed with ComfyUI, or the one in the folder that SA3_FRONTEND names; False serves only the
+    API and starts faster. log: file for ComfyUI's output.
     """
 
     def __init__(
@@ -94,8 +95,9 @@ class Server:
         self._arguments = list(arguments)
         if cpu:
             self._arguments.append("--cpu")
-        if not frontend:
-            self._arguments += ["--front-end-root", str(base_directory / "no_frontend")]
+        served = os.environ.get("SA3_FRONTEND") if frontend else base_directory / "no_frontend"
+        if served:
+            self._arguments += ["--front-end-root", str(served)]
         self._environ = dict(os.environ if environ is None else environ)
         self._start_timeout = start_timeout
         self._client = uuid.uuid4().hex

@@ -1,13 +1,19 @@
-// The items of a batch as rows: a check box, a player, measurements.
+// The items of a batch as rows: a check box, a player, measurements, and what to do with the item.
 
 import { formatKeep, parseKeep } from "./keep.js"
 import { Player } from "./player.js"
 import { words } from "./words.js"
 
-/** keep: {get(), set(text), linked()}, the `keep` widget and whether a link provides its value. `root` is the element. */
+const FEEDBACK = 1500 // ms for which a button shows its result
+
+/**
+ * keep: {get(), set(text), linked()}, the `keep` widget and whether a link provides its value.
+ * actions: {copy(text), use(file), drag(event, file)}; copy and use resolve to whether they worked. `root` is the element.
+ */
 export class ItemList {
-  constructor(keep) {
+  constructor(keep, actions) {
     this.keep = keep
+    this.actions = actions
     this.rows = []
     this.root = make("div", "sa3-batch")
     // Keeps these events from the graph's canvas.
@@ -68,9 +74,27 @@ export class ItemList {
       event.preventDefault()
       event.stopPropagation()
     }
-    root.append(label, button, player.picture, sides, facts(item, texts))
+    root.append(label, button, player.picture, sides, facts(item, texts, this.tools(item, index, texts)))
     player.draw()
     return { root, box, player }
+  }
+
+  /** The buttons of an item: copy its seed, use it as a source, drag its file. */
+  tools(item, index, texts) {
+    const file = { url: item.audio, name: `sa3_item_${index + 1}${item.seed === null ? "" : `_seed_${item.seed}`}.wav` }
+    const use = make("button", "sa3-batch-use", "⇥")
+    use.title = texts.use
+    use.onclick = () => feedback(use, this.actions.use(file), "✓", texts.used)
+    const grip = Object.assign(make("span", "sa3-batch-grip", "⠿"), { draggable: true, title: texts.drag })
+    grip.ondragstart = event => this.actions.drag(event, file)
+    const buttons = [use, grip]
+    if (item.seed !== null) {
+      const seed = make("button", "sa3-batch-seed", `seed ${item.seed}`)
+      seed.title = `${texts.seed}: ${item.seed}. ${texts.copy}`
+      seed.onclick = () => feedback(seed, this.actions.copy(item.seed), texts.copied, texts.copied)
+      buttons.unshift(seed)
+    }
+    return buttons
   }
 
   toggle(index, kept) {
@@ -111,17 +135,29 @@ export class ItemList {
   }
 }
 
-function facts(item, texts) {
+/** Shows a text, with a title, on a button for a while once a promise is true. */
+async function feedback(button, promise, text, title) {
+  const before = [button.textContent, button.title]
+  button.disabled = true
+  if (await promise) {
+    ;[button.textContent, button.title] = [text, title]
+    await new Promise(resolve => setTimeout(resolve, FEEDBACK))
+    ;[button.textContent, button.title] = before
+  }
+  button.disabled = false
+}
+
+function facts(item, texts, buttons) {
   const line = make("div", "sa3-batch-facts")
+  const levels = make("div", "sa3-batch-levels")
+  const tools = make("div", "sa3-batch-tools")
   const verdict = make("b", "", texts.verdicts[item.verdict] ?? item.verdict)
   verdict.dataset.verdict = item.verdict
   const values = [`${item.seconds.toFixed(3)} s`, level(item.integrated, "LUFS"), `RMS ${level(item.rms, "dB")}`, `peak ${level(item.true_peak, "dBTP")}`]
-  line.append(verdict, ...values.map(text => make("span", "", text)))
-  if (item.seed !== null) {
-    const seed = make("code", "", `seed ${item.seed}`)
-    seed.title = `${texts.seed}: ${item.seed}`
-    line.append(seed)
-  }
+  levels.append(verdict, ...values.map(text => make("span", "", text)))
+  levels.title = values.join("  ") // a narrow node cuts the line
+  tools.append(...buttons)
+  line.append(levels, tools)
   return line
 }
 

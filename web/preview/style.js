@@ -14,7 +14,7 @@ const CSS = `
 .sa3-batch-row { display: grid; grid-template: "keep play picture sides" minmax(50px, 1fr) "keep facts facts facts" auto / 24px 34px 1fr auto;
   gap: 3px 6px; flex: 1 0 80px; max-height: 160px; padding: 5px; border: 1px solid var(--border-color, #4e4e4e); border-radius: 8px;
   background: var(--comfy-menu-bg, #353535); outline-offset: -2px; }
-.sa3-batch-row.sa3-dropped .sa3-batch-picture img, .sa3-batch-row.sa3-dropped .sa3-batch-facts { opacity: 0.5; }
+.sa3-batch-row.sa3-dropped .sa3-batch-picture img, .sa3-batch-row.sa3-dropped .sa3-batch-levels { opacity: 0.5; }
 .sa3-batch-row.sa3-playing { border-color: var(--p-primary-color, #4aa3e0); }
 .sa3-batch-keep { grid-area: keep; display: flex; flex-direction: column; align-items: center; justify-content: center; gap: 4px;
   cursor: pointer; color: var(--descrip-text, #999); }
@@ -29,13 +29,16 @@ const CSS = `
 .sa3-batch-sides { grid-area: sides; display: flex; flex-direction: column; gap: 3px; }
 .sa3-batch-sides button { flex: 1; padding: 0 9px; font-weight: 600; }
 .sa3-batch-sides button[aria-pressed=true] { background: var(--p-primary-color, #4aa3e0); color: #fff; }
-.sa3-batch-facts { grid-area: facts; display: flex; gap: 9px; min-width: 0; overflow: hidden; white-space: nowrap; font-size: 11px;
+.sa3-batch-facts { grid-area: facts; display: flex; gap: 6px; min-width: 0; white-space: nowrap; font-size: 11px;
   color: var(--descrip-text, #aaa); font-variant-numeric: tabular-nums; }
+.sa3-batch-levels { display: flex; gap: 7px; flex: 1; min-width: 0; overflow: hidden; align-items: center; }
 .sa3-batch-facts b { font-weight: 600; padding: 0 6px; border-radius: 8px; background: #3b6e4a; color: #fff; }
 .sa3-batch-facts b[data-verdict=silent], .sa3-batch-facts b[data-verdict=sparse] { background: #86702b; }
 .sa3-batch-facts b[data-verdict=clipped], .sa3-batch-facts b[data-verdict=broken] { background: #a04436; }
-.sa3-batch-facts code { font: inherit; user-select: text; cursor: text; flex: 0 1 auto; min-width: 4em; overflow: hidden;
-  text-overflow: ellipsis; }
+.sa3-batch-tools { display: flex; gap: 4px; flex: none; }
+.sa3-batch-tools button { padding: 0 5px; font-size: 11px; line-height: 15px; }
+.sa3-batch-tools button:disabled { cursor: default; opacity: 1; }
+.sa3-batch-grip { cursor: grab; padding: 0 2px; line-height: 17px; user-select: auto; -webkit-user-drag: element; }
 .sa3-batch-empty, .sa3-batch-gone { color: var(--descrip-text, #999); padding: 8px; text-align: center; }
 .sa3-batch-gone { grid-area: picture; align-self: center; padding: 0; }
 `

@@ -17,6 +17,11 @@ export const ACTIONS = {
   },
   beats: editor => toggle(editor, "beats"),
   zero: editor => toggle(editor, "zero"),
+  loop: editor => {
+    toggle(editor, "loop")
+    if (editor.player.playing) editor.playFrom(editor.head ?? editor.cursor)
+  },
+  after: editor => editor.sounds.resultFile && editor.compare(),
   help: editor => (editor.parts.keys.hidden = !editor.parts.keys.hidden),
   deselect: editor => {
     editor.player.stop()

@@ -3,7 +3,7 @@
 import { sampleRateOf } from "./header.js"
 import { Peaks } from "./peaks.js"
 
-export const LONGEST = 1200 // seconds; the browser decodes the whole clip into memory
+const LONGEST = 1200 // seconds; the browser decodes the whole clip into memory
 const KEPT = 3 // clips
 const TIMEOUT = 5000 // milliseconds for the header: a browser with too many open players never loads it
 const RATES = [3000, 384000] // Hz that every browser can decode at
@@ -18,11 +18,11 @@ class AudioError extends Error {
 }
 
 /**
- * {url, duration, rate, samples, peaks}: seconds, Hz, the mean of the channels, Peaks of all channels. Rejects with AudioError.
- * Failures are not cached.
+ * {url, duration, rate, samples, peaks, coarse}: seconds, Hz, the mean of the channels, Peaks of all channels. Rejects with AudioError.
+ * coarse: too long to be decoded at its own rate. reduced: the file is at a low rate, so it may be long. Failures are not cached.
  */
-export function loadClip(url) {
-  const clip = clips.get(url) ?? decode(url)
+export function loadClip(url, reduced = false) {
+  const clip = clips.get(url) ?? decode(url, reduced)
   clips.delete(url)
   clips.set(url, clip)
   clip.catch(() => clips.delete(url))
@@ -30,22 +30,26 @@ export function loadClip(url) {
   return clip
 }
 
-async function decode(url) {
-  const duration = await durationOf(url)
-  if (duration > LONGEST) throw new AudioError("long", Math.round(duration))
+/** The AudioBuffer of a file at its own sample rate. Rejects with AudioError. */
+export async function decodeFile(url) {
   const bytes = new Uint8Array(await fetchFile(url))
   const rate = sampleRateOf(bytes) ?? 48000
-  let buffer
   try {
     const context = new OfflineAudioContext(1, 1, Math.min(Math.max(rate, RATES[0]), RATES[1]))
-    buffer = await context.decodeAudioData(bytes.buffer)
+    return await context.decodeAudioData(bytes.buffer)
   } catch {
     throw new AudioError("unreadable")
   }
+}
+
+async function decode(url, reduced) {
+  const duration = await durationOf(url)
+  if (duration > LONGEST && !reduced) throw new AudioError("long", Math.round(duration))
+  const buffer = await decodeFile(url)
   const channels = Array.from({ length: buffer.numberOfChannels }, (_, i) => buffer.getChannelData(i))
   const peaks = await Peaks.build(channels, pause)
   const samples = await mean(channels)
-  return { url, duration: buffer.duration, rate: buffer.sampleRate, samples, peaks }
+  return { url, duration: buffer.duration, rate: buffer.sampleRate, samples, peaks, coarse: buffer.duration > LONGEST }
 }
 
 async function fetchFile(url) {

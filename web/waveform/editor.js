@@ -1,7 +1,6 @@
 // The editor of one node: its state, and how the widget changes. surface.js draws it; gestures.js and keys.js handle input.
 
 import { ACTIONS } from "./actions.js"
-import { loadClip } from "./audio.js"
 import { cursorFor } from "./drag.js"
 import { Gestures } from "./gestures.js"
 import { History } from "./history.js"
@@ -10,10 +9,9 @@ import { Player } from "./player.js"
 import { RegionError } from "./regions.js"
 import { settingsText, readSettings, writeSettings } from "./settings.js"
 import { roundTo, snap } from "./snap.js"
-import { fileUrl, findSource } from "./source.js"
+import { Sounds } from "./sounds.js"
 import { Surface } from "./surface.js"
 import { fill } from "./texts.js"
-import { Tiles } from "./tiles.js"
 import { build } from "./toolbar.js"
 import { View } from "./view.js"
 
@@ -26,11 +24,12 @@ export class WaveformEditor {
     this.view = new View(0, 10)
     this.regions = []
     Object.assign(this, { draft: null, selected: null, cursor: 0, head: null, over: null })
-    Object.assign(this, { clip: null, tiles: null, error: null, seen: null, source: "", notice: "", bounds: [0, 0] })
+    Object.assign(this, { error: null, seen: null, notice: "", bounds: [0, 0] })
     this.settings = readSettings(node)
     this.history = null
     this.parts = build(this.texts, model.free, name => this.act(name))
     this.surface = new Surface(this, this.parts)
+    this.sounds = new Sounds(this, message => this.showRecording(message))
     this.player = new Player(time => this.movePlayhead(time), () => this.movePlayhead(null))
     this.gestures = new Gestures(this)
     this.watch()
@@ -42,6 +41,11 @@ export class WaveformEditor {
 
   get focused() {
     return this.element.contains(document.activeElement)
+  }
+
+  /** The recording, also while the result of the last run is shown. */
+  get clip() {
+    return this.sounds.recording?.clip ?? null
   }
 
   get duration() {
@@ -75,7 +79,7 @@ export class WaveformEditor {
   sync() {
     if (!this.started) return
     this.followSettings()
-    this.followSource()
+    this.sounds.follow()
     const { state } = this.model
     const seen = JSON.stringify([state, this.model.before, this.model.linked, this.duration])
     if (seen !== this.seen) {
@@ -118,38 +122,11 @@ export class WaveformEditor {
     this.repaint()
   }
 
-  followSource() {
-    const found = findSource(this.node, this.host.outputs())
-    const source = JSON.stringify(found)
-    if (source === this.source) return
-    this.source = source
+  showRecording(message) {
+    const { clip, parts, texts } = this
     this.player.stop()
-    if (found.files.length) this.load(found.files, source)
-    else this.setClip(null, this.texts[found.missing])
-  }
-
-  /** Shows the first readable of several files, unless the source has changed while it was loading. */
-  async load(files, source) {
-    this.setClip(null, this.texts.loading)
-    let failure = null
-    for (const file of files) {
-      try {
-        const clip = await loadClip(fileUrl(this.host.api, file))
-        if (this.source === source) this.setClip(clip, "")
-        return
-      } catch (error) {
-        failure ??= error
-      }
-    }
-    if (this.source === source) this.setClip(null, fill(this.texts[failure.reason] ?? this.texts.unreadable, failure))
-  }
-
-  setClip(clip, message) {
-    this.tiles?.stop()
-    this.clip = clip
-    this.tiles = clip && new Tiles(clip, () => this.repaint())
-    this.parts.message.textContent = message
-    this.parts.stage.dataset.state = clip ? "ready" : message === this.texts.loading ? "loading" : "empty"
+    parts.message.textContent = message
+    parts.stage.dataset.state = clip ? "ready" : message === texts.loading ? "loading" : "empty"
     if (clip) {
       this.readModel()
       this.restoreView()
@@ -164,7 +141,7 @@ export class WaveformEditor {
 
   remove() {
     this.player.remove()
-    this.tiles?.stop()
+    this.sounds.stop()
     this.surface.remove()
     this.gestures.remove()
     clearTimeout(this.savingView)
@@ -234,18 +211,37 @@ export class WaveformEditor {
   }
 
   async playFrom(start, end = Infinity) {
-    if (!this.clip) return
+    const { shown } = this.sounds
+    if (!shown) return
+    const { clip, at } = shown
+    const from = start < at || start >= at + clip.duration - 0.01 ? at : start
     this.notice = ""
-    const from = start < 0 || start >= this.duration - 0.01 ? 0 : start
     try {
-      await this.player.play(this.clip.url, from, end)
+      await this.player.play(clip, from - at, end - at, this.settings.loop && !clip.coarse)
     } catch {
       this.notice = this.texts.silent
     }
     this.repaint()
   }
 
-  movePlayhead(time) {
+  /** Shows and plays the result of the last run instead of the recording, from the same place; or the recording again. */
+  async compare() {
+    const heard = this.player.playing ? this.head : null
+    this.player.stop()
+    this.notice = ""
+    try {
+      await this.sounds.compare(!this.sounds.after)
+      if (heard !== null) this.playFrom(heard)
+    } catch (error) {
+      this.sounds.after = false
+      this.notice = fill(this.texts[error.reason] ?? this.texts.unreadable, error)
+    }
+    this.repaint()
+  }
+
+  /** time: of the sound that is played, null at its end. */
+  movePlayhead(played) {
+    const time = played === null ? null : played + (this.sounds.shown?.at ?? 0)
     this.head = time
     if (time !== null && !this.gestures.drag && (time < this.view.start || time > this.view.end)) {
       this.view.show(time, this.view.span)

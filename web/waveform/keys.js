@@ -37,6 +37,8 @@ const KEYS = {
   "=": editor => editor.act("zoomIn"),
   "-": editor => editor.act("zoomOut"),
   0: editor => editor.act("fit"),
+  l: editor => editor.act("loop"),
+  a: editor => editor.act("after"),
   h: editor => editor.act("help"),
   "?": editor => editor.act("help"),
   "Ctrl+z": editor => editor.act("undo"),

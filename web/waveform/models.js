@@ -1,7 +1,7 @@
 // The widget that an editor edits, as regions on the recording's time line.
 
+import { isLinked, promoted } from "./graph.js"
 import { formatRegions, mergeRegions, parseRegions } from "./regions.js"
-import { isLinked } from "./source.js"
 
 const SHORTEST = 0.01 // seconds of a region drawn with the mouse
 
@@ -12,21 +12,21 @@ class WidgetModel {
   }
 
   get widget() {
-    return this.node.widgets.find(widget => widget.name === this.name)
+    return widgetOf(this.node, this.name)
   }
 
   /** Whether the value comes from a link, which makes the widget read-only. */
   get linked() {
-    return isLinked(this.node, this.name)
+    return isLinked(this.node, this.name) && !promoted(this.node, this.name)
   }
 
   /** The value of the widget, which undo restores. */
   get state() {
-    return this.widget.value
+    return valueOf(this.node, this.name)
   }
 
   set state(value) {
-    const { widget } = this
+    const widget = promoted(this.node, this.name) ?? this.widget
     widget.value = value
     if (!widget.element) widget.callback?.(value) // setting a text widget already calls it
   }
@@ -63,7 +63,7 @@ export class ExtensionModel extends WidgetModel {
   }
 
   get before() {
-    return this.node.widgets.find(widget => widget.name === "side")?.value === "before"
+    return valueOf(this.node, "side") === "before"
   }
 
   get shortest() {
@@ -86,4 +86,13 @@ export class ExtensionModel extends WidgetModel {
   stateOf([[start, end]]) {
     return Number((end - start).toFixed(3))
   }
+}
+
+function widgetOf(node, name) {
+  return node.widgets.find(widget => widget.name === name)
+}
+
+/** A widget's value, outside the subgraph where it is promoted. */
+function valueOf(node, name) {
+  return (promoted(node, name) ?? widgetOf(node, name))?.value
 }

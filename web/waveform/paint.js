@@ -2,30 +2,31 @@
 
 import { lanesOf, OVERVIEW, RULER } from "./lanes.js"
 import { extremes } from "./peaks.js"
-import { beatLines, clockText, tickStep } from "./view.js"
+import { barLabels, beatLines, clockText, tickStep } from "./view.js"
 
 const FONT = "10px system-ui, sans-serif"
 
 /**
- * The lower canvas. scene: {view, clip, tiles, theme, origin, width, height, pixels}.
- * origin: the time that the ruler labels 0. pixels: device pixels across.
+ * The lower canvas. scene: {view, clip, tiles, at, theme, origin, width, height, pixels}.
+ * at: the time of the clip's first sample. origin: the time that the ruler labels 0. pixels: device pixels across.
  */
 export function paintSignal(context, scene) {
-  const { view, clip, tiles, theme, width, height, pixels } = scene
+  const { view, clip, tiles, at, theme, width, height, pixels } = scene
   const lanes = lanesOf(height)
   context.clearRect(0, 0, width, height)
   fill(context, theme.ground, 0, 0, width, height)
   paintRuler(context, scene)
   fill(context, theme.spectrum, 0, lanes.spectrum[0], width, lanes.spectrum[1])
   if (!clip) return
-  const inside = fromTo(view, width, 0, clip.duration)
+  const seen = view.shifted(at)
+  const inside = fromTo(seen, width, 0, clip.duration)
   for (const [top, tall] of [lanes.wave, lanes.spectrum]) {
     hatch(context, theme, 0, top, inside[0], tall)
     hatch(context, theme, inside[1], top, width - inside[1], tall)
   }
-  tiles?.draw(context, view, width, ...lanes.spectrum, pixels)
-  outline(context, scene, view, ...lanes.wave, width)
-  const whole = { start: view.from, span: view.length }
+  tiles.draw(context, seen, width, ...lanes.spectrum, pixels)
+  outline(context, scene, seen, ...lanes.wave, width)
+  const whole = { start: seen.from, span: view.length }
   fill(context, theme.ruler, 0, lanes.overview[0], width, OVERVIEW)
   outline(context, scene, whole, ...lanes.overview, width)
 }
@@ -78,7 +79,7 @@ function curve(context, { samples, rate }, theme, seen, middle, gain, width) {
 
 /**
  * The upper canvas. marks: {regions, selected, faded, edge, cursor, head, grid, hover}.
- * edge: the only edge that can be dragged, null for all. grid: {bpm, first} or null. hover: {region: its start, edge} or null.
+ * edge: the only edge that can be dragged, null for all. grid: {bpm, first, bar} or null. hover: {region: its start, edge} or null.
  */
 export function paintMarks(context, scene, marks) {
   const { view, theme, width, height } = scene
@@ -86,12 +87,23 @@ export function paintMarks(context, scene, marks) {
   const bottom = lanes.spectrum[0] + lanes.spectrum[1]
   context.clearRect(0, 0, width, height)
   for (const x of beatLines(view, width, marks.grid)) fill(context, theme.beat, x, RULER, 1, bottom - RULER)
+  paintBars(context, scene, barLabels(view, width, marks.grid))
   context.globalAlpha = marks.faded ? 0.4 : 1
   marks.regions.forEach((region, i) => paintRegion(context, scene, region, i === marks.selected, marks, bottom, lanes.wave))
   context.globalAlpha = 1
   if (marks.cursor !== null) cursor(context, theme, view.toX(marks.cursor, width), bottom, false)
   if (marks.head !== null) cursor(context, theme, view.toX(marks.head, width), bottom, true)
   paintOverview(context, scene, marks, lanes.overview[0])
+}
+
+/** Below the ruler's seconds: bars and beats. */
+function paintBars(context, { theme }, labels) {
+  context.font = FONT
+  context.textBaseline = "middle"
+  for (const [x, text] of labels) {
+    fill(context, theme.text, x, RULER, 1, 4)
+    context.fillText(text, x + 3, RULER + 8)
+  }
 }
 
 function paintRegion(context, { view, theme, width, origin }, [start, end], selected, { edge, hover }, bottom, lane) {

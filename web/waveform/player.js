@@ -1,4 +1,6 @@
-// Plays a part of a file.
+// Plays a part of a clip, once or round and round.
+
+import { LoopPlayer } from "./loop_player.js"
 
 export class Player {
   /** onMove(seconds): once a frame during playback. onStop(): at the end, on stop(), and on errors. */
@@ -7,29 +9,47 @@ export class Player {
     this.audio.preload = "auto"
     this.audio.addEventListener("ended", () => this.stop())
     this.audio.addEventListener("error", () => this.stop())
-    Object.assign(this, { onMove, onStop, playing: false, frame: 0, end: Infinity })
+    this.round = new LoopPlayer()
+    Object.assign(this, { onMove, onStop, playing: false, looping: false, frame: 0, end: Infinity })
   }
 
-  /** Plays the file from `start` to `end` in seconds. Rejects where the browser cannot. */
-  async play(url, start, end = Infinity) {
+  /** Seconds in the file. */
+  get time() {
+    return this.looping ? this.round.time : this.audio.currentTime
+  }
+
+  /**
+   * Plays a clip {url, duration} from `start` to `end` in seconds. loop: goes on from `start`, or from 0 where there is no end.
+   * Rejects where the browser cannot.
+   */
+  async play({ url, duration }, start, end = Infinity, loop = false) {
     this.stop()
-    if (this.url !== url) this.audio.src = this.url = url
-    this.playing = true
-    this.end = end
-    this.audio.currentTime = start
+    const turn = (this.turn = Symbol("turn"))
+    Object.assign(this, { playing: true, end })
     try {
-      await this.audio.play()
+      if (loop) await this.round.play(url, start, end < duration ? start : 0, Math.min(end, duration))
+      else await this.playOnce(url, start)
     } catch (error) {
-      const stopped = !this.playing || error.name === "AbortError"
+      if (this.turn !== turn) return
       this.stop()
-      if (!stopped) throw error
+      throw error
     }
-    if (this.playing) this.follow()
+    if (this.turn !== turn) return
+    this.looping = loop
+    this.follow()
+  }
+
+  async playOnce(url, start) {
+    if (this.url !== url) this.audio.src = this.url = url
+    this.audio.currentTime = start
+    await this.audio.play()
   }
 
   stop() {
     cancelAnimationFrame(this.frame)
     this.audio.pause()
+    this.round.stop()
+    Object.assign(this, { looping: false, turn: null })
     if (!this.playing) return
     this.playing = false
     this.onStop()
@@ -38,14 +58,15 @@ export class Player {
   follow() {
     this.frame = requestAnimationFrame(() => {
       if (!this.playing) return
-      if (this.audio.currentTime >= this.end) return this.stop()
-      this.onMove(this.audio.currentTime)
+      if (!this.looping && this.time >= this.end) return this.stop()
+      this.onMove(this.time)
       this.follow()
     })
   }
 
   remove() {
     this.stop()
+    this.round.remove()
     this.audio.removeAttribute("src")
     this.audio.load()
   }

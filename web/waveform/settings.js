@@ -1,7 +1,7 @@
 // The grid and the view of an editor, saved in the node's properties: part of the workflow, not of the API prompt.
 
 const NAME = "sa3_waveform" // of the property
-export const DEFAULTS = { beats: false, zero: false, bpm: 120, first: 0, start: null, span: null }
+export const DEFAULTS = { beats: false, zero: false, loop: false, bpm: 120, first: 0, bar: 4, start: null, span: null }
 
 /** The saved settings, which are untrusted: a value of the wrong type becomes the default. */
 export function readSettings(node) {
@@ -11,6 +11,7 @@ export function readSettings(node) {
     if (saved && typeof saved[key] === typeof (DEFAULTS[key] ?? 0)) settings[key] = saved[key]
   }
   settings.bpm = Math.min(Math.max(settings.bpm, 20), 400)
+  settings.bar = Math.min(Math.max(Math.round(settings.bar), 1), 16)
   return settings
 }
 

@@ -24,10 +24,10 @@ export function roundTo(time, perPixel) {
   return Number(time.toFixed(decimals))
 }
 
-/** Where a time lands. settings: {beats, zero, bpm, first}. clip: {samples, rate} or null. Clamped to [low, high]. */
+/** Where a time lands. settings: {beats, zero, bpm, first}. clip: {samples, rate, coarse} or null. Clamped to [low, high]. */
 export function snap(time, settings, clip, perPixel, low, high) {
   let snapped = roundTo(time, perPixel)
   if (settings.beats) snapped = nearestBeat(time, settings.bpm, settings.first)
-  if (settings.zero && clip) snapped = nearestZero(clip.samples, clip.rate, snapped) ?? snapped
+  if (settings.zero && clip && !clip.coarse) snapped = nearestZero(clip.samples, clip.rate, snapped) ?? snapped
   return Math.min(Math.max(snapped, low), high)
 }

@@ -56,10 +56,11 @@ export class Surface {
     this.theme = themeOf(parts.stage)
     parts.root.dataset.theme = this.theme.name
     this.fit(signal, marks)
-    const { view, clip, tiles } = editor
+    const { view } = editor
     const regions = editor.draft ?? editor.regions
     const origin = Math.min(regions[0]?.[0] ?? 0, 0)
-    const scene = { view, clip, tiles, theme: this.theme, width, height, pixels: this.pixels, origin }
+    const { clip, tiles, at } = editor.sounds.shown ?? { clip: null }
+    const scene = { view, clip, tiles, at, theme: this.theme, width, height, pixels: this.pixels, origin }
     if (this.stale === "all") paintSignal(signal.getContext("2d"), scene)
     this.stale = "none"
     paintMarks(marks.getContext("2d"), scene, this.marks(regions))
@@ -102,13 +103,11 @@ export class Surface {
   }
 
   /** Shows the settings in the toolbar. */
-  showSettings({ beats, zero, bpm, first }) {
-    const { inputs, buttons } = this.parts
-    Object.assign(inputs.bpm, { value: bpm })
-    Object.assign(inputs.first, { value: first })
-    buttons.beats.setAttribute("aria-pressed", beats)
-    buttons.zero.setAttribute("aria-pressed", zero)
-    for (const input of Object.values(inputs)) input.parentElement.hidden = !beats
+  showSettings(settings) {
+    const { inputs, buttons, grid } = this.parts
+    for (const name of ["beats", "zero", "loop"]) buttons[name].setAttribute("aria-pressed", settings[name])
+    for (const [name, input] of Object.entries(inputs)) input.value = settings[name]
+    grid.hidden = !settings.beats
   }
 
   /** Updates the words and buttons around the canvas. */
@@ -118,6 +117,8 @@ export class Surface {
     const { buttons, hint, stage } = parts
     relabel(buttons.play, player.playing ? "stop" : "play", player.playing ? texts.stop : texts.play)
     buttons.play.disabled = !clip
+    buttons.after.hidden = !editor.sounds.resultFile
+    buttons.after.setAttribute("aria-pressed", editor.sounds.after)
     buttons.undo.disabled = !history?.canUndo || model.linked
     buttons.redo.disabled = !history?.canRedo || model.linked
     if (model.free) buttons.playRegion.disabled = selected === null || !clip
@@ -139,6 +140,7 @@ export class Surface {
     if (region) return [this.lengths(region), false]
     const beyond = clip && model.free && regions.at(-1)?.[1] > duration + 0.05
     if (beyond) return [fill(texts.beyond, { length: clockText(duration) }), true]
+    if (clip?.coarse) return [texts.coarse, false]
     return [model.free ? texts.hintRegions : texts.hintExtension, false]
   }
 

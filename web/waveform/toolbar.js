@@ -4,6 +4,8 @@ const PATHS = {
   play: "M5 3l8 5-8 5z",
   stop: "M4 4h8v8H4z",
   playRegion: "M2 2v12M14 2v12M6 4.5l5.5 3.5L6 11.5z",
+  loop: "M4 6.5V5h8v5M12 11.5V13H4V8M9.5 8l2.5 2.5L14.5 8M1.5 10L4 7.5 6.5 10",
+  after: "M8 2v12M6 4.5H2v7h4M10 4.5h4v7h-4M11 7h2M11 9h2",
   undo: "M6 3L3 6l3 3M3 6h6a4 4 0 0 1 0 8H7",
   redo: "M10 3l3 3-3 3M13 6H7a4 4 0 0 0 0 8h2",
   remove: "M3 4h10M6 4V2.5h4V4M4.5 4l.6 9.5h5.8l.6-9.5M6.7 6.5v4.5M9.3 6.5v4.5",
@@ -16,30 +18,35 @@ const PATHS = {
 }
 const FILLED = ["play", "stop"]
 
-/** {root, stage, canvases, message, hint, buttons, inputs, keys}. free: for free regions. act(name) runs a button's action. */
+/** {root, stage, canvases, message, hint, buttons, inputs, grid, keys}. grid: around the inputs. free: for free regions. act(name) runs a button's action. */
 export function build(texts, free, act) {
   const root = element("div", "sa3w", { role: "group", "aria-label": texts.editor, "data-capture-wheel": "true" })
   const bar = element("div", "sa3w-bar", { role: "toolbar", "aria-label": texts.editor })
   const buttons = {}
   const groups = [
-    free ? ["play", "playRegion"] : ["play"],
+    free ? ["play", "playRegion", "loop", "after"] : ["play", "loop", "after"],
     free ? ["undo", "redo", "remove"] : ["undo", "redo"],
     ["zoomOut", "zoomIn", "fit"],
-    ["beats"],
+    ["beats", "zero"],
   ]
   for (const names of groups) {
     const group = element("div", "sa3w-group")
     for (const name of names) group.append((buttons[name] = button(name, texts[name], act)))
     bar.append(group)
   }
-  const inputs = { bpm: number(texts.bpm, 20, 400, 0.01, "BPM"), first: number(texts.first, 0, 600, 0.001, "s") }
-  const grid = bar.lastChild
-  grid.append(inputs.bpm.parentElement, inputs.first.parentElement, (buttons.zero = button("zero", texts.zero, act)))
+  const inputs = {
+    bpm: number(texts.bpm, 20, 400, 0.01, "BPM"),
+    bar: number(texts.bar, 1, 16, 1, texts.perBar),
+    first: number(texts.first, 0, 600, 0.001, "s"),
+  }
   const end = element("div", "sa3w-group sa3w-end")
   end.append((buttons.help = button("help", texts.help, act)))
-  bar.append(end)
+  const grid = element("div", "sa3w-grid")
+  grid.append(...Object.values(inputs).map(input => input.parentElement))
+  bar.append(end, grid)
   const stage = element("div", "sa3w-stage", { tabindex: "0", role: "application", "aria-label": texts.editor })
-  stage.type = "textarea" // the front end's graph undo ignores keys in text areas
+  stage.type = "textarea" // the front end's graph undo ignores keys in text areas, since 1.58 in editable elements
+  Object.defineProperty(stage, "isContentEditable", { value: true })
   const canvases = [0, 1].map(() => element("canvas", "sa3w-canvas", { "aria-hidden": "true" }))
   const message = element("div", "sa3w-message", { role: "status" })
   const keys = element("dl", "sa3w-keys")
@@ -50,7 +57,7 @@ export function build(texts, free, act) {
   for (const [key, does] of free ? texts.keys : texts.keysExtension) {
     keys.append(Object.assign(element("dt"), { textContent: key }), Object.assign(element("dd"), { textContent: does }))
   }
-  return { root, stage, canvases, message, hint, buttons, inputs, keys }
+  return { root, stage, canvases, message, hint, buttons, inputs, grid, keys }
 }
 
 /** Changes the icon and label of a button. */

@@ -55,6 +55,11 @@ export class View {
     else if (time > this.end) this.show(time - 0.9 * this.span, this.span)
   }
 
+  /** The same part of a time line whose 0 is this many seconds later. */
+  shifted(seconds) {
+    return Object.assign(new View(), { from: this.from - seconds, to: this.to - seconds, start: this.start - seconds, span: this.span })
+  }
+
   toX(time, width) {
     return ((time - this.start) / this.span) * width
   }
@@ -94,4 +99,22 @@ export function beatLines(view, width, grid) {
     lines.push(Math.round(view.toX(grid.first + k * step, width)))
   }
   return lines
+}
+
+/**
+ * [[x, "bar.beat"], ...] of a view, at least 40 pixels apart; only bars where beats would lie closer.
+ * grid: {bpm, first, bar} or null: the tempo, the time of beat 1 of bar 1, the beats of a bar.
+ */
+export function barLabels(view, width, grid) {
+  if (!grid) return []
+  const beat = 60 / grid.bpm
+  let step = (beat / view.span) * width < 40 ? grid.bar : 1
+  while (((step * beat) / view.span) * width < 40) step *= 2
+  const labels = []
+  for (let k = Math.ceil((view.start - grid.first) / (step * beat) - 1e-9); grid.first + k * step * beat <= view.end; k++) {
+    const bar = Math.floor((k * step) / grid.bar)
+    const within = k * step - bar * grid.bar
+    labels.push([Math.round(view.toX(grid.first + k * step * beat, width)), step < grid.bar ? `${bar + 1}.${within + 1}` : `${bar + 1}`])
+  }
+  return labels
 }

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import struct
+import sys
 import wave
 
 import av
@@ -118,6 +119,89 @@ def test_clipping_gives_a_warning():
     assert found.tolist() == [[16384, 32767, -32768, 32767, -32768]] and "2 samples" in said and "2.000" in said and "wav32f" in said
 
 
+LOSSY = ["mp3", "opus", "m4a"]
+
+
+def correlation(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.corrcoef(a.ravel(), b.ravel())[0, 1])
+
+
+@pytest.mark.parametrize("quality", ["low", "medium", "high", "best"])
+@pytest.mark.parametrize("kind", LOSSY)
+@pytest.mark.parametrize("count", [256, 1152, 70_001])
+def test_lossy_formats_keep_length_and_position(tmp_path, kind, quality, count):
+    """The decoded file starts with the first sample and has the length: to the sample in mp3 and opus, up to 1023 more in m4a, whose edit
+    list states the length for players."""
+    rate = 48000 if kind == "opus" else RATE
+    time = torch.arange(count) / rate
+    samples = torch.stack([0.4 * torch.sin(2 * torch.pi * hertz * time) for hertz in (300, 450)]) + noise(2, count, 0.02)
+    path = tmp_path / f"a.{kind}"
+    assert audio_files.write(path, samples, rate, kind, quality=quality) == []
+    found, _, own = decode(path)
+    assert own == rate and found.shape[0] == 2 and 0 <= found.shape[1] - count < (1024 if kind == "m4a" else 1)
+    with av.open(str(path)) as container:
+        stream = container.streams.audio[0]
+        if kind == "m4a":
+            assert stream.duration * stream.time_base * rate == count
+    assert all(correlation(found[i, :count], samples[i].numpy()) > (0.97 if count > 1152 else 0.8) for i in range(2))
+    assert correlation(found[0, :count], samples[1].numpy()) < 0.5  # the channels keep their order
+
+
+@pytest.mark.parametrize("kind", LOSSY)
+def test_quality_sets_the_size_and_bytes_are_deterministic(tmp_path, kind):
+    samples, sizes = noise(2, 3 * RATE), []
+    for quality in ("low", "medium", "high", "best"):
+        for name in "ab":
+            audio_files.write(tmp_path / f"{name}{quality}", samples, RATE, kind, METADATA, quality)
+        first, second = ((tmp_path / f"{name}{quality}").read_bytes() for name in "ab")
+        assert first == second
+        sizes.append(len(first))
+    assert sizes == sorted(sizes) and sizes[-1] > 1.5 * sizes[0]
+    with refused("quality is 'V0'", "best"):
+        audio_files.write(tmp_path / "c", samples, RATE, kind, None, "V0")
+
+
+@pytest.mark.parametrize(("kind", "rate", "own"), [("opus", 44100, 48000), ("opus", 8000, 48000), ("mp3", 96000, 48000),
+                                                   ("mp3", 23000, 24000), ("m4a", 192000, 96000), ("m4a", 96000, 96000)])  # fmt: skip
+def test_a_rate_that_a_codec_lacks_is_resampled(tmp_path, kind, rate, own):
+    count = rate // 2 + 7
+    tone = 0.5 * torch.sin(2 * torch.pi * 440 * torch.arange(count) / rate)[None]
+    said = audio_files.write(tmp_path / "a", tone, rate, kind)
+    assert [str(rate) in one and str(own) in one for one in said] == ([] if rate == own or kind == "opus" else [True])
+    found, _, found_rate = decode(tmp_path / "a")
+    length = -(-count * own // rate)
+    assert found_rate == own and 0 <= found.shape[1] - length < (1024 if kind == "m4a" else 1)
+    expected = 0.5 * np.sin(2 * np.pi * 440 * np.arange(length) / own)
+    assert correlation(found[0, :length], expected) > 0.99
+
+
+@pytest.mark.parametrize("kind", LOSSY)
+def test_lossy_formats_clip_with_a_warning(tmp_path, kind):
+    loud = 1.5 * torch.sin(torch.arange(RATE) / 30)[None]
+    (said,) = audio_files.write(tmp_path / "a", loud, RATE, kind)
+    assert "exceed full scale (peak 1.500)" in said and "wav32f" in said
+    assert 0.9 < np.abs(decode(tmp_path / "a")[0]).max() < 1.3  # the codec's overshoot
+
+
+@pytest.mark.parametrize("kind", LOSSY)
+def test_metadata_of_lossy_formats(tmp_path, kind):
+    large = {**METADATA, "workflow": json.dumps({"nodes": ["n" * 70_000]}), "ü": "ö\n", "": "no name", "lone": "\ud800"}
+    audio_files.write(tmp_path / "a", noise(), RATE, kind, large)
+    with av.open(str(tmp_path / "a")) as container:
+        found = {**container.metadata, **container.streams.audio[0].metadata}
+    assert {key: found[key] for key in METADATA} == {key: large[key] for key in METADATA} and found["ü"] == "ö\n"
+    audio_files.write(tmp_path / "b", noise(), RATE, kind)
+    assert b"prompt" not in (tmp_path / "b").read_bytes()
+
+
+def test_without_pyav_one_sentence_names_the_way_out(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "av", None)
+    for kind in ("flac", *LOSSY):
+        with refused(f"Writing {kind}", "'av'", "wav"):
+            audio_files.write(tmp_path / "a", noise(), RATE, kind)
+    assert list(tmp_path.iterdir()) == []
+
+
 METADATA = {"prompt": '{"1": {"class_type": "ü"}}', "workflow": '{"nodes": []}', "sa3": '{"seed": 7}'}
 
 
@@ -197,9 +281,11 @@ def test_a_file_has_the_default_permissions(tmp_path):
         (torch.zeros(2, 0), RATE, "wav16", ["(2, 0)"]),
         (torch.full((2, 300), torch.nan), RATE, "wav16", ["NaN"]),
         (torch.zeros(2, 100), 0, "wav16", ["rate of 0"]),
-        (torch.zeros(2, 100), RATE, "mp3", ["'mp3'", "wav24"]),
-        (torch.zeros(9, 100), RATE, "flac16", ["9 channels", "8", "WAV"]),
-        (torch.zeros(2, 100), 2_000_000, "flac16", ["2000000", "WAV"]),
+        (torch.zeros(2, 100), RATE, "mp4", ["'mp4'", "wav24", "opus"]),
+        (torch.zeros(9, 100), RATE, "flac16", ["9 channels", "8", "as wav"]),
+        (torch.zeros(3, 100), RATE, "mp3", ["3 channels", "mp3 holds at most 2", "flac"]),
+        (torch.zeros(6, 100), RATE, "opus", ["6 channels", "opus holds at most 2"]),
+        (torch.zeros(2, 100), 2_000_000, "flac16", ["2000000", "as wav"]),
     ],
 )
 def test_unsupported_audio_is_refused(tmp_path, samples, rate, kind, words):

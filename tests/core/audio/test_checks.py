@@ -9,7 +9,7 @@ import torch
 
 from sa3_core import SA3Error
 from sa3_core.audio.checks import parse_items, review, verdict
-from sa3_core.run_record import item_seeds
+from sa3_core.run_record import item_records
 from sa3_core.sampling.draws import item_seed
 
 RATE = 44100
@@ -71,11 +71,27 @@ def test_an_invalid_number_is_refused(text):
         parse_items(text, 4)
 
 
-def test_seeds_come_from_matching_records():
-    def record(seed, *indices):
-        return json.dumps({"seed": seed, "batch_index": indices})
+def record(seed, *indices, **more):
+    return json.dumps({"model": "m", "seed": seed, "batch_index": indices, **more})
 
-    assert item_seeds([record(7, 0, 1)], 2) == [7, item_seed(7, 1)]
-    assert item_seeds([record(7, 0), record(8, 3)], 2) == [7, item_seed(8, 3)]
-    for records in ([], [record(7, 0)], ["nonsense"], ["[]"], ['{"seed": 1}'], [record(7, 0, 1), "{}"]):
-        assert item_seeds(records, 2) == [None, None]
+
+def seeds(*texts):
+    return [one["seed"] for one in item_records(texts)]
+
+
+def test_seeds_come_from_the_records():
+    assert seeds(record(7, 0, 1)) == [7, item_seed(7, 1)]
+    assert seeds(record(7, 0), record(8, 3)) == seeds(f"[{record(7, 0)}, {record(8, 3)}]") == [7, item_seed(8, 3)]
+    for texts in ([], ["nonsense"], ["[]"], ['{"seed": 1}'], [record(7, 0, 1), "{}"], ["[1]"], ['["a"]'], [record("x", 0)]):
+        assert item_records(texts) == []
+
+
+def test_the_record_of_an_item_is_that_of_a_run_of_it_alone():
+    whole = record(7, 0, 2, seconds=[1.5, 3], prompt=["a", "b"], sigmas=[[1, 0.5, 0], [1, 0.25, 0]], steps=2)
+    first, second = item_records([whole])
+    assert {"model": "m", "steps": 2, "seconds": [1.5], "prompt": ["a"], "sigmas": [1, 0.5, 0], "seed": 7}.items() <= first.items()
+    assert second["seconds"] == [3] and second["prompt"] == ["b"] and second["sigmas"] == [1, 0.25, 0] and second["batch_index"] == [0]
+    assert second["batch"] == {"seed": 7, "index": 2, "items": 2}
+    assert item_records([json.dumps([second, first])]) == [second, first]
+    assert item_records([record(7, 0, 1, sigmas=[1, 0])])[1]["sigmas"] == [1, 0]  # common to the items
+    assert "prompt" not in item_records([record(7, 0)])[0]

@@ -9,6 +9,7 @@ from tokenizers.processors import TemplateProcessing
 
 from sa3_core.checkpoints import checkpoint
 from sa3_core.models.text_encoder import Tokens
+from sa3_core.pipeline import DEMOS
 
 PROMPTS = ["heavy rain on a tin roof", "kick", "lo-fi hip hop beat, 90 BPM", ""]
 LONG = "a very long prompt " * 100
@@ -140,3 +141,21 @@ def test_the_encoder_accepts_tokens_from_elsewhere(encoder):
     ids, mask = recorded("small/golden")["cond.prompt.input_ids"].long(), recorded("small/golden")["cond.prompt.mask"].bool()
     out = encoder(Tokens(ids, mask))
     assert out.shape == (4, int(mask.sum(1).max()), encoder.config.hidden_size)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "words"),
+    [
+        ("a low tone, then a kick every half second", []),
+        ("TrackType: SFX, a low tone. A kick! (122 BPM)", []),
+        ("TrackType: Music, VocalType: Instrumental, Genre: Dub Techno, 77 BPM; a bell", ["Dub", "Techno"]),
+        ("a zither, a low zither\nTrackType: SFX\na gong", ["zither", "gong"]),
+    ],
+)
+def test_the_demo_names_the_words_that_it_does_not_know(prompt, words):
+    demo = checkpoint.load_text_encoder(DEMOS["demo"] / TEXT_ENCODER)
+    assert demo.unknown_words([prompt]) == words
+
+
+def test_a_large_vocabulary_has_no_unknown_words(encoder):
+    assert encoder.unknown_words(["zither, Dub Techno"]) == []

@@ -1,5 +1,6 @@
 """One run: what is drawn for whom, what a plan resolves, what generate() gives back."""
 
+import hashlib
 from dataclasses import replace
 
 import pytest
@@ -8,7 +9,7 @@ from core_support import FAMILIES, VARIANTS, config_dict, randn, refused, rel_er
 
 from sa3_core import config, timeline
 from sa3_core.sampling import runs
-from sa3_core.sampling.draws import Draws
+from sa3_core.sampling.draws import Draws, seed_alone
 from sa3_core.sampling.predictor import Predictor
 
 CHANNELS = 32
@@ -54,6 +55,19 @@ def test_items_steps_and_seeds_draw_independently(tiny):
     for i, row in enumerate(rows):
         assert abs(float(row.mean())) < 0.1 and abs(float(row.std()) - 1) < 0.1
         assert all(abs(float((row * earlier).mean())) < 0.1 for earlier in rows[:i])
+
+
+@pytest.mark.parametrize("seed", [0, 7, 2**32 + 5, 2**53 - 1, 2**53, 2**64 - 1])
+@pytest.mark.parametrize("index", [0, 1, 63])
+def test_the_seed_shown_for_an_item_has_its_draws(tiny, seed, index):
+    """Shown seeds fit JavaScript's numbers. torch reads 32 bits of a seed, so items sound as they did with seeds of 64 bits."""
+    shown, lengths = seed_alone(seed, index), timeline.lengths(tiny, [1.0])
+    assert 0 <= shown < 2**53 and (shown == seed if index == 0 and seed < 2**53 else shown < 2**32)
+    noise = Draws(seed, CHANNELS, lengths, indices=[index])()
+    assert torch.equal(noise, Draws(shown, CHANNELS, lengths)())
+    if index:
+        long = int.from_bytes(hashlib.sha256(f"{seed}/{index}".encode()).digest()[:8], "big")
+        assert torch.equal(noise, Draws(long, CHANNELS, lengths)())
 
 
 def test_draws_leave_the_global_generator_alone(tiny):

@@ -1,18 +1,20 @@
-// Reads the graph inside a WAV file chunk by chunk, without loading the audio.
+// Reads the graph inside an audio file, without loading the audio: in WAV chunk by chunk.
+
+import { tagsOf } from "./tags.js"
 
 const TYPES = ["audio/wav", "audio/x-wav", "audio/wave", "audio/vnd.wave"]
 const OURS = "sa3 " // the chunk that SA3_SaveAudio writes: a JSON object with prompt, workflow and run record
 const LARGEST = 64 * 2 ** 20 // bytes of a chunk that may hold a graph
 const MOST = 1000 // chunks to read
 
-/** Whether a File is a WAV by its type or its name. */
-export function isWav(file) {
-  return TYPES.includes(file?.type) || /\.wave?$/i.test(file?.name ?? "")
+/** Whether a File is one whose graph is read here, by its type or its name. */
+export function isRead(file) {
+  return TYPES.includes(file?.type) || /\.(wave?|mp3|opus|m4a)$/i.test(file?.name ?? "")
 }
 
-/** {workflow} or {prompt} as an object, null where there is none. Throws SyntaxError where this pack's own chunk is damaged. */
+/** {workflow} or {prompt} as an object, null where there is none. Throws SyntaxError where this pack's own metadata is damaged. */
 export async function graphOf(file) {
-  if ((await text(file, 0, 4)) !== "RIFF" || (await text(file, 8, 4)) !== "WAVE") return null
+  if ((await text(file, 0, 4)) !== "RIFF" || (await text(file, 8, 4)) !== "WAVE") return pick(await tagsOf(file))
   let at = 12
   for (let count = 0; count < MOST && at + 8 <= file.size; count++) {
     const name = await text(file, at, 4)

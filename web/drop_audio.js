@@ -1,8 +1,8 @@
-// Dropping a WAV that contains a graph opens the graph, as with ComfyUI's own formats. ComfyUI handles all other files.
+// Dropping a WAV, MP3, Opus or M4A that contains a graph opens the graph, as with ComfyUI's own formats. ComfyUI handles all other files.
 
 import { app } from "../../scripts/app.js"
 import { localized } from "./frontend.js"
-import { graphOf, isWav } from "./wav/graph.js"
+import { graphOf, isRead } from "./audio_files/graph.js"
 
 const DAMAGED = {
   en: name => `The graph inside ${name} is damaged.`,
@@ -11,11 +11,11 @@ const DAMAGED = {
 }
 
 app.registerExtension({
-  name: "StableAudio3.DropWAV",
+  name: "StableAudio3.DropAudio",
   setup() {
     const handleFile = app.handleFile
     app.handleFile = async function (file, ...rest) {
-      const found = isWav(file) ? await read(file) : null
+      const found = isRead(file) ? await read(file) : null
       if (!found) return handleFile.call(this, file, ...rest)
       const name = file.name.replace(/\.\w+$/, "")
       const [source, options] = rest

@@ -1,0 +1,128 @@
+// SA3_ModelLoader: a button that says when only the demo would run, and downloads a model after the user's confirmation.
+//
+// The download is one SA3_Download node, queued under the loader's id: ComfyUI's queue runs it, and its progress, its text and its
+// errors show on the loader. The server uses its own login; no token passes through the page.
+
+import { api } from "../../scripts/api.js"
+import { app } from "../../scripts/app.js"
+import { chooseModel } from "./download/dialog.js"
+import { WORDS } from "./download/words.js"
+import { after, localized } from "./frontend.js"
+import { nodeOf, showLine } from "./progress_line.js"
+
+const TYPE = "SA3_ModelLoader"
+const BY_NAME = "by name"
+const HEIGHT = 40 // CSS pixels, margins included
+const STYLE = `min-height: 28px; width: 100%; cursor: pointer; font: 12px/1.2 Inter, system-ui, sans-serif; color: var(--input-text, #ddd);
+  background: var(--comfy-input-bg, #222); border: 1px solid var(--border-color, #4e4e4e); border-radius: 8px`
+const updates = new Set() // of the buttons of all loaders
+let download = null // {loader: execution id, name, prompt: id or null while it is being queued, started}
+let early = [] // events that arrive before the answer that names their prompt
+
+app.registerExtension({
+  name: "StableAudio3.ModelLoader",
+  setup() {
+    for (const kind of ["execution_start", "execution_success", "execution_error", "execution_interrupted"]) api.addEventListener(kind, dispatch)
+  },
+  nodeCreated(node) {
+    if (node.comfyClass === TYPE) attach(node)
+  },
+})
+
+function attach(node) {
+  const button = document.createElement("button")
+  button.style.cssText = STYLE
+  button.onclick = () => (download ? stop() : get(node))
+  const height = () => HEIGHT
+  const options = { serialize: false, hideOnZoom: false, getMinHeight: height, getMaxHeight: height, margin: 6 }
+  node.addDOMWidget("get_model", "sa3_get_model", button, options).serialize = false
+  const update = () => {
+    const { model, file } = choices(node)
+    const demo = file.value === BY_NAME && (model.value.startsWith("demo") || (model.value === "auto" && !files(node).length))
+    button.textContent = localized(WORDS)[download ? "stop" : demo ? "demo" : "get"]
+  }
+  updates.add(update)
+  const { model, file } = choices(node)
+  after(model, "callback", update)
+  after(file, "callback", update)
+  after(node, "onConfigure", update)
+  after(node, "refreshComboInNode", () => queueMicrotask(update)) // the front end writes the new lists after this call
+  after(node, "onRemoved", () => updates.delete(update))
+  update()
+}
+
+function choices(node) {
+  const [model, file] = ["model", "file"].map(name => node.widgets.find(widget => widget.name === name))
+  return { model, file }
+}
+
+/** The models on disk, as in the loader's list. */
+function files(node) {
+  const { values } = choices(node).file.options
+  return (typeof values === "function" ? values() : values).filter(one => one !== BY_NAME)
+}
+
+async function get(node) {
+  const choice = await chooseModel(localized(WORDS), files(node))
+  if (!choice || download) return
+  download = { loader: executionId(node), name: choice.model, prompt: null, started: false }
+  show(download.loader, localized(WORDS).queued)
+  try {
+    const output = { [download.loader]: { class_type: "SA3_Download", inputs: { ...choice, confirm: true } } }
+    download.prompt = (await api.queuePrompt(0, { output, workflow: (app.rootGraph ?? app.graph).serialize() })).prompt_id
+    early.splice(0).forEach(dispatch)
+  } catch (error) {
+    end(String(error?.message ?? error))
+  }
+}
+
+async function stop() {
+  if (!download.prompt) return
+  if (download.started) return api.interrupt(download.prompt)
+  await api.deleteItem("queue", download.prompt)
+  end("")
+}
+
+async function dispatch(event) {
+  const { type, detail } = event
+  if (download && !download.prompt) return early.push(event)
+  if (!download || detail?.prompt_id !== download.prompt) return
+  const words = localized(WORDS)
+  if (type === "execution_start") download.started = true
+  else if (type === "execution_error") end(detail.exception_message)
+  else if (type === "execution_interrupted") end(words.stopped(download.name))
+  else {
+    await app.refreshComboInNodes()
+    const node = nodeOf(download.loader)
+    if (node?.comfyClass === TYPE) {
+      const { model, file } = choices(node)
+      file.value = BY_NAME
+      model.value = download.name
+      model.callback?.(model.value, app.canvas, node)
+    }
+    end(words.ready(download.name))
+  }
+}
+
+function end(text) {
+  const { loader } = download
+  download = null
+  show(loader, text)
+}
+
+/** Shows a text on the loader that started the download, if its workflow is open. */
+function show(loader, text) {
+  const node = nodeOf(loader)
+  if (node?.comfyClass === TYPE) showLine(node, text)
+  updates.forEach(update => update())
+}
+
+/** The id under which the server runs a node: "5", or "7:5" for a node inside the subgraph of node 7. */
+function executionId(node, graph = app.rootGraph ?? app.graph) {
+  if (graph.nodes.includes(node)) return String(node.id)
+  for (const outer of graph.nodes) {
+    const inner = outer.subgraph && executionId(node, outer.subgraph)
+    if (inner) return `${outer.id}:${inner}`
+  }
+  return null
+}

@@ -1,0 +1,38 @@
+// Plays a part of a file round and round without a gap at the seam, which an audio element cannot.
+
+import { decodeFile } from "./audio.js"
+
+export class LoopPlayer {
+  /** Plays from `at`, then between `start` and `end`, in seconds, unless stop() comes first. Rejects where the browser cannot. */
+  async play(url, at, start, end) {
+    const turn = (this.turn = Symbol("turn"))
+    this.context ??= new AudioContext()
+    if (this.url !== url) Object.assign(this, { buffer: await decodeFile(url), url })
+    await this.context.resume()
+    if (this.turn !== turn) return
+    Object.assign(this, { at, start, end: Math.min(end, this.buffer.duration), source: this.context.createBufferSource() })
+    Object.assign(this.source, { buffer: this.buffer, loop: true, loopStart: this.start, loopEnd: this.end })
+    this.source.connect(this.context.destination)
+    this.source.start(0, at)
+    this.began = this.context.currentTime
+  }
+
+  /** Seconds in the file. */
+  get time() {
+    const far = this.at - this.start + this.context.currentTime - this.began
+    return far < 0 ? this.start + far : this.start + (far % (this.end - this.start))
+  }
+
+  stop() {
+    this.turn = null
+    this.source?.stop()
+    this.source?.disconnect()
+    this.source = null
+  }
+
+  remove() {
+    this.stop()
+    this.context?.close()
+    Object.assign(this, { context: undefined, buffer: null, url: null })
+  }
+}
