@@ -3,13 +3,15 @@
 import torch
 
 from ..sa3_core.audio.waveform import resample
+from ..sa3_core.config import RATE
 from ..sa3_core.errors import SA3Error
 from ..sa3_core.timeline.cue_sheet import USAGE, read_cues
+from ..sa3_core.timeline.durations import seconds_of
 from ..sa3_core.timeline.mixing import length_of, mix, stem
 from ..sa3_core.timeline.tempo import Tempo as TempoValue
 from ..sa3_core.timeline.tempo import detect, tempo_in
 from .comfyui.audio import read_audio
-from .comfyui.progress import warn
+from .comfyui.progress import show_status, warn
 from .comfyui.schema import io, schema
 from .inputs import TEMPO, count, number
 from .preview import split_items
@@ -23,36 +25,43 @@ class Tempo(io.ComfyNode):
     def define_schema(cls):
         bpm = "Beats per minute. 0 = from the recording if one is connected, else from the prompt."
         offset = "Seconds of the first downbeat. With a recording at bpm 0 it is detected."
+        length = "A length in this tempo: 8 bars, 2 bars 3 beats, 6 beats. Its seconds are an output, for SA3 Empty Latent."
         key = "Musical key: A minor, F# major. Empty = from the recording or the prompt."
         return schema(
             "SA3_Tempo",
             display_name="SA3 Tempo",
-            description="Tempo, meter and key for durations and regions in bars and beats, and for the files that samplers and DAWs "
-            "read. From numbers, from a recording, or from a prompt such as '122 BPM, A minor'.",
+            description="Tempo, meter and key, for durations in bars and beats and for the files that samplers and DAWs read. "
+            "From numbers, from a recording, or from a prompt such as '122 BPM, A minor'.",
             inputs=[
                 number("bpm", 120.0, 0.0, 1000.0, 0.01, bpm),
                 count("beats_per_bar", 4, 1, 32, "4 for 4/4, 3 for 3/4."),
                 io.String.Input("key", default="", tooltip=key),
                 number("offset", 0.0, 0.0, 3600.0, 0.001, offset),
+                io.String.Input("length", default="1 bar", tooltip=length),
                 io.Audio.Input("audio", optional=True, tooltip="A recording whose tempo and key to detect; used with bpm 0."),
                 io.String.Input("prompt", optional=True, force_input=True, tooltip="A prompt that names the tempo; used with bpm 0."),
             ],
             outputs=[
-                TEMPO.Output("TEMPO"), io.Float.Output("bpm_found", display_name="bpm"), io.Float.Output("seconds_per_bar"),
+                TEMPO.Output("TEMPO"), io.Float.Output("bpm_found", display_name="bpm"), io.Float.Output("seconds"),
                 io.String.Output("REPORT"),
             ],
             hidden=[io.Hidden.unique_id],
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, bpm, beats_per_bar, key, offset, audio=None, prompt=None) -> io.NodeOutput:
+    def execute(cls, bpm, beats_per_bar, key, offset, length, audio=None, prompt=None) -> io.NodeOutput:
         if bpm:
             tempo, source = TempoValue(bpm, beats_per_bar, key, offset), "as entered"
         elif audio is not None:
             tempo, source = detected(audio, beats_per_bar, key)
         else:
             tempo, source = named(prompt or "", beats_per_bar, key, offset), "as the prompt says"
-        return io.NodeOutput(tempo, tempo.bpm, tempo.seconds(tempo.beats_per_bar), f"{tempo}, {source}")
+        beats = tempo.beats(length)
+        if not beats:
+            raise SA3Error(f"length is '{length[:60]}'; expected bars or beats, for example: 8 bars, 2 bars 3 beats.")
+        seconds = seconds_of(tempo.samples(beats, RATE), RATE)
+        show_status(f"{tempo}, {source}; {length.strip()}: {seconds:.3f} s")
+        return io.NodeOutput(tempo, tempo.bpm, seconds, f"{tempo}, {source}")
 
 
 def detected(audio, beats_per_bar: int, key: str) -> tuple[TempoValue, str]:

@@ -59,6 +59,15 @@ def studio_chunks(studio: Studio, rate: int, samples: int) -> tuple[bytes, list[
     return b"".join(parts), warnings
 
 
+def studio_tags(studio: Studio, kind: str) -> dict[str, str]:
+    """The same as tags of a compressed file: ID3 frames in mp3, where a tempo is a whole number, else the names that DJ programs read."""
+    bpm, key = ("TBPM", "TKEY") if kind == "mp3" else ("BPM", "INITIALKEY")
+    tempo = f"{studio.bpm:.0f}" if kind == "mp3" else f"{studio.bpm:.6g}"
+    note, _, mode = studio.key.partition(" ")
+    values = {"title": studio.title, bpm: tempo if studio.bpm else "", key: note + ("m" if mode == "minor" else "")}
+    return {name: value for name, value in values.items() if value}
+
+
 def chunk(name: bytes, content: bytes) -> bytes:
     """A RIFF chunk: id, length, content, and a zero byte after an odd length."""
     return name + struct.pack("<I", len(content)) + content + b"\0" * (len(content) % 2)

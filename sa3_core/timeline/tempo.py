@@ -6,6 +6,7 @@ from fractions import Fraction
 
 from torch import Tensor
 
+from ..audio.wav_chunks import Studio
 from ..errors import SA3Error
 from .key import NAMES, find_key
 from .regions import Region, parse_regions
@@ -135,6 +136,14 @@ def detect(clip: Tensor, rate: int, beats_per_bar: int = 4) -> Detected:
     known = name if key_confidence >= SURE else ""
     tempo = Tempo(round(beat.bpm, 3), beats_per_bar, known, beat.first) if beat.confidence >= SURE else None
     return Detected(tempo, beat.confidence, beat.bpm, key_confidence)
+
+
+def studio_of(tempo: Tempo, samples: int, rate: int, title: str = "") -> Studio:
+    """What samplers and DAWs read from a clip of this tempo: a loop over all of it if it is a whole number of beats, within a sample."""
+    beats = round(samples * tempo.bpm / (60 * rate))
+    loop = (0, samples) if beats and abs(tempo.samples(beats, rate) - samples) <= 1 else None
+    root = midi_note(tempo.key) if tempo.key else None
+    return Studio(title, tempo.bpm, max(1, beats), tempo.beats_per_bar, tempo.key, root, loop)
 
 
 def midi_note(key: str) -> int:

@@ -6,7 +6,6 @@ import logging
 from fractions import Fraction
 from types import SimpleNamespace
 
-import pytest
 import rhythm_support as sounds
 import torch
 
@@ -16,9 +15,38 @@ def audio(clip: torch.Tensor, rate: int = 44100) -> dict:
 
 
 def test_a_tempo_from_numbers(sa3):
-    tempo, bpm, bar, report = sa3.run("SA3_Tempo", bpm=97.5, beats_per_bar=3, key="am", offset=0.25)
+    tempo, bpm, seconds, report = sa3.run("SA3_Tempo", bpm=97.5, beats_per_bar=3, key="am", offset=0.25, length="8 bars")
     assert (tempo.bpm, tempo.beats_per_bar, tempo.key, tempo.offset) == (97.5, 3, "A minor", 0.25)
-    assert bpm == 97.5 and bar == pytest.approx(180 / 97.5) and report == "97.5 BPM, 3/4, A minor, first downbeat at 0.250 s, as entered"
+    assert (
+        bpm == 97.5
+        and int(seconds * 44100) == round(24 * 60 / 97.5 * 44100)
+        and report == "97.5 BPM, 3/4, A minor, first downbeat at 0.250 s, as entered"
+    )
+
+
+def test_a_length_that_cannot_be_read_is_refused(sa3):
+    for text in ("", "8", "0 bars", "eight bars"):
+        with sa3.refused("length is", "expected bars or beats"):
+            sa3.run("SA3_Tempo", length=text)
+
+
+def test_the_duration_in_bars_is_exact_to_the_sample(sa3, load):
+    tempo, _, seconds, _ = sa3.run("SA3_Tempo", bpm=173.3, length="2 beats")
+    (decoded,) = sa3.decode(
+        sa3.sample(load("small").model, sa3.prompt(load("small").clip, ""), sa3.empty(seconds), steps=1)[0], load("small").vae
+    )
+    assert decoded["waveform"].shape[-1] == tempo.samples(2, 44100)
+
+
+def test_saved_files_tell_their_tempo(sa3, comfy, base_directory):
+    tempo, *_ = sa3.run("SA3_Tempo", bpm=120.0, key="A minor")
+    clip = {"waveform": torch.zeros(1, 2, 88200), "sample_rate": 44100}
+    for kind, present in (("wav24", (b"smpl", b"acid")), ("flac", (b"BPM=120", b"INITIALKEY=Am")), ("mp3", (b"TBPM", b"TKEY"))):
+        sa3.run("SA3_SaveAudio", audio=clip, filename_prefix=f"tempo/{kind}", format=kind, tempo=tempo)
+        (file,) = (base_directory / "output" / "tempo").glob(f"{kind}_*")
+        assert all(word in file.read_bytes() for word in present)
+    with sa3.refused("tempo is int; expected the TEMPO of SA3 Tempo"):
+        sa3.run("SA3_SaveAudio", audio=clip, filename_prefix="tempo/x", tempo=120)
 
 
 def test_a_tempo_from_a_prompt(sa3):
