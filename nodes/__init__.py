@@ -11,10 +11,11 @@ from .models import NODES as MODELS
 from .output import NODES as OUTPUT
 from .preview import NODES as PREVIEW
 from .sampling import NODES as SAMPLING
+from .studio import NODES as STUDIO
 from .text import NODES as TEXT
 from .training import NODES as TRAINING
 
-ALL = (MODELS, LORA, TEXT, LATENTS, EDIT, SAMPLING, PREVIEW, OUTPUT, LATENT_FILES, DOWNLOAD, TRAINING)
+ALL = (MODELS, LORA, TEXT, LATENTS, EDIT, SAMPLING, PREVIEW, STUDIO, OUTPUT, LATENT_FILES, DOWNLOAD, TRAINING)
 NODES: list[type[io.ComfyNode]] = [checked(node) for nodes in ALL for node in nodes]
 
 

@@ -1,12 +1,22 @@
 """Inputs that several nodes share."""
 
+from ..sa3_core.errors import SA3Error
 from ..sa3_core.sampling.samplers import SAMPLERS
 from ..sa3_core.timeline.durations import PADDING_SECONDS
+from ..sa3_core.timeline.tempo import Tempo
 from .comfyui.live_preview import MODES
 from .comfyui.schema import SEED, io
 from .comfyui.vae import CHUNK, OVERLAP
 
 GUIDANCE = io.Custom("SA3_GUIDANCE")
+TEMPO = io.Custom("SA3_TEMPO")
+
+
+def read_tempo(value) -> Tempo:
+    """The value of a TEMPO socket. Raises SA3Error for another."""
+    if not isinstance(value, Tempo):
+        raise SA3Error(f"tempo is {type(value).__name__}; expected the TEMPO of SA3 Tempo.")
+    return value
 
 
 def number(name: str, default: float, low: float, high: float, step: float, tooltip: str, **options) -> io.Float.Input:

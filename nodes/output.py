@@ -5,10 +5,12 @@ import json
 from ..sa3_core.audio import files as audio_files
 from ..sa3_core.audio.encode import QUALITIES
 from ..sa3_core.run_record import item_records
+from ..sa3_core.timeline.tempo import studio_of
 from .comfyui import output_files
 from .comfyui.audio import INDICES, as_audio, open_audio
 from .comfyui.progress import warn
 from .comfyui.schema import io, schema
+from .inputs import TEMPO, read_tempo
 
 
 class SaveAudio(io.ComfyNode):
@@ -26,6 +28,10 @@ class SaveAudio(io.ComfyNode):
             "Of mp3, opus and m4a. mp3: V4, V2, V0, 320 kbit/s. opus: 64, 96, 128, 256 kbit/s. m4a (AAC): 96, 128, 192, 256 kbit/s. "
             "wav and flac ignore it."
         )
+        tempo = (
+            "The TEMPO of SA3 Tempo, for samplers and DAWs. WAV: loop points where the clip is a whole number of beats (smpl), tempo and "
+            "key (acid). Other formats: BPM and key as tags."
+        )
         record = "The run_info of SA3 Sampler, SA3 Extend or SA3 Preview Batch. Each file stores the record of its item."
         return schema(
             "SA3_SaveAudio",
@@ -37,7 +43,8 @@ class SaveAudio(io.ComfyNode):
                 io.String.Input("filename_prefix", default="audio/sa3", tooltip=prefix),
                 io.Combo.Input("format", options=list(audio_files.FORMATS), default="flac", tooltip=kind),
                 io.Combo.Input("quality", options=list(QUALITIES), default="high", optional=True, tooltip=quality),
-                io.Custom("AUDIO_UI").Input("audioUI", optional=True),  # last: the editor does not restore the widgets after it
+                io.Custom("AUDIO_UI").Input("audioUI", optional=True),  # the editor does not restore the widgets after it
+                TEMPO.Input("tempo", optional=True, tooltip=tempo),
             ],
             outputs=[io.Audio.Output("AUDIO")],
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo, io.Hidden.unique_id],
@@ -45,7 +52,7 @@ class SaveAudio(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, audio, filename_prefix, format, run_info=None, audioUI=None, quality="high") -> io.NodeOutput:
+    def execute(cls, audio, filename_prefix, format, run_info=None, audioUI=None, quality="high", tempo=None) -> io.NodeOutput:
         waveforms, rate = open_audio("The AUDIO", audio)
         audio_files.check_format(format, waveforms.shape[1], quality)
         hidden = cls.hidden
@@ -56,7 +63,8 @@ class SaveAudio(io.ComfyNode):
             metadata = output_files.metadata(graph, extra, json.dumps(record) if record else run_info) if hidden else {}
             prefix, unknown = output_files.expand(filename_prefix, record, graph)
             folder, name, counter, subfolder = output_files.next_output(prefix, i)
-            path, messages = audio_files.write_next(folder, name, counter, waveform, rate, format, metadata, quality)
+            studio = studio_of(read_tempo(tempo), waveform.shape[-1], rate, name) if tempo is not None else None
+            path, messages = audio_files.write_next(folder, name, counter, waveform, rate, format, metadata, quality, studio)
             files.append({"filename": path.name, "subfolder": subfolder, "type": "output"})
             if unknown:
                 messages.append(

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..errors import SA3Error
 from ..files import create
 from .encode import CODECS, QUALITIES, Codec, check, encode
+from .wav_chunks import SOFTWARE, Studio, chunk, studio_chunks, studio_tags
 from .waveform import RATES, check_finite, resample
 
 
@@ -77,11 +78,14 @@ def check_format(kind: str, channels: int, quality: str = "high") -> None:
         check(codec, kind, channels)
 
 
-def write(path: Path, waveform: Tensor, rate: int, kind: str, metadata: dict[str, str] | None = None, quality: str = "high") -> list[str]:
+def write(
+    path: Path, waveform: Tensor, rate: int, kind: str, metadata: dict[str, str] | None = None, quality: str = "high",
+    studio: Studio | None = None,
+) -> list[str]:  # fmt: skip
     """Write samples (C, N) to a new file, atomically; returns warnings. kind: a key of FORMATS. metadata: name -> text.
 
-    quality: of mp3, opus and m4a, one of QUALITIES. Raises FileExistsError when the name is taken, SA3Error when the file cannot be
-    written.
+    quality: of mp3, opus and m4a, one of QUALITIES. studio: what samplers and DAWs read, in samples of `rate`. Raises FileExistsError when
+    the name is taken, SA3Error when the file cannot be written.
     """
     waveform = _checked(waveform, rate)
     check_format(kind, waveform.shape[0], quality)
@@ -99,8 +103,11 @@ def write(path: Path, waveform: Tensor, rate: int, kind: str, metadata: dict[str
             warnings.append(f"{kind} does not hold {rate} Hz; the audio was resampled to {own} Hz. flac and wav keep the rate.")
         samples, rate = resample(waveform.float(), rate, own).clamp(-1, 1), own
     if fmt.codec is None:
-        create(path, lambda file: _write_wav(file, samples, rate, fmt, texts))
+        chunks, unfit = studio_chunks(studio or Studio(), rate, samples.shape[1])
+        warnings += unfit
+        create(path, lambda file: _write_wav(file, samples, rate, fmt, texts, chunks))
     else:
+        texts |= studio_tags(studio or Studio(), kind)
         create(path, lambda file: encode(file, samples, rate, fmt.codec, texts, quality))
     return warnings
 
@@ -126,7 +133,7 @@ def _checked(waveform: Tensor, rate: int) -> Tensor:
     return waveform.detach().cpu()
 
 
-def _write_wav(file, samples: Tensor, rate: int, fmt: Format, metadata: dict[str, str]) -> None:
+def _write_wav(file, samples: Tensor, rate: int, fmt: Format, metadata: dict[str, str], chunks: bytes) -> None:
     channels, count = samples.shape
     step = channels * fmt.bits // 8
     size = count * step
@@ -138,15 +145,15 @@ def _write_wav(file, samples: Tensor, rate: int, fmt: Format, metadata: dict[str
         header += struct.pack("<HHIH", 22, fmt.bits, SPEAKERS.get(channels, 0), tag) + SUBFORMAT
     elif fmt.bits == 32:
         header += struct.pack("<H", 0)
-    parts = [_chunk(b"fmt ", header)]
+    parts = [chunk(b"fmt ", header)]
     if fmt.bits == 32:
-        parts.append(_chunk(b"fact", struct.pack("<I", count)))
+        parts.append(chunk(b"fact", struct.pack("<I", count)))
     if metadata:
-        parts.append(_chunk(CHUNK, json.dumps(_json_values(metadata)).encode()))
-        texts = {b"ISFT": "Stable Audio 3 for ComfyUI", b"ICMT": metadata.get("sa3", "")}
-        info = b"".join(_chunk(key, text.encode() + b"\0") for key, text in texts.items() if text)
-        parts.append(_chunk(b"LIST", b"INFO" + info))
-    head = b"".join(parts)
+        parts.append(chunk(CHUNK, json.dumps(_json_values(metadata)).encode()))
+        texts = {b"ISFT": SOFTWARE, b"ICMT": metadata.get("sa3", "")}
+        info = b"".join(chunk(key, text.encode() + b"\0") for key, text in texts.items() if text)
+        parts.append(chunk(b"LIST", b"INFO" + info))
+    head = b"".join(parts) + chunks
     file.write(b"RIFF" + struct.pack("<I", 4 + len(head) + 8 + size + size % 2) + b"WAVE" + head + b"data" + struct.pack("<I", size))
     for start in range(0, count, 1 << 18):
         file.write(_interleaved(samples[:, start : start + (1 << 18)], fmt))
@@ -158,10 +165,6 @@ def _interleaved(samples: Tensor, fmt: Format) -> bytes:
     if fmt.bits == 24:
         return values.astype("<i4").view("u1").reshape(-1, 4)[:, :3].tobytes()
     return values.astype("<f4" if fmt.bits == 32 else "<i2").tobytes()
-
-
-def _chunk(name: bytes, content: bytes) -> bytes:
-    return name + struct.pack("<I", len(content)) + content + b"\0" * (len(content) % 2)
 
 
 def _json_values(metadata: dict[str, str]) -> dict:

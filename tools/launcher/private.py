@@ -33,7 +33,7 @@ PACKAGES = (
     "sentencepiece", "safetensors", "aiohttp", "yarl", "pyyaml", "Pillow", "scipy", "tqdm", "psutil", "alembic", "SQLAlchemy",
     "av", "pydantic~=2.0", "pydantic-settings~=2.0", "kornia", "spandrel",
 )  # fmt: skip
-TOOLS = ("pytest", "pytest-xdist", "ruff", "playwright", "triton; sys_platform == 'linux'")
+TOOLS = ("pytest", "pytest-xdist", "ruff", "playwright", "soundfile", "triton; sys_platform == 'linux'")
 VISION_SCHEMAS = """import torch
 
 # added by tools/launcher/private.py: the library of these operators does not fit this torch; importing needs their schemas
