@@ -34,7 +34,7 @@ function attach(node) {
   button.style.cssText = STYLE
   button.onclick = () => (download ? stop() : get(node))
   const height = () => HEIGHT
-  const options = { serialize: false, hideOnZoom: false, getMinHeight: height, getMaxHeight: height, margin: 6 }
+  const options = { serialize: false, hideOnZoom: false, hideInPanel: true, getMinHeight: height, getMaxHeight: height, margin: 6 }
   node.addDOMWidget("get_model", "sa3_get_model", button, options).serialize = false
   const update = () => {
     const { model, file } = choices(node)

@@ -39,7 +39,8 @@ app.registerExtension({
     )
     let rows = 0
     const height = () => (rows ? HEAD + ROW * Math.min(rows, VISIBLE) : EMPTY)
-    const widget = node.addDOMWidget(ITEMS, ITEMS, list.root, { serialize: false, hideOnZoom: false, getMinHeight: height })
+    const options = { serialize: false, hideOnZoom: false, hideInPanel: true, getMinHeight: height }
+    const widget = node.addDOMWidget(ITEMS, ITEMS, list.root, options)
     widget.serialize = false
     const show = items => {
       rows = items.length

@@ -26,6 +26,7 @@ function addLine(node) {
   const widget = node.addDOMWidget(LINE, "sa3_line", box, {
     serialize: false,
     hideOnZoom: false,
+    hideInPanel: true,
     getMinHeight: tall,
     getMaxHeight: tall,
     getValue: () => shown,
@@ -59,11 +60,15 @@ export function nodeOf(id) {
 app.registerExtension({
   name: "StableAudio3.ProgressLine",
   setup() {
-    const show = ({ detail }) => {
-      const node = nodeOf(detail?.nodeId)
-      if (node?.comfyClass?.startsWith("SA3_")) showLine(node, detail.text)
-    }
-    api.addEventListener("progress_text", show) // also while another graph is on screen
+    const on = (kind, read) =>
+      api.addEventListener(kind, ({ detail }) => {
+        const [id, text] = read(detail ?? {})
+        const node = nodeOf(id)
+        if (node?.comfyClass?.startsWith("SA3_")) showLine(node, text)
+      })
+    on("executing", id => [id, ""]) // what it said about an earlier run
+    on("progress_text", ({ nodeId, text }) => [nodeId, text]) // also while another graph is on screen
+    on("execution_error", detail => [detail.node_id, detail.exception_message]) // recent front ends hide it behind two clicks
   },
   nodeCreated(node) {
     if (!node.comfyClass?.startsWith("SA3_")) return

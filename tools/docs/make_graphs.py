@@ -90,20 +90,22 @@ NOTES = {
 HUB = "https://huggingface.co/Comfy-Org/{}/resolve/main/text_encoders/{}"
 MODELS = {"qwen3.5_2b_bf16.safetensors": "Qwen3.5", "gemma4_e4b_it_fp8_scaled.safetensors": "gemma-4"}
 # sizes of nodes that show more than their widgets
-ROOMY = {"SA3_PreviewBatch": (400, 400), "SA3_InpaintMask": (380, 390), "SA3_Continue": (380, 490)}
+LIST = (530, 520)  # of four items, which the node takes after a run
+ROOMY = {"SA3_PreviewBatch": LIST, "SA3_InpaintMask": (380, 390), "SA3_Continue": (380, 490)}
 ROOMY |= {"SA3_TrainLoRA": (380, 620), "PreviewImage": (380, 280)}
 STEADY = ("make_four_keep_one", "inpaint_variations")  # fixed seed: queueing again with another selection must not sample again
 APP = {  # what App mode shows: widgets by class
     "LoadAudio": ["audio"], "LoadImage": ["image"], "SA3_PromptHelper": ["genre", "instruments", "mood", "extra"],
     "SA3_TextEncode": ["text"], "SA3_EmptyLatent": ["seconds"], "SA3_InpaintMask": ["regions"], "SA3_Loop": ["bpm", "bars"],
     "SA3_Continue": ["seconds"], "SA3_Extend": ["seconds", "seed"], "SA3_TrainLoRA": ["folder", "name", "steps"],
-    "SA3_LoRAStack": ["lora", "strength"], "SA3_Sampler": ["seed"],
+    "SA3_LoRAStack": ["lora", "strength"], "SA3_Sampler": ["seed"], "SA3_PreviewBatch": ["keep"],
 }  # fmt: skip
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "COMFY_DYNAMICCOMBO_V3")  # of the last, only a choice without inputs
 COLUMN = 280
-LARGE = 8  # nodes of a graph in which the nodes of FOLDED are collapsed, and the others at most NARROW wide
+LARGE = 8  # nodes of a graph, or one with a list, in which the nodes of FOLDED are collapsed, and the others at most NARROW wide
 NARROW = 340
 PLAYER = 50  # height of an audio player
+BUTTON = 40  # height of the loader's button
 FOLDED = ("SA3_SAMEDecode", "SA3_Splice")  # nobody changes their settings
 VIEW = {"scale": 0.8, "offset": [120, 170]}  # the whole graph in a window of 1366 x 768
 PROJECT = dict(re.findall(r'^(name|version) = "(.+)"$', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE))
@@ -122,7 +124,8 @@ def answered(node: dict) -> bool:
 
 def editor_form(name: str, graph: dict, schemas: dict) -> dict:
     """The editor form of a graph in API form, with the note of that name if there is one. schemas: object_info."""
-    links, nodes, sizes, large = [], [], {}, len(graph) >= LARGE
+    links, nodes, sizes = [], [], {}
+    large = len(graph) >= LARGE or any(node["class_type"] == "SA3_PreviewBatch" for node in graph.values())
     outputs = {key: [[] for _ in schemas[node["class_type"]]["output"]] for key, node in graph.items()}
     if note := NOTES.get(name):
         sizes["note"] = Size(COLUMN, 70 + 17 * lines(note, COLUMN))
@@ -130,7 +133,7 @@ def editor_form(name: str, graph: dict, schemas: dict) -> dict:
         schema = schemas[node["class_type"]]
         inputs, values, player = [], [], 0
         specs = {n: s for group in ("required", "optional") for n, s in schema["input"].get(group, {}).items()}
-        text = 0  # height of text boxes
+        text = BUTTON if node["class_type"] == "SA3_ModelLoader" else 0  # height of text boxes and buttons
         for input_name, spec in specs.items():
             kind = "COMBO" if isinstance(spec[0], list) else spec[0]
             options = spec[1] if len(spec) > 1 else {}
@@ -157,7 +160,7 @@ def editor_form(name: str, graph: dict, schemas: dict) -> dict:
         sockets = max(sum("widget" not in entry for entry in inputs), len(schema["output"]))
         least = 22 * sockets + 22 * len(values) + text + 20
         width, height = ROOMY.get(node["class_type"], (COLUMN, least + player))
-        size = [min(width, NARROW) if large else width, max(height, least)]
+        size = [min(width, NARROW) if large and (width, height) != LIST else width, max(height, least)]
         folded = large and node["class_type"] in FOLDED
         tall = 22 * sockets + 32 * len(values) + text + player + 2 * TITLE
         sizes[key] = Size(160, TITLE) if folded else Size(size[0], max(tall, size[1] + TITLE))

@@ -153,9 +153,9 @@ function facts(item, texts, buttons) {
   const tools = make("div", "sa3-batch-tools")
   const verdict = make("b", "", texts.verdicts[item.verdict] ?? item.verdict)
   verdict.dataset.verdict = item.verdict
-  const values = [`${item.seconds.toFixed(3)} s`, level(item.integrated, "LUFS"), `RMS ${level(item.rms, "dB")}`, `peak ${level(item.true_peak, "dBTP")}`]
+  const values = [`${item.seconds.toFixed(3)} s`, level(item.integrated, "LUFS"), `peak ${level(item.true_peak, "dBTP")}`]
   levels.append(verdict, ...values.map(text => make("span", "", text)))
-  levels.title = values.join("  ") // a narrow node cuts the line
+  levels.title = [...values, `RMS ${level(item.rms, "dB")}`].join("  ") // a narrow node cuts the line
   tools.append(...buttons)
   line.append(levels, tools)
   return line
