@@ -7,7 +7,7 @@ import { cursorFor, dragged, hit } from "../../web/waveform/drag.js"
 import { History } from "../../web/waveform/history.js"
 import { press } from "../../web/waveform/keys.js"
 import { ExtensionModel, RegionsModel } from "../../web/waveform/models.js"
-import { DEFAULTS, readSettings, settingsText, writeSettings } from "../../web/waveform/settings.js"
+import { DEFAULTS, normalized, readSettings, settingsText, writeSettings } from "../../web/waveform/settings.js"
 import { View } from "../../web/waveform/view.js"
 
 const CANVAS = { width: 1000, height: 200 } // 100 pixels a second in the view of `scene`
@@ -213,6 +213,8 @@ test("settings of a foreign workflow are checked", () => {
   const read = saved => readSettings({ properties: { sa3_waveform: saved } })
   assert.deepEqual(read({ beats: "yes", bpm: "90", first: null, start: {}, other: 1 }), DEFAULTS)
   assert.deepEqual([read({ bpm: 0 }).bpm, read({ bpm: 1e9 }).bpm], [20, 400])
+  assert.deepEqual([read({ first: 1e17 }).first, read({ first: -1e17 }).first, read({ start: Infinity }).start], [600, 0, null])
+  assert.deepEqual([read({ bar: 2.5 }).bar, normalized("bar", 2.5), normalized("bar", 99), normalized("first", 0.25)], [3, 3, 16, 0.25])
   assert.deepEqual(read("text"), DEFAULTS)
   assert.deepEqual(readSettings({}), DEFAULTS)
 })

@@ -7,7 +7,7 @@ import { History } from "./history.js"
 import { press } from "./keys.js"
 import { Player } from "./player.js"
 import { RegionError } from "./regions.js"
-import { settingsText, readSettings, writeSettings } from "./settings.js"
+import { normalized, readSettings, settingsText, writeSettings } from "./settings.js"
 import { roundTo, snap } from "./snap.js"
 import { Sounds } from "./sounds.js"
 import { Surface } from "./surface.js"
@@ -271,8 +271,7 @@ export class WaveformEditor {
   // -- settings -----------------------------------------------------------------------------------------------------
 
   setNumber(name, input) {
-    const value = Number(input.value)
-    if (input.value !== "" && value >= input.min && value <= input.max) this.settings[name] = value
+    if (input.value !== "") this.settings[name] = normalized(name, Number(input.value))
     this.saveSettings()
     this.repaint()
   }

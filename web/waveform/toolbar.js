@@ -1,5 +1,7 @@
 // Builds the elements of the editor: buttons, beat grid, canvases, messages, the list of keys.
 
+import { LIMITS } from "./settings.js"
+
 const PATHS = {
   play: "M5 3l8 5-8 5z",
   stop: "M4 4h8v8H4z",
@@ -35,9 +37,9 @@ export function build(texts, free, act) {
     bar.append(group)
   }
   const inputs = {
-    bpm: number(texts.bpm, 20, 400, 0.01, "BPM"),
-    bar: number(texts.bar, 1, 16, 1, texts.perBar),
-    first: number(texts.first, 0, 600, 0.001, "s"),
+    bpm: number(texts.bpm, LIMITS.bpm, 0.01, "BPM"),
+    bar: number(texts.bar, LIMITS.bar, 1, texts.perBar),
+    first: number(texts.first, LIMITS.first, 0.001, "s"),
   }
   const end = element("div", "sa3w-group sa3w-end")
   end.append((buttons.help = button("help", texts.help, act)))
@@ -77,7 +79,7 @@ function button(name, label, act) {
   return made
 }
 
-function number(label, min, max, step, unit) {
+function number(label, [min, max], step, unit) {
   const holder = element("label", "sa3w-number", { title: label })
   const input = element("input", "", { type: "number", min, max, step, "aria-label": label })
   holder.append(input, Object.assign(element("span"), { textContent: unit }))
