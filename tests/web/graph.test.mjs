@@ -218,6 +218,23 @@ test("what a cached node showed when it ran with the same inputs", () => {
   assert.equal(recall([run(graph("a.wav", 1, "5:9"), { "5:9": "inside" })], graph("a.wav", 2, "5:9"), node), "inside")
 })
 
+test("a cached node below a ladder of shared nodes is recalled at once", () => {
+  const prompt = { 0: { class_type: "LoadAudio", inputs: { audio: "a.wav" } } }
+  for (let i = 1; i <= 60; i++) prompt[i] = { class_type: "X", inputs: { a: [`${i - 1}`, 0], b: [`${i - 1}`, 0] } }
+  const changed = { ...prompt, 0: { class_type: "LoadAudio", inputs: { audio: "b.wav" } } }
+  const runs = [{ prompt: [0, "", prompt, {}, []], outputs: { 60: "found" } }]
+  assert.equal(recall(runs, structuredClone(prompt), { id: 60, type: "X" }), "found")
+  assert.equal(recall(runs, changed, { id: 60, type: "X" }), null)
+})
+
+test("inside a subgraph, the result of a node outside with the same id is not shown", () => {
+  const shown = { filename: "t.wav", subfolder: "", type: "temp" }
+  const inner = Object.assign(graphWith({ 1: { type: "X" }, 9: { inputs: { audio: 1 } } }), { id: "inner" })
+  inner.rootGraph = graphWith({ 9: { type: "X" } })
+  assert.deepEqual(findSource(editorOf(inner), { 9: { sa3_waveform: [shown] } }).files, [])
+  assert.deepEqual(findSource(editorOf(inner), { "inner:9": { sa3_waveform: [shown] } }).files, [shown])
+})
+
 test("a promoted input takes its value from the widget outside, unless several nodes contain the subgraph", () => {
   const widget = { name: "regions", value: "1-2" }
   const held = graphWith({ 9: { inputs: { regions: -10 } } })

@@ -72,11 +72,11 @@ export function relabel(target, name, label) {
 }
 
 function button(name, label, act) {
-  const made = element("button", "sa3w-button", { type: "button", "data-action": name })
-  relabel(made, name, label)
-  made.addEventListener("pointerdown", event => event.preventDefault()) // keeps the focus on the canvas
-  made.addEventListener("click", () => act(name))
-  return made
+  const created = element("button", "sa3w-button", { type: "button", "data-action": name })
+  relabel(created, name, label)
+  created.addEventListener("pointerdown", event => event.preventDefault()) // keeps the focus on the canvas
+  created.addEventListener("click", () => act(name))
+  return created
 }
 
 function number(label, [min, max], step, unit) {
@@ -98,8 +98,8 @@ function icon(name) {
 }
 
 function element(tag, classes = "", attributes = {}) {
-  const made = document.createElement(tag)
-  if (classes) made.className = classes
-  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value)
-  return made
+  const created = document.createElement(tag)
+  if (classes) created.className = classes
+  for (const [name, value] of Object.entries(attributes)) created.setAttribute(name, value)
+  return created
 }
