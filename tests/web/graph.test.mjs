@@ -228,7 +228,7 @@ test("a cached node below a ladder of shared nodes is recalled at once", () => {
 })
 
 test("inside a subgraph, the result of a node outside with the same id is not shown", () => {
-  const shown = { filename: "t.wav", subfolder: "", type: "temp" }
+  const shown = { filename: "inside.wav", subfolder: "", type: "temp" }
   const inner = Object.assign(graphWith({ 1: { type: "X" }, 9: { inputs: { audio: 1 } } }), { id: "inner" })
   inner.rootGraph = graphWith({ 9: { type: "X" } })
   assert.deepEqual(findSource(editorOf(inner), { 9: { sa3_waveform: [shown] } }).files, [])
