@@ -2,6 +2,7 @@
 
 import assert from "node:assert/strict"
 import { test } from "node:test"
+import { elastic } from "../../web/height.js"
 import { ACTIONS, nudge, selectNext } from "../../web/waveform/actions.js"
 import { cursorFor, dragged, hit } from "../../web/waveform/drag.js"
 import { History } from "../../web/waveform/history.js"
@@ -194,6 +195,13 @@ test("a state after undo is a step of its own, and the oldest go first", () => {
   assert.equal(history.undo(), 0)
   for (let state = 10; state < 20; state++) history.push(state)
   assert.deepEqual([history.undo(), history.undo(), history.undo()], [18, 17, 17])
+})
+
+test("a node grows with its text and shrinks to the height that the user gave it", () => {
+  const heightOf = elastic()
+  assert.deepEqual([heightOf(200, 180), heightOf(200, 250.5), heightOf(251, 220), heightOf(220, 180)], [200, 251, 220, 200])
+  assert.equal(heightOf(200, 250), 250)
+  assert.deepEqual([heightOf(400, 250), heightOf(400, 180)], [400, 400], "resized by hand")
 })
 
 test("settings: only what differs from the defaults is saved", () => {

@@ -83,6 +83,29 @@ for (const [name, content] of Object.entries(DAMAGED_TAGS)) {
   test(`no graph in ${name}`, async () => assert.equal(await read(content), null))
 }
 
+const txxx = (name, value) => {
+  const content = join([[3], name, [0], value])
+  return join(["TXXX", [0, 0, content.length >> 7, content.length & 127], [0, 0], content])
+}
+const mp3 = (...frames) => {
+  const body = join(frames)
+  return join(["ID3", [4, 0, 0], [21, 14, 7, 0].map(bits => (body.length >> bits) & 127), body])
+}
+
+test("a plain text named prompt in another tool's MP3 is no damaged graph; this pack's is reported", async () => {
+  assert.equal(await read(mp3(txxx("prompt", "a calm piano"))), null)
+  const both = mp3(txxx("prompt", "a calm piano"), txxx("workflow", JSON.stringify(WORKFLOW)))
+  assert.deepEqual(await read(both), { workflow: WORKFLOW })
+  await assert.rejects(read(mp3(txxx("prompt", "{torn"), txxx("sa3", "{}"))), SyntaxError)
+})
+
+test("entries without end are not all read", async () => {
+  const graph = JSON.stringify(WORKFLOW)
+  assert.equal(await read(mp3(...Array(10_001).fill(txxx("a", "")), txxx("workflow", graph))), null)
+  const texts = Array(1001).fill(chunk("ICMT", ""))
+  assert.equal(await read(riff(chunk("LIST", join(["INFO", ...texts, chunk("ICMT", JSON.stringify({ workflow: graph }))])))), null)
+})
+
 /** A graph of litegraph's form: nodes by id with their inputs as {name: origin id}; outputs are slot 0. */
 function graphWith(nodes) {
   const graph = { nodes: [], links: {}, getNodeById: id => graph.nodes.find(node => node.id === Number(id)) ?? null }

@@ -1,7 +1,7 @@
 // The texts inside MP3 (ID3v2.4), Opus (Ogg) and M4A files, read without loading the audio. Files are untrusted.
 
 const LARGEST = 64 * 2 ** 20 // bytes to read for the texts
-const MOST = 10_000 // pages or boxes to read
+const MOST = 10_000 // pages, boxes, frames or comments to read
 
 /** {name: text} of a File of one of these formats; {} for other files. */
 export async function tagsOf(file) {
@@ -15,7 +15,7 @@ export async function tagsOf(file) {
 /** The frames of the user's texts: TXXX, encoding, name, 0, text. */
 function id3(data) {
   const found = {}
-  for (let at = 0; at + 10 <= data.length && data[at]; at += 10 + syncsafe(data, at + 4)) {
+  for (let at = 0, count = 0; count < MOST && at + 10 <= data.length && data[at]; count++, at += 10 + syncsafe(data, at + 4)) {
     if (text(data, at, at + 4) !== "TXXX") continue
     const [name, value] = text(data, at + 11, at + 10 + syncsafe(data, at + 4)).split("\0")
     found[name] = value
@@ -46,7 +46,7 @@ function comments(data) {
   let at = 12 + view.getUint32(8, true) // after the vendor
   const count = at + 4 <= data.length ? view.getUint32(at, true) : 0
   at += 4
-  for (let i = 0; i < count && at + 4 <= data.length; i++) {
+  for (let i = 0; i < Math.min(count, MOST) && at + 4 <= data.length; i++) {
     const end = at + 4 + view.getUint32(at, true)
     const words = text(data, at + 4, end)
     const cut = words.indexOf("=")
