@@ -6,6 +6,7 @@
 import { api } from "../../scripts/api.js"
 import { app } from "../../scripts/app.js"
 import { chooseModel } from "./download/dialog.js"
+import { lastEvent } from "./download/job.js"
 import { WORDS } from "./download/words.js"
 import { after, localized } from "./frontend.js"
 import { nodeOf, showLine } from "./progress_line.js"
@@ -16,13 +17,14 @@ const HEIGHT = 40 // CSS pixels, margins included
 const STYLE = `min-height: 28px; width: 100%; cursor: pointer; font: 12px/1.2 Inter, system-ui, sans-serif; color: var(--input-text, #ddd);
   background: var(--comfy-input-bg, #222); border: 1px solid var(--border-color, #4e4e4e); border-radius: 8px`
 const updates = new Set() // of the buttons of all loaders
-let download = null // {loader: execution id, name, prompt: id or null while it is being queued, started}
+let download = null // {graph: id of the workflow, loader: execution id, name, prompt: id or null while it is being queued, started}
 let early = [] // events that arrive before the answer that names their prompt
 
 app.registerExtension({
   name: "StableAudio3.ModelLoader",
   setup() {
     for (const kind of ["execution_start", "execution_success", "execution_error", "execution_interrupted"]) api.addEventListener(kind, dispatch)
+    api.addEventListener("reconnected", catchUp)
   },
   nodeCreated(node) {
     if (node.comfyClass === TYPE) attach(node)
@@ -65,22 +67,36 @@ function files(node) {
 async function get(node) {
   const choice = await chooseModel(localized(WORDS), files(node))
   if (!choice || download) return
-  download = { loader: executionId(node), name: choice.model, prompt: null, started: false }
-  show(download.loader, localized(WORDS).queued)
+  download = { graph: rootGraph().id, loader: executionId(node), name: choice.model, prompt: null, started: false }
+  show(download, localized(WORDS).queued)
   try {
     const output = { [download.loader]: { class_type: "SA3_Download", inputs: { ...choice, confirm: true } } }
-    download.prompt = (await api.queuePrompt(0, { output, workflow: (app.rootGraph ?? app.graph).serialize() })).prompt_id
+    download.prompt = (await api.queuePrompt(0, { output, workflow: rootGraph().serialize() })).prompt_id
     early.splice(0).forEach(dispatch)
   } catch (error) {
+    early = []
     end(String(error?.message ?? error))
   }
 }
 
 async function stop() {
-  if (!download.prompt) return
-  if (download.started) return api.interrupt(download.prompt)
-  await api.deleteItem("queue", download.prompt)
-  end("")
+  const one = download
+  if (!one.prompt) return
+  if (!one.started) {
+    await api.deleteItem("queue", one.prompt)
+    await catchUp() // it may have started meanwhile
+  }
+  if (download === one && one.started) await api.interrupt(one.prompt)
+}
+
+/** Handles what happened to the download while no event told: the connection was lost, or the download was deleted from the queue. */
+async function catchUp() {
+  const one = download
+  if (!one?.prompt) return
+  const json = async path => (await api.fetchApi(path)).json()
+  const queue = await json("/queue")
+  const event = lastEvent(one.prompt, queue, await json(`/history/${one.prompt}`))
+  if (event) await dispatch(event)
 }
 
 async function dispatch(event) {
@@ -91,34 +107,55 @@ async function dispatch(event) {
   if (type === "execution_start") download.started = true
   else if (type === "execution_error") end(detail.exception_message)
   else if (type === "execution_interrupted") end(words.stopped(download.name))
+  else if (type === "gone") end("")
   else {
-    await app.refreshComboInNodes()
-    const node = nodeOf(download.loader)
-    if (node?.comfyClass === TYPE) {
-      const { model, file } = choices(node)
-      file.value = BY_NAME
-      model.value = download.name
-      model.callback?.(model.value, app.canvas, node)
+    const one = download
+    try {
+      await app.refreshComboInNodes()
+    } finally {
+      if (download === one) {
+        end(words.ready(one.name))
+        choose(one)
+      }
     }
-    end(words.ready(download.name))
   }
 }
 
-function end(text) {
-  const { loader } = download
-  download = null
-  show(loader, text)
+/** Sets the loader that started a download to its model. */
+function choose(one) {
+  const node = loaderOf(one)
+  if (!node) return
+  const { model, file } = choices(node)
+  file.value = BY_NAME
+  model.value = one.name
+  model.callback?.(model.value, app.canvas, node)
 }
 
-/** Shows a text on the loader that started the download, if its workflow is open. */
-function show(loader, text) {
-  const node = nodeOf(loader)
-  if (node?.comfyClass === TYPE) showLine(node, text)
+function end(text) {
+  if (!download) return
+  const one = download
+  download = null
+  show(one, text)
+}
+
+function show(one, text) {
+  const node = loaderOf(one)
+  if (node) showLine(node, text)
   updates.forEach(update => update())
 }
 
+/** The loader that started a download, null while another workflow is open. */
+function loaderOf({ graph, loader }) {
+  const node = rootGraph().id === graph ? nodeOf(loader) : null
+  return node?.comfyClass === TYPE ? node : null
+}
+
+function rootGraph() {
+  return app.rootGraph ?? app.graph
+}
+
 /** The id under which the server runs a node: "5", or "7:5" for a node inside the subgraph of node 7. */
-function executionId(node, graph = app.rootGraph ?? app.graph) {
+function executionId(node, graph = rootGraph()) {
   if (graph.nodes.includes(node)) return String(node.id)
   for (const outer of graph.nodes) {
     const inner = outer.subgraph && executionId(node, outer.subgraph)

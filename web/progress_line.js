@@ -3,6 +3,7 @@
 
 import { api } from "../../scripts/api.js"
 import { app } from "../../scripts/app.js"
+import { elastic } from "./height.js"
 
 const LINE = "$$node-text-preview" // ComfyUI's name of the widget: where a node has one of this name, the front end writes into it
 const MARGIN = 10 // CSS pixels that LiteGraph leaves around a DOM widget
@@ -22,6 +23,12 @@ function addLine(node) {
   element.style.cssText = STYLE
   let shown = ""
   let height = 0
+  const heightOf = elastic()
+  const fit = () => {
+    height = element.offsetHeight || height // 0 while the node is out of sight
+    if (!window.LiteGraph?.vueNodesMode) node.setSize([node.size[0], heightOf(node.size[1], node.computeSize()[1])])
+    app.canvas?.setDirty(true, true)
+  }
   const tall = () => (shown ? height + 2 * MARGIN : 0)
   const widget = node.addDOMWidget(LINE, "sa3_line", box, {
     serialize: false,
@@ -34,14 +41,11 @@ function addLine(node) {
       if (text === shown) return
       shown = text
       element.replaceChildren(...text.split(LINK).map((part, i) => (i % 2 ? link(part) : part)))
+      fit() // before the front end draws, which grows the node by itself
     },
   })
   widget.serialize = false
-  new ResizeObserver(() => {
-    height = element.offsetHeight || height // 0 while the node is out of sight
-    if (!window.LiteGraph?.vueNodesMode) node.setSize([node.size[0], Math.max(node.size[1], node.computeSize()[1])])
-    app.canvas?.setDirty(true, true)
-  }).observe(element)
+  new ResizeObserver(fit).observe(element)
 }
 
 function link(url) {

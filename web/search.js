@@ -13,15 +13,20 @@ app.registerExtension({
   },
   setup() {
     const stores = document.getElementById("vue-app")?.__vue_app__?.config.globalProperties.$pinia?._s
-    const names = stores?.get("nodeDef")?.nodeSearchService?.nodeFuseSearch
-    if (!names || names.keys.includes(ALIASES)) return
-    const Search = names.constructor
-    const { search } = Search.prototype
-    Search.prototype.search = function (query, options) {
-      if (!this.keys.includes("display_name")) return search.call(this, query, options) // of types and categories
-      const fuseOptions = { ...this.fuse.options, keys: [...this.keys, ALIASES] }
-      this.withAliases ??= new Search(this.data, { fuseOptions, advancedScoring: this.advancedScoring })
-      return search.call(this.withAliases, query, options)
+    const service = stores?.get("nodeDef")?.nodeSearchService
+    if (!service?.nodeFuseSearch || service.nodeFuseSearch.keys.includes(ALIASES)) return
+    const Nodes = service.constructor.prototype
+    const { searchNode } = Nodes
+    Nodes.searchNode = function (...query) {
+      if (!Object.hasOwn(this.nodeFuseSearch, "search")) addAliases(this.nodeFuseSearch) // a new one after each change of the nodes
+      return searchNode.apply(this, query)
     }
   },
 })
+
+/** Makes a search by names one by names and words. */
+function addAliases(names) {
+  const fuseOptions = { ...names.fuse.options, keys: [...names.keys, ALIASES] }
+  const extended = new names.constructor(names.data, { fuseOptions, advancedScoring: names.advancedScoring })
+  names.search = (...query) => extended.search(...query)
+}

@@ -78,15 +78,29 @@ def shot(editor: Editor, name: str) -> None:
         editor.page.screenshot(path=f"{SHOTS}/{name}_{'nodes2' if editor.nodes2 else 'litegraph'}.png")
 
 
-def test_get_a_model_stop_and_resume(comfy: Server, hub: HeldHub, editor: Editor):
-    page, dialog = editor.page, editor.page.locator("dialog.sa3-models")
+def begin(comfy: Server, hub: HeldHub, editor: Editor) -> None:
+    """Open the graph on a server without models and a hub that waits."""
     shutil.rmtree(comfy.base_directory / "models" / "checkpoints", ignore_errors=True)
     (comfy.base_directory / "models" / "checkpoints").mkdir()
     hub.requests.clear(), hub.gate.clear(), hub.reached.clear()
     editor.load({"nodes": [], "links": [], "last_node_id": 0, "last_link_id": 0, "version": 0.4}, "empty")
-    page.evaluate("async graph => { await window.app.loadApiJson(graph, 'get'); await window.app.refreshComboInNodes() }", GRAPH)
+    editor.page.evaluate("async graph => { await window.app.loadApiJson(graph, 'get'); await window.app.refreshComboInNodes() }", GRAPH)
     editor.fit()
     wait(editor, LABEL, "Demo sounds only")
+
+
+def download(editor: Editor) -> None:
+    dialog = editor.page.locator("dialog.sa3-models")
+    press(editor)
+    dialog.locator("[name=mirror]").check()
+    assert f"{RELEASES['small-music'].size('mirror'):.1f} GB" in dialog.locator("button[value=download]").inner_text()
+    dialog.locator("[name=accept]").check()
+    dialog.locator("button[value=download]").click()
+
+
+def test_get_a_model_stop_and_resume(comfy: Server, hub: HeldHub, editor: Editor):
+    page, dialog = editor.page, editor.page.locator("dialog.sa3-models")
+    begin(comfy, hub, editor)
     shot(editor, "before")
 
     press(editor)
@@ -98,14 +112,7 @@ def test_get_a_model_stop_and_resume(comfy: Server, hub: HeldHub, editor: Editor
     dialog.wait_for(state="detached")
     assert hub.requests == []
 
-    def download() -> None:
-        press(editor)
-        dialog.locator("[name=mirror]").check()
-        assert f"{RELEASES['small-music'].size('mirror'):.1f} GB" in dialog.locator("button[value=download]").inner_text()
-        dialog.locator("[name=accept]").check()
-        dialog.locator("button[value=download]").click()
-
-    download()
+    download(editor)
     assert hub.reached.wait(30)
     wait(editor, LABEL, "Stop the download")
     with page.expect_response("**/interrupt"):
@@ -115,7 +122,7 @@ def test_get_a_model_stop_and_resume(comfy: Server, hub: HeldHub, editor: Editor
     shot(editor, "stopped")
     assert not (comfy.base_directory / "models" / "checkpoints" / "stable-audio-3-small-music").exists()
 
-    download()
+    download(editor)
     wait(editor, LINE, "small-music is downloaded and verified")
     wait(editor, LABEL, "Get a model")
     assert editor.prompt()["1"]["inputs"] == {**GRAPH["1"]["inputs"], "model": "small-music", "objective": "auto"}
@@ -124,3 +131,27 @@ def test_get_a_model_stop_and_resume(comfy: Server, hub: HeldHub, editor: Editor
     page.get_by_text("small-music, fp32, 1 M parameters").wait_for()
     shot(editor, "after")
     assert all(request.token is None for request in hub.requests) and editor.errors == [] and editor.dialogs() == []
+
+
+def test_a_download_changes_only_its_own_workflow(comfy: Server, hub: HeldHub, editor: Editor):
+    """Another workflow is open when it ends, and the page has lost its connection: the loader there, of the same id, keeps its model."""
+    page = editor.page
+    begin(comfy, hub, editor)
+    download(editor)
+    assert hub.reached.wait(30)
+    wait(editor, LABEL, "Stop the download")
+    other = {**page.evaluate("() => JSON.parse(JSON.stringify(app.graph.serialize()))"), "id": "11111111-2222-4333-8444-555555555555"}
+    editor.load(other, "other")
+    wait(editor, LABEL, "Stop the download")
+    lose = "kind => app.api.addEventListener(kind, event => event.stopImmediatePropagation(), { capture: true, once: true })"
+    page.evaluate(lose, "execution_success")
+    hub.gate.set()
+    page.wait_for_function("""async () => {
+      const { queue_running, queue_pending } = await (await app.api.fetchApi('/queue')).json()
+      return !queue_running.length && !queue_pending.length
+    }""")
+    wait(editor, LABEL, "Stop the download")
+    page.evaluate("() => app.api.dispatchEvent(new CustomEvent('reconnected'))")
+    wait(editor, LABEL, "Get a model")
+    assert editor.prompt()["1"]["inputs"]["model"] == "auto"
+    assert editor.errors == []

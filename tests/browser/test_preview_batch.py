@@ -214,6 +214,22 @@ def test_an_item_gives_its_seed_and_its_file(comfy: Server, editor: Editor):
     assert len(page.evaluate(LOADERS)) == 2 and editor.errors == []
 
 
+def test_an_item_that_is_gone_cannot_be_used(comfy: Server, editor: Editor):
+    page, before = editor.page, len(list((comfy.base_directory / "input").iterdir()))
+    use = page.locator(".sa3-batch-use")
+    page.route("**/view?*filename=*", lambda route: route.fulfill(status=404, body="not found"))
+    count = use.count()
+    use.first.click()  # ComfyUI has deleted the file since the list was shown
+    page.wait_for_function("() => [...document.querySelectorAll('.p-toast-message')].some(one => one.innerText.includes('404'))")
+    assert use.count() == count == 4
+    editor.load(page.evaluate("() => JSON.parse(JSON.stringify(app.graph.serialize()))"), "gone")
+    page.wait_for_function("() => document.querySelectorAll('.sa3-batch-gone').length === 4")
+    assert use.count() == page.locator(".sa3-batch-grip").count() == 0
+    page.unroute("**/view?*filename=*")
+    assert len(list((comfy.base_directory / "input").iterdir())) == before
+    editor.errors.clear()  # the browser reports each 404
+
+
 def test_unused_seeds_are_fixed_in_new_nodes_only(editor: Editor):
     control = "node => node.widgets.find(widget => widget.name === 'control_after_generate').value"
     assert editor.page.evaluate(f"() => ({control})(LiteGraph.createNode('SA3_SAMEDecode'))") == "fixed"

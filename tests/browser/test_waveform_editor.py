@@ -25,7 +25,7 @@ from tools.launcher.server import Server
 
 ROOT = Path(__file__).parents[2]
 SECONDS, RATE, PITCH = 4.0, 44100, 220.0
-LONG = 1201  # seconds of a recording that the editor shows coarsely
+LONG = 1201  # seconds of a recording that the editor shows at low resolution
 INPAINT, CONTINUE = "SA3_InpaintMask", "SA3_Continue"
 
 FIND = """const node = app.canvas.graph.nodes.find(n => n.type === type)
@@ -410,9 +410,9 @@ def test_what_another_recording_gave_is_not_shown_for_one_that_cannot_be_read(in
     inpaint.until("editor.clip")
 
 
-def test_a_long_recording_shows_coarsely_after_a_run(comfy: Server, inpaint: Waveform):
+def test_a_long_recording_shows_at_low_resolution_after_a_run(comfy: Server, inpaint: Waveform):
     inpaint.choose("long.wav")
-    inpaint.until("!editor.clip && /coarse/.test(editor.parts.message.textContent)")
+    inpaint.until("!editor.clip && /low-resolution/.test(editor.parts.message.textContent)")
     shutil.copy(comfy.base_directory / "input" / "long.wav", comfy.base_directory / "temp" / "coarse.wav")
     result = "{ sa3_waveform: [{ filename: 'coarse.wav', subfolder: '', type: 'temp' }] }"
     inpaint.page.evaluate(f"type => {{ {FIND} node.onExecuted({result}) }}", INPAINT)

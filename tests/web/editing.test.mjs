@@ -2,12 +2,13 @@
 
 import assert from "node:assert/strict"
 import { test } from "node:test"
+import { elastic } from "../../web/height.js"
 import { ACTIONS, nudge, selectNext } from "../../web/waveform/actions.js"
 import { cursorFor, dragged, hit } from "../../web/waveform/drag.js"
 import { History } from "../../web/waveform/history.js"
 import { press } from "../../web/waveform/keys.js"
 import { ExtensionModel, RegionsModel } from "../../web/waveform/models.js"
-import { DEFAULTS, readSettings, settingsText, writeSettings } from "../../web/waveform/settings.js"
+import { DEFAULTS, normalized, readSettings, settingsText, writeSettings } from "../../web/waveform/settings.js"
 import { View } from "../../web/waveform/view.js"
 
 const CANVAS = { width: 1000, height: 200 } // 100 pixels a second in the view of `scene`
@@ -196,6 +197,13 @@ test("a state after undo is a step of its own, and the oldest go first", () => {
   assert.deepEqual([history.undo(), history.undo(), history.undo()], [18, 17, 17])
 })
 
+test("a node grows with its text and shrinks to the height that the user gave it", () => {
+  const heightOf = elastic()
+  assert.deepEqual([heightOf(200, 180), heightOf(200, 250.5), heightOf(251, 220), heightOf(220, 180)], [200, 251, 220, 200])
+  assert.equal(heightOf(200, 250), 250)
+  assert.deepEqual([heightOf(400, 250), heightOf(400, 180)], [400, 400], "resized by hand")
+})
+
 test("settings: only what differs from the defaults is saved", () => {
   const node = { properties: { other: 1 } }
   const settings = readSettings(node)
@@ -213,6 +221,8 @@ test("settings of a foreign workflow are checked", () => {
   const read = saved => readSettings({ properties: { sa3_waveform: saved } })
   assert.deepEqual(read({ beats: "yes", bpm: "90", first: null, start: {}, other: 1 }), DEFAULTS)
   assert.deepEqual([read({ bpm: 0 }).bpm, read({ bpm: 1e9 }).bpm], [20, 400])
+  assert.deepEqual([read({ first: 1e17 }).first, read({ first: -1e17 }).first, read({ start: Infinity }).start], [600, 0, null])
+  assert.deepEqual([read({ bar: 2.5 }).bar, normalized("bar", 2.5), normalized("bar", 99), normalized("first", 0.25)], [3, 3, 16, 0.25])
   assert.deepEqual(read("text"), DEFAULTS)
   assert.deepEqual(readSettings({}), DEFAULTS)
 })

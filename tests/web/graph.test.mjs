@@ -97,6 +97,29 @@ for (const [name, content] of Object.entries(DAMAGED_TAGS)) {
   test(`no graph in ${name}`, async () => assert.equal(await read(content), null))
 }
 
+const txxx = (name, value) => {
+  const content = join([[3], name, [0], value])
+  return join(["TXXX", [0, 0, content.length >> 7, content.length & 127], [0, 0], content])
+}
+const mp3 = (...frames) => {
+  const body = join(frames)
+  return join(["ID3", [4, 0, 0], [21, 14, 7, 0].map(bits => (body.length >> bits) & 127), body])
+}
+
+test("a plain text named prompt in another tool's MP3 is no damaged graph; this pack's is reported", async () => {
+  assert.equal(await read(mp3(txxx("prompt", "a calm piano"))), null)
+  const both = mp3(txxx("prompt", "a calm piano"), txxx("workflow", JSON.stringify(WORKFLOW)))
+  assert.deepEqual(await read(both), { workflow: WORKFLOW })
+  await assert.rejects(read(mp3(txxx("prompt", "{torn"), txxx("sa3", "{}"))), SyntaxError)
+})
+
+test("entries without end are not all read", async () => {
+  const graph = JSON.stringify(WORKFLOW)
+  assert.equal(await read(mp3(...Array(10_001).fill(txxx("a", "")), txxx("workflow", graph))), null)
+  const texts = Array(1001).fill(chunk("ICMT", ""))
+  assert.equal(await read(riff(chunk("LIST", join(["INFO", ...texts, chunk("ICMT", JSON.stringify({ workflow: graph }))])))), null)
+})
+
 /** A graph of litegraph's form: nodes by id with their inputs as {name: origin id}; outputs are slot 0. */
 function graphWith(nodes) {
   const graph = { nodes: [], links: {}, getNodeById: id => graph.nodes.find(node => node.id === Number(id)) ?? null }
@@ -254,6 +277,23 @@ test("a subgraph that passes its own output back to itself ends the search for a
   graph.links[7] = { id: 7, origin_id: 2, target_id: 2, target_slot: 0 }
   holder.outputs = [{ type: "LATENT", links: [7] }]
   assert.equal(findResult(graph.getNodeById(1), {}), null)
+})
+
+test("a cached node below a ladder of shared nodes is recalled at once", () => {
+  const prompt = { 0: { class_type: "LoadAudio", inputs: { audio: "a.wav" } } }
+  for (let i = 1; i <= 60; i++) prompt[i] = { class_type: "X", inputs: { a: [`${i - 1}`, 0], b: [`${i - 1}`, 0] } }
+  const changed = { ...prompt, 0: { class_type: "LoadAudio", inputs: { audio: "b.wav" } } }
+  const runs = [{ prompt: [0, "", prompt, {}, []], outputs: { 60: "found" } }]
+  assert.equal(recall(runs, structuredClone(prompt), { id: 60, type: "X" }), "found")
+  assert.equal(recall(runs, changed, { id: 60, type: "X" }), null)
+})
+
+test("inside a subgraph, the result of a node outside with the same id is not shown", () => {
+  const shown = { filename: "inside.wav", subfolder: "", type: "temp" }
+  const inner = Object.assign(graphWith({ 1: { type: "X" }, 9: { inputs: { audio: 1 } } }), { id: "inner" })
+  inner.rootGraph = graphWith({ 9: { type: "X" } })
+  assert.deepEqual(findSource(editorOf(inner), { 9: { sa3_waveform: [shown] } }).files, [])
+  assert.deepEqual(findSource(editorOf(inner), { "inner:9": { sa3_waveform: [shown] } }).files, [shown])
 })
 
 test("a promoted input takes its value from the widget outside, unless several nodes contain the subgraph", () => {

@@ -2,6 +2,7 @@
 
 import assert from "node:assert/strict"
 import { test } from "node:test"
+import { lastEvent } from "../../web/download/job.js"
 import { WORDS } from "../../web/download/words.js"
 import { formatKeep, parseKeep } from "../../web/preview/keep.js"
 import { formatRegions, mergeRegions, parseRegions, RegionError } from "../../web/waveform/regions.js"
@@ -89,6 +90,15 @@ test("the editor's words have the same places to fill in every language", () => 
 
 test("filling words in", () => {
   assert.equal(fill("{word} of {count}, {other}", { word: "a", count: 2 }), "a of 2, ")
+})
+
+test("what happened to a download while the connection was lost", () => {
+  const queue = (running, pending) => ({ queue_running: running.map(id => [0, id]), queue_pending: pending.map(id => [1, id]) })
+  const history = { a: { status: { messages: [["execution_start", { prompt_id: "a" }], ["execution_error", { exception_message: "full" }]] } } }
+  assert.equal(lastEvent("a", queue([], ["b", "a"]), {}), null)
+  assert.deepEqual(lastEvent("a", queue(["a"], []), {}), { type: "execution_start", detail: { prompt_id: "a" } })
+  assert.deepEqual(lastEvent("a", queue(["b"], []), history), { type: "execution_error", detail: { exception_message: "full", prompt_id: "a" } })
+  for (const unknown of [{}, { a: {} }]) assert.equal(lastEvent("a", queue([], []), unknown).type, "gone")
 })
 
 test("the words of the loader's dialog exist in every language", () => {

@@ -1,7 +1,7 @@
 // The texts inside MP3 (ID3v2.4), Opus (Ogg) and M4A files, read without loading the audio. Files are untrusted.
 
 const LARGEST = 64 * 2 ** 20 // bytes to read for the texts
-const MOST = 10_000 // frames, pages, texts or boxes to read
+const MOST = 10_000 // pages, boxes, frames or comments to read
 
 /** {name: text} of a File of one of these formats; {} for other files. */
 export async function tagsOf(file) {

@@ -57,7 +57,10 @@ export class ItemList {
         button.textContent = playing ? "❚❚" : "▶"
         sides.childNodes.forEach((side, i) => side.setAttribute("aria-pressed", String(i === shown)))
       },
-      ({ picture }) => picture.isConnected && picture.replaceWith(make("div", "sa3-batch-gone", texts.gone)),
+      ({ picture }) => {
+        if (picture.isConnected) picture.replaceWith(make("div", "sa3-batch-gone", texts.gone))
+        for (const tool of root.querySelectorAll(".sa3-batch-use, .sa3-batch-grip")) tool.remove() // they need the file
+      },
     )
     button.onclick = () => player.toggle()
     if (item.original) {

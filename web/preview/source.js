@@ -6,10 +6,13 @@ import { app } from "../../../scripts/app.js"
 const LOADER = "LoadAudio"
 const DRAGGED = "application/x-sa3-item"
 const GAP = 60 // graph units below the node
+let dragged = null // the file of the last drag: what a drop itself says may come from another page
 
 /** Copies a file {url, name} to ComfyUI's input folder and sets it at a Load Audio node: `node`, else a new one at `pos` of the graph. */
 export async function useAsSource(file, graph, pos, node) {
-  const sound = await (await fetch(file.url)).blob()
+  const found = await fetch(file.url)
+  if (!found.ok) throw new Error(`${found.status} ${found.statusText}`)
+  const sound = await found.blob()
   const body = new FormData()
   body.append("image", new File([sound], file.name, { type: "audio/wav" })) // the server's name for any file
   const answer = await api.fetchApi("/upload/image", { method: "POST", body })
@@ -44,13 +47,14 @@ export function startDrag(event, file) {
   event.dataTransfer.effectAllowed = "copy"
   event.dataTransfer.setData("DownloadURL", `audio/wav:${file.name}:${url}`)
   event.dataTransfer.setData("text/uri-list", url)
-  event.dataTransfer.setData(DRAGGED, JSON.stringify(file))
+  event.dataTransfer.setData(DRAGGED, file.name)
+  dragged = file
   event.stopPropagation()
 }
 
 /** Handles drops of items on the canvas before ComfyUI does, which would take the address for a file name. */
 export function acceptDrops(report) {
-  const ours = event => event.dataTransfer?.types?.includes(DRAGGED)
+  const ours = event => dragged && event.dataTransfer?.types?.includes(DRAGGED)
   document.addEventListener("dragover", event => ours(event) && event.preventDefault(), true)
   document.addEventListener(
     "drop",
@@ -58,11 +62,12 @@ export function acceptDrops(report) {
       if (!ours(event)) return
       event.preventDefault()
       event.stopImmediatePropagation()
+      const file = dragged
+      dragged = null
       if (event.target.closest?.(".sa3-batch")) return // back where it came from
       const { graph } = app.canvas
       const pos = app.canvas.convertEventToCanvasOffset(event)
       const under = graph.getNodeOnPos(...pos)
-      const file = JSON.parse(event.dataTransfer.getData(DRAGGED))
       await report(useAsSource(file, graph, pos, under?.type === LOADER ? under : null))
     },
     true,

@@ -19,7 +19,7 @@ export const ACTIONS = {
   zero: editor => toggle(editor, "zero"),
   loop: editor => {
     toggle(editor, "loop")
-    if (editor.player.playing) editor.playFrom(editor.head ?? editor.cursor)
+    if (editor.player.playing) editor.resume()
   },
   after: editor => editor.sounds.resultFile && editor.compare(),
   help: editor => (editor.parts.keys.hidden = !editor.parts.keys.hidden),

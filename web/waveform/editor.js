@@ -7,7 +7,7 @@ import { History } from "./history.js"
 import { press } from "./keys.js"
 import { Player } from "./player.js"
 import { RegionError } from "./regions.js"
-import { settingsText, readSettings, writeSettings } from "./settings.js"
+import { normalized, readSettings, settingsText, writeSettings } from "./settings.js"
 import { roundTo, snap } from "./snap.js"
 import { Sounds } from "./sounds.js"
 import { Surface } from "./surface.js"
@@ -210,28 +210,36 @@ export class WaveformEditor {
     this.repaint()
   }
 
-  async playFrom(start, end = Infinity) {
+  /** Plays from `head` to `end`; in a loop, then from `start`. */
+  async playFrom(start, end = Infinity, head = start) {
     const { shown } = this.sounds
     if (!shown) return
     const { clip, at } = shown
-    const from = start < at || start >= at + clip.duration - 0.01 ? at : start
+    const inClip = time => (time < at || time >= at + clip.duration - 0.01 ? 0 : time - at)
+    this.played = { start, end }
     this.notice = ""
     try {
-      await this.player.play(clip, from - at, end - at, this.settings.loop && !clip.coarse)
+      await this.player.play(clip, inClip(start), end - at, this.settings.loop && !clip.coarse, inClip(head))
     } catch {
       this.notice = this.texts.silent
     }
     this.repaint()
   }
 
+  /** Plays the same part again from `head`, with the current settings and sound. */
+  resume(head = this.head ?? this.played.start) {
+    return this.playFrom(this.played.start, this.played.end, head)
+  }
+
   /** Shows and plays the result of the last run instead of the recording, from the same place; or the recording again. */
   async compare() {
-    const heard = this.player.playing ? this.head : null
+    const { playing } = this.player
+    const heard = this.head ?? undefined
     this.player.stop()
     this.notice = ""
     try {
       await this.sounds.compare(!this.sounds.after)
-      if (heard !== null) this.playFrom(heard)
+      if (playing) this.resume(heard)
     } catch (error) {
       this.sounds.after = false
       this.notice = fill(this.texts[error.reason] ?? this.texts.unreadable, error)
@@ -271,8 +279,7 @@ export class WaveformEditor {
   // -- settings -----------------------------------------------------------------------------------------------------
 
   setNumber(name, input) {
-    const value = Number(input.value)
-    if (input.value !== "" && value >= input.min && value <= input.max) this.settings[name] = value
+    if (input.value !== "") this.settings[name] = normalized(name, Number(input.value))
     this.saveSettings()
     this.repaint()
   }

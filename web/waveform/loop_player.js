@@ -1,4 +1,4 @@
-// Plays a part of a file round and round without a gap at the seam, which an audio element cannot.
+// Plays a part of a file in a loop without a gap at the seam, which an audio element cannot.
 
 import { decodeFile } from "./audio.js"
 
@@ -7,11 +7,12 @@ export class LoopPlayer {
   async play(url, at, start, end) {
     const turn = (this.turn = Symbol("turn"))
     this.context ??= new AudioContext()
-    if (this.url !== url) Object.assign(this, { buffer: await decodeFile(url), url })
+    const buffer = await decodeFile(url) // not kept: up to half a gigabyte
+    if (this.turn !== turn) return
     await this.context.resume()
     if (this.turn !== turn) return
-    Object.assign(this, { at, start, end: Math.min(end, this.buffer.duration), source: this.context.createBufferSource() })
-    Object.assign(this.source, { buffer: this.buffer, loop: true, loopStart: this.start, loopEnd: this.end })
+    Object.assign(this, { at, start, end: Math.min(end, buffer.duration), source: this.context.createBufferSource() })
+    Object.assign(this.source, { buffer, loop: true, loopStart: this.start, loopEnd: this.end })
     this.source.connect(this.context.destination)
     this.source.start(0, at)
     this.began = this.context.currentTime
@@ -33,6 +34,6 @@ export class LoopPlayer {
   remove() {
     this.stop()
     this.context?.close()
-    Object.assign(this, { context: undefined, buffer: null, url: null })
+    this.context = undefined
   }
 }

@@ -1,4 +1,4 @@
-// Plays a part of a clip, once or round and round.
+// Plays a part of a clip, once or in a loop.
 
 import { LoopPlayer } from "./loop_player.js"
 
@@ -19,16 +19,16 @@ export class Player {
   }
 
   /**
-   * Plays a clip {url, duration} from `start` to `end` in seconds. loop: goes on from `start`, or from 0 where there is no end.
+   * Plays a clip {url, duration} from `at` to `end` in seconds. loop: repeats from `start`, or from 0 where there is no end.
    * Rejects where the browser cannot.
    */
-  async play({ url, duration }, start, end = Infinity, loop = false) {
+  async play({ url, duration }, start, end = Infinity, loop = false, at = start) {
     this.stop()
     const turn = (this.turn = Symbol("turn"))
     Object.assign(this, { playing: true, end })
     try {
-      if (loop) await this.round.play(url, start, end < duration ? start : 0, Math.min(end, duration))
-      else await this.playOnce(url, start)
+      if (loop) await this.round.play(url, at, Number.isFinite(end) ? start : 0, Math.min(end, duration))
+      else await this.playOnce(url, at)
     } catch (error) {
       if (this.turn !== turn) return
       this.stop()
@@ -39,9 +39,9 @@ export class Player {
     this.follow()
   }
 
-  async playOnce(url, start) {
+  async playOnce(url, at) {
     if (this.url !== url) this.audio.src = this.url = url
-    this.audio.currentTime = start
+    this.audio.currentTime = at
     await this.audio.play()
   }
 

@@ -1,18 +1,25 @@
 // The grid and the view of an editor, saved in the node's properties: part of the workflow, not of the API prompt.
 
 const NAME = "sa3_waveform" // of the property
+export const LIMITS = { bpm: [20, 400], bar: [1, 16], first: [0, 600] }
 export const DEFAULTS = { beats: false, zero: false, loop: false, bpm: 120, first: 0, bar: 4, start: null, span: null }
 
-/** The saved settings, which are untrusted: a value of the wrong type becomes the default. */
+/** The saved settings, which are untrusted: a value of the wrong type becomes the default, a number its nearest valid one. */
 export function readSettings(node) {
   const saved = node.properties?.[NAME]
   const settings = { ...DEFAULTS }
   for (const key of Object.keys(DEFAULTS)) {
-    if (saved && typeof saved[key] === typeof (DEFAULTS[key] ?? 0)) settings[key] = saved[key]
+    if (saved && typeof saved[key] === typeof (DEFAULTS[key] ?? 0)) settings[key] = normalized(key, saved[key])
   }
-  settings.bpm = Math.min(Math.max(settings.bpm, 20), 400)
-  settings.bar = Math.min(Math.max(Math.round(settings.bar), 1), 16)
   return settings
+}
+
+/** The nearest valid value of a setting. */
+export function normalized(name, value) {
+  if (typeof value !== "number") return value
+  if (!Number.isFinite(value)) return DEFAULTS[name]
+  const [low, high] = LIMITS[name] ?? [-Infinity, Infinity]
+  return Math.min(Math.max(name === "bar" ? Math.round(value) : value, low), high)
 }
 
 /** Saves what differs from the defaults, so an untouched editor adds nothing to the file. */

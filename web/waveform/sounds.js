@@ -87,6 +87,7 @@ export class Sounds {
   }
 
   replaceResult(file) {
+    if (this.shown === this.result) this.editor.player.stop()
     this.result?.tiles.stop()
     Object.assign(this, { result: null, resultFile: file })
     this.compare(this.after).catch(() => this.compare(false))

@@ -5,7 +5,7 @@ import { downstream, isLinked, runs, upstream } from "./graph.js"
 const KEY = "sa3_waveform" // of the node's ui result, written in nodes/comfyui/preview.py
 const KEPT = "sa3_shown" // property of a node: {shown, of} of its last run, saved with the workflow
 const EDITOR = "SA3_InpaintMask"
-const made = new Map() // name of a shown file -> what `of` was then, for nodes that undo gives older properties
+const sourceAtRun = new Map() // name of a shown file -> what `of` was then, for nodes that undo gives older properties
 
 /**
  * {files: [{filename, subfolder, type}, ...], missing}: the best file first; missing: what is needed for one, "link" or "run".
@@ -23,7 +23,7 @@ export function keepResult(node, output) {
   const shown = shownFile(output)
   const of = JSON.stringify(loaded(node))
   if (!shown) return delete node.properties[KEPT]
-  made.set(shown.filename, of)
+  sourceAtRun.set(shown.filename, of)
   node.properties[KEPT] = { shown, of }
 }
 
@@ -50,7 +50,7 @@ export function findResult(node, outputs) {
       })
     }
   }
-  return whole ?? null
+  return whole
 }
 
 /** The URL of a file on the server. */
@@ -61,7 +61,7 @@ export function fileUrl(api, { filename, subfolder, type }) {
 function shownFor(node, outputs, file) {
   const kept = node.properties?.[KEPT]
   const shown = kept ? kept.shown : places(node).map(place => shownFile(outputs?.[place])).find(Boolean)
-  const of = kept ? kept.of : made.get(shown?.filename)
+  const of = kept ? kept.of : sourceAtRun.get(shown?.filename)
   return shown && (of === undefined || of === JSON.stringify(file)) ? shown : null
 }
 
@@ -69,9 +69,10 @@ function shownFile(output) {
   return output?.[KEY]?.[0] ?? null
 }
 
-/** The keys of a node's ui result, of which front ends use one or the other. */
-function places(node) {
-  return [String(node.id), `${node.graph?.id}:${node.id}`]
+/** The possible keys of a node's ui result. Inside a subgraph the id alone is that of a node outside. */
+function places({ id, graph }) {
+  const inside = `${graph?.id}:${id}`
+  return (graph?.rootGraph ?? graph) === graph ? [String(id), inside] : [inside]
 }
 
 /** The loader's file that a node's recording comes from; null where a run is needed to know the audio. */

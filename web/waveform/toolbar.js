@@ -1,5 +1,7 @@
 // Builds the elements of the editor: buttons, beat grid, canvases, messages, the list of keys.
 
+import { LIMITS } from "./settings.js"
+
 const PATHS = {
   play: "M5 3l8 5-8 5z",
   stop: "M4 4h8v8H4z",
@@ -35,9 +37,9 @@ export function build(texts, free, act) {
     bar.append(group)
   }
   const inputs = {
-    bpm: number(texts.bpm, 20, 400, 0.01, "BPM"),
-    bar: number(texts.bar, 1, 16, 1, texts.perBar),
-    first: number(texts.first, 0, 600, 0.001, "s"),
+    bpm: number(texts.bpm, LIMITS.bpm, 0.01, "BPM"),
+    bar: number(texts.bar, LIMITS.bar, 1, texts.perBar),
+    first: number(texts.first, LIMITS.first, 0.001, "s"),
   }
   const end = element("div", "sa3w-group sa3w-end")
   end.append((buttons.help = button("help", texts.help, act)))
@@ -70,14 +72,14 @@ export function relabel(target, name, label) {
 }
 
 function button(name, label, act) {
-  const made = element("button", "sa3w-button", { type: "button", "data-action": name })
-  relabel(made, name, label)
-  made.addEventListener("pointerdown", event => event.preventDefault()) // keeps the focus on the canvas
-  made.addEventListener("click", () => act(name))
-  return made
+  const created = element("button", "sa3w-button", { type: "button", "data-action": name })
+  relabel(created, name, label)
+  created.addEventListener("pointerdown", event => event.preventDefault()) // keeps the focus on the canvas
+  created.addEventListener("click", () => act(name))
+  return created
 }
 
-function number(label, min, max, step, unit) {
+function number(label, [min, max], step, unit) {
   const holder = element("label", "sa3w-number", { title: label })
   const input = element("input", "", { type: "number", min, max, step, "aria-label": label })
   holder.append(input, Object.assign(element("span"), { textContent: unit }))
@@ -96,8 +98,8 @@ function icon(name) {
 }
 
 function element(tag, classes = "", attributes = {}) {
-  const made = document.createElement(tag)
-  if (classes) made.className = classes
-  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value)
-  return made
+  const created = document.createElement(tag)
+  if (classes) created.className = classes
+  for (const [name, value] of Object.entries(attributes)) created.setAttribute(name, value)
+  return created
 }
