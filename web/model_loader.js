@@ -13,7 +13,7 @@ import { nodeOf, showLine } from "./progress_line.js"
 
 const TYPE = "SA3_ModelLoader"
 const BY_NAME = "by name"
-const HEIGHT = 40 // CSS pixels, margins included
+const HEIGHT = 36 // CSS pixels, margins included
 const STYLE = `min-height: 28px; width: 100%; cursor: pointer; font: 12px/1.2 Inter, system-ui, sans-serif; color: var(--input-text, #ddd);
   background: var(--comfy-input-bg, #222); border: 1px solid var(--border-color, #4e4e4e); border-radius: 8px`
 const updates = new Set() // of the buttons of all loaders
@@ -36,7 +36,7 @@ function attach(node) {
   button.style.cssText = STYLE
   button.onclick = () => (download ? stop() : get(node))
   const height = () => HEIGHT
-  const options = { serialize: false, hideOnZoom: false, hideInPanel: true, getMinHeight: height, getMaxHeight: height, margin: 6 }
+  const options = { serialize: false, hideOnZoom: false, hideInPanel: true, getMinHeight: height, getMaxHeight: height, margin: 4 }
   node.addDOMWidget("get_model", "sa3_get_model", button, options).serialize = false
   const update = () => {
     const { model, file } = choices(node)

@@ -105,7 +105,6 @@ COLUMN = 280
 LARGE = 8  # nodes of a graph, or one with a list, in which the nodes of FOLDED are collapsed, and the others at most NARROW wide
 NARROW = 340
 PLAYER = 50  # height of an audio player
-BUTTON = 40  # height of the loader's button
 FOLDED = ("SA3_SAMEDecode", "SA3_Splice")  # nobody changes their settings
 VIEW = {"scale": 0.8, "offset": [120, 170]}  # the whole graph in a window of 1366 x 768
 PROJECT = dict(re.findall(r'^(name|version) = "(.+)"$', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE))
@@ -133,7 +132,7 @@ def editor_form(name: str, graph: dict, schemas: dict) -> dict:
         schema = schemas[node["class_type"]]
         inputs, values, player = [], [], 0
         specs = {n: s for group in ("required", "optional") for n, s in schema["input"].get(group, {}).items()}
-        text = BUTTON if node["class_type"] == "SA3_ModelLoader" else 0  # height of text boxes and buttons
+        text = 0  # height of text boxes
         for input_name, spec in specs.items():
             kind = "COMBO" if isinstance(spec[0], list) else spec[0]
             options = spec[1] if len(spec) > 1 else {}
