@@ -122,13 +122,15 @@ class Waveform:
 
 
 def read(name: str) -> dict:
-    """A shared workflow with this module's recording, and the region 0.5-1."""
+    """A shared workflow with this module's recording, the region 0.5-1, and few steps."""
     graph = json.loads((ROOT / "workflows" / f"{name}.json").read_text(encoding="utf-8"))
     for node in graph["nodes"]:
         if node["type"] == "LoadAudio":
             node["widgets_values"][0] = "recording.wav"
         if node["type"] == "SA3_InpaintMask":
             node["widgets_values"] = ["0.5-1"]
+        if node["type"] == "SA3_Sampler":
+            node["widgets_values"][2] = 3
     return graph
 
 
