@@ -155,3 +155,24 @@ def test_a_download_changes_only_its_own_workflow(comfy: Server, hub: HeldHub, e
     wait(editor, LABEL, "Get a model")
     assert editor.prompt()["1"]["inputs"]["model"] == "auto"
     assert editor.errors == []
+
+
+def test_a_node_is_as_tall_as_its_text_needs(editor: Editor):
+    if editor.nodes2:
+        pytest.skip("Nodes 2.0 lays its nodes out by itself")
+    page = editor.page
+    page.evaluate("async graph => { await window.app.loadApiJson(graph, 'text') }", GRAPH)
+    editor.fit()
+    tell = "text => app.api.dispatchEvent(new CustomEvent('progress_text', { detail: { nodeId: '1', text } }))"
+    height = f"{LOADER}.size[1]"
+    page.evaluate(tell, "one line")
+    page.get_by_text("one line").wait_for()
+    low = page.evaluate(height)
+    page.evaluate(tell, "line\n" * 20)
+    page.wait_for_function(f"low => {height} > low + 200", arg=low)
+    page.evaluate(tell, "one line")
+    page.wait_for_function(f"low => {height} === low", arg=low)
+    page.evaluate(f"() => {LOADER}.setSize([400, {low + 500}])")
+    page.evaluate(tell, "")
+    page.evaluate("() => new Promise(requestAnimationFrame)")
+    assert page.evaluate(height) == low + 500 and editor.errors == []
