@@ -39,6 +39,7 @@ PATIENCE = 1800.0  # seconds for one prompt, on a machine that does other work
 LORAS = {"sa3_example_high": "lora", "sa3_example_decay": "dora-rows"}
 FILES = sorted(file for file in (ROOT / "workflows" / "api").glob("*.json") if file.stem != "train_lora")  # it would go on, not repeat
 GRAPHS = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in FILES}
+GRAPHS = {name: graph for name, graph in GRAPHS.items() if all(node["class_type"] != "TextGenerate" for node in graph.values())}
 SAMPLING = ("SA3_Sampler", "SA3_Extend")
 LONG = [name for name, graph in GRAPHS.items() if any(node["class_type"] in SAMPLING for node in graph.values())]
 # What makes a graph impossible, and a word of the refusal.

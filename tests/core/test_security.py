@@ -97,11 +97,14 @@ def test_the_scan_finds(line):
 
 
 def test_web_scripts_evaluate_no_text_and_load_nothing_from_the_network():
+    links = ("www.w3.org", "https://huggingface.co/stabilityai/")  # a namespace; the page of a release, which the user opens
     for path in (ROOT / "web").rglob("*.js"):
         text = path.read_text(encoding="utf-8")
         for word in ("eval(", "new Function", "document.write", "insertAdjacentHTML", "importScripts", "http://", "https://"):
             lines = [
-                line for line in text.splitlines() if word in line and "www.w3.org" not in line and not line.strip().startswith(("//", "*"))
+                line
+                for line in text.splitlines()
+                if word in line and not any(link in line for link in links) and not line.strip().startswith(("//", "*"))
             ]
             assert not lines, f"{path.name}: {lines}"
 

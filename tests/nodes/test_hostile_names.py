@@ -28,7 +28,8 @@ WRITTEN = {  # inputs that name a file to write
 WORDS = {
     "dtype", "objective", "skip_layers", "mode", "format", "text", "track_type", "genre", "instruments", "mood", "key", "extra",
     "rewritten", "answer", "normalize", "limit", "scale", "preview", "seconds_per_item", "more_channels", "noise", "regions", "side",
-    "kind", "sampler", "run_info", "keep", "include", "exclude", "prompt", "when", "how", "quality",
+    "kind", "sampler", "run_info", "keep", "include", "exclude", "prompt", "when", "how", "quality", "length", "rows",
+    "sample_rate",
 }  # fmt: skip
 
 
