@@ -24,7 +24,7 @@ LONG = bool(os.environ.get("SA3_LONG"))
 RUN = {"text_to_audio"}  # of the others, what is queued is shown to be the API form, which tests/server/test_templates.py runs
 # Graph units; the others: WIDTH, HEIGHT
 WIDE = {"inpaint_variations": 1562}
-TALL = {"train_lora": 860, "inpaint_variations": 836, "make_four_keep_one": 804, "rewrite_prompt": 840, "caption_to_prompt": 870}
+TALL = {"train_lora": 860, "inpaint_variations": 836, "make_four_keep_one": 804, "rewrite_prompt": 850, "caption_to_prompt": 870}
 KEEP_ALL = """() => app.graph.nodes.filter(node => node.type === 'SA3_PreviewBatch').map(node => {
   node.widgets.find(widget => widget.name === 'keep').value = 'all'
   return true
