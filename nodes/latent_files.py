@@ -37,7 +37,8 @@ class SaveLatent(io.ComfyNode):
     @classmethod
     def execute(cls, latent, filename_prefix, format, run_info=None) -> io.NodeOutput:
         graph = (cls.hidden.prompt, cls.hidden.extra_pnginfo) if cls.hidden else (None, None)
-        content, warnings = to_file(latent, output_files.metadata(*graph, run_info))
+        (metadata,) = output_files.metadata(*graph, [run_info])
+        content, warnings = to_file(latent, metadata)
         files = []
         if format == "npy":
             items, lost = pair_items(content)

@@ -57,13 +57,15 @@ class SaveAudio(io.ComfyNode):
         audio_files.check_format(format, waveforms.shape[1], quality)
         hidden = cls.hidden
         graph, extra = (hidden.prompt, hidden.extra_pnginfo) if hidden else (None, None)
+        tempo = None if tempo is None else read_tempo(tempo)
         records = records_of(audio, run_info, len(waveforms))
+        infos = [json.dumps(record) if record else run_info for record in records]
+        texts = output_files.metadata(graph, extra, infos) if hidden else [{}] * len(infos)
         files, warnings = [], []
-        for i, (waveform, record) in enumerate(zip(waveforms, records, strict=True)):
-            metadata = output_files.metadata(graph, extra, json.dumps(record) if record else run_info) if hidden else {}
+        for i, (waveform, record, metadata) in enumerate(zip(waveforms, records, texts, strict=True)):
             prefix, unknown = output_files.expand(filename_prefix, record, graph)
             folder, name, counter, subfolder = output_files.next_output(prefix, i)
-            studio = studio_of(read_tempo(tempo), waveform.shape[-1], rate, name) if tempo is not None else None
+            studio = studio_of(tempo, waveform.shape[-1], rate, name) if tempo else None
             path, messages = audio_files.write_next(folder, name, counter, waveform, rate, format, metadata, quality, studio)
             files.append({"filename": path.name, "subfolder": subfolder, "type": "output"})
             if unknown:

@@ -1,5 +1,7 @@
 """Nodes for the studio: tempo, spotting lists, mixing on a time line."""
 
+from dataclasses import replace
+
 import torch
 
 from ..sa3_core.audio.waveform import resample
@@ -7,7 +9,7 @@ from ..sa3_core.config import RATE
 from ..sa3_core.errors import SA3Error
 from ..sa3_core.timeline.cue_sheet import USAGE, read_cues
 from ..sa3_core.timeline.durations import seconds_of
-from ..sa3_core.timeline.mixing import length_of, mix, stem
+from ..sa3_core.timeline.mixing import end_of, length_of, mix, stem
 from ..sa3_core.timeline.tempo import Tempo as TempoValue
 from ..sa3_core.timeline.tempo import detect, tempo_in
 from .comfyui.audio import read_audio
@@ -70,17 +72,18 @@ def detected(audio, beats_per_bar: int, key: str) -> tuple[TempoValue, str]:
     if found.tempo is None:
         guess = "it is silent or shorter than 3 s" if found.bpm is None else f"the best guess is {found.bpm:.1f} BPM"
         raise SA3Error(f"The recording shows no clear tempo ({guess}, confidence {found.confidence:.2f}); enter bpm.")
-    tempo = TempoValue(found.tempo.bpm, beats_per_bar, key or found.tempo.key, found.tempo.offset)
-    return tempo, f"detected with confidence {found.confidence:.2f} (key {found.key_confidence:.2f})"
+    return replace(
+        found.tempo, key=key or found.tempo.key
+    ), f"detected with confidence {found.confidence:.2f} (key {found.key_confidence:.2f})"
 
 
 def named(prompt: str, beats_per_bar: int, key: str, offset: float) -> TempoValue:
-    tempo = tempo_in(prompt)
+    tempo = tempo_in(prompt, beats_per_bar)
     if tempo is None:
         raise SA3Error(
             f"bpm is 0 and the prompt '{prompt[:60]}' names no tempo; enter bpm, or connect a recording or a prompt with '120 BPM'."
         )
-    return TempoValue(tempo.bpm, tempo.beats_per_bar if "/" in prompt else beats_per_bar, key or tempo.key, offset)
+    return replace(tempo, key=key or tempo.key, offset=offset)
 
 
 class CueSheet(io.ComfyNode):
@@ -151,7 +154,7 @@ class Mix(io.ComfyNode):
         length = round(total * rate) if total else length_of(rows, rate)
         stems = [stem(resample(clip.float(), own, rate), cue, rate, length) for (clip, own, _), cue in zip(sounds, rows, strict=True)]
         mixed = mix(stems)
-        late = [i for i, cue in enumerate(rows, 1) if round((cue.start + cue.seconds) * rate) > length]
+        late = [i for i, cue in enumerate(rows, 1) if end_of(cue, rate) > length]
         peak = float(mixed.abs().max())
         warn(
             *([f"Rows {', '.join(map(str, late))} end after the mix and were cut off; lengthen seconds."] if late else []),

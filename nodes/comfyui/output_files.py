@@ -3,6 +3,7 @@
 import json
 import re
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import folder_paths
@@ -103,10 +104,10 @@ def new_model_file(key: str, name: str) -> Path:
     return Path(folder_paths.get_folder_paths(key)[0]) / name
 
 
-def metadata(prompt, extra_pnginfo, run_info: str | None) -> dict[str, str]:
-    """The graph under ComfyUI's own keys and the run's record under `sa3`, as texts. Empty under --disable-metadata."""
+def metadata(prompt, extra_pnginfo, run_infos: Sequence[str | None]) -> list[dict[str, str]]:
+    """For each record: the graph under ComfyUI's own keys and the record under `sa3`, as texts. Empty under --disable-metadata."""
     if args.disable_metadata:
-        return {}
+        return [{} for _ in run_infos]
     graph = {} if prompt is None else {"prompt": json.dumps(prompt)}
     graph |= {key: json.dumps(value) for key, value in (extra_pnginfo or {}).items()}
-    return {**graph, **({"sa3": run_info} if run_info else {})}
+    return [{**graph, **({"sa3": run_info} if run_info else {})} for run_info in run_infos]

@@ -38,7 +38,7 @@ class Codec:
 
     def rate_for(self, rate: int) -> int:
         """The lowest accepted sample rate that is not below `rate`, else the highest."""
-        return min((own for own in self.rates if own >= rate), default=max(self.rates, default=rate)) if self.rates else rate
+        return min((own for own in self.rates if own >= rate), default=max(self.rates, default=rate))
 
 
 MPEG_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)

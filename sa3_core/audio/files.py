@@ -63,9 +63,9 @@ def quantize(waveform: Tensor, bits: int) -> tuple[Tensor, list[str]]:
 
 def clipping(waveform: Tensor, what: str) -> list[str]:
     """A sentence if samples exceed full scale."""
-    count = int((waveform.abs() > 1).sum())
-    peak = float(waveform.abs().max())
-    return [f"{count} samples exceed full scale (peak {peak:.3f}) and were {what}; wav32f keeps them."] if count else []
+    peaks = waveform.abs()
+    count = int((peaks > 1).sum())
+    return [f"{count} samples exceed full scale (peak {float(peaks.max()):.3f}) and were {what}; wav32f keeps them."] if count else []
 
 
 def check_format(kind: str, channels: int, quality: str = "high") -> None:
@@ -89,7 +89,7 @@ def write(
     """
     waveform = _checked(waveform, rate)
     check_format(kind, waveform.shape[0], quality)
-    fmt = FORMATS[kind]
+    fmt, studio = FORMATS[kind], studio or Studio()
     texts = {key: text.encode("utf-8", "replace").decode() for key, text in (metadata or {}).items()}  # replaces lone surrogates
     if fmt.bits < 32:
         samples, warnings = quantize(waveform, fmt.bits)
@@ -103,11 +103,11 @@ def write(
             warnings.append(f"{kind} does not hold {rate} Hz; the audio was resampled to {own} Hz. flac and wav keep the rate.")
         samples, rate = resample(waveform.float(), rate, own).clamp(-1, 1), own
     if fmt.codec is None:
-        chunks, unfit = studio_chunks(studio or Studio(), rate, samples.shape[1])
+        chunks, unfit = studio_chunks(studio, rate, samples.shape[1])
         warnings += unfit
         create(path, lambda file: _write_wav(file, samples, rate, fmt, texts, chunks))
     else:
-        texts |= studio_tags(studio or Studio(), kind)
+        texts |= studio_tags(studio, kind)
         create(path, lambda file: encode(file, samples, rate, fmt.codec, texts, quality))
     return warnings
 

@@ -33,7 +33,7 @@ def finished(clip: Tensor, rate: int, steps: Finish) -> tuple[Tensor, dict]:
         if (start, end) != (0, clip.shape[-1]):
             done["trimmed"] = {"start_s": start / rate, "end_s": (clip.shape[-1] - end) / rate}
             clip = clip[:, start:end]
-    fades = [min(round(seconds * rate), clip.shape[-1] // 2) for seconds in (steps.fade_in, steps.fade_out)]
+    fades = fitting_fades(clip.shape[-1], round(steps.fade_in * rate), round(steps.fade_out * rate))
     if any(fades):
         done["fades"] = {"in_s": fades[0] / rate, "out_s": fades[1] / rate}
         clip = faded(clip, *fades)
@@ -62,11 +62,16 @@ def sounding(clip: Tensor, rate: int, floor: float) -> tuple[int, int]:
     return start, min(end, clip.shape[-1])
 
 
+def fitting_fades(n: int, fade_in: int, fade_out: int) -> tuple[int, int]:
+    """Fades that together fill at most n samples: longer ones are shortened in proportion."""
+    total = fade_in + fade_out
+    return (fade_in, fade_out) if total <= n else (n * fade_in // total, n * fade_out // total)
+
+
 def faded(clip: Tensor, fade_in: int, fade_out: int) -> Tensor:
-    """A clip (C, N) with raised-cosine fades of so many samples; longer than the clip, they are shortened in proportion."""
+    """A clip (C, N) with raised-cosine fades of so many samples, as `fitting_fades` shortens them."""
     n = clip.shape[-1]
-    if fade_in + fade_out > n:
-        fade_in, fade_out = (n * part // (fade_in + fade_out) for part in (fade_in, fade_out))
+    fade_in, fade_out = fitting_fades(n, fade_in, fade_out)
     if not (fade_in or fade_out):
         return clip
     out = clip.clone()

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from ..errors import SA3Error
+from .regions import clock_seconds
 
 COLUMNS = ("time", "prompt", "seconds", "gain", "pan", "fade")
-USAGE = "time; prompt; seconds; gain; pan; fade"
+USAGE = "; ".join(COLUMNS)
 GAIN = (-100.0, 40.0)  # dB
 LONGEST = 86400.0  # seconds
 TIMECODE = re.compile(r"(\d+):(\d{1,2}):(\d{1,2})[:;](\d{1,3})")  # hours:minutes:seconds:frames
-CLOCK = re.compile(r"(?:(?:(\d+):)?(\d+):)?(\d+(?:\.\d+)?)")
+CLOCK = re.compile(r"(?:(?:\d+:)?\d+:)?\d+(?:\.\d+)?")
 FRAMES = re.compile(r"(\d+)\s*f(?:rames?)?", re.IGNORECASE)
 
 
@@ -61,9 +62,8 @@ def parse_time(text: str, fps: float = 25.0) -> float:
             raise ValueError(f"frame {frames} does not exist at {fps:g} frames per second")
         # drop-frame rates count whole numbers of frames per second of timecode
         return float((Fraction((hours * 60 + minutes) * 60 + whole) * math.ceil(fps) + frames) / Fraction(fps))
-    if found := CLOCK.fullmatch(text):
-        hours, minutes, rest = (Fraction(part or 0) for part in found.groups())
-        return float((hours * 60 + minutes) * 60 + rest)
+    if CLOCK.fullmatch(text):
+        return clock_seconds(text)
     raise ValueError(f"the time '{text[:40]}' cannot be read; expected seconds, mm:ss.mmm, 48f or hh:mm:ss:ff")
 
 

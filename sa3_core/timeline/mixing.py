@@ -43,4 +43,9 @@ def mix(stems: Sequence[Tensor]) -> Tensor:
 
 def length_of(cues: Sequence[Cue], rate: int) -> int:
     """Samples until the last cue has ended."""
-    return max(round(cue.start * rate) + round(cue.seconds * rate) for cue in cues)
+    return max(end_of(cue, rate) for cue in cues)
+
+
+def end_of(cue: Cue, rate: int) -> int:
+    """The sample after the last of a cue."""
+    return round(cue.start * rate) + round(cue.seconds * rate)

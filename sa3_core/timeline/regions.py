@@ -44,9 +44,9 @@ def merge_regions(regions: Sequence[Region], duration: float | None = None) -> l
 def parse_regions(text: str) -> list[Region]:
     """Regions from the nodes' text form: "1.5-3, 10-12.25" in seconds or "0:01.5-0:03", separated by commas, semicolons or new lines."""
     regions = []
-    for word in filter(str.strip, re.split("[,;\n]", text.replace("–", "-"))):
+    for word in region_words(text):
         try:
-            start, end = (_clock(part) for part in word.split("-"))
+            start, end = (clock_seconds(part) for part in word.split("-"))
         except ValueError as error:
             raise SA3Error(
                 f"The region '{word.strip()[:80]}' cannot be read; expected start-end in seconds, for example: 1.5-3, 10-12.25."
@@ -55,7 +55,12 @@ def parse_regions(text: str) -> list[Region]:
     return regions
 
 
-def _clock(text: str) -> float:
+def region_words(text: str) -> list[str]:
+    """The regions of a text, each as text."""
+    return [word for word in re.split("[,;\n]", text.replace("–", "-")) if word.strip()]
+
+
+def clock_seconds(text: str) -> float:
     """Seconds of a text "seconds", "minutes:seconds" or "hours:minutes:seconds"."""
     seconds = 0.0
     for part in text.split(":"):

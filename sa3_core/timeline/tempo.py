@@ -9,7 +9,7 @@ from torch import Tensor
 from ..audio.wav_chunks import Studio
 from ..errors import SA3Error
 from .key import NAMES, find_key
-from .regions import Region, parse_regions
+from .regions import Region, parse_regions, region_words
 from .rhythm import find_beat
 
 LIMITS = (10.0, 1000.0)  # beats per minute
@@ -46,15 +46,18 @@ class Tempo:
 
     def samples(self, beats: float | Fraction, rate: int) -> int:
         """The length of `beats` in samples, rounded once: bars add up without drift."""
-        return round(Fraction(beats) * 60 * rate / Fraction(self.bpm))
+        return round(self._seconds(beats) * rate)
 
     def position(self, beats: float | Fraction, rate: int) -> int:
         """The sample at which a beat starts; beat 0 is the first downbeat."""
-        return round(Fraction(self.offset) * rate + Fraction(beats) * 60 * rate / Fraction(self.bpm))
+        return round((Fraction(self.offset) + self._seconds(beats)) * rate)
 
     def seconds(self, beats: float | Fraction) -> float:
         """The length of `beats` in seconds."""
-        return float(Fraction(beats) * 60 / Fraction(self.bpm))
+        return float(self._seconds(beats))
+
+    def _seconds(self, beats: float | Fraction) -> Fraction:
+        return Fraction(beats) * 60 / Fraction(self.bpm)
 
     def beats(self, text: str) -> Fraction | None:
         """The length of a text "8 bars", "2 bars 3 beats" or "6 beats" in beats; None if it is no such text."""
@@ -78,7 +81,7 @@ class Tempo:
     def regions(self, text: str) -> list[Region]:
         """Regions in seconds of a text in which "3.1-5.1 bars" and seconds may be mixed."""
         found = []
-        for word in filter(str.strip, re.split("[,;\n]", text.replace("–", "-"))):
+        for word in region_words(text):
             bars = IN_BARS.fullmatch(word)
             if bars is None:
                 found += parse_regions(word)
@@ -107,14 +110,15 @@ def key_name(text: str) -> str:
     return f"{FLATS.get(note, note)} {mode}"
 
 
-def tempo_in(text: str) -> Tempo | None:
-    """The tempo that a prompt names ("122 BPM, A minor, 3/4"); None without one."""
+def tempo_in(text: str, beats_per_bar: int = 4) -> Tempo | None:
+    """The tempo that a prompt names ("122 BPM, A minor, 3/4"); None without one. beats_per_bar: where it names no meter."""
     found = BPM_IN_TEXT.search(text)
     bpm = float(found[1] or found[2]) if found else 0.0
     if not LIMITS[0] <= bpm <= LIMITS[1]:
         return None
     key, meter = KEY_IN_TEXT.search(text), METER_IN_TEXT.search(text)
-    return Tempo(bpm, int(meter[1]) if meter and 1 <= int(meter[1]) <= 32 else 4, key_name(key[0]) if key else "")
+    beats = int(meter[1]) if meter and 1 <= int(meter[1]) <= 32 else beats_per_bar
+    return Tempo(bpm, beats, key_name(key[0]) if key else "")
 
 
 @dataclass(frozen=True)
