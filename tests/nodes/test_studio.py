@@ -52,6 +52,7 @@ def test_saved_files_tell_their_tempo(sa3, comfy, base_directory):
 def test_a_tempo_from_a_prompt(sa3):
     tempo, *_ = sa3.run("SA3_Tempo", bpm=0.0, prompt="TrackType: Music, Genre: house, 122 BPM, A minor")
     assert (tempo.bpm, tempo.key, tempo.beats_per_bar) == (122.0, "A minor", 4)
+    assert sa3.run("SA3_Tempo", bpm=0.0, beats_per_bar=3, prompt="like AC/DC, 120 BPM")[0].beats_per_bar == 3  # that names no meter
     with sa3.refused("bpm is 0", "names no tempo", "enter bpm"):
         sa3.run("SA3_Tempo", bpm=0.0, prompt="rain")
 
@@ -101,3 +102,10 @@ def test_what_does_not_fit_is_said(sa3, caplog):
 def test_a_bad_row_is_named(sa3):
     with sa3.refused("Row 2 of the cue sheet", "gain is 'x'"):
         sa3.run("SA3_CueSheet", rows="0; a\n1; b; 1; x")
+
+
+def test_a_last_sound_that_fits_within_a_sample_is_not_reported(sa3, caplog):
+    cues = sa3.run("SA3_CueSheet", rows="0.0004; a low tone; 0.5004")[2]
+    with caplog.at_level(logging.WARNING, "sa3"):
+        sa3.run("SA3_Mix", audio=[audio(torch.ones(2, 600), 1000)], cues=[cues], seconds=[0.0], sample_rate=["as the sounds"])
+    assert caplog.text == ""
