@@ -72,9 +72,8 @@ def detected(audio, beats_per_bar: int, key: str) -> tuple[TempoValue, str]:
     if found.tempo is None:
         guess = "it is silent or shorter than 3 s" if found.bpm is None else f"the best guess is {found.bpm:.1f} BPM"
         raise SA3Error(f"The recording shows no clear tempo ({guess}, confidence {found.confidence:.2f}); enter bpm.")
-    return replace(
-        found.tempo, key=key or found.tempo.key
-    ), f"detected with confidence {found.confidence:.2f} (key {found.key_confidence:.2f})"
+    tempo = replace(found.tempo, key=key or found.tempo.key)
+    return tempo, f"detected with confidence {found.confidence:.2f} (key {found.key_confidence:.2f})"
 
 
 def named(prompt: str, beats_per_bar: int, key: str, offset: float) -> TempoValue:

@@ -21,3 +21,27 @@ export function language() {
 export function localized(table) {
   return table[language()] ?? table.en
 }
+
+/** The graph of the open workflow, around all subgraphs. */
+export function rootGraph() {
+  return app.rootGraph ?? app.graph
+}
+
+/** The id under which the server runs a node: "5", or "7:5" for a node inside the subgraph of node 7. */
+export function executionId(node, graph = rootGraph()) {
+  if (graph.nodes.includes(node)) return String(node.id)
+  for (const outer of graph.nodes) {
+    const inner = outer.subgraph && executionId(node, outer.subgraph)
+    if (inner) return `${outer.id}:${inner}`
+  }
+  return null
+}
+
+/** The node that the server runs under an id of `executionId`. */
+export function nodeOf(id) {
+  const path = String(id).split(":")
+  const last = path.pop()
+  let graph = rootGraph()
+  for (const part of path) graph = graph?.getNodeById(part)?.subgraph
+  return graph?.getNodeById(last)
+}

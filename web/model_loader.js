@@ -8,8 +8,8 @@ import { app } from "../../scripts/app.js"
 import { chooseModel } from "./download/dialog.js"
 import { lastEvent } from "./download/job.js"
 import { WORDS } from "./download/words.js"
-import { after, localized } from "./frontend.js"
-import { nodeOf, showLine } from "./progress_line.js"
+import { after, executionId, localized, nodeOf, rootGraph } from "./frontend.js"
+import { showLine } from "./progress_line.js"
 
 const TYPE = "SA3_ModelLoader"
 const BY_NAME = "by name"
@@ -89,7 +89,7 @@ async function stop() {
   if (download === one && one.started) await api.interrupt(one.prompt)
 }
 
-/** Handles what happened to the download while no event told: the connection was lost, or the download was deleted from the queue. */
+/** Handles what happened to the download without an event: the connection was lost, or the download was deleted from the queue. */
 async function catchUp() {
   const one = download
   if (!one?.prompt) return
@@ -148,18 +148,4 @@ function show(one, text) {
 function loaderOf({ graph, loader }) {
   const node = rootGraph().id === graph ? nodeOf(loader) : null
   return node?.comfyClass === TYPE ? node : null
-}
-
-function rootGraph() {
-  return app.rootGraph ?? app.graph
-}
-
-/** The id under which the server runs a node: "5", or "7:5" for a node inside the subgraph of node 7. */
-function executionId(node, graph = rootGraph()) {
-  if (graph.nodes.includes(node)) return String(node.id)
-  for (const outer of graph.nodes) {
-    const inner = outer.subgraph && executionId(node, outer.subgraph)
-    if (inner) return `${outer.id}:${inner}`
-  }
-  return null
 }

@@ -7,6 +7,7 @@ import { ItemList } from "./preview/list.js"
 import { acceptDrops, copyText, sourceFor, startDrag, useAsSource } from "./preview/source.js"
 import { addStyle } from "./preview/style.js"
 import { words } from "./preview/words.js"
+import { fileUrl } from "./waveform/source.js"
 
 const NODE = "SA3_PreviewBatch"
 const ITEMS = "sa3_items" // key of the ui result (nodes/preview.py), and of the node property that restores the list after a reload
@@ -88,6 +89,6 @@ function saved(node) {
 
 /** An item with its files as URLs of the server. */
 function withUrls(item) {
-  const url = file => file && api.apiURL(`/view?${new URLSearchParams({ filename: file.filename, subfolder: file.subfolder, type: "temp" })}`)
+  const url = file => file && fileUrl(api, { ...file, type: "temp" })
   return { ...item, audio: url(item.audio), original: url(item.original), picture: url(item.picture) }
 }

@@ -3,6 +3,7 @@
 
 import { api } from "../../scripts/api.js"
 import { app } from "../../scripts/app.js"
+import { after, nodeOf } from "./frontend.js"
 import { elastic } from "./height.js"
 
 const LINE = "$$node-text-preview" // ComfyUI's name of the widget: where a node has one of this name, the front end writes into it
@@ -52,15 +53,6 @@ function link(url) {
   return Object.assign(document.createElement("a"), { href: url, textContent: url, target: "_blank", rel: "noopener", style: "color: inherit" })
 }
 
-/** The node of an execution id such as "5", or "7:5" for a node inside the subgraph of node 7. */
-export function nodeOf(id) {
-  const path = String(id).split(":")
-  const last = path.pop()
-  let graph = app.rootGraph ?? app.graph
-  for (const part of path) graph = graph?.getNodeById(part)?.subgraph
-  return graph?.getNodeById(last)
-}
-
 app.registerExtension({
   name: "StableAudio3.ProgressLine",
   setup() {
@@ -77,12 +69,10 @@ app.registerExtension({
   nodeCreated(node) {
     if (!node.comfyClass?.startsWith("SA3_")) return
     addLine(node) // at once: the front end must find it, and Nodes 2.0 of older ones renders no widget that is added later
-    const { onConfigure } = node
-    node.onConfigure = function (saved) {
-      onConfigure?.call(this, saved)
-      const preview = this.widgets?.find(widget => widget.name === "preview") // older versions saved the line in its place
+    after(node, "onConfigure", () => {
+      const preview = node.widgets?.find(widget => widget.name === "preview") // older versions saved the line in its place
       const choices = preview?.options?.values
       if (Array.isArray(choices) && !choices.includes(preview.value)) preview.value = choices[0]
-    }
+    })
   },
 })
