@@ -18,7 +18,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT))
 
-from tools.docs.make_graphs import NOTES, editor_form
+from tools.docs.make_graphs import editor_form
 from tools.launcher.server import Server
 
 FOLDER = ROOT / "subgraphs"
@@ -111,14 +111,11 @@ BLUEPRINTS = {
 def blueprint_form(name: str, one: Blueprint, schemas: dict) -> dict:
     """A workflow with one subgraph node, as ComfyUI saves a blueprint."""
     unique = {slot: str(uuid.uuid5(uuid.NAMESPACE_URL, f"sa3/blueprint/{name}/{slot}")) for slot in ("", *one.inputs, *one.outputs)}
-    NOTES.setdefault(name, one.description)
     form = editor_form(name, one.graph, schemas)
     nodes = {str(each["id"]): each for each in form["nodes"] if each["type"] in schemas and each["type"].startswith("SA3_")}
     links = [dict(zip(LINK, link, strict=True)) for link in form["links"]]
     for each in nodes.values():
         each["inputs"].sort(key=lambda entry: "widget" in entry)  # as the editor orders them
-        if each["type"] == "SA3_SAMEDecode":
-            each["widgets_values"][-1] = "fixed"  # its seed draws nothing
     for one_link in links:
         entries = nodes[str(one_link["target_id"])]["inputs"]
         one_link["target_slot"] = next(i for i, entry in enumerate(entries) if entry["link"] == one_link["id"])
