@@ -22,7 +22,7 @@ def temp(comfy, tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture
 def look(sa3, temp):
-    """look(audios, keep, ...) -> (kept AUDIOs, report, pictures, run_infos, what the browser is told)."""
+    """look(audios, keep, ...) -> (kept AUDIOs, report, pictures, run_infos, the ui result)."""
 
     def run(audios, keep="all", **inputs):
         with torch.inference_mode():
@@ -142,7 +142,7 @@ def test_the_run_info_of_the_kept_items_leaves_with_them(look):
     equal = [batch(2), batch(1)]
     assert prompts(equal, "all") == [[["a"], ["b"], ["c"]]] and prompts(equal, "2-3") == [[["b"], ["c"]]] and prompts(equal, "3") == [["c"]]
     assert prompts(clips(3000, 4000, 5000), "1,3") == [["a"], ["c"]]
-    *_, infos, _ = look(equal, "2", run_info=[first])  # of other items: passed on as it is
+    *_, infos, _ = look(equal, "2", run_info=[first])  # of other items: passed on unchanged
     assert infos == [first]
     assert look(equal, "2")[3] == [""]
 

@@ -231,7 +231,7 @@ def main() -> None:
     for name in options.names or NOTES:
         graph = json.loads((ROOT / "workflows" / "api" / f"{name}.json").read_text(encoding="utf-8"))
         if missing := {node["class_type"] for node in graph.values()} - schemas.keys():
-            print(f"{name}: left as it is; this ComfyUI has no {', '.join(missing)}")
+            print(f"{name}: unchanged; this ComfyUI has no {', '.join(missing)}")
             continue
         text = json.dumps(editor_form(name, graph, schemas), indent=1)
         (ROOT / "workflows" / f"{name}.json").write_text(text + "\n", encoding="utf-8")

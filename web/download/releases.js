@@ -2,7 +2,7 @@
 
 const TEXT_ENCODER_GB = 1.2
 
-/** Name -> gigabytes of the weights; whether the official files need a login; the words that say what it is for; seconds in one run. */
+/** Name -> gigabytes of the weights; whether the official files need a login; key of its use in words.js; seconds in one run. */
 export const RELEASES = {
   "small-music": { weights: 2.27, gated: true, use: "music", seconds: 120 },
   "small-sfx": { weights: 2.27, gated: true, use: "sfx", seconds: 120 },

@@ -1,4 +1,4 @@
-"""Positions of nodes: from left to right, nothing overlaps, and a link behind a node is found."""
+"""Positions of nodes: from left to right, nothing overlaps, and a link behind a node is detected."""
 
 import itertools
 
