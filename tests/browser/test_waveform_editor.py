@@ -458,7 +458,7 @@ def test_the_panel_of_properties_shares_the_text(inpaint: Waveform):
     if page.evaluate("name => app.extensionManager.setting.get(name)", setting) is None:
         pytest.skip("this front end has no panel of properties")
     opened = """([name, open, type]) => {
-      app.canvas.select(app.canvas.graph.nodes.find(node => node.type === type))
+      app.canvas.selectItems([app.canvas.graph.nodes.find(node => node.type === type)]) // as a click: the panel follows
       return app.extensionManager.setting.set(name, open)
     }"""
     page.evaluate(opened, [setting, True, INPAINT])
